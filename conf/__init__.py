@@ -1,0 +1,1 @@
+"""Hydra configuration: YAML groups and their typed schema, importable as `pkg://conf`."""
