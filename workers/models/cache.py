@@ -1,0 +1,91 @@
+"""Where built models are kept, and how a model folder comes into being all at once or not at all.
+
+Not a download cache: every folder is the result of a recipe (a small JSON mapping) that is stored
+inside it. Data flows from a builder function into a folder beside the target, which is renamed
+when it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+RECIPE_FILE = "ballast_recipe.json"
+
+
+def cache_dir() -> Path:
+    """Returns the folder of built models, without creating it.
+
+    `$BALLAST_CACHE/models` if that variable is set, else `$XDG_CACHE_HOME/ballast/models`, else
+    `~/.cache/ballast/models`.
+    """
+    if explicit := os.environ.get("BALLAST_CACHE"):
+        return Path(explicit).expanduser() / "models"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base).expanduser() if base else Path.home() / ".cache") / "ballast" / "models"
+
+
+def build_once(path: str | Path, recipe: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
+    """Builds a folder unless it is already there, so that readers only ever see a complete one.
+
+    Args:
+        path: the folder to build. Its parent is created.
+        recipe: what the folder is made from, JSON values only; equal recipes mean equal folders.
+        write: called with an empty folder beside `path`, which it fills.
+
+    Returns:
+        `path`, absolute.
+
+    Raises:
+        ValueError: `path` exists and was not made from this recipe.
+    """
+    target = Path(path).expanduser().absolute()
+    wanted = json.loads(json.dumps(recipe))
+    if target.exists():
+        _require_recipe(target, wanted)
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        beside.chmod(0o755)  # mkdtemp makes it private; other users may share the cache
+        write(beside)
+        (beside / RECIPE_FILE).write_text(json.dumps(wanted, indent=2, sort_keys=True) + "\n")
+        beside.rename(target)
+    except OSError:
+        # A second process may have finished the same folder first; anything else is an error.
+        if not target.exists():
+            raise
+        _require_recipe(target, wanted)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return target
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Silences transformers' loading and saving bars, which would tear up a live display."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _require_recipe(target: Path, wanted: Mapping[str, Any]) -> None:
+    recipe_path = target / RECIPE_FILE
+    found = json.loads(recipe_path.read_text()) if recipe_path.is_file() else None
+    if found != wanted:
+        raise ValueError(
+            f"{target} exists and was built from {found}, not from {dict(wanted)}: "
+            "give another path, or delete that folder"
+        )
