@@ -1,0 +1,92 @@
+"""Aggregations: how per-token losses become one scalar, by global denominators.
+
+What it is: functions from the metadata of one optimizer batch (all ranks, all micro-batches) to a
+weight per sequence; token t of sequence s contributes `weight[s] * loss[t]`, and contributions are
+summed everywhere. What it is not: a mean over anything local, so the gradient is the same for every
+micro-batch split, number of ranks, packing and padding.
+
+B = number of sequences of the optimizer batch, the empty ones included; len = trainable tokens.
+Tokens count when `loss_mask` is True. Tokens that a correction drops keep their place in the
+denominator; sequences whose mask was cleared (overlong filtering) lose theirs in token counts only.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from algorithms.inputs import BatchMetadata
+from algorithms.parts import Aggregation
+from algorithms.segments import segment_sum
+from algorithms.validation import check_positive
+
+
+def _reciprocal(count: Tensor) -> Tensor:
+    """1 / count, and 0 where count is 0: no token carries that weight."""
+    return torch.where(count > 0, 1.0 / count.clamp(min=1.0), torch.zeros_like(count))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenMean(Aggregation):
+    """Mean over all tokens: 1 / sum(len). DAPO (2503.14476) Eq. 8."""
+
+    def __call__(self, metadata: BatchMetadata) -> Tensor:
+        """See :class:`algorithms.parts.Aggregation`."""
+        lengths = metadata.lengths.float()
+        return _reciprocal(lengths.sum()).expand(lengths.shape).clone()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceMean(Aggregation):
+    """Mean over sequences of the mean over tokens: 1 / (B len). GRPO (2402.03300) Eq. 3."""
+
+    def __call__(self, metadata: BatchMetadata) -> Tensor:
+        """See :class:`algorithms.parts.Aggregation`."""
+        lengths = metadata.lengths.float()
+        return _reciprocal(lengths) / max(lengths.numel(), 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceSum(Aggregation):
+    """Mean over sequences of the sum over tokens: 1 / B. The plain policy gradient."""
+
+    def __call__(self, metadata: BatchMetadata) -> Tensor:
+        """See :class:`algorithms.parts.Aggregation`."""
+        lengths = metadata.lengths.float()
+        return torch.full_like(lengths, 1.0 / max(lengths.numel(), 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedLength(Aggregation):
+    """Sum over tokens by a constant: 1 / (B max_length). Dr.GRPO (2503.20783) Listing 1.
+
+    Attributes:
+        max_length: the generation budget in tokens.
+    """
+
+    max_length: int
+
+    def __post_init__(self) -> None:
+        check_positive("max_length", self.max_length)
+
+    def __call__(self, metadata: BatchMetadata) -> Tensor:
+        """See :class:`algorithms.parts.Aggregation`."""
+        lengths = metadata.lengths.float()
+        return torch.full_like(lengths, 1.0 / (max(lengths.numel(), 1) * self.max_length))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupTokenMean(Aggregation):
+    """Mean over prompts of the mean over the group's tokens: 1 / (P sum_group(len)).
+
+    CPGD (2505.12504) Eq. 2. P counts the groups of the optimizer batch, the empty ones included;
+    a group of which the batch holds a part is a group of that part.
+    """
+
+    def __call__(self, metadata: BatchMetadata) -> Tensor:
+        """See :class:`algorithms.parts.Aggregation`."""
+        lengths = metadata.lengths.float()
+        labels, group = torch.unique(metadata.group_ids, return_inverse=True)
+        group_tokens = segment_sum(lengths, group, labels.numel())  # [P]
+        weights: Tensor = _reciprocal(group_tokens) / max(labels.numel(), 1)
+        return weights[group]

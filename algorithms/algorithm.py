@@ -1,0 +1,317 @@
+"""An algorithm is a composition of parts; this file composes them and divides nothing locally.
+
+What it is: one frozen record whose methods are pure functions of tensors. What it is not: a
+trainer; it holds no state, no device and no optimizer. Data flows
+
+    RewardInputs -> shape_rewards, trains, keep_groups      before credit, per sequence and group
+    CreditInputs -> credit                                  whole step's batch
+    LossInputs   -> token_loss, critic_loss                 one packed micro-batch, unreduced
+    BatchMetadata -> sequence_weights                       the only division, global
+
+Shapes: N tokens, S sequences, G groups.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
+
+from algorithms.composition import (
+    check_columns,
+    check_kind,
+    check_known,
+    check_shape,
+    plain_mapping,
+    shaped,
+    union,
+)
+from algorithms.inputs import (
+    BatchMetadata,
+    Credit,
+    CreditInputs,
+    LossInputs,
+    RewardInputs,
+    TokenLoss,
+)
+from algorithms.parts import (
+    Advantage,
+    Aggregation,
+    Auxiliary,
+    Correction,
+    Filter,
+    Gate,
+    Part,
+    PolicyLoss,
+    Regularizer,
+    RewardShaping,
+    TokenPart,
+    ValueLoss,
+)
+from algorithms.ratios import policy_log_ratio
+from algorithms.segments import num_segments
+from algorithms.validation import present
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Algorithm:
+    """What is optimised, as parts. Built from YAML, shipped by pickle, logged by its repr.
+
+    The token loss is `gate(correction * policy_loss) + sum(regularizers)`, where a gate keeps the
+    value and cuts the gradient.
+
+    Attributes:
+        name: the name it was chosen by.
+        advantage: rewards to advantages.
+        policy_loss: advantages to a loss per token.
+        aggregation: weights of the tokens.
+        gates: tokens that pass a gradient; all must agree.
+        regularizers: terms under the same aggregation, not gated, not corrected.
+        auxiliaries: terms with their own denominator; the key names the term.
+        correction: detached factor for sampler/trainer mismatch.
+        filters: groups and sequences that train.
+        reward_shaping: applied in order.
+        value_loss: loss of the critic; None when there is no critic.
+        bypass: use the sampler's log-probs as `old_logprobs`, so that pi / mu is the ratio and no
+            scoring pass runs. A correction would then count the same ratio twice.
+    """
+
+    name: str
+    advantage: Advantage
+    policy_loss: PolicyLoss
+    aggregation: Aggregation
+    gates: Mapping[str, Gate] = field(default_factory=dict)
+    regularizers: Mapping[str, Regularizer] = field(default_factory=dict)
+    auxiliaries: Mapping[str, Auxiliary] = field(default_factory=dict)
+    correction: Correction | None = None
+    filters: Mapping[str, Filter] = field(default_factory=dict)
+    reward_shaping: Mapping[str, RewardShaping] = field(default_factory=dict)
+    value_loss: ValueLoss | None = None
+    bypass: bool = False
+
+    def __post_init__(self) -> None:
+        check_kind("advantage", self.advantage, Advantage)
+        check_kind("policy_loss", self.policy_loss, PolicyLoss)
+        check_kind("aggregation", self.aggregation, Aggregation)
+        if self.correction is not None:
+            check_kind("correction", self.correction, Correction)
+        if self.value_loss is not None:
+            check_kind("value_loss", self.value_loss, ValueLoss)
+        for key, kind in (
+            ("gates", Gate),
+            ("regularizers", Regularizer),
+            ("auxiliaries", Auxiliary),
+            ("filters", Filter),
+            ("reward_shaping", RewardShaping),
+        ):
+            # A plain dict pickles everywhere, whatever container the configuration handed over.
+            object.__setattr__(self, key, plain_mapping(key, getattr(self, key), kind))
+        self._check_composition()
+
+    def _check_composition(self) -> None:
+        if not self.name:
+            raise ValueError("name='' is empty; name the algorithm")
+        for reserved in ("policy", "value"):
+            if reserved in self.auxiliaries:
+                raise ValueError(f"auxiliaries key {reserved!r} is taken; choose another key")
+        if self.bypass and self.correction is not None:
+            raise ValueError(
+                f"bypass=True with correction={self.correction!r} counts pi_old / mu twice; "
+                "set correction to none or bypass to false"
+            )
+        for part in self._parts():
+            check_known(part)
+
+    def _token_parts(self) -> list[TokenPart]:
+        parts: list[TokenPart] = [self.policy_loss]
+        parts += list(self.gates.values()) + list(self.regularizers.values())
+        parts += list(self.auxiliaries.values())
+        return parts if self.correction is None else [*parts, self.correction]
+
+    def _parts(self) -> list[Part]:
+        parts: list[Part] = [self.advantage, self.aggregation, *self._token_parts()]
+        parts += list(self.filters.values()) + list(self.reward_shaping.values())
+        return parts if self.value_loss is None else [*parts, self.value_loss]
+
+    @property
+    def required_columns(self) -> frozenset[str]:
+        """Columns that credit, loss or critic read, beyond those every batch carries."""
+        return self.credit_columns | self.loss_columns | self.value_columns
+
+    @property
+    def credit_columns(self) -> frozenset[str]:
+        """Columns that must exist before `credit`."""
+        return self._produced(self.advantage.columns)
+
+    @property
+    def loss_columns(self) -> frozenset[str]:
+        """Columns that `token_loss` reads."""
+        return self._produced(union(self._token_parts()))
+
+    @property
+    def value_columns(self) -> frozenset[str]:
+        """Columns that `critic_loss` reads."""
+        return frozenset() if self.value_loss is None else self.value_loss.columns
+
+    def _produced(self, columns: frozenset[str]) -> frozenset[str]:
+        """In bypass mode the sampler produces `old_logprobs`."""
+        if self.bypass and "old_logprobs" in columns:
+            return columns - {"old_logprobs"} | {"rollout_logprobs"}
+        return columns
+
+    @property
+    def needs_groups(self) -> bool:
+        """True when one response per prompt would train on nothing."""
+        return self.advantage.needs_groups
+
+    @property
+    def needs_critic(self) -> bool:
+        """True when the critic role runs."""
+        return self.value_loss is not None
+
+    @property
+    def entropy_gradient(self) -> bool:
+        """True when `LossInputs.entropy` must carry a gradient; else compute it under no_grad."""
+        return any(part.entropy_gradient for part in self.regularizers.values())
+
+    def shape_rewards(self, inputs: RewardInputs) -> Tensor:
+        """Rewards that credit sees [S]."""
+        for shaping in self.reward_shaping.values():
+            inputs = replace(inputs, rewards=shaping(inputs))
+        return inputs.rewards
+
+    def trains(self, inputs: RewardInputs) -> Tensor:
+        """Sequences that train [S] bool; the others get an all-False loss mask."""
+        keep = torch.ones_like(inputs.truncated, dtype=torch.bool)
+        for part in self.filters.values():
+            keep = keep & part.trains(inputs)
+        return keep
+
+    def keep_groups(self, rewards: Tensor, group_ids: Tensor) -> Tensor:
+        """Groups that train [G] bool, from unshaped rewards [S] and group ids [S] in 0..G-1."""
+        keep = torch.ones(num_segments(group_ids), dtype=torch.bool, device=group_ids.device)
+        for part in self.filters.values():
+            keep = keep & part.keep_groups(rewards, group_ids)
+        return keep
+
+    def credit(self, inputs: CreditInputs) -> Credit:
+        """Advantages of the whole step's batch.
+
+        Raises:
+            ValueError: on a missing column, a wrong shape or a non-finite advantage.
+        """
+        if self.bypass:
+            inputs = replace(inputs, old_logprobs=inputs.rollout_logprobs)
+        check_columns(self.name, self.credit_columns, inputs)
+        with torch.no_grad():
+            credit = self.advantage(inputs)
+        check_shape(type(self.advantage).__name__, credit.advantages, inputs.loss_mask)
+        if not bool(torch.isfinite(credit.advantages).all()):
+            bad = int((~torch.isfinite(credit.advantages)).sum().item())
+            raise ValueError(
+                f"{type(self.advantage).__name__} produced {bad} non-finite advantages; "
+                "look for non-finite rewards, values or log-probs in the batch"
+            )
+        return credit
+
+    def token_loss(self, inputs: LossInputs) -> TokenLoss:
+        """Unreduced losses [N] per term and metrics [N] of one micro-batch.
+
+        Only `logprobs` (and `entropy`, when a regularizer asks) receive gradients. Values at
+        masked positions never matter, not even NaN.
+
+        Raises:
+            ValueError: on a missing column or a part that returns the wrong shape.
+        """
+        inputs = self._prepared(inputs)
+        check_columns(self.name, self.loss_columns, inputs)
+        loss = shaped(self.policy_loss, self.policy_loss(inputs), inputs)
+        if self.correction is not None:
+            loss = shaped(self.correction, self.correction(inputs), inputs).detach() * loss
+        for gate in self.gates.values():
+            loss = torch.where(shaped(gate, gate(inputs), inputs), loss, loss.detach())
+        for regularizer in self.regularizers.values():
+            loss = loss + shaped(regularizer, regularizer(inputs), inputs)
+        terms = {"policy": loss}
+        for name, auxiliary in self.auxiliaries.items():
+            terms[name] = shaped(auxiliary, auxiliary(inputs), inputs)
+        terms = {name: torch.where(inputs.loss_mask, term, 0.0) for name, term in terms.items()}
+        return TokenLoss(terms=terms, metrics=self._metrics(inputs))
+
+    def critic_loss(self, inputs: LossInputs) -> TokenLoss:
+        """Unreduced loss [N] of the critic under the term "value".
+
+        Raises:
+            ValueError: when the algorithm has no critic or a column is missing.
+        """
+        if self.value_loss is None:
+            raise ValueError(f"algorithm {self.name!r} has no value_loss; choose one, e.g. ppo")
+        check_columns(self.name, self.value_columns, inputs)
+        loss = shaped(self.value_loss, self.value_loss(inputs), inputs)
+        term = torch.where(inputs.loss_mask, loss, 0.0)
+        return TokenLoss(terms={"value": term}, metrics=dict(self.value_loss.metrics(inputs)))
+
+    def sequence_weights(self, metadata: BatchMetadata) -> Mapping[str, Tensor]:
+        """Multiplier [S] of every trainable token of a sequence, per term.
+
+        The training loss is the SUM, over micro-batches and ranks too, of
+        `loss_mask * term * weight[sequence_ids]`.
+        """
+        weights = {"policy": self.aggregation(metadata)}
+        for name, auxiliary in self.auxiliaries.items():
+            weights[name] = auxiliary.weights(metadata)
+        if self.value_loss is not None:
+            weights["value"] = self.aggregation(metadata)
+        return weights
+
+    def _prepared(self, inputs: LossInputs) -> LossInputs:
+        """Detach what must not receive a gradient; neutralise masked positions."""
+        mask = inputs.loss_mask
+
+        def clean(column: Tensor | None) -> Tensor | None:
+            return None if column is None else torch.where(mask, column.detach(), 0.0)
+
+        old = inputs.rollout_logprobs if self.bypass else inputs.old_logprobs
+        entropy = inputs.entropy
+        if entropy is not None:
+            entropy = torch.where(mask, entropy if self.entropy_gradient else entropy.detach(), 0.0)
+        return LossInputs(
+            logprobs=torch.where(mask, inputs.logprobs, 0.0),
+            old_logprobs=present("old_logprobs", clean(old)),
+            advantages=present("advantages", clean(inputs.advantages)),
+            loss_mask=mask,
+            sequence_ids=inputs.sequence_ids,
+            rollout_logprobs=clean(inputs.rollout_logprobs),
+            ref_logprobs=clean(inputs.ref_logprobs),
+            epoch_logprobs=clean(inputs.epoch_logprobs),
+            entropy=entropy,
+            old_entropy=clean(inputs.old_entropy),
+            rewards=None if inputs.rewards is None else inputs.rewards.detach(),
+        )
+
+    @torch.no_grad()
+    def _metrics(self, inputs: LossInputs) -> Mapping[str, Tensor]:
+        """Metrics [N] of the ratio, and of every part."""
+        log_ratio = policy_log_ratio(inputs)
+        ratio = log_ratio.exp()
+        metrics = {
+            "policy/ratio": ratio,
+            "policy/ratio_max": ratio,
+            "policy/ratio_min": ratio,
+            "policy/kl_old_k3": ratio - 1.0 - log_ratio,
+        }
+        if inputs.entropy is not None:
+            metrics["policy/entropy"] = inputs.entropy
+        for part in self._token_parts():
+            metrics.update(part.metrics(inputs))
+        return {name: value.detach() for name, value in metrics.items()}
+
+    def __repr__(self) -> str:
+        """One line: every part with its fields, empty ones left out."""
+        shown = []
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name != "name" and value not in (None, {}, False):
+                text = value.values() if isinstance(value, dict) else [value]
+                shown.append(f"{item.name}={' + '.join(repr(part) for part in text)}")
+        return f"Algorithm {self.name}: {', '.join(shown)}"

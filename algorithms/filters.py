@@ -1,0 +1,44 @@
+"""Filters: which groups and which sequences train.
+
+What it is: dynamic sampling and overlong filtering. What it is not: reward shaping, see
+:mod:`algorithms.rewards`. Shapes: S sequences, G groups.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from algorithms.inputs import RewardInputs
+from algorithms.parts import Filter
+from algorithms.segments import num_segments, segment_max
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicSampling(Filter):
+    """Keep the groups whose rewards differ. DAPO (2503.14476) Eq. 11.
+
+    A group of equal rewards has no group-relative advantage. "Differ" is max > min, not a standard
+    deviation above zero, which rounding can produce from equal rewards. The framework samples more
+    prompts for the dropped ones; the test is on rewards before shaping.
+    """
+
+    def keep_groups(self, rewards: Tensor, group_ids: Tensor) -> Tensor:
+        """`rewards` [S], `group_ids` [S] in 0..G-1 -> [G] bool."""
+        num = num_segments(group_ids)
+        highest = segment_max(rewards, group_ids, num, -torch.inf)
+        lowest = -segment_max(-rewards, group_ids, num, -torch.inf)
+        return highest > lowest
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverlongFilter(Filter):
+    """Truncated responses do not train. DAPO (2503.14476) section 3.4.
+
+    Their rewards still count in the group's statistics; their tokens leave the loss mask, and so
+    the token counts of the aggregation. Distinct from overlong SHAPING, which penalises length.
+    """
+
+    def trains(self, inputs: RewardInputs) -> Tensor:
+        """Return [S] bool."""
+        return ~inputs.truncated

@@ -1,0 +1,162 @@
+"""The vocabulary between the framework and an algorithm: plain frozen records of tensors.
+
+What it is: everything an algorithm may read and everything it returns. What it is not: a container
+with behaviour; no method here computes a loss. Data flows, in the order of one training step,
+
+    RewardInputs -> (shaped rewards) -> CreditInputs -> Credit -> LossInputs -> TokenLoss
+                                        BatchMetadata ------------> sequence weights
+
+Shapes: N tokens, packed without padding; S sequences; G groups (siblings of one prompt).
+Columns are aligned to tokens: element i of `logprobs` is log p(token_i | tokens_<i).
+
+    >>> LossInputs(                                # two responses: 2 tokens, 1 token
+    ...     logprobs=tensor([-1.0, -0.5, -2.0]),
+    ...     old_logprobs=tensor([-1.1, -0.5, -1.9]),
+    ...     advantages=tensor([0.7, 0.7, -0.7]),
+    ...     loss_mask=tensor([True, True, True]),
+    ...     sequence_ids=tensor([0, 0, 1]),
+    ... )
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+#: Columns a part may declare. The framework derives from them which roles run.
+COLUMNS: frozenset[str] = frozenset(
+    {
+        "old_logprobs",
+        "rollout_logprobs",
+        "ref_logprobs",
+        "epoch_logprobs",
+        "entropy",
+        "old_entropy",
+        "values",
+        "old_values",
+        "returns",
+        "rewards",
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossInputs:
+    """One packed micro-batch. Whole sequences only: a sequence is never split over micro-batches.
+
+    Attributes:
+        logprobs: [N] log pi_theta, float32, carries the gradient.
+        old_logprobs: [N] log pi_old, the policy that started the step, scored by the trainer. When
+            no part declares the column, pass `logprobs.detach()`.
+        advantages: [N] credit of each token.
+        loss_mask: [N] bool, True where the token trains.
+        sequence_ids: [N] int64, sorted, 0..S-1.
+        rollout_logprobs: [N] log mu, as the sampler reported them.
+        ref_logprobs: [N] log-probs of the frozen reference.
+        epoch_logprobs: [N] log-probs at the start of the current pass over the batch.
+        entropy: [N] full-vocabulary entropy of pi_theta at the sampling temperature.
+        old_entropy: [N] the same of pi_old.
+        values: [N] critic outputs, with gradient; only in the critic's own loss.
+        old_values: [N] critic outputs at credit time.
+        returns: [N] regression targets of the critic.
+        rewards: [S] the scorer's rewards, before any shaping.
+    """
+
+    logprobs: Tensor
+    old_logprobs: Tensor
+    advantages: Tensor
+    loss_mask: Tensor
+    sequence_ids: Tensor
+    rollout_logprobs: Tensor | None = None
+    ref_logprobs: Tensor | None = None
+    epoch_logprobs: Tensor | None = None
+    entropy: Tensor | None = None
+    old_entropy: Tensor | None = None
+    values: Tensor | None = None
+    old_values: Tensor | None = None
+    returns: Tensor | None = None
+    rewards: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CreditInputs:
+    """The whole step's batch, over all ranks: group and batch statistics are exact.
+
+    Attributes:
+        rewards: [S] float32, shaped.
+        group_ids: [S] int64, 0..G-1.
+        sequence_ids: [N] int64, sorted, 0..S-1.
+        loss_mask: [N] bool.
+        old_logprobs, ref_logprobs, rollout_logprobs, values: [N], where a part declares them.
+    """
+
+    rewards: Tensor
+    group_ids: Tensor
+    sequence_ids: Tensor
+    loss_mask: Tensor
+    old_logprobs: Tensor | None = None
+    ref_logprobs: Tensor | None = None
+    rollout_logprobs: Tensor | None = None
+    values: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Credit:
+    """What every token earned.
+
+    Attributes:
+        advantages: [N], zero where the token does not train.
+        returns: [N] targets for a critic, or None.
+        metrics: scalars of the whole batch, flat names.
+    """
+
+    advantages: Tensor
+    returns: Tensor | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardInputs:
+    """What reward shaping and sequence filters read.
+
+    Attributes:
+        rewards: [S] float32, as scored.
+        response_lengths: [S] int64, sampled tokens.
+        truncated: [S] bool, stopped by the length limit.
+    """
+
+    rewards: Tensor
+    response_lengths: Tensor
+    truncated: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchMetadata:
+    """Shape of ONE optimizer batch, over all ranks and micro-batches: the source of denominators.
+
+    Attributes:
+        lengths: [S] int64, trainable tokens of each sequence (`loss_mask.sum()`); 0 is allowed.
+        group_ids: [S] int64; any labels, equal for siblings.
+        rewards: [S] float32, before shaping.
+    """
+
+    lengths: Tensor
+    group_ids: Tensor
+    rewards: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenLoss:
+    """Unreduced losses of a micro-batch.
+
+    The training loss is the sum over terms and tokens of
+    `loss_mask * terms[name] * sequence_weights[name][sequence_ids]`.
+
+    Attributes:
+        terms: name -> [N]; "policy", and one entry per part with a normaliser of its own.
+        metrics: name -> [N], detached. Averaged over `loss_mask` by the global token count; names
+            that end in `_max` or `_min` are reduced by maximum or minimum.
+    """
+
+    terms: Mapping[str, Tensor]
+    metrics: Mapping[str, Tensor]

@@ -1,0 +1,71 @@
+"""Reward shaping: functions from scored rewards to the rewards that credit sees.
+
+What it is: length-dependent and range-dependent changes of a scalar reward per sequence. What it is
+not: a scorer of text. Shapes: S sequences.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from algorithms.inputs import RewardInputs
+from algorithms.parts import RewardShaping
+from algorithms.validation import check_at_least, check_ordered, check_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverlongPenalty(RewardShaping):
+    """R += min(-(len - (max_length - buffer)) / buffer * factor, 0). DAPO (2503.14476) Eq. 13.
+
+    Zero up to `max_length - buffer`, then linear down to `-factor` at `max_length` and beyond.
+
+    Attributes:
+        max_length: generation budget in tokens.
+        buffer: length of the ramp in tokens.
+        factor: penalty at the end of the ramp.
+    """
+
+    max_length: int = 20480
+    buffer: int = 4096
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive("buffer", self.buffer)
+        check_at_least("factor", self.factor, 0.0)
+        if self.buffer > self.max_length:
+            raise ValueError(
+                f"buffer={self.buffer} exceeds max_length={self.max_length}; "
+                "shorten the buffer or raise max_length"
+            )
+
+    def __call__(self, inputs: RewardInputs) -> Tensor:
+        """See :class:`algorithms.parts.RewardShaping`."""
+        excess = inputs.response_lengths - (self.max_length - self.buffer)
+        ramp = excess.clamp(0, self.buffer).to(inputs.rewards.dtype) / self.buffer
+        return inputs.rewards - self.factor * ramp
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipReward(RewardShaping):
+    """R = clip(R; low, high)."""
+
+    low: float = -10.0
+    high: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_ordered("low", self.low, "high", self.high)
+
+    def __call__(self, inputs: RewardInputs) -> Tensor:
+        """See :class:`algorithms.parts.RewardShaping`."""
+        return inputs.rewards.clamp(self.low, self.high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruncationReward(RewardShaping):
+    """R = value for truncated responses, whatever the scorer said."""
+
+    value: float = 0.0
+
+    def __call__(self, inputs: RewardInputs) -> Tensor:
+        """See :class:`algorithms.parts.RewardShaping`."""
+        return inputs.rewards.masked_fill(inputs.truncated, self.value)

@@ -1,0 +1,53 @@
+"""Checks that parts run on their own fields: a ValueError names the value and the remedy."""
+
+import math
+from collections.abc import Collection
+
+from torch import Tensor
+
+
+def check_at_least(name: str, value: float, minimum: float) -> None:
+    """Raise unless `value >= minimum` (NaN raises too)."""
+    if not value >= minimum:
+        raise ValueError(f"{name}={value} is below {minimum}; set {name} to {minimum} or more")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise unless `value > 0`."""
+    if not value > 0:
+        raise ValueError(f"{name}={value} is not positive; set {name} above 0")
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raise unless `0 <= value <= 1`."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}={value} is outside [0, 1]; choose a value inside")
+
+
+def check_finite(name: str, value: float) -> None:
+    """Raise on NaN and infinity."""
+    if not math.isfinite(value):
+        raise ValueError(f"{name}={value} is not finite; choose a finite number")
+
+
+def check_ordered(low_name: str, low: float, high_name: str, high: float) -> None:
+    """Raise unless `low < high`."""
+    if not low < high:
+        raise ValueError(
+            f"{low_name}={low} is not below {high_name}={high}; give the bounds in order"
+        )
+
+
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """Raise unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(sorted(choices))}")
+
+
+def present(name: str, column: Tensor | None) -> Tensor:
+    """Return the column, or raise: it was declared by the caller and nobody filled it in."""
+    if column is None:
+        raise ValueError(
+            f"column {name!r} is None; fill it in, or choose parts whose `columns` do not name it"
+        )
+    return column
