@@ -1,0 +1,1 @@
+"""The engines that hold a model: vLLM for sampling, DeepSpeed for training."""

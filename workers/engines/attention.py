@@ -1,0 +1,266 @@
+"""Attention over packed sequences that cannot see across them, by name.
+
+`varlen_sdpa` runs everywhere torch does: the flat batch is gathered into right-padded blocks of
+sequences of similar length, `scaled_dot_product_attention` runs on each block, the result is laid
+flat again. Padding exists inside attention only, and causality hides it from real tokens, so the
+common case needs no mask at all. `flash_attention_2` is transformers' own and gets the same
+batch through its variable-length arguments.
+
+It is not a cache: packed batches are scored and trained, never generated from.
+
+Legend: N tokens, B sequences of a block, L its longest, H heads (Hk key-value heads), D head size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface
+from transformers.utils import is_flash_attn_2_available
+
+VARLEN_SDPA = "varlen_sdpa"
+ATTENTION_NAMES = (VARLEN_SDPA, "flash_attention_2")
+
+# A block takes sequences down to three quarters of its longest one; short sequences are not worth
+# a kernel call of their own, so up to MIN_SLACK tokens of padding are always accepted.
+MIN_SLACK = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Block:
+    """Sequences of similar length, padded on the right to [B, L].
+
+    Attributes:
+        tokens: [B*L] int64, the flat index of each place; padding repeats its sequence's last.
+        real: [B*L] bool, False on padding; None where nothing is padded.
+        shape: (B, L).
+    """
+
+    tokens: Tensor
+    real: Tensor | None
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SequenceBlocks:
+    """How a flat batch is cut into padded blocks and put together again.
+
+    Attributes:
+        blocks: every sequence is in exactly one.
+        places: [N] int64, where token i is in the blocks laid end to end.
+        in_order: one unpadded block that already is the flat batch: no gather at all.
+    """
+
+    blocks: tuple[Block, ...]
+    places: Tensor
+    in_order: bool
+
+
+def sequence_blocks(cu_seqlens: Tensor) -> SequenceBlocks:
+    """Group the sequences of `cu_seqlens` [S+1] by length; one host read, then index arithmetic."""
+    starts = cu_seqlens.cpu().numpy().astype(np.int64)  # [S+1]
+    lengths = np.diff(starts)  # [S]
+    order = np.argsort(-lengths, kind="stable")
+    device = cu_seqlens.device
+    places = np.empty(starts[-1], dtype=np.int64)  # [N]
+    blocks, offset, first = [], 0, 0
+    while first < len(order):
+        longest = int(lengths[order[first]])
+        floor = min(longest - MIN_SLACK, longest * 3 // 4)
+        last = first + int(np.searchsorted(-lengths[order[first:]], -floor, side="right"))
+        members = np.sort(order[first:last])
+        column = np.arange(longest)  # [L]
+        real = column < lengths[members, None]  # [B, L]
+        tokens = starts[members, None] + np.minimum(column, lengths[members, None] - 1)
+        places[tokens[real]] = offset + np.flatnonzero(real)
+        blocks.append(
+            Block(
+                tokens=torch.from_numpy(tokens.ravel()).to(device),
+                real=None if real.all() else torch.from_numpy(real.ravel()).to(device),
+                shape=(len(members), longest),
+            )
+        )
+        offset += tokens.size
+        first = last
+    return SequenceBlocks(
+        blocks=tuple(blocks),
+        places=torch.from_numpy(places).to(device),
+        in_order=len(blocks) == 1 and blocks[0].real is None,
+    )
+
+
+class _ToBlock(torch.autograd.Function):
+    """Gather [N, ...] into a padded block; its gradient is a gather too, as places are unique."""
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, block: Block) -> Tensor:
+        ctx.block, ctx.num_tokens = block, flat.shape[0]
+        return flat.index_select(0, block.tokens)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        # Padding repeats a token, but no kept output depends on it: its gradient is dropped.
+        block: Block = ctx.block
+        if block.real is not None:
+            grad, tokens = grad[block.real], block.tokens[block.real]
+        else:
+            tokens = block.tokens
+        out = grad.new_zeros((ctx.num_tokens, *grad.shape[1:]))
+        return out.index_copy_(0, tokens, grad), None
+
+
+def varlen_sdpa(
+    module: nn.Module,
+    query: Tensor,  # [1, H, N, D]
+    key: Tensor,  # [1, Hk, N, D]
+    value: Tensor,  # [1, Hk, N, D]
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    sequence_blocks: SequenceBlocks | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Exact causal attention within each packed sequence; output [1, N, H, D].
+
+    Raises:
+        ValueError: the model asks for what this function does not compute (dropout, attention
+            sinks, position bias, bidirectional attention, a ready mask), or no blocks were given.
+    """
+    _refuse(module, query, attention_mask, dropout=dropout, extras=kwargs)
+    if sequence_blocks is None:
+        raise ValueError(f"{VARLEN_SDPA} needs the model called with sequence_blocks=...")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    flat = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [N, H, D]
+    parts = []
+    for block in sequence_blocks.blocks:
+        blocked = flat
+        if not sequence_blocks.in_order:
+            blocked = [_ToBlock.apply(tensor, block) for tensor in flat]  # [B*L, H, D]
+        q, k, v = (
+            tensor.reshape(*block.shape, *tensor.shape[1:]).transpose(1, 2) for tensor in blocked
+        )  # [B, H, L, D]
+        out = _attend(q, k, v, scale=scale, sliding_window=sliding_window, softcap=softcap)
+        parts.append(out.transpose(1, 2).flatten(0, 1))  # [B*L, H, D]
+    if sequence_blocks.in_order:
+        return parts[0].unsqueeze(0), None
+    padded = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return _FromBlocks.apply(padded, sequence_blocks.places).unsqueeze(0), None
+
+
+class _FromBlocks(torch.autograd.Function):
+    """Lay padded blocks flat: [sum of B*L, ...] to [N, ...]."""
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.num_places = padded.shape[0]
+        return padded.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (places,) = ctx.saved_tensors
+        out = grad.new_zeros((ctx.num_places, *grad.shape[1:]))
+        return out.index_copy_(0, places, grad), None
+
+
+def _attend(
+    q: Tensor,  # [B, H, L, D]
+    k: Tensor,  # [B, Hk, L, D]
+    v: Tensor,  # [B, Hk, L, D]
+    *,
+    scale: float,
+    sliding_window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Causal attention of one block: [B, H, L, D]."""
+    length, grouped = q.shape[2], q.shape[1] != k.shape[1]
+    windowed = sliding_window is not None and sliding_window < length
+    if not windowed and softcap is None:
+        if grouped and q.device.type == "cpu":
+            k, v = (_repeat_heads(tensor, q.shape[1]) for tensor in (k, v))
+            grouped = False
+        return F.scaled_dot_product_attention(
+            q, k, v, scale=scale, is_causal=True, enable_gqa=grouped
+        )
+    k, v = (_repeat_heads(tensor, q.shape[1]) for tensor in (k, v))
+    place = torch.arange(length, device=q.device)
+    distance = place[:, None] - place[None, :]  # [L, L]
+    visible = distance >= 0
+    if windowed:
+        visible &= distance < sliding_window
+    if softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, scale=scale, attn_mask=visible)
+    scores = softcap * torch.tanh(q @ k.transpose(2, 3) * (scale / softcap))  # [B, H, L, L]
+    scores = scores.masked_fill(~visible, float("-inf"))
+    return scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v
+
+
+def _repeat_heads(tensor: Tensor, num_heads: int) -> Tensor:
+    """[B, Hk, L, D] to [B, H, L, D]; neighbours share a key-value head, as transformers does."""
+    return tensor.repeat_interleave(num_heads // tensor.shape[1], dim=1)
+
+
+def _refuse(
+    module: nn.Module,
+    query: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    dropout: float,
+    extras: dict[str, Any],
+) -> None:
+    found = [
+        name for name in ("s_aux", "position_bias", "head_mask") if extras.get(name) is not None
+    ]
+    found += ["attention_mask"] if attention_mask is not None else []
+    found += ["dropout"] if dropout else []
+    is_causal = extras.get("is_causal")
+    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        found.append("bidirectional attention")
+    if query.shape[0] != 1:
+        found.append(f"a batch of {query.shape[0]} (packed batches are one row)")
+    if found:
+        raise ValueError(
+            f"{VARLEN_SDPA} does not compute {', '.join(found)} (asked by "
+            f"{type(module).__name__}): use another model or model.attention=flash_attention_2"
+        )
+
+
+def attention_arguments(name: str, cu_seqlens: Tensor) -> dict[str, Any]:
+    """What the model is called with besides tokens and positions.
+
+    Args:
+        name: one of ATTENTION_NAMES.
+        cu_seqlens: [S+1] int32.
+    """
+    if name == VARLEN_SDPA:
+        return {"sequence_blocks": sequence_blocks(cu_seqlens)}
+    longest = int(cu_seqlens.diff().max())
+    return {
+        "cu_seq_lens_q": cu_seqlens,
+        "cu_seq_lens_k": cu_seqlens,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def check_attention(name: str) -> None:
+    """Raise ValueError for a name that is unknown or cannot run here."""
+    if name not in ATTENTION_NAMES:
+        raise ValueError(f"attention {name!r}: choose one of {', '.join(ATTENTION_NAMES)}")
+    if name == "flash_attention_2" and not is_flash_attn_2_available():
+        raise ValueError(
+            f"attention {name!r} needs a GPU and the package flash-attn: install it or choose "
+            f"{VARLEN_SDPA}"
+        )
+
+
+_varlen: Callable[..., tuple[Tensor, None]] = varlen_sdpa
+# No mask function is registered under the name: transformers then builds no mask at all.
+AttentionInterface.register(VARLEN_SDPA, _varlen)

@@ -1,0 +1,196 @@
+"""The language-model head that never holds the logits: log-probabilities and entropies by chunks.
+
+Hidden states [M, H] and the weight [V, H] go in, log-probabilities and full-vocabulary entropies
+[M] of the targets come out, in float32. At most `chunk_rows` rows of logits exist at a time, in
+the forward and, recomputed, in the backward pass: memory does not grow with M * V.
+
+The arithmetic, per row, with raw logits r, soft cap c and temperature T:
+    z = c * tanh(r / c) / T   (r / T without a cap)        p = softmax(z)
+    logprob = z[target] - logsumexp(z)                     d logprob / dz = onehot(target) - p
+    entropy = -sum(p * log p)                              d entropy / dz = -p * (log p + entropy)
+
+Legend: M predicted tokens, H hidden size, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Elements of one chunk of float32 logits: 64 MiB. Larger chunks are not faster.
+CHUNK_ELEMENTS = 1 << 24
+
+
+class _ChunkedLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,  # [M, H]
+        weight: Tensor,  # [V, H]
+        bias: Tensor | None,  # [V]
+        targets: Tensor,  # [M] int64
+        temperature: float,
+        softcap: float | None,
+        want_entropy: bool,
+        chunk_rows: int,
+        product_dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(hidden, weight, bias, targets)
+        ctx.temperature, ctx.softcap, ctx.want_entropy = temperature, softcap, want_entropy
+        ctx.chunk_rows, ctx.product_dtype = chunk_rows, product_dtype
+        logprobs = hidden.new_empty(hidden.shape[0], dtype=torch.float32)  # [M]
+        entropies = torch.empty_like(logprobs) if want_entropy else logprobs.new_empty(0)
+        factor = weight.to(product_dtype)  # [V, H]
+        for rows in _chunks(hidden.shape[0], chunk_rows):
+            z = _logits(hidden[rows], factor, bias)  # [m, V]
+            _temper_(z, temperature=temperature, softcap=softcap)
+            log_norm = z.logsumexp(dim=-1)  # [m]
+            logprobs[rows] = z.gather(1, targets[rows, None])[:, 0] - log_norm
+            if want_entropy:
+                # From log p: logsumexp(z) - sum(p * z) would cancel where the logits are large.
+                log_p = z.sub_(log_norm[:, None])
+                entropies[rows] = log_p.exp().mul_(log_p).sum(dim=-1).neg_()
+        if not want_entropy:
+            ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        hidden, weight, bias, targets = ctx.saved_tensors
+        grad_logprobs, grad_entropies = grads  # [M], [M] or [0]
+        factor = weight.to(ctx.product_dtype)  # [V, H]
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        for rows in _chunks(hidden.shape[0], ctx.chunk_rows):
+            z = _logits(hidden[rows], factor, bias)  # [m, V]
+            slope = _temper_(z, temperature=ctx.temperature, softcap=ctx.softcap)
+            log_p = z.log_softmax(dim=-1)
+            p = log_p.exp()
+            grad_z = p * -grad_logprobs[rows, None]
+            grad_z.scatter_add_(1, targets[rows, None], grad_logprobs[rows, None])
+            if ctx.want_entropy:
+                entropy = -(p * log_p).sum(dim=-1, keepdim=True)  # [m, 1]
+                grad_z.sub_(log_p.add_(entropy).mul_(p).mul_(grad_entropies[rows, None]))
+            grad_z.mul_(slope)
+            if grad_bias is not None:
+                grad_bias.add_(grad_z.sum(dim=0))
+            grad_raw = grad_z.to(ctx.product_dtype)
+            grad_hidden[rows] = (grad_raw @ factor).to(hidden.dtype)
+            chunk = hidden[rows].to(ctx.product_dtype)
+            if ctx.product_dtype == torch.float32:
+                grad_weight.addmm_(grad_raw.t(), chunk)
+            else:
+                grad_weight.add_(grad_raw.t() @ chunk)
+        grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
+        return grad_hidden, grad_weight.to(weight.dtype), grad_bias, *([None] * 6)
+
+
+def _chunks(num_rows: int, chunk_rows: int) -> list[slice]:
+    return [slice(first, first + chunk_rows) for first in range(0, num_rows, chunk_rows)]
+
+
+def _logits(hidden: Tensor, factor: Tensor, bias: Tensor | None) -> Tensor:
+    """Raw logits [m, V] in float32; where the device can, accumulated in float32 as well."""
+    rows = hidden.to(factor.dtype)
+    if factor.dtype != torch.float32 and factor.is_cuda:
+        logits = torch.mm(rows, factor.t(), out_dtype=torch.float32)
+    else:
+        logits = (rows @ factor.t()).float()
+    return logits if bias is None else logits.add_(bias.float())
+
+
+def _temper_(logits: Tensor, *, temperature: float, softcap: float | None) -> Tensor | float:
+    """Cap and divide `logits` in place; returns their derivative by the raw logits."""
+    if softcap is None:
+        if temperature != 1.0:
+            logits.div_(temperature)
+        return 1.0 / temperature
+    logits.div_(softcap).tanh_()
+    slope = (1.0 - logits**2).div_(temperature)
+    logits.mul_(softcap / temperature)
+    return slope
+
+
+def chunked_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    entropy: bool = False,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities and entropies of `targets` without ever holding [M, V].
+
+    Under autocast the matrix products use its dtype; logits, softmax and results are float32.
+
+    Args:
+        hidden: [M, H], any float dtype; M may be 0.
+        weight: [V, H].
+        targets: [M] int64.
+        bias: [V] or None.
+        temperature: the logits are divided by it; positive.
+        softcap: `c` of `c * tanh(logits / c)`, as Gemma 2 has.
+        entropy: also return entropies; both outputs then carry gradients.
+        chunk_elements: float32 logits held at a time; at least one row.
+
+    Returns:
+        Log-probabilities [M] float32, and entropies [M] float32 or None.
+    """
+    if not temperature > 0:
+        raise ValueError(
+            f"temperature={temperature}: log-probabilities need a positive one; greedy sampling "
+            "has none, score it at the temperature that training uses"
+        )
+    device = hidden.device.type
+    product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    with torch.autocast(device, enabled=False):
+        logprobs, entropies = _ChunkedLogprobs.apply(
+            hidden,
+            weight,
+            bias,
+            targets,
+            float(temperature),
+            softcap,
+            entropy,
+            max(1, chunk_elements // weight.shape[0]),
+            product or weight.dtype,
+        )
+    return logprobs, entropies if entropy else None
+
+
+class ChunkedHead(nn.Module):
+    """The output embedding as a module that owns its (possibly tied) weight.
+
+    ZeRO-3 gathers a parameter around the module that owns it, in forward and in backward: the
+    head has to be a module that is called, not a tensor that is reached for.
+    """
+
+    def __init__(
+        self,
+        weight: nn.Parameter,  # [V, H]
+        bias: nn.Parameter | None = None,  # [V]
+        *,
+        softcap: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = bias
+        self.softcap = softcap
+
+    def forward(
+        self, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities [M] and entropies [M] of `targets` [M] after `hidden` [M, H]."""
+        return chunked_logprobs(
+            hidden,
+            self.weight,
+            targets,
+            bias=self.bias,
+            temperature=temperature,
+            softcap=self.softcap,
+            entropy=entropy,
+        )

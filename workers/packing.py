@@ -1,0 +1,223 @@
+"""Flat batches without padding: `PackedBatch`, cut from Arrow list columns.
+
+Arrow in, torch out: the values of the chosen rows are laid end to end, one tensor per column, and
+`cu_seqlens` says where each sequence begins. Nothing here knows the model or the loss; which rows
+go together is `partition`'s decision.
+
+Legend: S sequences, N tokens of all of them together. Per-token columns are aligned to tokens:
+element i belongs to token i, whose log-probability is predicted at token i - 1.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+ListColumn = pa.ListArray | pa.LargeListArray | pa.ChunkedArray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedBatch:
+    """One micro-batch: S sequences of together N tokens.
+
+    Worked example, two sequences `[5 6 7]` and `[8 9]` whose last tokens train:
+        tokens       [5 6 7 8 9]      sequence_ids [0 0 0 1 1]
+        position_ids [0 1 2 0 1]      cu_seqlens   [0 3 5]
+        loss_mask    [F T T F T]      columns      {"advantages": [0 1 1 0 -1]}
+
+    Attributes:
+        tokens: [N] int64.
+        position_ids: [N] int64, counted from the start of each sequence.
+        sequence_ids: [N] int64, sorted, 0..S-1.
+        cu_seqlens: [S+1] int32, where each sequence starts; the last element is N.
+        loss_mask: [N] bool; never True on the first token of a sequence.
+        columns: name -> [N] float32, per token.
+        sequence_columns: name -> [S] float32, per sequence ("rewards").
+        weights: loss term -> [S] float32, the multiplier of every trained token of a sequence.
+        num_rows: sequences that are real; 0 for the filler of a rank that ran out of rows.
+    """
+
+    tokens: Tensor
+    position_ids: Tensor
+    sequence_ids: Tensor
+    cu_seqlens: Tensor
+    loss_mask: Tensor
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    sequence_columns: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    num_rows: int
+
+    @property
+    def num_tokens(self) -> int:
+        """N."""
+        return self.tokens.shape[0]
+
+    @property
+    def num_sequences(self) -> int:
+        """S, a filler's sequence included."""
+        return self.cu_seqlens.shape[0] - 1
+
+    def split(self, values: Tensor) -> list[npt.NDArray[np.float32]]:
+        """Cut per-token `values` [N] into one float32 array per real sequence."""
+        flat = values.detach().to("cpu", torch.float32).numpy()  # [N]
+        ends = self.cu_seqlens.tolist()
+        return [flat[ends[row] : ends[row + 1]] for row in range(self.num_rows)]
+
+    def with_columns(self, columns: Mapping[str, Tensor]) -> "PackedBatch":
+        """The same batch with per-token columns [N] added or replaced."""
+        return replace(self, columns={**self.columns, **columns})
+
+    def to(self, device: torch.device | str) -> "PackedBatch":
+        """The same batch on another device; itself where it already is there."""
+        if self.tokens.device == torch.device(device):
+            return self
+        return PackedBatch(
+            tokens=self.tokens.to(device, non_blocking=True),
+            position_ids=self.position_ids.to(device, non_blocking=True),
+            sequence_ids=self.sequence_ids.to(device, non_blocking=True),
+            cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
+            loss_mask=self.loss_mask.to(device, non_blocking=True),
+            columns={k: v.to(device, non_blocking=True) for k, v in self.columns.items()},
+            sequence_columns={
+                k: v.to(device, non_blocking=True) for k, v in self.sequence_columns.items()
+            },
+            weights={k: v.to(device, non_blocking=True) for k, v in self.weights.items()},
+            num_rows=self.num_rows,
+        )
+
+
+def pack(
+    columns: Mapping[str, ListColumn],
+    rows: npt.ArrayLike | None = None,
+    *,
+    sequence_columns: Mapping[str, npt.ArrayLike] | None = None,
+    weights: Mapping[str, npt.ArrayLike | Tensor] | None = None,
+) -> PackedBatch:
+    """Lay the chosen rows end to end.
+
+    Args:
+        columns: Arrow list columns of equal length: `tokens` and `loss_mask` (absent: nothing
+            trains), any others per token. A list must be as long as its row's tokens.
+        rows: row indices in the wanted order, or None for all; empty makes a filler.
+        sequence_columns: name -> one number for every row of `columns`.
+        weights: loss term -> one number for every row of `columns`.
+
+    Raises:
+        ValueError: a column is missing, ragged against the tokens, or null; a sequence is empty;
+            the first token of a sequence is marked as trained.
+    """
+    if "tokens" not in columns:
+        raise ValueError(f"no column 'tokens' among {sorted(columns)}: nothing to pack")
+    index = None if rows is None else np.asarray(rows, dtype=np.int64)  # [S]
+    scalars = {name: _scalars(value, index) for name, value in (sequence_columns or {}).items()}
+    multipliers = {name: _scalars(value, index) for name, value in (weights or {}).items()}
+    if index is not None and len(index) == 0:
+        return _filler(columns, scalars, multipliers)
+    tokens, lengths = _flatten("tokens", columns["tokens"], index)
+    if len(lengths) == 0 or lengths.min() == 0:
+        empty = np.flatnonzero(lengths == 0)
+        raise ValueError(f"rows {empty.tolist()[:8]} have no tokens: drop them before packing")
+    flat = {}
+    for name in columns:
+        if name == "tokens":
+            continue
+        flat[name], own = _flatten(name, columns[name], index)
+        if not np.array_equal(own, lengths):
+            where = int(np.flatnonzero(own != lengths)[0])
+            raise ValueError(
+                f"column {name!r} has {own[where]} values where row {where} has {lengths[where]} "
+                "tokens: per-token columns are aligned to tokens, prompt included"
+            )
+    mask = flat.pop("loss_mask", np.zeros(len(tokens), dtype=np.bool_))
+    return _packed(tokens, lengths, mask, flat, scalars, multipliers, num_rows=len(lengths))
+
+
+def pack_sequences(sequences: Sequence[Sequence[int]]) -> PackedBatch:
+    """Pack plain token lists whose every token but the first is to be scored (a probe)."""
+    lengths = np.asarray([len(sequence) for sequence in sequences], dtype=np.int64)  # [S]
+    if len(lengths) == 0 or lengths.min() == 0:
+        raise ValueError("pack_sequences needs at least one sequence, none of them empty")
+    tokens = np.concatenate([np.asarray(sequence, dtype=np.int64) for sequence in sequences])
+    mask = np.ones(len(tokens), dtype=np.bool_)  # [N]
+    mask[np.cumsum(lengths) - lengths] = False
+    return _packed(tokens, lengths, mask, {}, {}, {}, num_rows=len(lengths))
+
+
+def _packed(
+    tokens: npt.NDArray[np.generic],  # [N]
+    lengths: npt.NDArray[np.int64],  # [S]
+    mask: npt.NDArray[np.generic],  # [N]
+    flat: Mapping[str, npt.NDArray[np.generic]],
+    scalars: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    *,
+    num_rows: int,
+) -> PackedBatch:
+    ends = np.zeros(len(lengths) + 1, dtype=np.int64)  # [S+1]
+    np.cumsum(lengths, out=ends[1:])
+    if mask[ends[:-1]].any():
+        row = int(np.flatnonzero(mask[ends[:-1]])[0])
+        raise ValueError(
+            f"loss_mask is True on the first token of row {row}: no earlier token predicts it, "
+            "mark it False"
+        )
+    return PackedBatch(
+        tokens=torch.from_numpy(tokens.astype(np.int64)),
+        position_ids=torch.from_numpy(np.arange(ends[-1]) - np.repeat(ends[:-1], lengths)),
+        sequence_ids=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)),
+        cu_seqlens=torch.from_numpy(ends.astype(np.int32)),
+        loss_mask=torch.from_numpy(mask.astype(np.bool_)),
+        columns={name: torch.from_numpy(v.astype(np.float32)) for name, v in flat.items()},
+        sequence_columns=scalars,
+        weights=weights,
+        num_rows=num_rows,
+    )
+
+
+def _flatten(
+    name: str, column: ListColumn, index: npt.NDArray[np.int64] | None
+) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.int64]]:
+    """Values [N] and list lengths [S] of the chosen rows; a run of neighbours is not copied."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+        if isinstance(column, pa.ChunkedArray):
+            column = pa.concat_arrays(column.chunks)
+    if index is not None:
+        neighbours = len(index) == 1 or bool((np.diff(index) == 1).all())
+        first = int(index[0])
+        if neighbours and first >= 0 and first + len(index) <= len(column):
+            column = column.slice(first, len(index))
+        else:
+            column = column.take(pa.array(index))
+    values = column.flatten()
+    if column.null_count or values.null_count:
+        raise ValueError(f"column {name!r} holds nulls: fill or drop those rows before packing")
+    return (
+        values.to_numpy(zero_copy_only=False),
+        np.diff(column.offsets.to_numpy()).astype(np.int64),
+    )
+
+
+def _scalars(value: npt.ArrayLike | Tensor, index: npt.NDArray[np.int64] | None) -> Tensor:
+    array = np.asarray(value, dtype=np.float32)  # [rows]
+    return torch.from_numpy(array.copy() if index is None else array[index])
+
+
+def _filler(
+    columns: Mapping[str, ListColumn], scalars: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+) -> PackedBatch:
+    """Two untrained tokens: a rank without rows still takes part in every collective."""
+    names = [name for name in columns if name not in ("tokens", "loss_mask")]
+    return _packed(
+        np.zeros(2, dtype=np.int64),
+        np.asarray([2], dtype=np.int64),
+        np.zeros(2, dtype=np.bool_),
+        {name: np.zeros(2, dtype=np.float32) for name in names},
+        {name: torch.zeros(1) for name in scalars},
+        {name: torch.zeros(1) for name in weights},
+        num_rows=0,
+    )
