@@ -1,4 +1,4 @@
-"""Where built models are kept, and how a model folder comes into being all at once or not at all.
+"""Where built folders are kept, and how one comes into being all at once or not at all.
 
 Not a download cache: every folder is the result of a recipe (a small JSON mapping) that is stored
 inside it. Data flows from a builder function into a folder beside the target, which is renamed
@@ -7,6 +7,7 @@ when it is complete.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -19,16 +20,22 @@ from typing import Any
 RECIPE_FILE = "ballast_recipe.json"
 
 
-def cache_dir() -> Path:
-    """Returns the folder of built models, without creating it.
+def cache_dir(kind: str = "models") -> Path:
+    """Returns the folder of built models (or data), without creating it.
 
-    `$BALLAST_CACHE/models` if that variable is set, else `$XDG_CACHE_HOME/ballast/models`, else
-    `~/.cache/ballast/models`.
+    `$BALLAST_CACHE/<kind>` if that variable is set, else `$XDG_CACHE_HOME/ballast/<kind>`, else
+    `~/.cache/ballast/<kind>`.
     """
     if explicit := os.environ.get("BALLAST_CACHE"):
-        return Path(explicit).expanduser() / "models"
+        return Path(explicit).expanduser() / kind
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base).expanduser() if base else Path.home() / ".cache") / "ballast" / "models"
+    return (Path(base).expanduser() if base else Path.home() / ".cache") / "ballast" / kind
+
+
+def default_path(recipe: Mapping[str, Any], name: str, kind: str = "models") -> Path:
+    """Returns `<cache>/<kind>/<name>-<hash of the recipe>`: other arguments, another folder."""
+    text = json.dumps(recipe, sort_keys=True)
+    return cache_dir(kind) / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def build_once(path: str | Path, recipe: Mapping[str, Any], write: Callable[[Path], None]) -> Path:

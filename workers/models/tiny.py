@@ -27,7 +27,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from workers.models.cache import RECIPE_FILE, build_once, without_progress_bars
+from workers.models.cache import RECIPE_FILE, build_once, default_path, without_progress_bars
 from workers.models.tokenizer import VOCABULARY, build_tokenizer
 
 ARCHITECTURES = ("llama", "qwen3")
@@ -35,7 +35,7 @@ MIN_HEAD_SIZE = 32  # the smallest that vLLM's CPU attention accepts
 
 
 def build_tiny(
-    path: str | Path,
+    path: str | Path | None = None,
     *,
     architecture: str = "llama",
     hidden_size: int = 128,
@@ -53,7 +53,7 @@ def build_tiny(
     arguments and the seed only.
 
     Args:
-        path: the folder to write.
+        path: the folder to write, one in the cache named after the arguments if None.
         architecture: "llama" or "qwen3" (adds normalised queries and keys).
         hidden_size: width; a multiple of `head_size`.
         num_layers: decoder layers.
@@ -65,7 +65,7 @@ def build_tiny(
         seed: of the random weights; torch's global generator is left as it was.
 
     Returns:
-        `path`, absolute.
+        The folder, absolute.
 
     Raises:
         ValueError: sizes that do not fit together, or `path` holds a model of another recipe.
@@ -92,7 +92,7 @@ def build_tiny(
             model = _random_model(recipe, tokenizer)
         _save(model, tokenizer, folder)
 
-    return build_once(path, recipe, write)
+    return build_once(path or default_path(recipe, f"tiny-{architecture}"), recipe, write)
 
 
 def warm_start(
@@ -123,7 +123,7 @@ def warm_start(
         The output folder, absolute.
 
     Raises:
-        ValueError: no examples, a count below one, no model at `path`, or another recipe at `output`.
+        ValueError: no examples, a count below one, no model at `path`, another recipe at `output`.
     """
     source = Path(path).expanduser().absolute()
     if not (source / "config.json").is_file():

@@ -1,0 +1,136 @@
+"""Generated prompts: literal rows, disjoint splits, the same files from the same seed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from workers.tasks.addition import addition, build_addition
+from workers.tasks.copy import build_copy, copy_digits
+from workers.tasks.reasoning import build_reasoning, reasoning
+from workers.tasks.reverse import reverse_digits
+from workers.tasks.sort import sort_digits
+from workers.tasks.tables import write_parquet
+
+
+def test_single_digit_addition_covers_all_pairs_once() -> None:
+    tables = addition(digits=1, seed=0)
+    assert (tables.train.num_rows, tables.heldout.num_rows) == (70, 30)
+    rows = tables.train.to_pylist() + tables.heldout.to_pylist()
+    assert {row["prompt"] for row in rows} == {
+        f"2+3=5\n4+1=5\n{a}+{b}=" for a in range(10) for b in range(10)
+    }
+    truths = {row["prompt"]: row["ground_truth"] for row in rows}
+    assert truths["2+3=5\n4+1=5\n7+8="] == "15"
+    assert {row["dataset"] for row in rows} == {"addition_1"}
+    heldout = set(tables.heldout["prompt"].to_pylist())
+    assert not heldout & {"2+3=5\n4+1=5\n2+3=", "2+3=5\n4+1=5\n4+1="}  # solved in the prompt
+
+
+def test_two_digit_addition() -> None:
+    tables = addition(digits=2, max_heldout=100, seed=3)
+    # 90 x 90 pairs, 30 % held out, 100 of those used
+    assert (tables.train.num_rows, tables.heldout.num_rows) == (5670, 100)
+    assert not set(tables.train["prompt"].to_pylist()) & set(tables.heldout["prompt"].to_pylist())
+
+
+def test_the_seed_decides_the_split() -> None:
+    assert addition(seed=1).train.equals(addition(seed=1).train)
+    assert not addition(seed=1).train.equals(addition(seed=2).train)
+
+
+@pytest.mark.parametrize(
+    ("tables", "expected"),
+    [
+        (copy_digits(length=4, num_train=50, num_eval=10), lambda s: s),
+        (sort_digits(length=4, num_train=50, num_eval=10), lambda s: "".join(sorted(s))),
+        (reverse_digits(length=4, num_train=50, num_eval=10), lambda s: s[::-1]),
+    ],
+)
+def test_digit_strings(tables, expected) -> None:  # type: ignore[no-untyped-def]
+    rows = tables.train.to_pylist() + tables.heldout.to_pylist()
+    assert (tables.train.num_rows, tables.heldout.num_rows) == (50, 10)
+    assert len({row["prompt"] for row in rows}) == 60
+    for row in rows:
+        digits = row["prompt"].removesuffix("=")
+        assert len(digits) == 4
+        assert digits.isdecimal()
+        assert row["ground_truth"] == expected(digits)
+
+
+def test_files_are_built_once(tmp_path: Path) -> None:
+    files = build_copy(tmp_path / "copy", length=3, num_train=20, num_eval=5)
+    before = files.train.stat().st_mtime_ns
+    assert build_copy(tmp_path / "copy", length=3, num_train=20, num_eval=5) == files
+    assert files.train.stat().st_mtime_ns == before
+    assert pq.read_table(files.heldout).num_rows == 5
+    with pytest.raises(ValueError, match="'length': 4"):
+        build_copy(tmp_path / "copy", length=4, num_train=20, num_eval=5)
+
+
+def test_default_folder_is_named_after_the_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BALLAST_CACHE", str(tmp_path))
+    first, second = build_addition(seed=0), build_addition(seed=1)
+    assert first.train.parent.parent == tmp_path / "data"
+    assert first.train != second.train
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: addition(digits=0), "digits must be 1, 2 or 3, got 0"),
+        (lambda: addition(heldout_frac=1.0), "heldout_frac must lie"),
+        (lambda: copy_digits(length=1, num_train=9, num_eval=2), "exceed the 10 strings"),
+        (lambda: copy_digits(num_train=0), "must be at least 1"),
+        (lambda: reasoning(datasets={}), "needs datasets"),
+        (lambda: reasoning(datasets={"no_such": {}}), "'no_such'"),
+        (lambda: reasoning(datasets={"coin_flip": {"bogus": 1}}), "bogus"),
+        (lambda: reasoning(datasets={"coin_flip": {}}, style="poem"), "poem"),
+        (
+            lambda: reasoning(datasets={"letter_counting": {}}, max_question_chars=9),
+            "gave only 0 different questions",
+        ),
+    ],
+)
+def test_bad_arguments(call, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_reasoning_few_shot(tmp_path: Path) -> None:
+    settings = {"chain_sum": {"min_digits": 1, "max_digits": 1}, "letter_counting": {}}
+    files = build_reasoning(
+        tmp_path / "r", datasets=settings, num_train=21, num_eval=6, num_shots=2
+    )
+    train, heldout = pq.read_table(files.train), pq.read_table(files.heldout)
+    assert (train.num_rows, heldout.num_rows) == (21, 6)
+    assert sorted(heldout["dataset"].to_pylist()) == ["chain_sum"] * 3 + ["letter_counting"] * 3
+    assert train["dataset"].to_pylist().count("chain_sum") == 11
+    assert not set(train["prompt"].to_pylist()) & set(heldout["prompt"].to_pylist())
+    row = heldout.to_pylist()[0]
+    assert row["prompt"].count("Question: ") == 3
+    assert row["prompt"].endswith("\nAnswer:")
+    entry = json.loads(row["entry"])
+    assert entry["config"] == {"min_digits": 1, "max_digits": 1}
+    assert entry["answer"] == row["ground_truth"]
+    again = reasoning(datasets=settings, num_train=21, num_eval=6, num_shots=2)
+    assert again.train.equals(train)
+
+
+def test_reasoning_chat() -> None:
+    tables = reasoning(datasets={"coin_flip": {}}, num_train=4, num_eval=2, style="chat")
+    message = tables.train["prompt"][0].as_py()[0]
+    assert message["role"] == "user"
+    assert message["content"].endswith("inside <answer> and </answer>.")
+
+
+def test_write_parquet_is_atomic(tmp_path: Path) -> None:
+    table = copy_digits(length=2, num_train=5, num_eval=5).train
+    path = write_parquet(table, tmp_path / "deep" / "file.parquet")
+    assert pq.read_table(path).equals(table)
+    assert [p.name for p in path.parent.iterdir()] == ["file.parquet"]

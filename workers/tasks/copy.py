@@ -1,0 +1,39 @@
+"""Repeat a string of digits: "31415=" is answered by "31415".
+
+Train and held-out strings are disjoint. Score it by positions (dense) or by exact match.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from workers.tasks.digits import build_digit_strings, digit_strings
+from workers.tasks.tables import TaskFiles, TaskTables
+
+
+def answer(string: str) -> str:
+    """Returns the string itself."""
+    return string
+
+
+def copy_digits(
+    *, length: int = 5, num_train: int = 4096, num_eval: int = 128, seed: int = 0
+) -> TaskTables:
+    """Makes `num_train` and `num_eval` different strings of `length` digits."""
+    return digit_strings(
+        "copy", answer, length=length, num_train=num_train, num_eval=num_eval, seed=seed
+    )
+
+
+def build_copy(
+    path: str | Path | None = None,
+    *,
+    length: int = 5,
+    num_train: int = 4096,
+    num_eval: int = 128,
+    seed: int = 0,
+) -> TaskFiles:
+    """Writes `copy_digits(...)` to a folder once; see there for the arguments."""
+    return build_digit_strings(
+        path, "copy", answer, length=length, num_train=num_train, num_eval=num_eval, seed=seed
+    )

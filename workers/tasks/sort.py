@@ -1,0 +1,39 @@
+"""Put digits in ascending order: "3142=" is answered by "1234".
+
+Train and held-out strings are disjoint. Score it by positions (dense) or by exact match.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from workers.tasks.digits import build_digit_strings, digit_strings
+from workers.tasks.tables import TaskFiles, TaskTables
+
+
+def answer(string: str) -> str:
+    """Returns the digits in ascending order."""
+    return "".join(sorted(string))
+
+
+def sort_digits(
+    *, length: int = 4, num_train: int = 4096, num_eval: int = 128, seed: int = 0
+) -> TaskTables:
+    """Makes `num_train` and `num_eval` different strings of `length` digits."""
+    return digit_strings(
+        "sort", answer, length=length, num_train=num_train, num_eval=num_eval, seed=seed
+    )
+
+
+def build_sort(
+    path: str | Path | None = None,
+    *,
+    length: int = 4,
+    num_train: int = 4096,
+    num_eval: int = 128,
+    seed: int = 0,
+) -> TaskFiles:
+    """Writes `sort_digits(...)` to a folder once; see there for the arguments."""
+    return build_digit_strings(
+        path, "sort", answer, length=length, num_train=num_train, num_eval=num_eval, seed=seed
+    )
