@@ -62,13 +62,13 @@ def test_digit_strings(tables, expected) -> None:  # type: ignore[no-untyped-def
 
 
 def test_files_are_built_once(tmp_path: Path) -> None:
-    files = build_copy(tmp_path / "copy", length=3, num_train=20, num_eval=5)
-    before = files.train.stat().st_mtime_ns
-    assert build_copy(tmp_path / "copy", length=3, num_train=20, num_eval=5) == files
-    assert files.train.stat().st_mtime_ns == before
-    assert pq.read_table(files.heldout).num_rows == 5
-    with pytest.raises(ValueError, match="'length': 4"):
-        build_copy(tmp_path / "copy", length=4, num_train=20, num_eval=5)
+    folder = build_copy(tmp_path, length=3, num_train=20, num_eval=5)
+    before = (folder / "train.parquet").stat().st_mtime_ns
+    assert build_copy(tmp_path, length=3, num_train=20, num_eval=5) == folder
+    assert (folder / "train.parquet").stat().st_mtime_ns == before
+    assert pq.read_table(folder / "eval.parquet").num_rows == 5
+    assert build_copy(tmp_path, length=4, num_train=20, num_eval=5) != folder
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_default_folder_is_named_after_the_arguments(
@@ -76,8 +76,8 @@ def test_default_folder_is_named_after_the_arguments(
 ) -> None:
     monkeypatch.setenv("BALLAST_CACHE", str(tmp_path))
     first, second = build_addition(seed=0), build_addition(seed=1)
-    assert first.train.parent.parent == tmp_path / "data"
-    assert first.train != second.train
+    assert first.parent == tmp_path / "data"
+    assert first != second
 
 
 @pytest.mark.parametrize(
@@ -104,10 +104,9 @@ def test_bad_arguments(call, message: str) -> None:  # type: ignore[no-untyped-d
 
 def test_reasoning_few_shot(tmp_path: Path) -> None:
     settings = {"chain_sum": {"min_digits": 1, "max_digits": 1}, "letter_counting": {}}
-    files = build_reasoning(
-        tmp_path / "r", datasets=settings, num_train=21, num_eval=6, num_shots=2
-    )
-    train, heldout = pq.read_table(files.train), pq.read_table(files.heldout)
+    folder = build_reasoning(tmp_path, datasets=settings, num_train=21, num_eval=6, num_shots=2)
+    train = pq.read_table(folder / "train.parquet")
+    heldout = pq.read_table(folder / "eval.parquet")
     assert (train.num_rows, heldout.num_rows) == (21, 6)
     assert sorted(heldout["dataset"].to_pylist()) == ["chain_sum"] * 3 + ["letter_counting"] * 3
     assert train["dataset"].to_pylist().count("chain_sum") == 11

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from workers.tasks.tables import TaskFiles, TaskTables, build_files, text_table
+from workers.tasks.tables import TaskTables, build_folder, text_table
 
 SHOTS = "2+3=5\n4+1=5\n"
 SHOT_PAIRS = ((2, 3), (4, 1))
@@ -51,22 +51,22 @@ def addition(
 
 
 def build_addition(
-    path: str | Path | None = None,
+    folder: str | Path | None = None,
     *,
     digits: int = 1,
     heldout_frac: float = 0.3,
     max_heldout: int = 128,
     seed: int = 0,
-) -> TaskFiles:
-    """Writes `addition(...)` to a folder once; see there for the arguments."""
+) -> Path:
+    """Writes `addition(...)` under `folder` once, returns where; see there for the rest."""
     arguments = {
         "digits": digits,
         "heldout_frac": heldout_frac,
         "max_heldout": max_heldout,
         "seed": seed,
     }
-    return build_files(
-        path,
+    return build_folder(
+        folder,
         {"task": "addition", "shots": SHOTS, **arguments},
         lambda: addition(
             digits=digits, heldout_frac=heldout_frac, max_heldout=max_heldout, seed=seed

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from workers.tasks.tables import TaskFiles, TaskTables, build_files, text_table
+from workers.tasks.tables import TaskTables, build_folder, text_table
 
 
 def digit_strings(
@@ -47,7 +47,7 @@ def digit_strings(
 
 
 def build_digit_strings(
-    path: str | Path | None,
+    folder: str | Path | None,
     task: str,
     answer: Callable[[str], str],
     *,
@@ -55,8 +55,8 @@ def build_digit_strings(
     num_train: int,
     num_eval: int,
     seed: int,
-) -> TaskFiles:
-    """Writes `digit_strings(...)` to a folder once."""
+) -> Path:
+    """Writes `digit_strings(...)` under `folder` once, returns where."""
     recipe = {
         "task": task,
         "length": length,
@@ -64,8 +64,8 @@ def build_digit_strings(
         "num_eval": num_eval,
         "seed": seed,
     }
-    return build_files(
-        path,
+    return build_folder(
+        folder,
         recipe,
         lambda: digit_strings(
             task, answer, length=length, num_train=num_train, num_eval=num_eval, seed=seed

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from workers.tasks.tables import MESSAGES, TaskFiles, TaskTables, build_files
+from workers.tasks.tables import MESSAGES, TaskTables, build_folder
 
 STYLES = ("few_shot", "chat")
 INSTRUCTION = "Think step by step, then give the final answer inside <answer> and </answer>."
@@ -70,7 +70,7 @@ def reasoning(
 
 
 def build_reasoning(
-    path: str | Path | None = None,
+    folder: str | Path | None = None,
     *,
     datasets: Mapping[str, Mapping[str, Any]],
     num_train: int = 2048,
@@ -79,8 +79,8 @@ def build_reasoning(
     num_shots: int = 3,
     max_question_chars: int = 400,
     seed: int = 0,
-) -> TaskFiles:
-    """Writes `reasoning(...)` to a folder once; see there for the arguments."""
+) -> Path:
+    """Writes `reasoning(...)` under `folder` once, returns where; see there for the rest."""
     arguments: dict[str, Any] = {
         "datasets": {name: dict(settings or {}) for name, settings in datasets.items()},
         "num_train": num_train,
@@ -90,7 +90,7 @@ def build_reasoning(
         "max_question_chars": max_question_chars,
         "seed": seed,
     }
-    return build_files(path, {"task": "reasoning", **arguments}, lambda: reasoning(**arguments))
+    return build_folder(folder, {"task": "reasoning", **arguments}, lambda: reasoning(**arguments))
 
 
 def _draw(

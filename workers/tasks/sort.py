@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from workers.tasks.digits import build_digit_strings, digit_strings
-from workers.tasks.tables import TaskFiles, TaskTables
+from workers.tasks.tables import TaskTables
 
 
 def answer(string: str) -> str:
@@ -26,14 +26,14 @@ def sort_digits(
 
 
 def build_sort(
-    path: str | Path | None = None,
+    folder: str | Path | None = None,
     *,
     length: int = 4,
     num_train: int = 4096,
     num_eval: int = 128,
     seed: int = 0,
-) -> TaskFiles:
-    """Writes `sort_digits(...)` to a folder once; see there for the arguments."""
+) -> Path:
+    """Writes `sort_digits(...)` under `folder` once, returns where; see there for the rest."""
     return build_digit_strings(
-        path, "sort", answer, length=length, num_train=num_train, num_eval=num_eval, seed=seed
+        folder, "sort", answer, length=length, num_train=num_train, num_eval=num_eval, seed=seed
     )

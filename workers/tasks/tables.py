@@ -2,7 +2,7 @@
 
 Columns: `prompt` (string, or list of {role, content} messages), `ground_truth` (string), `dataset`
 (string), plus what a task's reward needs. Data flows from a task's table function through
-`build_files` to `train.parquet` and `heldout.parquet` in one folder.
+`build_files` to `train.parquet` and `eval.parquet` in one folder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from workers.models.cache import build_once, default_path
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-TRAIN_FILE, HELDOUT_FILE = "train.parquet", "heldout.parquet"
+TRAIN_FILE, EVAL_FILE = "train.parquet", "eval.parquet"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,14 +28,6 @@ class TaskTables:
 
     train: pa.Table
     heldout: pa.Table
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TaskFiles:
-    """The same on disk."""
-
-    train: Path
-    heldout: Path
 
 
 def text_table(dataset: str, rows: Sequence[tuple[str, str]]) -> pa.Table:
@@ -62,26 +54,30 @@ def write_parquet(table: pa.Table, path: str | Path) -> Path:
     return target
 
 
-def build_files(
-    path: str | Path | None, recipe: Mapping[str, Any], make: Callable[[], TaskTables]
-) -> TaskFiles:
-    """Writes both tables of a task into one folder, unless that folder is already there.
+def build_folder(
+    parent: str | Path | None, recipe: Mapping[str, Any], make: Callable[[], TaskTables]
+) -> Path:
+    """Writes both tables of a task into a folder of their own, unless it is already there.
 
     Args:
-        path: the folder; if None, one in the cache named after `recipe["task"]` and the recipe.
+        parent: where the folder goes (the cache if None). Its name is `recipe["task"]` and a hash of
+            the recipe, so other arguments make another folder.
         recipe: the task's name under "task" and all of its arguments, JSON values only.
         make: makes the tables.
 
+    Returns:
+        The folder, absolute, with `train.parquet` and `eval.parquet`.
+
     Raises:
-        ValueError: `path` holds the files of another recipe, or a table is empty.
+        ValueError: a table is empty.
     """
 
     def write(folder: Path) -> None:
         tables = make()
-        for name, table in ((TRAIN_FILE, tables.train), (HELDOUT_FILE, tables.heldout)):
+        for name, table in ((TRAIN_FILE, tables.train), (EVAL_FILE, tables.heldout)):
             if table.num_rows == 0:
                 raise ValueError(f"{name} would be empty with {dict(recipe)}: ask for more prompts")
             write_parquet(table, folder / name)
 
-    folder = build_once(path or default_path(recipe, str(recipe["task"]), "data"), recipe, write)
-    return TaskFiles(train=folder / TRAIN_FILE, heldout=folder / HELDOUT_FILE)
+    place = default_path(recipe, str(recipe["task"]), "data")
+    return build_once(Path(parent) / place.name if parent is not None else place, recipe, write)
