@@ -1,1 +1,1 @@
-"""The driver of a run: command line, trainer loop, placement; the only layer that sees all others."""
+"""The driver of a run: command line, trainer loop, placement. It alone sees every other room."""

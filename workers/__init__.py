@@ -1,1 +1,11 @@
-"""The processes that own hardware: rollout engines, ZeRO groups, reward pools and the data between them."""
+"""The roles of a run and the engines they own: rollout, reward, learner, reference."""
+
+import os
+import sys
+
+#: Folders that the driver could import from; appended, so that they never hide this project.
+USER_PATH_VARIABLE = "BALLAST_USER_PATH"
+
+for _folder in os.environ.get(USER_PATH_VARIABLE, "").split(os.pathsep):
+    if _folder and _folder not in sys.path:
+        sys.path.append(_folder)

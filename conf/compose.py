@@ -1,0 +1,120 @@
+"""From overrides to a checked configuration: Hydra composes, the schema types, we explain.
+
+`compose` returns the resolved Hydra config (for printing, saving and `instantiate`) and the typed
+`TrainConfig` built from it. Every fault is a `ConfigError` with one message: an unknown key or
+group member comes with the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from conf.schema import TrainConfig
+
+ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+
+
+class ConfigError(ValueError):
+    """A configuration that can't run; the message names the key, the value and the remedy."""
+
+
+def compose(
+    overrides: Sequence[str], *, config_dir: str | None = None
+) -> tuple[DictConfig, TrainConfig]:
+    """Compose `conf/train.yaml` with Hydra overrides.
+
+    Args:
+        overrides: Hydra's override grammar, such as `algorithm=cpgd` or `rollout.num_engines=2`.
+        config_dir: absolute folder of your own groups, searched beside this package.
+
+    Raises:
+        ConfigError: when the overrides or the values can't be right.
+    """
+    arguments = list(overrides)
+    if config_dir is not None:
+        arguments.append(f"hydra.searchpath=[file://{config_dir}]")
+    with initialize_config_module("conf", version_base="1.3"):
+        try:
+            config = hydra_compose("train", overrides=arguments)
+            OmegaConf.resolve(config)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(_explain(error)) from error
+    return complete(config)
+
+
+def complete(config: DictConfig | ListConfig) -> tuple[DictConfig, TrainConfig]:
+    """Type and check a configuration, such as one read from a run's `config.yaml`.
+
+    Raises:
+        ConfigError: when a key is unknown or a value can't be right.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), config)
+        typed = cast(TrainConfig, OmegaConf.to_object(merged))
+        typed.check()
+    except OmegaConfBaseException as error:
+        raise ConfigError(_explain(error)) from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return cast(DictConfig, merged), typed
+
+
+def _explain(error: Exception) -> str:
+    """The innermost reason, with the nearest valid key where one is missing."""
+    reason: BaseException = error
+    while reason.__cause__ is not None:
+        reason = reason.__cause__
+    text = _first_line(error if _names_group(str(error)) else reason)
+    key = _missing_key(reason) or _missing_key(error)
+    if key is not None:
+        text = f"unknown key {key!r}"
+        close = difflib.get_close_matches(key, list(_known_keys()), n=1, cutoff=0.5)
+        text += f"; did you mean {close[0]!r}?" if close else "; see conf/schema.py for all keys"
+    elif (group := re.search(r"Could not find '([^']+)'", str(error))) is not None:
+        options = re.findall(r"^\t(\S+)$", str(error), flags=re.MULTILINE)
+        folder, _, member = group.group(1).rpartition("/")
+        close = difflib.get_close_matches(member, options, n=1, cutoff=0.4)
+        text = f"unknown {folder} {member!r}"
+        text += f"; did you mean {close[0]!r}?" if close else ""
+        text += f" Available: {', '.join(options)}" if options else ""
+    return text
+
+
+def _names_group(text: str) -> bool:
+    return "Could not find" in text
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) if lines else type(error).__name__
+
+
+def _missing_key(error: BaseException) -> str | None:
+    full = re.search(r"full_key: (\S+)", str(error))
+    if "not in" in str(error) and full is not None:
+        return full.group(1)
+    found = re.search(r"Could not override '([^']+)'", str(error))
+    return found.group(1) if found else None
+
+
+def _known_keys() -> Iterator[str]:
+    """Dotted names of every key of the schema."""
+
+    def walk(node: DictConfig, prefix: str) -> Iterator[str]:
+        for key in node:
+            name = f"{prefix}{key}"
+            yield name
+            if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
+                yield from walk(node[key], f"{name}.")
+
+    yield from walk(OmegaConf.structured(TrainConfig), "")

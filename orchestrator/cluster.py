@@ -1,0 +1,254 @@
+"""Ray and the roles on it: check that the cluster can hold the run, place, launch, take down.
+
+Everything that says where a process runs and with what environment is here; what the processes do
+is not. A role that the algorithm does not need is not launched.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from algorithms.algorithm import Algorithm
+from conf.schema import ClusterConfig, TrainConfig
+from orchestrator.settings import policy_settings, vllm_settings
+from workers import USER_PATH_VARIABLE
+from workers.engines.vllm_settings import engine_env
+from workers.group import Placement, WorkerGroup
+from workers.policy_group import PolicyGroup
+from workers.policy_worker import PolicyWorker
+from workers.reward_worker import RewardWorker
+from workers.rollout_pool import RolloutPool
+from workers.rollout_worker import RolloutWorker
+
+
+class PlacementError(ValueError):
+    """The cluster can't hold the run; the message shows the arithmetic."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roles:
+    """The running processes of a run."""
+
+    rollout_workers: WorkerGroup
+    rollouts: RolloutPool
+    rewards: WorkerGroup
+    learner: PolicyGroup
+    reference: PolicyGroup | None
+
+
+def start_ray(config: ClusterConfig) -> None:
+    """Join the named cluster, or start a Ray of this run's own on this machine."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if config.address is not None:
+        ray.init(address=config.address, **common)
+        return
+    ray.init(
+        num_cpus=config.num_cpus,
+        object_store_memory=int(config.object_store_gib * 2**30),
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        **common,
+    )
+
+
+def bundles(config: TrainConfig, *, num_ranks: int, num_references: int) -> list[dict[str, float]]:
+    """Resources of every process, engines first, then learner ranks, then reference ranks."""
+    roles = [
+        (config.rollout.num_engines, config.cluster.rollout, config.rollout.tensor_parallel_size),
+        (num_ranks, config.cluster.learner, 1),
+        (num_references, config.cluster.reference, 1),
+    ]
+    return [
+        {"CPU": role.num_cpus, "GPU": role.num_gpus * devices}
+        for count, role, devices in roles
+        for _ in range(count)
+    ]
+
+
+def check_resources(config: TrainConfig, wanted: list[dict[str, float]]) -> None:
+    """Refuse a run that the cluster can't hold.
+
+    Raises:
+        PlacementError: with what is wanted, what there is, and what to lower.
+    """
+    have = ray.cluster_resources()
+    for kind in ("GPU", "CPU"):
+        total = sum(bundle[kind] for bundle in wanted)
+        if total > have.get(kind, 0.0):
+            raise PlacementError(
+                f"cluster={config.cluster.name} asks for {total:g} {kind}s: "
+                f"{config.rollout.num_engines} engines x tensor_parallel_size "
+                f"{config.rollout.tensor_parallel_size} + {config.learner.num_ranks} learner ranks "
+                f"(+ reference ranks, if any), but Ray has {have.get(kind, 0.0):g}; lower "
+                "rollout.num_engines or learner.num_ranks, or choose another cluster="
+            )
+
+
+class Cluster:
+    """A context manager that owns the roles of a run and leaves no process behind."""
+
+    def __init__(
+        self, config: TrainConfig, algorithm: Algorithm, *, run_id: str, model_path: str
+    ) -> None:
+        self._config, self._algorithm = config, algorithm
+        self._run_id, self._model_path = run_id, model_path
+        self._groups: list[tuple[WorkerGroup, str]] = []
+        self._placement: Any = None
+        self._user_path = os.pathsep.join(path for path in sys.path if path)
+
+    def __enter__(self) -> Cluster:
+        start_ray(self._config.cluster)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for group, method in reversed(self._groups):
+            group.stop(method=method)
+        if self._placement is not None:
+            remove_placement_group(self._placement)
+        ray.shutdown()
+
+    def launch(
+        self, *, environment: Any, scorer: Any, version: int, with_policy: bool = True
+    ) -> Roles:
+        """Start every role; returns when all answer.
+
+        Args:
+            environment: built from `conf/environment`.
+            scorer: built from `conf/reward`.
+            version: what the engines call the weights that they load.
+            with_policy: False starts engines and rewards only, to evaluate what they load.
+        """
+        config = self._config
+        num_ranks = config.learner.num_ranks if with_policy else 0
+        references = with_policy and "ref_logprobs" in self._algorithm.required_columns
+        num_references = num_ranks if references else 0
+        wanted = bundles(config, num_ranks=num_ranks, num_references=num_references)
+        check_resources(config, wanted)
+        limit_s = config.cluster.timeouts.start_s
+        self._placement = placement_group(
+            [{k: v for k, v in bundle.items() if v} for bundle in wanted],
+            strategy=config.cluster.placement_strategy,
+        )
+        if not self._placement.wait(limit_s):
+            raise PlacementError(
+                f"placement_strategy={config.cluster.placement_strategy} can't place {wanted} on "
+                f"this cluster in {limit_s:g} s; choose another strategy or cluster="
+            )
+        num_engines = config.rollout.num_engines
+        rewards = self._launch_rewards(scorer)
+        rollouts = self._launch_rollouts(environment, rewards)
+        learner = self._launch_policy("learner", num_engines, num_ranks)
+        reference = self._launch_policy("reference", num_engines + num_ranks, num_references)
+        starting = [rollouts.start("start", version, timeout_s=limit_s)]
+        starting += [self._connect(group) for group in (learner, reference) if len(group)]
+        for pending in starting:
+            pending.result()
+        train_s = config.cluster.timeouts.train_s
+        return Roles(
+            rollout_workers=rollouts,
+            rollouts=RolloutPool(rollouts, silence_s=config.cluster.timeouts.step_s),
+            rewards=rewards,
+            learner=PolicyGroup(learner, train_s=train_s),
+            reference=PolicyGroup(reference, train_s=train_s) if num_references else None,
+        )
+
+    def _env(self, threads: int) -> dict[str, str]:
+        return {
+            "OMP_NUM_THREADS": str(threads),
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            USER_PATH_VARIABLE: self._user_path,
+        }
+
+    def _launch_rewards(self, scorer: Any) -> WorkerGroup:
+        reward = self._config.reward
+        group = WorkerGroup.launch(
+            "reward",
+            RewardWorker,
+            num_workers=reward.num_workers,
+            arguments=lambda rank: {
+                "scorer": scorer,
+                "num_processes": reward.num_processes,
+                "timeout_s": reward.timeout_s,
+            },
+            env=lambda rank: self._env(1),
+            max_concurrency=64,
+        )
+        self._groups.append((group, "close"))
+        return group
+
+    def _launch_rollouts(self, environment: Any, rewards: WorkerGroup) -> WorkerGroup:
+        config, role = self._config, self._config.cluster.rollout
+        settings = [
+            vllm_settings(config, self._model_path, engine_id=k)
+            for k in range(config.rollout.num_engines)
+        ]
+
+        def env(rank: int) -> Mapping[str, str]:
+            return {**self._env(role.threads), **engine_env(settings[rank], role.threads)}
+
+        group = WorkerGroup.launch(
+            "rollout",
+            RolloutWorker,
+            num_workers=config.rollout.num_engines,
+            arguments=lambda rank: {
+                "run_id": self._run_id,
+                "settings": settings[rank],
+                "max_prompt_tokens": config.data.max_prompt_tokens,
+                "environment": environment,
+                "reward_workers": rewards.handles,
+                "reward_timeout_s": config.reward.timeout_s,
+            },
+            env=env,
+            placement=Placement(
+                group=self._placement,
+                bundles=range(config.rollout.num_engines),
+                num_cpus=role.num_cpus,
+                num_gpus=role.num_gpus * config.rollout.tensor_parallel_size,
+            ),
+            max_concurrency=1000,
+        )
+        self._groups.append((group, "shutdown"))
+        return group
+
+    def _launch_policy(self, role_name: str, first_bundle: int, num_ranks: int) -> WorkerGroup:
+        config = self._config
+        role = config.cluster.learner if role_name == "learner" else config.cluster.reference
+        settings = policy_settings(config, self._model_path, trains=role_name == "learner")
+        group = WorkerGroup.launch(
+            role_name,
+            PolicyWorker,
+            num_workers=num_ranks,
+            arguments=lambda rank: {
+                "rank": rank,
+                "world_size": num_ranks,
+                "settings": settings,
+                "algorithm": self._algorithm,
+                "temperature": config.rollout.sampling.temperature,
+                "seed": config.seed,
+            },
+            env=lambda rank: self._env(role.threads),
+            placement=Placement(
+                group=self._placement,
+                bundles=range(first_bundle, first_bundle + num_ranks),
+                num_cpus=role.num_cpus,
+                num_gpus=role.num_gpus,
+            ),
+        )
+        self._groups.append((group, "close"))
+        return group
+
+    def _connect(self, group: WorkerGroup) -> Any:
+        """Rank 0 opens a port, every rank joins there and loads the model."""
+        limit_s = self._config.cluster.timeouts.start_s
+        address = group.call_first("open_port", timeout_s=limit_s)
+        return group.start("start", address, timeout_s=limit_s)

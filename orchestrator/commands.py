@@ -1,0 +1,67 @@
+"""What each command of the command line does, in a few lines of composition."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from conf.compose import compose
+from conf.schema import TrainConfig
+
+
+def _composed(options: Namespace, *, extra: tuple[str, ...] = ()) -> tuple[DictConfig, TrainConfig]:
+    folder = None if options.config_dir is None else str(Path(options.config_dir).absolute())
+    return compose([*extra, *options.overrides], config_dir=folder)
+
+
+def train(options: Namespace) -> int:
+    """Train, or print the plan."""
+    extra = ("dry_run=true",) if options.dry_run else ()
+    raw, config = _composed(options, extra=extra)
+    from orchestrator.train import train as run
+
+    run(raw, config)
+    return 0
+
+
+def eval(options: Namespace) -> int:  # noqa: A001 - the command's name
+    """Score a model folder or a checkpoint on held-out prompts."""
+    from orchestrator.evaluate import evaluate
+
+    folder = None if options.config_dir is None else str(Path(options.config_dir).absolute())
+    evaluate(Path(options.path).absolute(), options.overrides, folder, Path(options.output))
+    return 0
+
+
+def data(options: Namespace) -> int:
+    """Generate or find the prompt files."""
+    _, config = _composed(options)
+    from orchestrator.sources import prompt_sets
+
+    train_set, heldout = prompt_sets(config.data)
+    print(f"{len(train_set)} training prompts: {train_set.path}")
+    if heldout is not None:
+        print(f"{len(heldout)} held-out prompts: {heldout.path}")
+    return 0
+
+
+def model(options: Namespace) -> int:
+    """Build or find the model folder."""
+    _, config = _composed(options)
+    from orchestrator.sources import model_folder
+
+    print(model_folder(config.model))
+    return 0
+
+
+def check_algorithm(options: Namespace) -> int:
+    """Run the conformance kit; 1 if a check fails."""
+    raw, _ = _composed(options)
+    from algorithms.conformance import run
+
+    report = run(instantiate(raw.algorithm, _convert_="all"))
+    print(report.table())
+    return 0 if report.passed else 1

@@ -1,0 +1,89 @@
+"""The launch plan: the batch arithmetic and the placement of a run, as text. Starts nothing."""
+
+from __future__ import annotations
+
+from algorithms.algorithm import Algorithm
+from conf.schema import TrainConfig
+
+
+def check(config: TrainConfig, algorithm: Algorithm) -> None:
+    """What configuration and algorithm must agree on.
+
+    Raises:
+        ValueError: names the values and the remedy.
+    """
+    if algorithm.needs_groups and config.rollout.samples_per_prompt < 2:
+        raise ValueError(
+            f"algorithm={algorithm.name} compares siblings of one prompt, so "
+            f"rollout.samples_per_prompt={config.rollout.samples_per_prompt} would train on "
+            "nothing; raise it to 2 or more, or choose another algorithm/advantage"
+        )
+    missing = algorithm.required_columns - PRODUCED
+    if missing:
+        raise ValueError(
+            f"algorithm={algorithm.name} reads {', '.join(sorted(missing))}, which no role of this "
+            "configuration produces; choose an algorithm without it"
+        )
+
+
+#: Columns that some role of this system can produce.
+PRODUCED = frozenset(
+    {
+        "old_logprobs",
+        "old_entropy",
+        "entropy",
+        "ref_logprobs",
+        "rollout_logprobs",
+        "rewards",
+    }
+)
+
+
+def describe(config: TrainConfig, algorithm: Algorithm) -> str:
+    """What would run, in a dozen lines."""
+    trainer, rollout, learner = config.trainer, config.rollout, config.learner
+    cluster = config.cluster
+    columns = algorithm.required_columns
+    roles = ["rollout", "reward", "learner"]
+    if trainer.updates_per_step > 1 or "old_logprobs" in algorithm.credit_columns:
+        roles.append(f"actor ({cluster.actor.placement} with the learner)")
+    if "ref_logprobs" in columns:
+        roles.append("reference")
+    sequences, updates = config.sequences_per_step, trainer.updates_per_step
+    longest = config.data.max_prompt_tokens + rollout.sampling.max_new_tokens
+    gpus = (
+        rollout.num_engines * rollout.tensor_parallel_size * cluster.rollout.num_gpus
+        + learner.num_ranks * cluster.learner.num_gpus
+    )
+    rows = [
+        ("run", f"{config.run_name}, {trainer.total_steps} steps, seed {config.seed}"),
+        ("algorithm", repr(algorithm)),
+        ("columns", ", ".join(sorted(columns)) or "none beyond rewards and log-probs"),
+        ("roles", ", ".join(roles)),
+        ("model", config.model.path or f"{config.model.name} (built on first use)"),
+        ("data", config.data.train_path or f"{config.data.name} (generated on first use)"),
+        (
+            "step",
+            f"{trainer.prompts_per_step} prompts x {rollout.samples_per_prompt} samples = "
+            f"{sequences} sequences, at most {sequences * longest} tokens",
+        ),
+        (
+            "updates",
+            f"{sequences} / {updates} = {config.sequences_per_update} sequences per optimizer "
+            f"update, about {config.sequences_per_update / learner.num_ranks:g} on each of "
+            f"{learner.num_ranks} ranks, packed to {learner.token_budget} tokens",
+        ),
+        (
+            "rollout",
+            f"{rollout.num_engines} engines x {rollout.tensor_parallel_size} devices, "
+            f"{rollout.dtype}, weights by {rollout.transport}",
+        ),
+        (
+            "learner",
+            f"{learner.num_ranks} ranks, ZeRO-{learner.zero_stage}, {config.model.dtype}, "
+            f"{learner.optimizer.name} lr {learner.optimizer.lr:g}",
+        ),
+        ("schedule", f"{config.schedule.name}, max_staleness {config.schedule.max_staleness}"),
+        ("cluster", f"{cluster.name}, {gpus:g} GPUs"),
+    ]
+    return "\n".join(f"{name:>10}  {text}" for name, text in rows)

@@ -1,0 +1,142 @@
+"""The producer: keeps the rollout engines busy and hands out complete groups.
+
+It draws prompts from the ledger, keeps as many groups in flight as the allowed staleness admits,
+and returns groups in the order in which they were begun, so that a run is reproducible. A group
+that may not train (too few scored siblings, filtered by the algorithm, too stale) is dropped with a
+reason and replaced by a fresh one. Nothing here learns, scores or publishes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from conf.schema import SamplingConfig, TrainConfig
+from orchestrator.batch import usable_rows
+from orchestrator.ledger import Ledger
+from workers.engines.vllm_settings import Sampling
+from workers.prompts import PromptSet
+from workers.requests import GroupRequest
+from workers.rollout_pool import RolloutGroup, RolloutPool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """Groups of one step, and what was dropped on the way."""
+
+    groups: tuple[RolloutGroup, ...]
+    dropped: Counter[str] = field(default_factory=Counter)  # groups, by reason
+    failed: Counter[str] = field(default_factory=Counter)  # samples, by outcome
+
+
+def draw_settings(config: SamplingConfig) -> Sampling:
+    """The engine's words for how tokens are drawn."""
+    return Sampling(
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        max_tokens=config.max_new_tokens,
+        stop=tuple(config.stop),
+    )
+
+
+class Producer:
+    """Groups out of prompts, without end."""
+
+    def __init__(
+        self, pool: RolloutPool, prompts: PromptSet, ledger: Ledger, config: TrainConfig
+    ) -> None:
+        self._pool, self._prompts, self._ledger, self._config = pool, prompts, ledger, config
+        self._sampling = draw_settings(config.rollout.sampling)
+        self._entries: dict[str, tuple[int, int]] = {}  # group id -> (epoch, row)
+        self._finished: dict[str, RolloutGroup] = {}
+
+    def run_ahead(self, version: int) -> None:
+        """Keep the engines sampling while the learner trains, as far as staleness allows.
+
+        Batches are taken in the order in which they were begun, one per version of the weights, so
+        the youngest of `max_staleness` batches in flight is trained that many versions later.
+        """
+        self._begin_up_to(self._config.schedule.max_staleness, version)
+
+    def _begin_up_to(self, batches: int, version: int) -> None:
+        self._begin(batches * self._config.trainer.prompts_per_step - len(self._entries), version)
+
+    def _begin(self, count: int, version: int) -> None:
+        requests = []
+        for _, (epoch, row) in zip(range(count), self._ledger, strict=False):
+            prompt = self._prompts[row]
+            group_id = f"{epoch}-{row}"
+            self._entries[group_id] = (epoch, row)
+            requests.append(
+                GroupRequest(
+                    group_id=group_id,
+                    prompt_uid=prompt.uid,
+                    step=version,
+                    dataset=prompt.dataset,
+                    prompt=prompt.prompt,
+                    ground_truth=prompt.ground_truth,
+                    num_samples=self._config.rollout.samples_per_prompt,
+                    seed=self._seed(epoch, row),
+                    sampling=self._sampling,
+                    columns=prompt.columns,
+                )
+            )
+        self._pool.submit(requests)
+
+    def _seed(self, epoch: int, row: int) -> int:
+        """Distinct for every sample of a run, and the same in every run with its seed."""
+        serial = epoch * len(self._prompts) + row
+        samples = self._config.rollout.samples_per_prompt
+        return (self._config.seed * 1_000_003 + serial * samples) % (2**31 - samples)
+
+    def take(
+        self, step: int, version: int, may_train: Callable[[RolloutGroup], str | None]
+    ) -> Taken:
+        """The next `prompts_per_step` groups that may train.
+
+        Args:
+            step: recorded in the ledger as where they were trained.
+            version: of the learner's weights.
+            may_train: why a group with usable rows may not train, or None.
+        """
+        wanted = self._config.trainer.prompts_per_step
+        budget = wanted * self._config.schedule.max_refill_rounds
+        chosen: list[RolloutGroup] = []
+        dropped: Counter[str] = Counter()
+        failed: Counter[str] = Counter()
+        self._begin_up_to(self._config.schedule.max_staleness + 1, version)
+        while len(chosen) < wanted and len(chosen) + dropped.total() < budget:
+            if not self._entries:
+                self._begin(wanted - len(chosen), version)
+            group = self._next_group()
+            failed.update(m.outcome for m in group.metas if m.outcome != "scored")
+            epoch, row = self._entries.pop(group.group_id)
+            why = self._unusable(group, version) or may_train(group)
+            if why is None:
+                chosen.append(group)
+                self._ledger.trained(epoch, row, step)
+            else:
+                dropped[why] += 1
+                self._ledger.dropped(epoch, row, why)
+        return Taken(groups=tuple(chosen), dropped=dropped, failed=failed)
+
+    def _next_group(self) -> RolloutGroup:
+        """The oldest group in flight, once it is finished."""
+        oldest = next(iter(self._entries))
+        while oldest not in self._finished:
+            for group in self._pool.poll():
+                self._finished[group.group_id] = group
+        return self._finished.pop(oldest)
+
+    def _unusable(self, group: RolloutGroup, version: int) -> str | None:
+        usable = usable_rows(group)
+        needed = 2 if self._config.rollout.samples_per_prompt > 1 else 1
+        if len(usable) < needed:
+            outcomes = Counter(meta.outcome for meta in group.metas)
+            return outcomes.most_common(1)[0][0].split(":", 1)[-1]
+        oldest = min(group.metas[row].min_version for row in usable)
+        if version - oldest > self._config.schedule.max_staleness:
+            return f"stale by {version - oldest}"
+        return None

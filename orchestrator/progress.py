@@ -1,0 +1,76 @@
+"""What a person sees of a run: a live table on a terminal, one plain line per step in a pipe."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+COLUMNS = (  # heading, metric, format
+    ("reward", "reward/mean", "{:.3f}"),
+    ("tokens/s", "rollout/tokens_per_s", "{:.0f}"),
+    ("generate s", "time/generate_s", "{:.2f}"),
+    ("score s", "time/score_s", "{:.2f}"),
+    ("train s", "time/train_s", "{:.2f}"),
+    ("publish s", "time/publish_s", "{:.2f}"),
+    ("step s", "time/step_s", "{:.2f}"),
+    ("stale", "staleness/max", "{:.0f}"),
+    ("gap", "mismatch/abs_mean", "{:.1e}"),
+)
+
+
+class Progress:
+    """A context manager that shows the last steps while the run goes on."""
+
+    def __init__(self, total_steps: int, *, console: Console | None = None) -> None:
+        self._console = console or Console()
+        self._total = total_steps
+        self._rows: deque[tuple[int, Mapping[str, float]]] = deque(maxlen=12)
+        self._live: Live | None = None
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, refresh_per_second=4, transient=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def say(self, text: str) -> None:
+        """One line of news above the table."""
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A finished step."""
+        self._rows.append((step, metrics))
+        if self._live is not None:
+            self._live.update(self._table(step))
+        else:
+            cells = [
+                f"{head} {cell}"
+                for (head, _, _), cell in zip(COLUMNS, self._cells(metrics), strict=True)
+            ]
+            self.say(f"step {step}/{self._total}  " + "  ".join(cells))
+
+    @staticmethod
+    def _cells(metrics: Mapping[str, float]) -> list[str]:
+        return [form.format(metrics[name]) if name in metrics else "-" for _, name, form in COLUMNS]
+
+    def _table(self, step: int) -> Table:
+        table = Table(title=f"step {step} of {self._total}", expand=False)
+        table.add_column("step", justify="right")
+        for heading, _, _ in COLUMNS:
+            table.add_column(heading, justify="right")
+        for number, metrics in self._rows:
+            table.add_row(str(number), *self._cells(metrics))
+        table.caption = None
+        table.add_section()
+        table.add_row(ProgressBar(total=self._total, completed=step, width=6), *[""] * len(COLUMNS))
+        return table

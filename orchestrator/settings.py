@@ -1,0 +1,32 @@
+"""From configuration to the settings of each engine: the only place where both are known."""
+
+from __future__ import annotations
+
+from conf.schema import TrainConfig
+from workers.engines.vllm_settings import VLLMSettings
+from workers.engines.zero_settings import ZeroSettings
+
+
+def vllm_settings(config: TrainConfig, model_path: str, *, engine_id: int) -> VLLMSettings:
+    """What rollout engine number `engine_id` is told."""
+    rollout, timeouts = config.rollout, config.cluster.timeouts
+    return VLLMSettings(
+        model_path=model_path,
+        device="cuda" if config.cluster.rollout.num_gpus else "cpu",
+        dtype=rollout.dtype,
+        max_model_len=rollout.max_model_len,
+        max_num_seqs=rollout.max_num_seqs,
+        tensor_parallel_size=rollout.tensor_parallel_size,
+        kv_cache_memory_bytes=int(rollout.kv_cache_gib * 2**30),
+        seed=config.seed,
+        weight_transfer_backend=rollout.transport,
+        engine_id=engine_id,
+        request_timeout_s=timeouts.step_s,
+        control_timeout_s=timeouts.publish_s,
+        engine_kwargs=rollout.engine_kwargs,
+    )
+
+
+def policy_settings(config: TrainConfig, model_path: str, *, trains: bool) -> ZeroSettings:
+    """What a rank of the learner, or of a frozen policy, is told."""
+    raise NotImplementedError

@@ -1,0 +1,80 @@
+"""The run's inputs on disk: the model folder and the prompt files, built on first use.
+
+`model.build` and `data.build` name functions that write into a folder and skip what is done;
+everything that can be refused about the inputs is refused here, before a process starts.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.utils import instantiate
+
+from conf.schema import DataConfig, ModelConfig, TrainConfig
+from workers.prompts import PromptSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Checked inputs of a run."""
+
+    model_path: Path
+    train: PromptSet
+    heldout: PromptSet | None
+
+
+def prepare(config: TrainConfig) -> Sources:
+    """Build or find the model and the prompts.
+
+    Raises:
+        ValueError: on a model folder without weights, a missing column, an empty or unreadable
+            Parquet file; names the path and the remedy.
+    """
+    model_path = model_folder(config.model)
+    check_context(model_path, config.rollout.max_model_len)
+    train, heldout = prompt_sets(config.data)
+    return Sources(model_path=model_path, train=train, heldout=heldout)
+
+
+def model_folder(config: ModelConfig) -> Path:
+    """The policy's Hugging Face folder, with config, weights and tokenizer."""
+    path = Path(instantiate(config.build) if config.path is None else config.path).absolute()
+    if not path.is_dir():
+        raise ValueError(f"model.path={path} is not a folder; give a local Hugging Face folder")
+    if not (path / "config.json").exists():
+        raise ValueError(f"model.path={path} has no config.json; it is not a model folder")
+    if not list(path.glob("*.safetensors")):
+        raise ValueError(
+            f"model.path={path} holds no *.safetensors weights; save the model with "
+            "save_pretrained, which writes them"
+        )
+    if not list(path.glob("tokenizer*")):
+        raise ValueError(f"model.path={path} holds no tokenizer; save one beside the weights")
+    return path
+
+
+def check_context(model_path: Path, max_model_len: int) -> None:
+    """Refuse a context longer than the model's own."""
+    record = json.loads((model_path / "config.json").read_text())
+    limit = record.get("max_position_embeddings")
+    if limit is not None and max_model_len > limit:
+        raise ValueError(
+            f"rollout.max_model_len={max_model_len} exceeds the context of {model_path.name}, "
+            f"{limit} tokens; lower it"
+        )
+
+
+def prompt_sets(config: DataConfig) -> tuple[PromptSet, PromptSet | None]:
+    """Training and held-out prompts."""
+    train_path, eval_path = config.train_path, config.eval_path
+    if train_path is None:
+        files = instantiate(config.build)
+        train_path, eval_path = str(files.train), str(files.heldout)
+    names = {
+        "prompt_column": config.prompt_column,
+        "ground_truth_column": config.ground_truth_column,
+    }
+    train = PromptSet(train_path, **names)
+    return train, None if eval_path is None else PromptSet(eval_path, **names)

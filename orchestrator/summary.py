@@ -1,0 +1,60 @@
+"""The last page of a run: what it reached, where everything is, and what to try next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from conf.schema import TrainConfig
+from orchestrator.evaluation import Scores
+
+
+def describe(
+    config: TrainConfig,
+    steps: Sequence[dict[str, float]],
+    scores: Sequence[tuple[int, Scores]],
+    run_dir: Path,
+    export: Path | None,
+) -> str:
+    """Rewards, held-out scores, sample answers and paths, as text."""
+    lines = ["", f"run {run_dir.name} finished"]
+    if steps:
+        last = steps[-5:]
+        end = sum(step["reward/mean"] for step in last) / len(last)
+        seconds = sum(step["time/step_s"] for step in steps)
+        lines += [
+            f"  reward          {steps[0]['reward/mean']:.3f} in step {steps[0]['step']:.0f}"
+            f" -> {end:.3f} over the last {len(last)} steps",
+            f"  time            {seconds:.0f} s in {len(steps)} steps,"
+            f" {sum(s['rollout/tokens'] for s in steps):.0f} tokens sampled",
+        ]
+    if len(scores) > 1:
+        (first, before), (final, after) = scores[0], scores[-1]
+        lines.append(
+            f"  held-out score  {before.metrics['mean']:.3f} at step {first}"
+            f" -> {after.metrics['mean']:.3f} at step {final}"
+        )
+        lines += _answers(before, after)
+    lines += [
+        f"  checkpoints     {run_dir / 'checkpoints'}",
+        *([f"  final model     {export}"] if export is not None else []),
+        f"  metrics         {run_dir / 'metrics.jsonl'}",
+        *([f"  rollouts        {run_dir / 'rollouts'}"] if config.tracking.rollouts else []),
+        f"next: ballast train experiment={config.run_name} algorithm=dapo"
+        if config.run_name in ("quickstart", "tiny")
+        else f"next: ballast train run_name={config.run_name} resume=auto "
+        f"trainer.total_steps={config.trainer.total_steps * 2}",
+    ]
+    return "\n".join(lines)
+
+
+def _answers(before: Scores, after: Scores, count: int = 3) -> list[str]:
+    """The same prompts before and after, those that changed first."""
+    old = {answer.prompt_uid: answer for answer in reversed(before.answers)}
+    pairs = [(old[new.prompt_uid], new) for new in after.answers if new.prompt_uid in old]
+    pairs.sort(key=lambda pair: pair[0].response == pair[1].response)
+    lines = ["  sample answers  (prompt: before -> after, truth)"]
+    for was, now in pairs[:count]:
+        shown = now.prompt.splitlines()[-1][-60:]
+        lines.append(f"    {shown!r}: {was.response!r} -> {now.response!r}, {now.ground_truth!r}")
+    return lines

@@ -1,0 +1,174 @@
+"""`ballast train`: from a configuration to a finished run.
+
+Composition, inputs, cluster, resume and the summary stand here; what a step is stands in
+`trainer.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from algorithms.algorithm import Algorithm
+from conf.schema import TrainConfig
+from orchestrator import plan, summary
+from orchestrator.checkpoint import Checkpoint, CheckpointStore
+from orchestrator.cluster import Cluster, Roles
+from orchestrator.evaluation import Evaluator, Scores
+from orchestrator.ledger import Ledger
+from orchestrator.manifest import write_manifest
+from orchestrator.producer import Producer
+from orchestrator.progress import Progress
+from orchestrator.publication import Publisher
+from orchestrator.sources import Sources, prepare
+from orchestrator.tracking import Tracker, truncate_metrics
+from orchestrator.trainer import Trainer
+from workers.partition import SequenceCost
+from workers.recorder import Recorder
+
+
+@dataclass(kw_only=True)
+class History:
+    """What the summary tells: every step's numbers and every evaluation."""
+
+    steps: list[dict[str, float]] = field(default_factory=list)
+    scores: list[tuple[int, Scores]] = field(default_factory=list)
+
+
+def train(raw: DictConfig, config: TrainConfig) -> Path:
+    """Run a configuration to its end; returns the run's folder.
+
+    Raises:
+        ValueError: for what can't run, before anything expensive starts where that is possible.
+    """
+    algorithm: Algorithm = instantiate(raw.algorithm, _convert_="all")
+    plan.check(config, algorithm)
+    progress = Progress(config.trainer.total_steps)
+    progress.say(plan.describe(config, algorithm))
+    if config.dry_run:
+        return Path(config.output_dir)
+    scorer = instantiate(raw.reward.scorer, _convert_="all")
+    environment = instantiate(raw.environment, _convert_="all")
+    progress.say("preparing model and prompts ...")
+    sources = prepare(config)
+    run_dir, checkpoint = open_run(config)
+    write_run_manifest(run_dir, raw, sources)
+    store = CheckpointStore(run_dir, keep=config.trainer.keep_checkpoints)
+    os.chdir(run_dir)  # Ray puts the driver's folder first on the path of every worker
+    history = History()
+    tracker = Tracker(run_dir, config.tracking, run_name=config.run_name)
+    model = str(sources.model_path)
+    with progress, Cluster(config, algorithm, run_id=run_dir.name, model_path=model) as cluster:
+        progress.say("starting engines ...")
+        version = checkpoint.version if checkpoint else 0
+        roles = cluster.launch(environment=environment, scorer=scorer, version=version)
+        trainer = _assemble(config, algorithm, sources, roles, run_dir, store)
+
+        def on_step(step: int, metrics: dict[str, float]) -> None:
+            tracker.log(step, metrics)
+            history.steps.append({"step": step, **metrics})
+            progress.step(step, metrics)
+
+        def on_scores(step: int, scores: Scores) -> None:
+            tracker.log(step, {f"eval/{name}": value for name, value in scores.metrics.items()})
+            scores.write(run_dir / "eval" / f"step_{step:06d}.json")
+            history.scores.append((step, scores))
+            shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.metrics.items())
+            progress.say(f"held-out at step {step}: {shown}")
+
+        trainer.on_step, trainer.on_scores = on_step, on_scores
+        _begin(trainer, checkpoint)
+        trainer.run(1 if checkpoint is None else checkpoint.step + 1)
+        export = _export(config, roles, run_dir)
+    tracker.close()
+    progress.say(summary.describe(config, history.steps, history.scores, run_dir, export))
+    return run_dir
+
+
+def open_run(config: TrainConfig) -> tuple[Path, Checkpoint | None]:
+    """The run's folder, and where to go on from.
+
+    Raises:
+        ValueError: when the folder holds another run and `resume` does not say what to do.
+    """
+    run_dir = Path(config.output_dir).absolute() / config.run_name
+    store = CheckpointStore(run_dir, keep=config.trainer.keep_checkpoints)
+    checkpoint = store.latest()
+    if config.resume == "auto":
+        truncate_metrics(run_dir, checkpoint.step if checkpoint else 0)
+    elif (run_dir / "metrics.jsonl").exists():
+        number = 2
+        while run_dir.with_name(f"{config.run_name}-{number}").exists():
+            number += 1
+        run_dir, checkpoint = run_dir.with_name(f"{config.run_name}-{number}"), None
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return run_dir, checkpoint
+
+
+def write_run_manifest(run_dir: Path, raw: DictConfig, sources: Sources) -> None:
+    """Configuration, versions, seed and hashes of the inputs."""
+    sets = [sources.train] + ([sources.heldout] if sources.heldout is not None else [])
+    write_manifest(
+        run_dir,
+        raw,
+        source_dir=Path(__file__).parent,
+        model=str(sources.model_path),
+        data={str(prompts.path): prompts.digest() for prompts in sets},
+    )
+
+
+def _assemble(
+    config: TrainConfig,
+    algorithm: Algorithm,
+    sources: Sources,
+    roles: Roles,
+    run_dir: Path,
+    store: CheckpointStore,
+) -> Trainer:
+    ledger = Ledger(sources.train, seed=config.seed, shuffle=config.data.shuffle)
+    shape = roles.learner.workers.call_first("shape", timeout_s=config.cluster.timeouts.start_s)
+    return Trainer(
+        config=config,
+        algorithm=algorithm,
+        roles=roles,
+        producer=Producer(roles.rollouts, sources.train, ledger, config),
+        ledger=ledger,
+        publisher=Publisher(roles, config, probe_prompts=sources.train),
+        evaluator=None
+        if sources.heldout is None
+        else Evaluator(roles.rollouts, sources.heldout, config),
+        checkpoints=store,
+        recorder=Recorder(run_dir / "rollouts", timeout_s=config.cluster.timeouts.checkpoint_s)
+        if config.tracking.rollouts
+        else None,
+        cost=SequenceCost.of_model(**shape),
+        on_step=lambda step, metrics: None,
+        on_scores=lambda step, scores: None,
+    )
+
+
+def _begin(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
+    """Bring engines and learner to the state that the first step starts from."""
+    if checkpoint is not None:
+        trainer.ledger.load_state_dict(checkpoint.ledger)
+        trainer.roles.learner.workers.call(
+            "load",
+            str(checkpoint.learner_dir),
+            timeout_s=trainer.config.cluster.timeouts.checkpoint_s,
+        )
+        trainer.version = checkpoint.version
+    trainer.publisher.begin(trainer.version)
+    if checkpoint is None:
+        trainer.evaluate(0)
+
+
+def _export(config: TrainConfig, roles: Roles, run_dir: Path) -> Path | None:
+    if not config.trainer.export:
+        return None
+    final = run_dir / "final"
+    roles.learner.workers.call("export", str(final), timeout_s=config.cluster.timeouts.checkpoint_s)
+    return final

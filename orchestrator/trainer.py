@@ -1,0 +1,186 @@
+"""The training loop. Read this page first.
+
+    who          produces                    consumes                     waits for
+    producer     groups of trajectories      prompts of the ledger        rollout engines, rewards
+    actor        old_logprobs, old_entropy   trajectories                 its ranks
+    reference    ref_logprobs                trajectories                 its ranks
+    learner      advantages, new weights     all of the above             its ranks
+    publisher    an attested version         the learner's weights        learner and engines
+
+One loop serves every schedule: `schedule.max_staleness: 0` is synchronous training; with s > 0 the
+engines sample up to s batches ahead while the learner trains. The driver handles metadata only;
+trajectories go from the engines through the object store to the ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from algorithms.algorithm import Algorithm
+from conf.schema import TrainConfig
+from orchestrator.batch import StepBatch, assemble, batch_metrics, plan_updates, usable_rows
+from orchestrator.checkpoint import CheckpointStore
+from orchestrator.clock import Clock
+from orchestrator.cluster import Roles
+from orchestrator.evaluation import Evaluator, Scores
+from orchestrator.ledger import Ledger
+from orchestrator.producer import Producer, Taken
+from orchestrator.publication import Publisher
+from workers.partition import SequenceCost
+from workers.plans import CreditPlan, RankPlan
+from workers.policy_group import PolicyGroup, Trajectories
+from workers.recorder import Recorder
+from workers.rollout_pool import RolloutGroup
+
+
+class NothingToTrainError(RuntimeError):
+    """A step in which no group may train; the message counts why."""
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """One training run, from its first step to its last."""
+
+    config: TrainConfig
+    algorithm: Algorithm
+    roles: Roles
+    producer: Producer
+    ledger: Ledger
+    publisher: Publisher
+    evaluator: Evaluator | None
+    checkpoints: CheckpointStore
+    recorder: Recorder | None
+    cost: SequenceCost
+    on_step: Callable[[int, dict[str, float]], None]
+    on_scores: Callable[[int, Scores], None]
+    version: int = 0
+
+    def run(self, first_step: int) -> None:
+        """Train from `first_step` to `trainer.total_steps`, both counted from 1."""
+        last = self.config.trainer.total_steps
+        for step in range(first_step, last + 1):
+            metrics = self.step(step)
+            self.on_step(step, metrics)
+            if step == last or _due(step, self.config.trainer.eval_every):
+                self.evaluate(step)
+            if step == last or _due(step, self.config.trainer.checkpoint_every):
+                self.save(step)
+        if self.recorder is not None:
+            self.recorder.flush()
+
+    def step(self, step: int) -> dict[str, float]:
+        """Take groups, score, credit, train, publish."""
+        clock = Clock()
+        with clock.span("generate"):
+            taken = self.producer.take(step, self.version, self._why_not)
+        self.producer.run_ahead(self.version)
+        batch = self._assemble(taken)
+        rows = Trajectories(slices=batch.slices, batches=batch.batches)
+        plan = plan_updates(
+            batch,
+            self.algorithm,
+            num_updates=self.config.trainer.updates_per_step,
+            num_ranks=self.config.learner.num_ranks,
+            token_budget=self.config.learner.token_budget,
+            cost=self.cost,
+        )
+        with clock.span("score"):
+            scored = self._score(plan.ranks, rows)
+            advantages, credit_metrics = self.roles.learner.credit(
+                CreditPlan(
+                    rewards=batch.shaped_rewards,
+                    group_ids=batch.group_ids,
+                    trained=batch.trained,
+                ),
+                rows,
+                scored,
+            )
+        with clock.span("train"):
+            computed = [*scored, advantages]
+            logprobs, training = self.roles.learner.train(plan.ranks, rows, computed)
+            trained = training.result()[0]
+        self.version += 1
+        with clock.span("publish"):
+            published = self.publisher.publish(self.version, stepped=trained["learner/steps"] > 0)
+        if self.recorder is not None:
+            self.recorder.write(step, batch.slices, batch.batches, [*computed, *logprobs])
+        metrics = {
+            **batch_metrics(batch, self.version - 1),
+            **plan.metrics,
+            **credit_metrics,
+            **trained,
+            **published,
+            **_dropped_metrics(taken),
+            **{f"ledger/{name}": float(n) for name, n in self.ledger.counts().items()},
+            "ledger/epoch_frac": self.ledger.epoch_frac,
+            **clock.metrics(),
+        }
+        metrics["rollout/tokens_per_s"] = metrics["rollout/tokens"] / metrics["time/generate_s"]
+        return metrics
+
+    def _why_not(self, group: RolloutGroup) -> str | None:
+        """Why the algorithm's filters reject a group, or None."""
+        rows = usable_rows(group)
+        rewards = torch.tensor([group.metas[row].reward for row in rows], dtype=torch.float32)
+        keep = self.algorithm.keep_groups(rewards, torch.zeros(len(rows), dtype=torch.int64))
+        return None if bool(keep[0]) else "filtered"
+
+    def _assemble(self, taken: Taken) -> StepBatch:
+        batch = assemble(taken.groups, self.algorithm) if taken.groups else None
+        if batch is None or not np.any(batch.lengths):
+            raise NothingToTrainError(
+                f"no group may train: groups dropped {dict(taken.dropped)}, samples failed "
+                f"{dict(taken.failed)}. Check the reward and the prompts, or the algorithm's "
+                "filters"
+            )
+        return batch
+
+    def _score(self, plans: tuple[RankPlan, ...], rows: Trajectories) -> list[Any]:
+        """Start what the algorithm needs of pi_old and of the reference.
+
+        With one update per step pi_old is the policy that the learner itself evaluates, so unless
+        credit reads the column before, its own forward supplies it.
+        """
+        wanted, early = self.algorithm.required_columns, self.algorithm.credit_columns
+        several = self.config.trainer.updates_per_step > 1
+        references: list[Any] = []
+        if self.roles.reference is not None:
+            references += self.roles.reference.score(
+                plans, rows, logprobs="ref_logprobs", entropy=None
+            )
+        if (several and wanted & {"old_logprobs", "old_entropy"}) or "old_logprobs" in early:
+            actor: PolicyGroup = self.roles.learner
+            entropy = "old_entropy" if "old_entropy" in wanted else None
+            references += actor.score(plans, rows, logprobs="old_logprobs", entropy=entropy)
+        return references
+
+    def evaluate(self, step: int) -> None:
+        """Score the held-out prompts with the engines' present weights."""
+        if self.evaluator is not None:
+            self.on_scores(step, self.evaluator.run(self.version))
+
+    def save(self, step: int) -> None:
+        """Write a complete checkpoint of the state after `step`."""
+        folder = self.checkpoints.begin(step)
+        self.roles.learner.workers.call(
+            "save", str(folder), timeout_s=self.config.cluster.timeouts.checkpoint_s
+        )
+        self.checkpoints.commit(step, version=self.version, ledger=self.ledger.state_dict())
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _dropped_metrics(taken: Taken) -> dict[str, float]:
+    return {
+        "groups/trained": float(len(taken.groups)),
+        "groups/dropped": float(taken.dropped.total()),
+        "groups/filtered": float(taken.dropped["filtered"]),
+        "samples/failed": float(taken.failed.total()),
+    }

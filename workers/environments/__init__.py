@@ -1,0 +1,1 @@
+"""Environments: how a prompt becomes one or several turns of a trajectory."""

@@ -1,0 +1,135 @@
+"""Ray actors of one role, called together, with a time limit and a name on every call.
+
+This is where remote calls are made: a group starts its actors in the bundles of a placement group,
+fans a method out to all ranks, and turns what Ray raises into one error that names the role, the
+ranks and the call. It knows nothing of what the methods do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.exceptions
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+
+class WorkerError(RuntimeError):
+    """A remote call that died or did not answer; says which role, ranks and call."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """Which bundles of a placement group a role's processes occupy, one bundle each."""
+
+    group: PlacementGroup
+    bundles: Sequence[int]
+    num_cpus: float
+    num_gpus: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Calls in flight; `result` waits for all of them."""
+
+    role: str
+    method: str
+    refs: Sequence[Any]
+    timeout_s: float
+
+    def result(self) -> list[Any]:
+        """Answers in rank order.
+
+        Raises:
+            WorkerError: when a process died or the time is over.
+        """
+        ready, missing = ray.wait(
+            list(self.refs), num_returns=len(self.refs), timeout=self.timeout_s
+        )
+        if missing:
+            ranks = [rank for rank, ref in enumerate(self.refs) if ref in missing]
+            raise WorkerError(
+                f"{self.role}.{self.method}: no answer from rank {ranks} in {self.timeout_s:g} s; "
+                "look at that process's log, or raise the limit in cluster.timeouts"
+            )
+        try:
+            return list(ray.get(list(self.refs)))
+        except ray.exceptions.RayActorError as error:
+            raise WorkerError(f"{self.role}.{self.method}: a process died: {error}") from error
+
+
+class WorkerGroup:
+    """The processes of one role, in rank order."""
+
+    def __init__(self, role: str, handles: Sequence[Any]) -> None:
+        self.role = role
+        self.handles = list(handles)
+
+    @classmethod
+    def launch(
+        cls,
+        role: str,
+        actor_class: type,
+        *,
+        num_workers: int,
+        arguments: Callable[[int], Mapping[str, Any]],
+        env: Callable[[int], Mapping[str, str]],
+        placement: Placement | None = None,
+        max_concurrency: int = 1,
+    ) -> WorkerGroup:
+        """Start `num_workers` actors; rank r gets `arguments(r)` and the environment `env(r)`."""
+        handles = []
+        for rank in range(num_workers):
+            options: dict[str, Any] = {
+                "num_cpus": 0,
+                "runtime_env": {"env_vars": dict(env(rank))},
+                "max_concurrency": max_concurrency,
+            }
+            if placement is not None:
+                options["num_cpus"] = placement.num_cpus
+                options["num_gpus"] = placement.num_gpus
+                options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+                    placement.group, placement_group_bundle_index=placement.bundles[rank]
+                )
+            remote_class = ray.remote(actor_class).options(**options)
+            handles.append(remote_class.remote(**arguments(rank)))
+        return cls(role, handles)
+
+    def __len__(self) -> int:
+        return len(self.handles)
+
+    def start(self, method: str, *args: Any, timeout_s: float, **kwargs: Any) -> Pending:
+        """Call every rank with the same arguments and do not wait."""
+        refs = [getattr(handle, method).remote(*args, **kwargs) for handle in self.handles]
+        return Pending(self.role, method, refs, timeout_s)
+
+    def start_each(
+        self, method: str, first: Sequence[Any], *args: Any, timeout_s: float
+    ) -> Pending:
+        """Call rank r with `first[r]` and then the shared `args`."""
+        refs = [
+            getattr(handle, method).remote(own, *args)
+            for handle, own in zip(self.handles, first, strict=True)
+        ]
+        return Pending(self.role, method, refs, timeout_s)
+
+    def call(self, method: str, *args: Any, timeout_s: float, **kwargs: Any) -> list[Any]:
+        """Call every rank and wait for all answers."""
+        return self.start(method, *args, timeout_s=timeout_s, **kwargs).result()
+
+    def call_first(self, method: str, *args: Any, timeout_s: float) -> Any:
+        """Call rank 0 alone."""
+        ref = getattr(self.handles[0], method).remote(*args)
+        return Pending(self.role, method, [ref], timeout_s).result()[0]
+
+    def stop(self, *, method: str | None = None, timeout_s: float = 20.0) -> None:
+        """End the processes, after a last call if one is named; never raises."""
+        if method is not None:
+            with contextlib.suppress(WorkerError, ray.exceptions.RayError):
+                self.call(method, timeout_s=timeout_s)
+        for handle in self.handles:
+            ray.kill(handle)

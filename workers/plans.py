@@ -1,0 +1,76 @@
+"""What the driver tells a learner rank to do with a step's rows. Plain data, no tensor.
+
+A row is an index into the step's trajectories, which a worker reads as the concatenation of
+`Slice`s of record batches from the object store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slice:
+    """Rows [start, start + length) of record batch number `batch`."""
+
+    batch: int
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MicroBatchPlan:
+    """Rows that are computed together, and the weight of every trained token of each.
+
+    Attributes:
+        rows: [M] int64, possibly empty: every rank runs equally many micro-batches.
+        weights: loss term -> [M] float32.
+    """
+
+    rows: npt.NDArray[np.int64]
+    weights: Mapping[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankPlan:
+    """One rank's micro-batches of each optimizer update of a step.
+
+    Attributes:
+        updates: `updates[u][k]`, equally long on every rank.
+        trained_tokens: tokens that train in each update, over all ranks: what metrics divide by.
+    """
+
+    updates: tuple[tuple[MicroBatchPlan, ...], ...]
+    trained_tokens: tuple[float, ...]
+
+    @property
+    def micro_batches(self) -> list[MicroBatchPlan]:
+        """All micro-batches in order."""
+        return [micro for update in self.updates for micro in update]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CreditPlan:
+    """What credit needs beside the tokens: one value per row of the step.
+
+    Attributes:
+        rewards: [S] float32, shaped.
+        group_ids: [S] int64.
+        trained: [S] bool, False where a filter masks the whole sequence.
+    """
+
+    rewards: npt.NDArray[np.float32]
+    group_ids: npt.NDArray[np.int64]
+    trained: npt.NDArray[np.bool_]
+
+
+def step_table(slices: Sequence[Slice], batches: Sequence[pa.RecordBatch]) -> pa.Table:
+    """A step's trajectories; row r is what every plan counts."""
+    return pa.Table.from_batches(
+        [batches[piece.batch].slice(piece.start, piece.length) for piece in slices]
+    )

@@ -1,0 +1,116 @@
+"""Prompts: read from Parquet by name of column, ordered by seed and epoch, encoded in the engine.
+
+`PromptSet` holds a table and gives rows by position; `PromptEncoder` turns one prompt into tokens
+where it is sampled. The token ids made here are the ids that train: nothing is re-tokenised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """One row of a prompt file."""
+
+    uid: str
+    prompt: str | list[dict[str, str]]
+    ground_truth: str | None
+    dataset: str
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+class PromptSet:
+    """The prompts of one Parquet file or folder.
+
+    Raises:
+        ValueError: when it is missing, unreadable or empty, or lacks a named column.
+    """
+
+    def __init__(self, path: str | Path, *, prompt_column: str, ground_truth_column: str) -> None:
+        self.path = Path(path)
+        self._prompt_column = prompt_column
+        self._truth_column = ground_truth_column
+        if not self.path.exists():
+            raise ValueError(f"prompt file {self.path} does not exist; check data.train_path")
+        try:
+            self._table = pads.dataset(self.path, format="parquet").to_table()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(f"{self.path} is not readable as Parquet: {error}") from error
+        for key, column in (
+            ("data.prompt_column", prompt_column),
+            ("data.ground_truth_column", ground_truth_column),
+        ):
+            if column not in self._table.column_names:
+                raise ValueError(
+                    f"{self.path} has no column {column!r} ({key}); "
+                    f"it has {', '.join(self._table.column_names)}"
+                )
+        if self._table.num_rows == 0:
+            raise ValueError(f"{self.path} holds no prompt; give a Parquet file with rows")
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __getitem__(self, row: int) -> Prompt:
+        values = self._table.slice(row, 1).to_pylist()[0]
+        prompt = values.pop(self._prompt_column)
+        truth = values.pop(self._truth_column)
+        return Prompt(
+            uid=f"{self.path.stem}:{row}",
+            prompt=prompt,
+            ground_truth=None if truth is None else str(truth),
+            dataset=str(values.get("dataset", self.path.stem)),
+            columns=values,
+        )
+
+    def order(self, *, epoch: int, seed: int, shuffle: bool) -> list[int]:
+        """Rows in the order of an epoch; equal seeds give equal orders."""
+        if not shuffle:
+            return list(range(len(self)))
+        return list(np.random.default_rng([seed, epoch]).permutation(len(self)).tolist())
+
+    def digest(self) -> str:
+        """SHA-256 over the files' bytes, for the run manifest."""
+        files = sorted(self.path.rglob("*.parquet")) if self.path.is_dir() else [self.path]
+        total = hashlib.sha256()
+        for file in files:
+            total.update(file.read_bytes())
+        return total.hexdigest()
+
+
+class PromptEncoder:
+    """Text or chat messages to token ids, with the model's own tokenizer and chat template."""
+
+    def __init__(self, model_path: str | Path, max_prompt_tokens: int) -> None:
+        from transformers import AutoTokenizer  # slow to import, and only engines encode
+
+        self._tokenizer = AutoTokenizer.from_pretrained(str(model_path))
+        self._max_prompt_tokens = max_prompt_tokens
+
+    def encode(self, prompt: str | list[dict[str, str]]) -> tuple[list[int], str | None]:
+        """Token ids, and why the prompt can't be sampled, if so."""
+        if isinstance(prompt, str):
+            tokens = list(self._tokenizer(prompt)["input_ids"])
+        else:
+            encoded = self._tokenizer.apply_chat_template(
+                prompt, add_generation_prompt=True, tokenize=True, return_dict=True
+            )
+            tokens = list(encoded["input_ids"])
+        if not tokens:
+            return tokens, "empty prompt"
+        if len(tokens) > self._max_prompt_tokens:
+            return tokens, f"prompt of {len(tokens)} tokens, limit {self._max_prompt_tokens}"
+        return tokens, None
+
+    @staticmethod
+    def text(prompt: str | list[dict[str, str]]) -> str:
+        """What the reward sees as the prompt: the text, or the last message's content."""
+        return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])

@@ -1,0 +1,30 @@
+"""The reward role: a Ray actor around a pool of killable scoring processes.
+
+Rollout workers call it as soon as samples finish. A failure comes back as an outcome with its
+reason, never as a reward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from workers.rewards.base import RewardResult, RewardSample
+from workers.rewards.pool import RewardPool
+
+
+class RewardWorker:
+    """One pool of scoring processes."""
+
+    def __init__(self, *, scorer: Any, num_processes: int, timeout_s: float) -> None:
+        self._pool = RewardPool(scorer, num_processes=num_processes, timeout_s=timeout_s)
+
+    async def ready(self) -> None:
+        """Return when the worker can score."""
+
+    async def score(self, samples: list[RewardSample]) -> list[RewardResult]:
+        """One result per sample, in order."""
+        return await self._pool.score(samples)
+
+    async def close(self) -> None:
+        """End the scoring processes."""
+        self._pool.close()

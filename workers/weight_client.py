@@ -1,0 +1,44 @@
+"""How the trainer's rank 0 reaches every engine's weight-transfer calls through Ray.
+
+The four synchronous methods of vLLM's weight-sync client; each calls all engines at once and
+returns when all have answered, or raises an error that names the call and the engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from workers.group import Pending
+
+
+class EngineClient:
+    """Rollout workers as one weight-sync client.
+
+    Args:
+        engines: handles of the rollout workers.
+        timeout_s: longest wait for one call.
+    """
+
+    def __init__(self, engines: Sequence[Any], *, timeout_s: float) -> None:
+        self._engines, self._timeout_s = list(engines), timeout_s
+
+    def _call(self, method: str, *args: Any) -> None:
+        refs = [engine.engine_call.remote(method, *args) for engine in self._engines]
+        Pending("rollout", method, refs, self._timeout_s).result()
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Engines connect to the trainer."""
+        self._call("init_weight_transfer_engine", init_info)
+
+    def start_weight_update(self) -> None:
+        """Engines freeze what they are sampling."""
+        self._call("start_weight_update")
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Engines load the weights."""
+        self._call("update_weights", update_info)
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """Engines label the weights and go on sampling."""
+        self._call("finish_weight_update", weight_version)
