@@ -135,8 +135,9 @@ class Algorithm:
 
     @property
     def required_columns(self) -> frozenset[str]:
-        """Columns that credit, loss or critic read, beyond those every batch carries."""
-        return self.credit_columns | self.loss_columns | self.value_columns
+        """Columns that roles must produce: of credit and loss, and `values` for a critic."""
+        values = frozenset({"values"}) if self.needs_critic else frozenset()
+        return self.credit_columns | self.loss_columns | values
 
     @property
     def credit_columns(self) -> frozenset[str]:
@@ -150,7 +151,7 @@ class Algorithm:
 
     @property
     def value_columns(self) -> frozenset[str]:
-        """Columns that `critic_loss` reads."""
+        """Columns that `critic_loss` reads: `values`, `old_values` (at credit) and `returns`."""
         return frozenset() if self.value_loss is None else self.value_loss.columns
 
     def _produced(self, columns: frozenset[str]) -> frozenset[str]:

@@ -28,7 +28,7 @@ def check_known(part: Part) -> None:
 def check_kind(name: str, part: object, kind: type[Part]) -> None:
     """Raise unless `part` inherits `kind`."""
     if not isinstance(part, kind):
-        raise ValueError(  # noqa: TRY004 - configuration errors are ValueErrors
+        raise ValueError(
             f"{name}={part!r} is no {kind.__name__}; inherit algorithms.parts.{kind.__name__}"
         )
 
@@ -36,7 +36,7 @@ def check_kind(name: str, part: object, kind: type[Part]) -> None:
 def plain_mapping(name: str, parts: Mapping[str, PartT], kind: type[PartT]) -> dict[str, PartT]:
     """Copy a mapping of parts to a plain dict, or raise."""
     if not isinstance(parts, Mapping):
-        raise ValueError(f"{name}={parts!r} is no mapping; give each part a key")  # noqa: TRY004
+        raise ValueError(f"{name}={parts!r} is no mapping; give each part a key")
     plain = {str(key): part for key, part in parts.items()}
     for key, part in plain.items():
         check_kind(f"{name}.{key}", part, kind)

@@ -16,7 +16,7 @@ from algorithms.inputs import BatchMetadata, Credit, CreditInputs, LossInputs, R
 from algorithms.segments import num_segments
 
 
-class Part(ABC):
+class Part(ABC):  # noqa: B024 - its kinds have the abstract calls
     """Base of all parts: the columns it reads beyond those that every batch carries."""
 
     columns: frozenset[str] = frozenset()

@@ -19,17 +19,17 @@ def clamped_log_ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def policy_log_ratio(inputs: LossInputs) -> Tensor:
-    """ln w = log pi - log pi_old [N], with gradient, clamped to +-20."""
+    """The log-ratio ln w = log pi - log pi_old [N], with gradient, clamped to +-20."""
     return clamped_log_ratio(inputs.logprobs, inputs.old_logprobs)
 
 
 def policy_ratio(inputs: LossInputs) -> Tensor:
-    """w = pi / pi_old [N], with gradient."""
+    """The ratio w = pi / pi_old [N], with gradient."""
     return policy_log_ratio(inputs).exp()
 
 
 def straight_through_one(logprobs: Tensor) -> Tensor:
-    """pi / sg(pi) [N]: the value 1 with the gradient of log pi."""
+    """The ratio pi / sg(pi) [N]: the value 1 with the gradient of log pi."""
     return (logprobs - logprobs.detach()).exp()
 
 

@@ -61,7 +61,7 @@ class GroupRelative(Advantage):
         check_whitening(self.whiten)
 
     def _weight(self, statistics: GroupStatistics) -> Tensor:
-        """omega [S]."""
+        """The factor omega [S]."""
         if self.weighting == "std":
             return 1.0 / (statistics.std + self.eps)
         weight = 1.0

@@ -38,7 +38,7 @@ class GroupStatistics:
 
 
 def group_statistics(rewards: Tensor, group_ids: Tensor, *, unbiased: bool) -> GroupStatistics:
-    """Two-pass statistics of `rewards` [S] within `group_ids` [S]; labels need not be contiguous."""
+    """Two-pass statistics of `rewards` [S] within `group_ids` [S], any labels."""
     labels, group = torch.unique(group_ids, return_inverse=True)
     num = labels.numel()
     size = segment_sum(torch.ones_like(rewards), group, num)  # [G]

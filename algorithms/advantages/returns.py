@@ -1,0 +1,177 @@
+"""Token-level credit: REINFORCE++ and generalised advantage estimation.
+
+What it is: returns over the trainable tokens of each response, as a scan without a loop over time.
+What it is not: a critic; `values` come from outside. Tokens that do not train (tool outputs) are
+not part of the time axis: the next step of a token is the next trainable one.
+Shapes: N tokens, M <= N trainable tokens, S sequences.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from algorithms.advantages.statistics import (
+    check_whitening,
+    finished,
+    group_statistics,
+    outcome_metrics,
+    whiten,
+)
+from algorithms.inputs import Credit, CreditInputs
+from algorithms.kl import check_estimator, estimate
+from algorithms.parts import Advantage
+from algorithms.segments import discounted_suffix_sum
+from algorithms.validation import (
+    check_at_least,
+    check_choice,
+    check_finite,
+    check_fraction,
+    present,
+)
+
+
+def last_of_segment(ids: Tensor) -> Tensor:
+    """True [M] at the last element of each run of equal `ids` [M]."""
+    last = torch.ones_like(ids, dtype=torch.bool)
+    last[:-1] = ids[1:] != ids[:-1]
+    return last
+
+
+def token_rewards(
+    inputs: CreditInputs, rewards: Tensor, coefficient: float, estimator: str
+) -> tuple[Tensor, float]:
+    """Rewards of the trainable tokens [M] and the mean penalty.
+
+    r_t = R on the last trainable token, minus `coefficient` * KL estimate(pi_old, ref) everywhere.
+    """
+    mask = inputs.loss_mask
+    ids = inputs.sequence_ids[mask]
+    shaped = torch.where(last_of_segment(ids), rewards[ids], 0.0)
+    if coefficient == 0.0:
+        return shaped, 0.0
+    old = present("old_logprobs", inputs.old_logprobs)[mask]
+    reference = present("ref_logprobs", inputs.ref_logprobs)[mask]
+    penalty = estimate(estimator, old, reference)  # [M]
+    mean = float(penalty.mean().item()) if penalty.numel() else 0.0
+    return shaped - coefficient * penalty, mean
+
+
+def kl_columns(coefficient: float) -> frozenset[str]:
+    """Columns of the KL in the reward; none without one."""
+    return frozenset({"old_logprobs", "ref_logprobs"}) if coefficient else frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReinforcePlusPlus(Advantage):
+    """Return-to-go of token rewards, whitened over the batch. REINFORCE++ (2501.03262).
+
+    r_t = 1[t = T] (R - b) - kl_coefficient * kl_t, A_t = sum_{s >= t} gamma^(s - t) r_s, then
+    (A - mean) / std over the batch. With baseline=group_mean and no KL it is REINFORCE++-baseline,
+    whose KL is a separate loss.
+
+    Attributes:
+        baseline: none or group_mean.
+        gamma: discount.
+        kl_coefficient: weight of the KL to the reference in the reward; 0 for none.
+        kl_estimator: k1, k2, k3 or abs.
+        whiten: population (OpenRLHF, the authors'), unbiased (verl) or none.
+        eps: added to the variance.
+    """
+
+    baseline: str = "none"
+    gamma: float = 1.0
+    kl_coefficient: float = 0.01
+    kl_estimator: str = "k1"
+    whiten: str = "population"
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        check_choice("baseline", self.baseline, ("none", "group_mean"))
+        check_fraction("gamma", self.gamma)
+        check_at_least("kl_coefficient", self.kl_coefficient, 0.0)
+        check_finite("kl_coefficient", self.kl_coefficient)
+        check_estimator("kl_estimator", self.kl_estimator)
+        check_whitening(self.whiten)
+        check_at_least("eps", self.eps, 0.0)
+
+    @property
+    def columns(self) -> frozenset[str]:  # type: ignore[override]
+        """The KL's, when it is in the reward."""
+        return kl_columns(self.kl_coefficient)
+
+    @property
+    def needs_groups(self) -> bool:  # type: ignore[override]
+        """True with the group baseline."""
+        return self.baseline == "group_mean"
+
+    def __call__(self, inputs: CreditInputs) -> Credit:
+        """See :class:`algorithms.parts.Advantage`."""
+        statistics = group_statistics(inputs.rewards, inputs.group_ids, unbiased=True)
+        rewards = inputs.rewards
+        if self.baseline == "group_mean":
+            rewards = torch.where(statistics.informative, rewards - statistics.mean, 0.0)
+        mask = inputs.loss_mask
+        per_token, kl = token_rewards(inputs, rewards, self.kl_coefficient, self.kl_estimator)
+        returns = discounted_suffix_sum(per_token, inputs.sequence_ids[mask], self.gamma)
+        advantages = rewards.new_zeros(mask.shape).masked_scatter(mask, returns)
+        advantages = whiten(advantages, mask, self.whiten, self.eps)
+        metrics = outcome_metrics(inputs, statistics) | {"reward/kl": kl}
+        return finished(advantages, inputs, metrics=metrics)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneralizedAdvantage(Advantage):
+    """A_t = delta_t + gamma lam A_{t+1}, delta_t = r_t + gamma V_{t+1} - V_t. GAE (1506.02438).
+
+    V after the last token is 0. Returns are A + V, before whitening.
+
+    Attributes:
+        gamma: discount; 1.
+        lam: 1 in verl, 0.95 in OpenRLHF.
+        kl_coefficient: weight of the KL to the reference in the reward; 0 for none.
+        kl_estimator: k1, k2, k3 or abs.
+        whiten: unbiased (verl), population (OpenRLHF) or none.
+        eps: added to the variance.
+    """
+
+    gamma: float = 1.0
+    lam: float = 0.95
+    kl_coefficient: float = 0.0
+    kl_estimator: str = "k1"
+    whiten: str = "unbiased"
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        check_fraction("gamma", self.gamma)
+        check_fraction("lam", self.lam)
+        check_at_least("kl_coefficient", self.kl_coefficient, 0.0)
+        check_finite("kl_coefficient", self.kl_coefficient)
+        check_estimator("kl_estimator", self.kl_estimator)
+        check_whitening(self.whiten)
+        check_at_least("eps", self.eps, 0.0)
+
+    @property
+    def columns(self) -> frozenset[str]:  # type: ignore[override]
+        """`values`, and the KL's when it is in the reward."""
+        return frozenset({"values"}) | kl_columns(self.kl_coefficient)
+
+    def __call__(self, inputs: CreditInputs) -> Credit:
+        """See :class:`algorithms.parts.Advantage`."""
+        mask = inputs.loss_mask
+        ids = inputs.sequence_ids[mask]
+        values = present("values", inputs.values)[mask]  # [M]
+        rewards, kl = token_rewards(inputs, inputs.rewards, self.kl_coefficient, self.kl_estimator)
+        following = torch.zeros_like(values)
+        following[:-1] = torch.where(last_of_segment(ids)[:-1], 0.0, values[1:])
+        delta = rewards + self.gamma * following - values
+        scanned = discounted_suffix_sum(delta, ids, self.gamma * self.lam)
+        empty = values.new_zeros(mask.shape)
+        advantages = whiten(empty.masked_scatter(mask, scanned), mask, self.whiten, self.eps)
+        statistics = group_statistics(inputs.rewards, inputs.group_ids, unbiased=True)
+        return finished(
+            advantages,
+            inputs,
+            metrics=outcome_metrics(inputs, statistics) | {"reward/kl": kl},
+            returns=empty.masked_scatter(mask, scanned + values),
+        )

@@ -1,0 +1,62 @@
+"""Gates: which tokens pass a gradient, over any policy loss.
+
+What it is: ERC. What it is not: the clip inside a loss; both must pass. A token that a gate stops
+keeps its loss value and its place in the denominator. Shapes: [N].
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from algorithms.inputs import LossInputs
+from algorithms.parts import Gate
+from algorithms.ratios import as_float
+from algorithms.validation import check_at_least, check_positive, present
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntropyRatioClip(Gate):
+    """Keep where 1-low < rho < 1+high, rho = (H(pi) + eps) / (H(pi_old) + eps). ERC (2512.05591).
+
+    H is the full-vocabulary entropy at the token's position and the sampling temperature, in
+    float32, both from the trainer. Strict comparisons; no gradient through rho. At the first
+    optimizer step of a rollout rho = 1 and nothing is stopped.
+
+    Attributes:
+        low, high: distances from 1; 0.05 in the released scripts (the code's default, 0.2, is not
+            what the scripts run). `low=1` together with `high=inf` keeps every token.
+        eps: keeps rho finite where the old policy is deterministic.
+    """
+
+    low: float = 0.05
+    high: float = 0.05
+    eps: float = 1e-8
+
+    columns = frozenset({"entropy", "old_entropy"})
+
+    def __post_init__(self) -> None:
+        check_at_least("low", self.low, 0.0)
+        check_at_least("high", self.high, 0.0)
+        check_positive("eps", self.eps)
+
+    def _ratio(self, inputs: LossInputs) -> Tensor:
+        """The ratio rho [N], detached."""
+        entropy = present("entropy", inputs.entropy).detach()
+        old_entropy = present("old_entropy", inputs.old_entropy).detach()
+        return (entropy + self.eps) / (old_entropy + self.eps)
+
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        """See :class:`algorithms.parts.Gate`."""
+        ratio = self._ratio(inputs)
+        return (ratio > 1.0 - self.low) & (ratio < 1.0 + self.high)
+
+    def metrics(self, inputs: LossInputs) -> Mapping[str, Tensor]:
+        """See :class:`algorithms.parts.TokenPart`."""
+        ratio = self._ratio(inputs)
+        return {
+            "erc/mask_frac": as_float(~self(inputs), ratio),
+            "erc/mask_low_frac": as_float(ratio <= 1.0 - self.low, ratio),
+            "erc/mask_high_frac": as_float(ratio >= 1.0 + self.high, ratio),
+            "erc/entropy_ratio": ratio,
+        }
