@@ -1,8 +1,8 @@
 """A vLLM engine for rollouts: asyncio in, `Sample`s out, weights published into it.
 
 Not a Ray actor (`workers.rollout_worker` wraps it) and not the transports (`workers.weight_sync`).
-Data flows: prompt token ids to vLLM's EngineCore process, sampled ids, log-probs and weight versions
-back; weights arrive through vLLM's weight-transfer API inside EngineCore and never pass through here.
+Data flows: prompt token ids to vLLM's EngineCore process; sampled ids, log-probs and weight versions
+back. Weights arrive inside EngineCore through vLLM's weight-transfer API and never pass through here.
 
 Every wait is bounded, because a dead EngineCore leaves its callers pending for ever.
 """
@@ -161,13 +161,21 @@ class VLLMEngine:
     # ---- weights: the four methods of vLLM's weight-sync client, and what surrounds them ----
 
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Connects to the trainer; blocks until the transport's rendezvous is complete."""
+        """Connects to the trainer; blocks until the transport's rendezvous is complete.
+
+        Args:
+            init_info: of the transport, equal for all engines. A `rank_offset` in it is engine 0's.
+        """
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
+        if "rank_offset" in init_info:
+            shift = self.settings.engine_id * self.settings.tensor_parallel_size
+            init_info = {**init_info, "rank_offset": init_info["rank_offset"] + shift}
         async with self._bounded("init_weight_transfer_engine"):
             await self._live().init_weight_transfer_engine(
                 WeightTransferInitRequest(init_info=init_info)
             )
+            await self._live().collective_rpc("record_receipts")
 
     async def start_weight_update(self) -> None:
         """Freezes running requests, so that no token is sampled between weights and label."""
@@ -288,7 +296,8 @@ class VLLMEngine:
             prompt = {"prompt_token_ids": prompt_token_ids}
             async for output in self._live().generate(prompt, params, request_id):  # type: ignore[arg-type]
                 last = output
-        assert last is not None and last.finished, what
+        assert last is not None, what
+        assert last.finished, what
         return last
 
     def _check_prompt(self, prompt_token_ids: list[int], request_id: str) -> None:

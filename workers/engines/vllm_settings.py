@@ -1,4 +1,4 @@
-"""What a vLLM engine is told before it starts: its settings, the process environment they need, sampling.
+"""What a vLLM engine is told: its settings, the environment of its process, how to sample.
 
 Not the engine: nothing here imports vLLM, so that drivers and configuration checks stay light.
 Data flows from the configuration to `VLLMSettings`, from there to `AsyncEngineArgs` keywords and to
@@ -96,7 +96,8 @@ class VLLMSettings:
         gpu_memory_utilization: that share; None keeps vLLM's own default.
         seed: of the engine; every request carries its own besides.
         weight_transfer_backend: "shm", "gloo", "nccl" or "ipc".
-        engine_id: which engine this is among those of the run (gloo ranks depend on it).
+        engine_id: which engine this is among those of the run (ranks in a transfer group
+            follow from it).
         enforce_eager: no compilation, no CUDA graphs.
         enable_prefix_caching: shares the prompt's keys and values within a group.
         recompute_kv: an update in mid-generation recomputes the running requests' keys and values
@@ -181,7 +182,6 @@ def engine_env(settings: VLLMSettings, num_threads: int) -> dict[str, str]:
         raise ValueError(f"an engine needs at least 1 thread, got {num_threads}")
     env = {
         "OMP_NUM_THREADS": str(num_threads),
-        "BALLAST_ENGINE_ID": str(settings.engine_id),
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",

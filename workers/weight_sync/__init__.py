@@ -1,1 +1,1 @@
-"""Publication of the learner's weights into the rollout engines, and the proof that they arrived."""
+"""Publication of the learner's weights into the rollout engines, and the proof of arrival."""

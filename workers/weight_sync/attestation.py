@@ -1,0 +1,197 @@
+"""The proof, after every publication, that engines sample from the learner's weights.
+
+Pure: it fetches nothing. Data flows from what the sender and every engine report, and both sides'
+log-probs of a fixed probe, to metrics, or to an `AttestationError` that names the tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from workers.weight_sync.fingerprint import Fingerprint
+from workers.weight_sync.publication import PublishReport
+
+
+class AttestationError(RuntimeError):
+    """A publication that cannot be trusted.
+
+    Attributes:
+        reasons: reason by tensor name.
+        faults: what is wrong besides, one sentence each.
+    """
+
+    def __init__(self, version: int, reasons: Mapping[str, str], faults: Sequence[str]) -> None:
+        self.reasons = dict(reasons)
+        self.faults = list(faults)
+        lines = [*faults, *(f"{name}: {reason}" for name, reason in reasons.items())]
+        super().__init__(
+            f"publication of weight version {version} failed its attestation; training stops "
+            f"because the engines would sample from other weights than the learner's:\n  "
+            + "\n  ".join(lines)
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeGap:
+    """Distance between two scorings of the same tokens: mean and max of |difference|."""
+
+    mean: float
+    max: float
+
+    @classmethod
+    def between(cls, learner: Sequence[float], engine: Sequence[float]) -> ProbeGap:
+        """Compares log-probs token by token.
+
+        Raises:
+            ValueError: sequences of different lengths, or empty ones.
+        """
+        if len(learner) != len(engine) or not learner:
+            raise ValueError(
+                f"probe log-probs must be of equal, positive length, got {len(learner)} from the "
+                f"learner and {len(engine)} from the engine"
+            )
+        gaps = [abs(a - b) for a, b in zip(learner, engine, strict=True)]
+        # max() passes over NaN: one unequal to itself must fail every comparison.
+        worst = max(gaps) if all(gap == gap for gap in gaps) else float("nan")
+        return cls(mean=sum(gaps) / len(gaps), max=worst)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tolerance:
+    """The largest gap that counts as agreement.
+
+    `Tolerance(mean=1e-5, max=1e-5)` in float32; `Tolerance.above_noise` where arithmetic differs.
+    """
+
+    mean: float
+    max: float
+
+    @classmethod
+    def absolute(cls, value: float) -> Tolerance:
+        """The same bound on the mean and on the maximum."""
+        return cls(mean=value, max=value)
+
+    @classmethod
+    def above_noise(cls, floor: ProbeGap, factor: float = 4.0) -> Tolerance:
+        """A multiple of the gap measured while both sides held the same weights for certain."""
+        if factor < 1.0:
+            raise ValueError(f"a factor below 1 rejects the noise itself, got {factor}")
+        return cls(mean=factor * floor.mean, max=factor * floor.max)
+
+    def allows(self, gap: ProbeGap) -> bool:
+        """Whether the gap counts as agreement; never for NaN."""
+        return gap.mean <= self.mean and gap.max <= self.max
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineEvidence:
+    """What one engine says after a publication.
+
+    Attributes:
+        engine_id: which engine.
+        version: label of the weights it samples from.
+        received: fingerprint by name of what arrived.
+        probe_logprobs: [T] of the probe's tokens under its live weights.
+    """
+
+    engine_id: int
+    version: int
+    received: Mapping[str, Sequence[int]] = field(repr=False)
+    probe_logprobs: Sequence[float] = field(repr=False)
+
+
+class Attestation:
+    """Judges publications one after the other; remembers the last one's fingerprints.
+
+    Args:
+        expected: every tensor a publication must contain, derived from the learner's module
+            (`source.expected_names`) and not from what the source yields.
+        tolerance: of the probe.
+    """
+
+    def __init__(self, *, expected: Sequence[str], tolerance: Tolerance) -> None:
+        if not expected:
+            raise ValueError("attestation needs the names of the learner's parameters, got none")
+        self.expected = tuple(expected)
+        self.tolerance = tolerance
+        self._previous: dict[str, Fingerprint] = {}
+
+    def check(
+        self,
+        report: PublishReport,
+        engines: Sequence[EngineEvidence],
+        *,
+        learner_logprobs: Sequence[float],
+        optimizer_stepped: bool,
+        diagnose: Callable[[int], Mapping[str, str]] | None = None,
+    ) -> dict[str, float]:
+        """Accepts a publication, or raises.
+
+        Args:
+            report: of the sender, from rank 0.
+            engines: evidence of every engine.
+            learner_logprobs: [T] of the probe's tokens under the learner's weights.
+            optimizer_stepped: whether a gradient other than zero was applied since the last one.
+            diagnose: asks an engine (by id) which live weights are stale; called if a probe fails.
+
+        Returns:
+            Metrics `publication/...`.
+
+        Raises:
+            AttestationError: with the names of the tensors.
+        """
+        reasons: dict[str, str] = {}
+        faults: list[str] = []
+        if not engines:
+            faults.append("no engine gave evidence")
+        for name in self.expected:
+            if name not in report.fingerprints:
+                reasons[name] = "was not sent"
+        unchanged = self._unchanged(report)
+        if optimizer_stepped and self._previous and not unchanged < len(report.fingerprints):
+            faults.append("the optimizer stepped, but no tensor changed since the last publication")
+        gaps = []
+        for engine in engines:
+            gap = ProbeGap.between(learner_logprobs, engine.probe_logprobs)
+            gaps.append(gap)
+            self._judge(report, engine, gap, diagnose, reasons, faults)
+        if reasons or faults:
+            raise AttestationError(report.version, reasons, faults)
+        self._previous = dict(report.fingerprints)
+        return {
+            "publication/probe_gap_max": max(gap.max for gap in gaps),
+            "publication/probe_gap_mean": max(gap.mean for gap in gaps),
+            "publication/unchanged_tensors": float(unchanged),
+        }
+
+    def _unchanged(self, report: PublishReport) -> int:
+        previous = self._previous
+        return sum(previous.get(name) == value for name, value in report.fingerprints.items())
+
+    def _judge(
+        self,
+        report: PublishReport,
+        engine: EngineEvidence,
+        gap: ProbeGap,
+        diagnose: Callable[[int], Mapping[str, str]] | None,
+        reasons: dict[str, str],
+        faults: list[str],
+    ) -> None:
+        who = f"engine {engine.engine_id}"
+        if engine.version != report.version:
+            faults.append(f"{who} is at version {engine.version}")
+        for name, sent in report.fingerprints.items():
+            arrived = engine.received.get(name)
+            if arrived is None:
+                reasons.setdefault(name, f"did not arrive at {who}")
+            elif tuple(arrived) != tuple(sent):
+                reasons.setdefault(name, f"arrived at {who} with other bytes than were sent")
+        if not self.tolerance.allows(gap):
+            faults.append(
+                f"{who} and the learner disagree about the probe: mean {gap.mean:.3g} (allowed "
+                f"{self.tolerance.mean:.3g}), max {gap.max:.3g} (allowed {self.tolerance.max:.3g})"
+            )
+            if diagnose is not None:
+                for name, reason in diagnose(engine.engine_id).items():
+                    reasons.setdefault(name, f"{reason} ({who})")

@@ -1,0 +1,54 @@
+"""What Ballast adds to vLLM's workers: its transports, and the questions attestation asks.
+
+vLLM imports this module in every worker before it loads the model (`worker_extension_cls`) and
+mixes the class into its worker, so that its methods can be called through `collective_rpc`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+from workers.weight_sync.diagnosis import stale_weights, unlike_expected
+from workers.weight_sync.recording import ReceiptRecorder
+
+RECEIVERS = {"shm": "ShmReceiver", "gloo": "GlooReceiver"}
+
+
+def register_receivers() -> None:
+    """Makes `shm` and `gloo` known to vLLM; vLLM itself refuses to register a name twice."""
+    for name, class_name in RECEIVERS.items():
+        if name not in WeightTransferEngineFactory._registry:
+            WeightTransferEngineFactory.register_engine(
+                name, "workers.weight_sync.receivers", class_name
+            )
+
+
+register_receivers()
+
+
+class WeightSyncExtension:
+    """Methods of every vLLM worker. State lives in the transport's receiver."""
+
+    weight_transfer_engine: Any
+    model_runner: Any
+
+    def record_receipts(self) -> None:
+        """Begins to fingerprint what vLLM's own transports load (`nccl`, `ipc`)."""
+        if not hasattr(self.weight_transfer_engine, "fingerprints"):
+            ReceiptRecorder.attach(self.weight_transfer_engine)
+
+    def attest_received(self) -> dict[str, list[int]]:
+        """Returns the fingerprint of every tensor of the last publication."""
+        return {
+            name: list(value) for name, value in self.weight_transfer_engine.fingerprints().items()
+        }
+
+    def diagnose(self, expected: dict[str, list[int]] | None = None) -> dict[str, str]:
+        """Returns the reason for every parameter whose live weight is not what was published."""
+        engine = self.weight_transfer_engine
+        found = unlike_expected(engine.fingerprints(), expected or {})
+        if self.model_runner.parallel_config.tensor_parallel_size == 1:
+            found |= stale_weights(self.model_runner.get_model(), dict(engine.received()))
+        return found

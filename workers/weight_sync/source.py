@@ -1,0 +1,165 @@
+"""The learner's weights as a stream: whole tensors, or the slices that this rank holds.
+
+Not a transport: nothing is sent here. Data flows from the parameters of a Hugging Face module,
+replicated (ZeRO 0 to 2) or partitioned (ZeRO 3), to (name, tensor) pairs in the engine's dtype and
+under the engine's names. Structurally a `vllm...WeightSource`, without importing vLLM.
+
+Tied parameters appear once, under the first name; vLLM ties its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParameterMeta:
+    """Name, dtype and full shape of one tensor as it is sent."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def num_elements(self) -> int:
+        """Elements of the full tensor."""
+        return int(torch.Size(self.shape).numel())
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the full tensor."""
+        return self.num_elements * self.dtype.itemsize
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """A slice of one tensor: `flat` [n] belongs at `offset` (elements) of the flattened tensor."""
+
+    name: str
+    offset: int
+    flat: Tensor
+
+
+def expected_names(module: nn.Module, rename: Callable[[str], str] | None = None) -> list[str]:
+    """Names every tensor that a publication of the module must contain.
+
+    Derived from the module alone, so that it can be held against what a source really sent.
+    """
+    names = [name for name, _ in module.named_parameters(remove_duplicate=True)]
+    return [rename(name) for name in names] if rename else names
+
+
+class ZeroSource:
+    """Weights of a module under any ZeRO stage.
+
+    Args:
+        module: the Hugging Face model inside the DeepSpeed engine (`engine.module`).
+        rank: this rank among those that hold the same model.
+        world_size: their number.
+        dtype: of the engine; None sends the parameters' own.
+        rename: parameter name to the name the engine loads; None keeps it.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        dtype: torch.dtype | None = None,
+        rename: Callable[[str], str] | None = None,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in [0, {world_size}), got {rank}")
+        self.rank = rank
+        self.world_size = world_size
+        self._dtype = dtype
+        self._parameters: list[tuple[str, nn.Parameter]] = [
+            (rename(name) if rename else name, parameter)
+            for name, parameter in module.named_parameters(remove_duplicate=True)
+        ]
+
+    def metadata(self) -> list[ParameterMeta]:
+        """Describes what iteration yields, without communication."""
+        return [
+            ParameterMeta(
+                name=name, dtype=self._dtype or parameter.dtype, shape=_full_shape(parameter)
+            )
+            for name, parameter in self._parameters
+        ]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        """Yields every full tensor; a collective under ZeRO-3, in the same order on all ranks."""
+        for _, members in groupby(self._parameters, key=lambda item: _layer(item[0])):
+            yield from self._gathered(list(members))
+
+    def shards(self) -> Iterator[Shard]:
+        """Yields what this rank contributes; over all ranks every element appears exactly once.
+
+        No communication: ZeRO-3 partitions as they lie, replicated parameters divided evenly.
+
+        Raises:
+            RuntimeError: a partition that is not in memory (offloaded to disk), or not divided over
+                all ranks.
+        """
+        for name, parameter in self._parameters:
+            if _is_partitioned(parameter):
+                offset, flat = self._partition(name, parameter)
+            else:
+                full = parameter.detach().reshape(-1)  # [n]
+                share = -(-full.numel() // self.world_size)
+                offset = self.rank * share
+                flat = full[offset : offset + share]
+            if flat.numel():
+                yield Shard(name=name, offset=offset, flat=flat)
+
+    def _gathered(self, group: list[tuple[str, nn.Parameter]]) -> list[tuple[str, Tensor]]:
+        partitioned = [parameter for _, parameter in group if _is_partitioned(parameter)]
+        if not partitioned:
+            return [(name, self._cast(parameter.detach())) for name, parameter in group]
+        import deepspeed
+
+        # Inside the gather the parameters are views of a buffer that is freed on leaving.
+        with torch.no_grad(), deepspeed.zero.GatheredParameters(partitioned):
+            return [(name, self._cast(parameter.detach()).clone()) for name, parameter in group]
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._dtype).contiguous() if self._dtype else tensor.contiguous()
+
+    def _partition(self, name: str, parameter: nn.Parameter) -> tuple[int, Tensor]:
+        held = parameter.ds_tensor  # [ds_tensor.ds_numel], the last rank's padded at the end
+        if held.numel() != held.ds_numel or held.ds_numel == 0:
+            raise RuntimeError(
+                f"the partition of {name} is not in memory ({held.numel()} of {held.ds_numel} "
+                f"elements): parameter offload to NVMe cannot be published without a gather"
+            )
+        if held.ds_numel * self.world_size < parameter.ds_numel:
+            raise RuntimeError(
+                f"{name} is divided into pieces of {held.ds_numel} elements, too few for "
+                f"{self.world_size} ranks: rank/world_size must be those of the ZeRO-3 group"
+            )
+        offset = self.rank * held.ds_numel
+        count = max(0, min(held.ds_numel, parameter.ds_numel - offset))
+        return offset, held.detach().view(-1)[:count]
+
+
+def _is_partitioned(parameter: nn.Parameter) -> bool:
+    return hasattr(parameter, "ds_tensor")
+
+
+def _full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _layer(name: str) -> str:
+    """Returns the prefix up to the first index: one decoder layer; "" outside the layers."""
+    parts = name.split(".")
+    for i, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[: i + 1])
+    return ""
