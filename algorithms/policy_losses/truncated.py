@@ -69,5 +69,6 @@ class SoftAdaptive(PolicyLoss):
     def __call__(self, inputs: LossInputs) -> Tensor:
         """See :class:`algorithms.parts.PolicyLoss`."""
         ratio, advantages = policy_ratio(inputs), inputs.advantages
-        tau = torch.where(advantages > 0, self.tau_positive, self.tau_negative).to(ratio.dtype)
+        positive = torch.full_like(ratio, self.tau_positive)
+        tau = torch.where(advantages > 0, positive, self.tau_negative).detach()
         return -(4.0 / tau) * torch.sigmoid(tau * (ratio - 1.0)) * advantages

@@ -1,0 +1,127 @@
+"""Small random batches with every column filled in.
+
+What it is: inputs for checks and tests. What it is not: realistic text. Shapes: N tokens packed,
+S sequences, G groups.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+
+from algorithms.algorithm import Algorithm
+from algorithms.inputs import BatchMetadata, CreditInputs, LossInputs
+
+#: Trainable and prompt tokens of each sequence; one of them has no trainable token.
+LENGTHS = (3, 5, 2, 8, 0, 4, 6, 1)
+PROMPT = 2
+
+
+def random_inputs(
+    lengths: Sequence[int] = LENGTHS,
+    *,
+    seed: int = 0,
+    spread: float = 0.3,
+    dtype: torch.dtype = torch.float64,
+) -> LossInputs:
+    """A micro-batch: `lengths` trainable tokens per sequence behind `PROMPT` masked ones each.
+
+    `spread` is the scale of ln w; advantages are constant within a sequence.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    totals = torch.tensor([PROMPT + length for length in lengths])
+    ids = torch.repeat_interleave(torch.arange(len(lengths)), totals)
+    starts = totals.cumsum(0) - totals
+    mask = torch.arange(ids.numel()) - starts[ids] >= PROMPT
+    num = ids.numel()
+
+    def noise(scale: float) -> Tensor:
+        return scale * torch.randn(num, generator=generator, dtype=dtype)
+
+    old = -noise(1.0).abs() - 0.05
+    old_entropy = noise(1.0).abs() + 0.1
+    rewards = torch.randint(0, 2, (len(lengths),), generator=generator).to(dtype)
+    advantages = torch.randn(len(lengths), generator=generator, dtype=dtype)[ids]
+    return LossInputs(
+        logprobs=(old + noise(spread)).requires_grad_(),
+        old_logprobs=old,
+        advantages=torch.where(mask, advantages, 0.0),
+        loss_mask=mask,
+        sequence_ids=ids,
+        rollout_logprobs=old + noise(0.1),
+        ref_logprobs=old + noise(0.2),
+        epoch_logprobs=old + noise(0.1),
+        entropy=(old_entropy * (1.0 + noise(0.05))).requires_grad_(),
+        old_entropy=old_entropy,
+        values=noise(1.0).requires_grad_(),
+        old_values=noise(1.0),
+        returns=noise(1.0),
+        rewards=rewards,
+    )
+
+
+def metadata_of(inputs: LossInputs, num_sequences: int, group_size: int = 2) -> BatchMetadata:
+    """Metadata of a batch that is one micro-batch; siblings are neighbours."""
+    lengths = torch.zeros(num_sequences, dtype=torch.int64)
+    lengths.index_add_(0, inputs.sequence_ids, inputs.loss_mask.to(torch.int64))
+    rewards = inputs.rewards if inputs.rewards is not None else torch.zeros(num_sequences)
+    return BatchMetadata(
+        lengths=lengths,
+        group_ids=torch.arange(num_sequences) // group_size,
+        rewards=rewards.float(),
+    )
+
+
+def credit_inputs(
+    lengths: Sequence[int] = LENGTHS, *, rewards: Tensor | None = None, group_size: int = 2
+) -> CreditInputs:
+    """A step's batch with the columns of :func:`random_inputs`."""
+    inputs = random_inputs(lengths)
+    num = len(lengths)
+    chosen = rewards if rewards is not None else (torch.arange(num) % 3 == 0).double()
+    values = inputs.values
+    return CreditInputs(
+        rewards=chosen,
+        group_ids=torch.arange(num) // group_size,
+        sequence_ids=inputs.sequence_ids,
+        loss_mask=inputs.loss_mask,
+        old_logprobs=inputs.old_logprobs,
+        ref_logprobs=inputs.ref_logprobs,
+        rollout_logprobs=inputs.rollout_logprobs,
+        values=None if values is None else values.detach(),
+    )
+
+
+def select_sequences(inputs: LossInputs, order: Sequence[int]) -> LossInputs:
+    """The sequences `order` of a batch, in that order, as a batch of their own."""
+    wanted = [torch.nonzero(inputs.sequence_ids == index).flatten() for index in order]
+    rows = torch.cat(wanted)
+    columns: dict[str, Tensor | None] = {}
+    for item in fields(inputs):
+        column = getattr(inputs, item.name)
+        columns[item.name] = None if column is None else column[rows]
+    columns["sequence_ids"] = torch.repeat_interleave(
+        torch.arange(len(wanted)), torch.tensor([len(part) for part in wanted])
+    )
+    columns["rewards"] = None if inputs.rewards is None else inputs.rewards[list(order)]
+    return LossInputs(**columns)  # type: ignore[arg-type]
+
+
+def total_loss(algorithm: Algorithm, inputs: LossInputs, weights: dict[str, Tensor]) -> Tensor:
+    """The framework's reduction, with `weights` [S] of this micro-batch's sequences -> []."""
+    terms = algorithm.token_loss(inputs).terms
+    total = inputs.logprobs.new_zeros(())
+    for name, term in terms.items():
+        per_token = weights[name].to(term.dtype)[inputs.sequence_ids]
+        total = total + (term * per_token)[inputs.loss_mask].sum()
+    return total
+
+
+def gradient(algorithm: Algorithm, inputs: LossInputs) -> Tensor:
+    """d (sum of unreduced policy loss) / d logprobs [N]."""
+    loss = algorithm.token_loss(inputs).terms["policy"].sum()
+    if not loss.requires_grad:
+        return torch.zeros_like(inputs.logprobs)
+    (grad,) = torch.autograd.grad(loss, inputs.logprobs, allow_unused=True)
+    return torch.zeros_like(inputs.logprobs) if grad is None else grad
