@@ -98,7 +98,7 @@ def _draw(
 ) -> list[Entry]:
     """Draws `count` different questions that are short enough and survive JSON."""
     drawn: dict[str, Entry] = {}
-    for entry in _entries(name, settings, seed, size=4 * count):
+    for entry in _entries(name, settings, seed, size=100 + 20 * count):
         question = str(entry["question"])
         if entry["answer"] is None or len(question) > max_question_chars or question in drawn:
             continue

@@ -60,8 +60,8 @@ def build_folder(
     """Writes both tables of a task into a folder of their own, unless it is already there.
 
     Args:
-        parent: where the folder goes (the cache if None). Its name is `recipe["task"]` and a hash of
-            the recipe, so other arguments make another folder.
+        parent: where the folder goes (the cache if None). Its name is `recipe["task"]` and a hash
+            of the recipe, so other arguments make another folder.
         recipe: the task's name under "task" and all of its arguments, JSON values only.
         make: makes the tables.
 
