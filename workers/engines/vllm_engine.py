@@ -1,8 +1,9 @@
 """A vLLM engine for rollouts: asyncio in, `Sample`s out, weights published into it.
 
 Not a Ray actor (`workers.rollout_worker` wraps it) and not the transports (`workers.weight_sync`).
-Data flows: prompt token ids to vLLM's EngineCore process; sampled ids, log-probs and weight versions
-back. Weights arrive inside EngineCore through vLLM's weight-transfer API and never pass through here.
+Data flows: prompt token ids to vLLM's EngineCore process; sampled ids, log-probs and weight
+versions back. Weights arrive inside EngineCore through vLLM's weight-transfer API and never pass
+through here.
 
 Every wait is bounded, because a dead EngineCore leaves its callers pending for ever.
 """
@@ -15,6 +16,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from workers.engines.vllm_settings import Sample, Sampling, VLLMSettings, engine_env
+from workers.weight_sync.attestation import EngineEvidence
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -249,6 +251,19 @@ class VLLMEngine:
                     f"than worker 0"
                 )
         return {name: list(value) for name, value in per_worker[0].items()}
+
+    async def evidence(self, probe_token_ids: list[int]) -> EngineEvidence:
+        """Returns all that attestation wants to know of this engine after a publication.
+
+        Args:
+            probe_token_ids: [T] the fixed probe.
+        """
+        return EngineEvidence(
+            engine_id=self.settings.engine_id,
+            version=await self.version(),
+            received=await self.attest_received(),
+            probe_logprobs=await self.prompt_logprobs(probe_token_ids),
+        )
 
     async def diagnose(self, expected: dict[str, list[int]] | None = None) -> dict[str, str]:
         """Names the weights in use that differ from what was last received.

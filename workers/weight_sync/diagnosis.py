@@ -1,8 +1,8 @@
 """Which live weights of a vLLM model are not the ones that arrived; runs inside its worker.
 
 Kernels keep packed copies that no parameter shows, so linear layers are asked for what they
-compute: their output on a fixed random input against `F.linear` with the received weight. Other parameters
-are compared directly. Only for engines of one worker, which hold every tensor whole.
+compute: their output on a fixed random input against `F.linear` with the received weight.
+Other parameters are compared directly. Only for engines of one worker, which hold every tensor whole.
 """
 
 from __future__ import annotations
