@@ -41,7 +41,6 @@ from algorithms.parts import (
     Correction,
     Filter,
     Gate,
-    Part,
     PolicyLoss,
     Regularizer,
     RewardShaping,
@@ -119,7 +118,7 @@ class Algorithm:
                 f"bypass=True with correction={self.correction!r} counts pi_old / mu twice; "
                 "set correction to none or bypass to false"
             )
-        for part in self._parts():
+        for part in self.trained_parts():
             check_known(part)
 
     def _token_parts(self) -> list[TokenPart]:
@@ -128,9 +127,9 @@ class Algorithm:
         parts += list(self.auxiliaries.values())
         return parts if self.correction is None else [*parts, self.correction]
 
-    def _parts(self) -> list[Part]:
-        parts: list[Part] = [self.advantage, self.aggregation, *self._token_parts()]
-        parts += list(self.filters.values()) + list(self.reward_shaping.values())
+    def trained_parts(self) -> list[TokenPart | Advantage]:
+        """The parts that read columns of a batch."""
+        parts: list[TokenPart | Advantage] = [self.advantage, *self._token_parts()]
         return parts if self.value_loss is None else [*parts, self.value_loss]
 
     @property

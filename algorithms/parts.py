@@ -45,6 +45,7 @@ class PolicyLoss(TokenPart):
     """The loss whose gradient is the policy gradient."""
 
     on_policy_reinforce: bool = True  # at pi = pi_old, d loss / d logprobs == -advantage
+    exact_gradient: bool = True  # False: a stop-gradient makes it no derivative of the value
 
     @abstractmethod
     def __call__(self, inputs: LossInputs) -> Tensor:

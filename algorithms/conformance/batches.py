@@ -99,7 +99,7 @@ def select_sequences(inputs: LossInputs, order: Sequence[int]) -> LossInputs:
     rows = torch.cat(wanted)
     columns: dict[str, Tensor | None] = {}
     for item in fields(inputs):
-        column = getattr(inputs, item.name)
+        column = None if item.name == "rewards" else getattr(inputs, item.name)
         columns[item.name] = None if column is None else column[rows]
     columns["sequence_ids"] = torch.repeat_interleave(
         torch.arange(len(wanted)), torch.tensor([len(part) for part in wanted])

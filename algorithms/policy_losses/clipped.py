@@ -101,6 +101,11 @@ class Reinforce(PolicyLoss):
 
     importance_cap: float | None = None
 
+    @property
+    def exact_gradient(self) -> bool:  # type: ignore[override]
+        """The importance weight is detached."""
+        return self.importance_cap is None
+
     def __post_init__(self) -> None:
         if self.importance_cap is not None:
             check_positive("importance_cap", self.importance_cap)

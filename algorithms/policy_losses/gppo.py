@@ -41,6 +41,7 @@ class GradientPreservingClip(PolicyLoss):
     dual_clip: float | None = 10.0
 
     columns = frozenset({"old_logprobs"})
+    exact_gradient = False
 
     def __post_init__(self) -> None:
         check_clip(self.clip_low, self.clip_high, self.dual_clip)

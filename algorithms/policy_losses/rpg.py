@@ -131,6 +131,11 @@ class RegularizedPolicyGradient(PolicyLoss):
         exact = self.divergence in ("ufkl", "urkl") and self.clip != "dual_joint"
         return self.beta == 0.0 or (exact and self.reference == "old")
 
+    @property
+    def exact_gradient(self) -> bool:  # type: ignore[override]
+        """REINFORCE-style weights are detached."""
+        return self.style == "differentiable"
+
     def _log_u(self, inputs: LossInputs) -> Tensor:
         """The log-ratio ln u [N], detached."""
         if self.reference == "old":

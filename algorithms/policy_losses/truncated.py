@@ -29,6 +29,7 @@ class TruncatedImportance(PolicyLoss):
     ratio_max: float = 1.28
 
     columns = frozenset({"old_logprobs"})
+    exact_gradient = False
 
     def __post_init__(self) -> None:
         check_at_least("ratio_min", self.ratio_min, 0.0)

@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
-from algorithms.algorithm import Algorithm
 from algorithms.advantages.outcome import GroupRelative
 from algorithms.aggregations import TokenMean
+from algorithms.algorithm import Algorithm
 from algorithms.conformance.batches import gradient
 from algorithms.inputs import LossInputs
 from algorithms.parts import PolicyLoss, Regularizer
@@ -167,58 +167,55 @@ def test_gradient_table(
 V1_RATIOS = (0.5, 0.79, 0.81, 1.0, 1.19, 1.21, 1.27, 1.3, 3.1, 9.9, 10.1)
 
 
-def expected_gradient(kind: str, w: float, a: float) -> float:
-    """Closed forms, written independently of the losses; e=.2/.28, c=10, beta=.3."""
+def rpg_gradient(divergence: str, clip: str, w: float, a: float) -> float:
+    """Closed forms of RPG, written independently of the losses; e=.2/.28, c=10, beta=.3."""
     low, high, c, beta = 0.8, 1.28, 10.0, 0.3
-    t = min(max(w, low), high)
+
+    def slope(at: float) -> float:
+        log = math.log(at)
+        return {"fkl": -1.0, "ufkl": at - 1, "rkl": at * (log + 1), "urkl": at * log}[divergence]
+
+    def passes(sign: float, *, strict: bool = False) -> bool:
+        return w < high if sign > 0 else (low < w if strict else low <= w) and w < c
+
+    truncated = min(max(w, low), high)
     cut = (a > 0 and w > high) or (a < 0 and (w < low or w > c))
-    slope = {"fkl": -1.0, "ufkl": w - 1, "rkl": w * (math.log(w) + 1), "urkl": w * math.log(w)}
-    slope_t = {"fkl": -1.0, "ufkl": t - 1, "rkl": t * (math.log(t) + 1), "urkl": t * math.log(t)}
+    sign = a - beta * slope(w) / w
+    forms = {
+        "none": -w * a + beta * slope(w),
+        "hard": -truncated * a + beta * slope(truncated),
+        "gated": (-w * a + beta * slope(truncated)) * passes(a),
+        "gated_paper": (-w * a + beta * slope(w)) * passes(sign, strict=True),
+        "dual": -w * a * (not cut) + beta * slope(w),
+        "dual_joint": -w * a * (not cut),
+    }
+    if clip == "dual_joint" and divergence in ("rkl", "urkl"):
+        hat = a - beta * (math.log(w) + (divergence == "rkl"))
+        bound = high if hat > 0 and w > high else low if hat < 0 and w < low else None
+        bound = c if hat < 0 and w > c else bound
+        return w * beta - w * hat if bound is None else beta * bound
+    return forms[clip]
+
+
+def expected_gradient(kind: str, w: float, a: float) -> float:
+    """Closed forms of the others; e=.2/.28, c=10."""
+    low, high, c = 0.8, 1.28, 10.0
     divergence, _, clip = kind.partition(":")
-    if kind == "dapo":
-        return 0.0 if cut else -w * a
-    if kind == "cpg":
-        return 0.0 if (a > 0 and w > high) or (a < 0 and w < low) else -a
-    if kind == "cispo":
-        return -t * a
-    if kind == "reinforce":
-        return -a
-    if kind == "gspo":
-        return 0.0 if (a > 0 and w > high) or (a < 0 and w < low) else -w * a
-    if kind == "sapo":
-        tau = 1.0 if a > 0 else 1.05
-        s = 1 / (1 + math.exp(-tau * (w - 1)))
-        return -4 * s * (1 - s) * w * a
-    if kind == "ce_gppo":
-        if a > 0 and w > high:
-            return -0.9 * high * a
-        if a < 0 and w < low:
-            return -0.5 * low * a
-        return 0.0 if a < 0 and w > c else -w * a
-    if clip == "none":
-        return -w * a + beta * slope[divergence]
-    if clip == "hard":
-        return -t * a + beta * slope_t[divergence]
-    if clip == "gated":
-        keep = w < high if a > 0 else low <= w < c
-        return (-w * a + beta * slope_t[divergence]) if keep else 0.0
-    if clip == "gated_paper":
-        keep = w < high if a - beta * slope[divergence] / w > 0 else low < w < c
-        return (-w * a + beta * slope[divergence]) if keep else 0.0
-    if clip == "dual":
-        return (0.0 if cut else -w * a) + beta * slope[divergence]
-    assert clip == "dual_joint"
-    offset = {"rkl": 1.0, "urkl": 0.0}
-    if divergence not in offset:
-        return 0.0 if cut else -w * a
-    hat = a - beta * (math.log(w) + offset[divergence])
-    if hat > 0 and w > high:
-        return beta * high
-    if hat < 0 and w < low:
-        return beta * low
-    if hat < 0 and w > c:
-        return beta * c
-    return -w * hat + w * beta
+    if clip:
+        return rpg_gradient(divergence, clip, w, a)
+    above, below = a > 0 and w > high, a < 0 and w < low
+    tau = 1.0 if a > 0 else 1.05
+    s = 1 / (1 + math.exp(-tau * (w - 1)))
+    factor = -0.9 * high if above else -0.5 * low if below else -w * (not (a < 0 and w > c))
+    return {
+        "reinforce": -a,
+        "cispo": -min(max(w, low), high) * a,
+        "cpg": -a * (not (above or below)),
+        "gspo": -w * a * (not (above or below)),
+        "dapo": -w * a * (not (above or below or (a < 0 and w > c))),
+        "sapo": -4 * s * (1 - s) * w * a,
+        "ce_gppo": factor * a,
+    }[kind]
 
 
 V1_LOSSES: dict[str, PolicyLoss] = {
