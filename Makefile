@@ -4,8 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-# The newest Python that the pins are known to install on, where several are present; another one:
-# make PYTHON=/path/to/python.
+# The Python that the pins were resolved for comes first; another one: make PYTHON=/path/to/python.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	if $$p -c '' >/dev/null 2>&1; then command -v $$p; break; fi; done)
 
@@ -38,10 +37,10 @@ test-gpu: setup ## the tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu
 
 check: setup ## every static check: ruff, format, mypy, import contracts
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
-	@$(BIN)/lint-imports
+	@failed=""; \
+	for tool in "ruff check ." "ruff format --check ." mypy lint-imports; do \
+	  echo "== $$tool"; $(BIN)/$$tool || failed="$$failed [$$tool]"; done; \
+	if [ -n "$$failed" ]; then echo "check: failed:$$failed"; exit 1; fi
 
 format: setup ## let ruff mend what it can
 	@$(BIN)/ruff check --fix .
