@@ -19,6 +19,7 @@ from torch import Tensor
 
 from algorithms.composition import (
     check_columns,
+    check_finite_tensor,
     check_kind,
     check_known,
     check_shape,
@@ -47,9 +48,8 @@ from algorithms.parts import (
     TokenPart,
     ValueLoss,
 )
-from algorithms.ratios import policy_log_ratio
+from algorithms.preparation import prepared, ratio_metrics
 from algorithms.segments import num_segments
-from algorithms.validation import present
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -198,20 +198,19 @@ class Algorithm:
         """Advantages of the whole step's batch.
 
         Raises:
-            ValueError: on a missing column, a wrong shape or a non-finite advantage.
+            ValueError: on a missing column, a wrong shape, a non-finite reward or advantage.
         """
         if self.bypass:
             inputs = replace(inputs, old_logprobs=inputs.rollout_logprobs)
         check_columns(self.name, self.credit_columns, inputs)
+        check_finite_tensor("rewards", inputs.rewards, "drop samples whose scoring failed")
         with torch.no_grad():
             credit = self.advantage(inputs)
-        check_shape(type(self.advantage).__name__, credit.advantages, inputs.loss_mask)
-        if not bool(torch.isfinite(credit.advantages).all()):
-            bad = int((~torch.isfinite(credit.advantages)).sum().item())
-            raise ValueError(
-                f"{type(self.advantage).__name__} produced {bad} non-finite advantages; "
-                "look for non-finite rewards, values or log-probs in the batch"
-            )
+        source = type(self.advantage).__name__
+        check_shape(source, credit.advantages, inputs.loss_mask)
+        check_finite_tensor(
+            f"advantages of {source}", credit.advantages, "look for non-finite values or log-probs"
+        )
         return credit
 
     def token_loss(self, inputs: LossInputs) -> TokenLoss:
@@ -223,7 +222,7 @@ class Algorithm:
         Raises:
             ValueError: on a missing column or a part that returns the wrong shape.
         """
-        inputs = self._prepared(inputs)
+        inputs = prepared(inputs, bypass=self.bypass, entropy_gradient=self.entropy_gradient)
         check_columns(self.name, self.loss_columns, inputs)
         loss = shaped(self.policy_loss, self.policy_loss(inputs), inputs)
         if self.correction is not None:
@@ -264,44 +263,10 @@ class Algorithm:
             weights["value"] = self.aggregation(metadata)
         return weights
 
-    def _prepared(self, inputs: LossInputs) -> LossInputs:
-        """Detach what must not receive a gradient; neutralise masked positions."""
-        mask = inputs.loss_mask
-
-        def clean(column: Tensor | None) -> Tensor | None:
-            return None if column is None else torch.where(mask, column.detach(), 0.0)
-
-        old = inputs.rollout_logprobs if self.bypass else inputs.old_logprobs
-        entropy = inputs.entropy
-        if entropy is not None:
-            entropy = torch.where(mask, entropy if self.entropy_gradient else entropy.detach(), 0.0)
-        return LossInputs(
-            logprobs=torch.where(mask, inputs.logprobs, 0.0),
-            old_logprobs=present("old_logprobs", clean(old)),
-            advantages=present("advantages", clean(inputs.advantages)),
-            loss_mask=mask,
-            sequence_ids=inputs.sequence_ids,
-            rollout_logprobs=clean(inputs.rollout_logprobs),
-            ref_logprobs=clean(inputs.ref_logprobs),
-            epoch_logprobs=clean(inputs.epoch_logprobs),
-            entropy=entropy,
-            old_entropy=clean(inputs.old_entropy),
-            rewards=None if inputs.rewards is None else inputs.rewards.detach(),
-        )
-
     @torch.no_grad()
     def _metrics(self, inputs: LossInputs) -> Mapping[str, Tensor]:
         """Metrics [N] of the ratio, and of every part."""
-        log_ratio = policy_log_ratio(inputs)
-        ratio = log_ratio.exp()
-        metrics = {
-            "policy/ratio": ratio,
-            "policy/ratio_max": ratio,
-            "policy/ratio_min": ratio,
-            "policy/kl_old_k3": ratio - 1.0 - log_ratio,
-        }
-        if inputs.entropy is not None:
-            metrics["policy/entropy"] = inputs.entropy
+        metrics = ratio_metrics(inputs)
         for part in self._token_parts():
             metrics.update(part.metrics(inputs))
         return {name: value.detach() for name, value in metrics.items()}

@@ -7,6 +7,7 @@ is not: checks of a part's own fields, see :mod:`algorithms.validation`. Shapes:
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from algorithms.inputs import COLUMNS, CreditInputs, LossInputs
@@ -58,6 +59,13 @@ def check_columns(
             f"algorithm {algorithm!r} reads columns {missing} and the batch lacks them; "
             "produce what `required_columns` names"
         )
+
+
+def check_finite_tensor(name: str, value: Tensor, remedy: str) -> None:
+    """Raise when any entry is NaN or infinite."""
+    bad = int((~torch.isfinite(value)).sum().item())
+    if bad:
+        raise ValueError(f"{name}: {bad} of {value.numel()} are not finite; {remedy}")
 
 
 def check_shape(name: str, value: Tensor, like: Tensor) -> None:

@@ -1,0 +1,58 @@
+"""What happens to a micro-batch before any part sees it, and what is reported about it.
+
+What it is: the stop-gradients and the neutral values under the mask, in one place, so that no part
+has to remember them. What it is not: a loss. Shapes: [N].
+"""
+
+import torch
+from torch import Tensor
+
+from algorithms.inputs import LossInputs
+from algorithms.ratios import policy_log_ratio
+from algorithms.validation import present
+
+
+def prepared(inputs: LossInputs, *, bypass: bool, entropy_gradient: bool) -> LossInputs:
+    """Detach everything but `logprobs`; write 0 where the token does not train.
+
+    Args:
+        inputs: one micro-batch.
+        bypass: take the sampler's log-probs for those of the old policy.
+        entropy_gradient: leave the gradient on `entropy` too.
+    """
+    mask = inputs.loss_mask
+
+    def clean(column: Tensor | None, *, detach: bool = True) -> Tensor | None:
+        if column is None:
+            return None
+        return torch.where(mask, column.detach() if detach else column, 0.0)
+
+    old = inputs.rollout_logprobs if bypass else inputs.old_logprobs
+    return LossInputs(
+        logprobs=present("logprobs", clean(inputs.logprobs, detach=False)),
+        old_logprobs=present("rollout_logprobs" if bypass else "old_logprobs", clean(old)),
+        advantages=present("advantages", clean(inputs.advantages)),
+        loss_mask=mask,
+        sequence_ids=inputs.sequence_ids,
+        rollout_logprobs=clean(inputs.rollout_logprobs),
+        ref_logprobs=clean(inputs.ref_logprobs),
+        epoch_logprobs=clean(inputs.epoch_logprobs),
+        entropy=clean(inputs.entropy, detach=not entropy_gradient),
+        old_entropy=clean(inputs.old_entropy),
+        rewards=None if inputs.rewards is None else inputs.rewards.detach(),
+    )
+
+
+def ratio_metrics(inputs: LossInputs) -> dict[str, Tensor]:
+    """Metrics [N] of w = pi / pi_old that every algorithm reports."""
+    log_ratio = policy_log_ratio(inputs).detach()
+    ratio = log_ratio.exp()
+    metrics = {
+        "policy/ratio": ratio,
+        "policy/ratio_max": ratio,
+        "policy/ratio_min": ratio,
+        "policy/kl_old_k3": ratio - 1.0 - log_ratio,
+    }
+    if inputs.entropy is not None:
+        metrics["policy/entropy"] = inputs.entropy.detach()
+    return metrics

@@ -1,0 +1,273 @@
+"""Gates, filters, reward shaping, schedules, the critic's loss, and what bad input says."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from algorithms.advantages.outcome import BatchRelative, GroupRelative
+from algorithms.advantages.returns import GeneralizedAdvantage, ReinforcePlusPlus
+from algorithms.aggregations import FixedLength, TokenMean
+from algorithms.algorithm import Algorithm
+from algorithms.auxiliary import CorrectLikelihood
+from algorithms.conformance.batches import credit_inputs, metadata_of, random_inputs
+from algorithms.corrections import MaskedRatio, Product, TruncatedRatio
+from algorithms.filters import DynamicSampling, OverlongFilter
+from algorithms.gates import EntropyRatioClip
+from algorithms.inputs import LossInputs, RewardInputs
+from algorithms.kl import estimate
+from algorithms.parts import PolicyLoss
+from algorithms.policy_losses.clipped import ClippedRatio, Reinforce
+from algorithms.policy_losses.cpgd import ClippedLogRatio
+from algorithms.policy_losses.gppo import GradientPreservingClip
+from algorithms.policy_losses.rpg import RegularizedPolicyGradient
+from algorithms.policy_losses.sequence import GeometricMean
+from algorithms.policy_losses.truncated import SoftAdaptive, TruncatedImportance
+from algorithms.regularizers import EntropyBonus, PolicyDrift, ReferenceKL
+from algorithms.rewards import ClipReward, OverlongPenalty, TruncationReward
+from algorithms.schedules import AdaptiveCoefficient, ReferenceRefresh, RefreshState
+from algorithms.value_losses import ClippedValue
+
+
+def composed(**parts: Any) -> Algorithm:
+    defaults: dict[str, Any] = {
+        "name": "test",
+        "advantage": GroupRelative(),
+        "policy_loss": ClippedRatio(),
+        "aggregation": TokenMean(),
+    }
+    return Algorithm(**(defaults | parts))
+
+
+def test_golden_entropy_ratios() -> None:
+    # rho: 1, .982588384, .928553195, 1.033719535 for the first logit at 2, 2.05, 2.2, 1.9.
+    logits = torch.tensor(
+        [[first, 1.0, 0.0, -1.0] for first in (2.0, 2.05, 2.2, 1.9)], dtype=torch.float64
+    )
+    log_p = logits.log_softmax(-1)
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    expected = torch.tensor([0.947536964, 0.931038814, 0.879838475, 0.979487470]).double()
+    torch.testing.assert_close(entropy, expected, rtol=0, atol=5e-8)
+    base = random_inputs([4])
+    inputs = replace(
+        base,
+        entropy=torch.cat([torch.ones(2).double(), entropy]),
+        old_entropy=torch.cat([torch.ones(2).double(), entropy[:1].expand(4)]),
+    )
+    gate = EntropyRatioClip()
+    assert gate(inputs)[2:].tolist() == [True, True, False, True]
+    assert gate.metrics(inputs)["erc/mask_frac"][2:].tolist() == [0.0, 0.0, 1.0, 0.0]
+    torch.testing.assert_close(
+        gate.metrics(inputs)["erc/entropy_ratio"][2:],
+        torch.tensor([1.0, 0.982588384, 0.928553195, 1.033719535]).double(),
+        rtol=0,
+        atol=5e-8,
+    )
+
+
+def test_erc_bounds_are_strict() -> None:
+    base = random_inputs([2])
+    ones = torch.ones_like(base.advantages)
+    inputs = replace(base, entropy=ones * 1.5, old_entropy=ones)
+    assert not EntropyRatioClip(low=0.5, high=0.5, eps=1e-300)(inputs).any()
+
+
+def rewarded(
+    rewards: list[float], lengths: list[int], truncated: list[bool] | None = None
+) -> RewardInputs:
+    return RewardInputs(
+        rewards=torch.tensor(rewards, dtype=torch.float64),
+        response_lengths=torch.tensor(lengths),
+        truncated=torch.tensor(truncated or [False] * len(rewards)),
+    )
+
+
+def test_golden_overlong_penalty() -> None:
+    shaping = OverlongPenalty(max_length=8192, buffer=2048, factor=1.0)
+    shaped = shaping(rewarded([0.0] * 6, [100, 6144, 6145, 7168, 8192, 9000]))
+    expected = torch.tensor([0.0, 0.0, -0.00048828125, -0.5, -1.0, -1.0]).double()
+    torch.testing.assert_close(shaped, expected, rtol=0, atol=0)
+
+
+def test_reward_shaping_runs_in_order() -> None:
+    shaping = {"cut": TruncationReward(value=-2.0), "clip": ClipReward(low=-1.0, high=1.0)}
+    algorithm = composed(reward_shaping=shaping)
+    shaped = algorithm.shape_rewards(rewarded([3.0, 0.5, 0.7], [1, 1, 1], [False, False, True]))
+    assert shaped.tolist() == [1.0, 0.5, -1.0]
+
+
+def test_dynamic_sampling_keeps_groups_that_differ() -> None:
+    # Rewards of 0.1 have a float mean that differs from 0.1, and a deviation that is not 0.
+    rewards = torch.tensor([0.1, 0.1, 0.1, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0])
+    groups = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    kept = composed(filters={"dynamic": DynamicSampling()}).keep_groups(rewards, groups)
+    assert kept.tolist() == [False, True, False]
+    assert composed().keep_groups(rewards, groups).tolist() == [True, True, True]
+
+
+def test_overlong_filter_stops_truncated_responses() -> None:
+    inputs = rewarded([1.0, 1.0], [5, 9], [False, True])
+    assert composed(filters={"overlong": OverlongFilter()}).trains(inputs).tolist() == [True, False]
+    assert composed().trains(inputs).tolist() == [True, True]
+
+
+def test_clipped_value_loss_and_its_gradient() -> None:
+    # V=2, V_old=0, ret=1, clip .5: max((2-1)^2, (.5-1)^2) = 1 -> .5, slope V-ret = 1
+    # V=.9, V_old=0, ret=1:        max(.01, (.5-1)^2) = .25 -> .125, clipped: slope 0
+    values = torch.tensor([2.0, 0.9], dtype=torch.float64, requires_grad=True)
+    inputs = replace(
+        random_inputs([0]),  # two masked tokens
+        values=values,
+        old_values=torch.zeros(2).double(),
+        returns=torch.ones(2).double(),
+        loss_mask=torch.tensor([True, True]),
+    )
+    algorithm = composed(value_loss=ClippedValue(clip=0.5), advantage=GeneralizedAdvantage())
+    term = algorithm.critic_loss(inputs).terms["value"]
+    torch.testing.assert_close(term.detach(), torch.tensor([0.5, 0.125]).double())
+    term.sum().backward()
+    assert values.grad is not None
+    assert values.grad.tolist() == [1.0, 0.0]
+    assert algorithm.required_columns == {"old_logprobs", "values"}
+    assert algorithm.value_columns == {"values", "old_values", "returns"}
+    assert set(algorithm.sequence_weights(metadata_of(inputs, 1))) == {"policy", "value"}
+    with pytest.raises(ValueError, match="has no value_loss"):
+        composed().critic_loss(inputs)
+
+
+def test_entropy_bonus_asks_for_the_gradient() -> None:
+    algorithm = composed(regularizers={"entropy": EntropyBonus(coefficient=0.1)})
+    inputs = random_inputs()
+    algorithm.token_loss(inputs).terms["policy"].sum().backward()
+    assert inputs.entropy is not None
+    expected = torch.where(inputs.loss_mask, -0.1, 0.0).double()
+    torch.testing.assert_close(inputs.entropy.grad, expected)
+    assert algorithm.entropy_gradient
+    assert not composed(gates={"erc": EntropyRatioClip()}).entropy_gradient
+
+
+def test_kl_estimators_by_hand() -> None:
+    # p = .5, q = .25: r = .5, ln r = -.693147: k1 .693147, k2 .240227, k3 .5 - 1 + .693147
+    p, q = torch.tensor([0.5]).log(), torch.tensor([0.25]).log()
+    for kind, expected in {"k1": 0.693147, "k2": 0.240227, "k3": 0.193147, "abs": 0.693147}.items():
+        assert estimate(kind, p, q).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_adaptive_coefficient() -> None:
+    # kl twice the target: error clipped to .2, over 1000 of 10000 samples: 1 + .2 * .1
+    rule = AdaptiveCoefficient(target=6.0)
+    assert rule.update(0.1, 12.0, 1000) == pytest.approx(0.102)
+    assert rule.update(0.1, 6.0, 1000) == pytest.approx(0.1)
+    assert rule.update(0.1, 0.0, 1000) == pytest.approx(0.098)
+
+
+def test_reference_refresh() -> None:
+    rule = ReferenceRefresh(every_steps=3, kl_threshold=0.5, decay=0.5)
+    state, due = rule.update(RefreshState(), 0.1)
+    assert (state.steps, state.average_kl, due) == (1, pytest.approx(0.05), False)
+    state, due = rule.update(state, 0.2)
+    assert (state.average_kl, due) == (pytest.approx(0.125), False)
+    assert rule.update(state, 0.0) == (RefreshState(), True)  # third step
+    assert rule.update(state, 1.0) == (RefreshState(), True)  # .5625 > .5
+    assert rule.update(RefreshState(), 0.9)[1] is False  # .45
+
+
+def test_metrics_are_detached_tokens() -> None:
+    algorithm = composed(
+        gates={"erc": EntropyRatioClip()},
+        regularizers={"drift": PolicyDrift(), "kl": ReferenceKL()},
+        correction=TruncatedRatio(),
+    )
+    inputs = random_inputs(spread=1.0)
+    metrics = algorithm.token_loss(inputs).metrics
+    assert {
+        "policy/ratio",
+        "policy/ratio_max",
+        "policy/ratio_min",
+        "policy/kl_old_k3",
+        "policy/clip_frac",
+        "policy/entropy",
+        "policy/kl_ref_k3",
+        "drift/kl_k3",
+        "erc/mask_frac",
+        "mismatch/factor",
+    } <= set(metrics)
+    for name, metric in metrics.items():
+        assert metric.shape == inputs.loss_mask.shape, name
+        assert not metric.requires_grad, name
+
+
+BAD: list[tuple[Callable[[], object], str]] = [
+    (lambda: ClippedRatio(clip_low=-0.1), "clip_low=-0.1 is below"),
+    (lambda: ClippedRatio(clip_high=math.nan), "clip_high=nan"),
+    (lambda: ClippedRatio(dual_clip=0.5), "dual_clip=0.5 is not above 1"),
+    (lambda: Reinforce(importance_cap=0.0), "importance_cap=0.0 is not positive"),
+    (lambda: ClippedLogRatio(schedule=1.5), "schedule=1.5 is outside"),
+    (lambda: PolicyDrift(coefficient=-1.0), "coefficient=-1.0"),
+    (lambda: PolicyDrift(cap=0.0), "cap=0.0"),
+    (lambda: ReferenceKL(estimator="k4"), "estimator='k4' is unknown"),
+    (lambda: ReferenceKL(importance="some"), "importance='some' is unknown"),
+    (lambda: EntropyBonus(coefficient=math.inf), "coefficient=inf is not finite"),
+    (lambda: EntropyRatioClip(low=-0.1), "low=-0.1"),
+    (lambda: GradientPreservingClip(beta_low=-1.0), "beta_low=-1.0"),
+    (lambda: TruncatedImportance(ratio_min=2.0), "ratio_min=2.0 is not below ratio_max=1.28"),
+    (lambda: SoftAdaptive(tau_positive=0.0), "tau_positive=0.0"),
+    (lambda: GeometricMean(log_clip=-0.4), "log_clip=-0.4"),
+    (lambda: RegularizedPolicyGradient(divergence="jsd"), "divergence='jsd' is unknown"),
+    (lambda: RegularizedPolicyGradient(clip="dual"), "clip='dual' does not exist for style"),
+    (lambda: RegularizedPolicyGradient(beta=-1.0), "beta=-1.0"),
+    (lambda: MaskedRatio(low=5.0, high=0.5), "low=5.0 is not below high=0.5"),
+    (lambda: Product(parts={}), "parts={} is empty"),
+    (lambda: FixedLength(max_length=0), "max_length=0"),
+    (lambda: GroupRelative(weighting="sdt"), "weighting='sdt' is unknown; choose one of"),
+    (lambda: BatchRelative(baseline="median"), "baseline='median'"),
+    (lambda: ReinforcePlusPlus(whiten="yes"), "whiten='yes'"),
+    (lambda: GeneralizedAdvantage(lam=1.5), "lam=1.5"),
+    (lambda: OverlongPenalty(max_length=10, buffer=20), "buffer=20 exceeds max_length=10"),
+    (lambda: CorrectLikelihood(coefficient=-0.1), "coefficient=-0.1"),
+    (lambda: ClippedValue(clip=0.0), "clip=0.0"),
+    (lambda: composed(name=""), "name=''"),
+    (lambda: composed(policy_loss=GroupRelative()), "is no PolicyLoss; inherit"),
+    (lambda: composed(gates=[EntropyRatioClip()]), "is no mapping"),
+    (lambda: composed(gates={"drift": PolicyDrift()}), "gates.drift=.* is no Gate"),
+    (lambda: composed(auxiliaries={"policy": CorrectLikelihood()}), "key 'policy' is taken"),
+]
+
+
+@pytest.mark.parametrize(("build", "message"), BAD, ids=[message for _, message in BAD])
+def test_bad_fields_name_the_value(build: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("{}", r"\{\}")):
+        build()
+
+
+class Scalar(PolicyLoss):
+    """A loss that reduces, which is the aggregation's task."""
+
+    def __call__(self, inputs: LossInputs) -> torch.Tensor:
+        return inputs.logprobs.mean()
+
+
+class Inventive(Scalar):
+    columns = frozenset({"temperature"})
+
+
+def test_bad_batches_and_parts_are_named() -> None:
+    inputs = random_inputs()
+    with pytest.raises(ValueError, match=r"Scalar returned shape \(\) for \(45,\) tokens"):
+        composed(policy_loss=Scalar()).token_loss(inputs)
+    with pytest.raises(ValueError, match=r"Inventive declares unknown columns \['temperature'\]"):
+        composed(policy_loss=Inventive())
+    gated = composed(gates={"erc": EntropyRatioClip()})
+    with pytest.raises(ValueError, match=r"reads columns \['old_entropy'\] and the batch lacks"):
+        gated.token_loss(replace(inputs, old_entropy=None))
+    broken = credit_inputs(rewards=torch.full((8,), math.nan, dtype=torch.float64))
+    with pytest.raises(ValueError, match="rewards: 8 of 8 are not finite; drop"):
+        composed().credit(broken)
+    values = credit_inputs().values
+    assert values is not None
+    wild = replace(credit_inputs(), values=values * math.inf)
+    with pytest.raises(ValueError, match="advantages of GeneralizedAdvantage: 29 of 45 are not"):
+        composed(advantage=GeneralizedAdvantage(), value_loss=ClippedValue()).credit(wild)
