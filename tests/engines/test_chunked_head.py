@@ -38,7 +38,7 @@ def test_equals_plain_logits(rows: int, softcap: float | None, with_bias: bool) 
         temperature=0.8,
         softcap=softcap,
         entropy=True,
-        chunk_elements=rows * V,
+        chunk_rows=rows,
     )
     want, want_entropy = plain(
         theirs[0], theirs[1], theirs[2] if with_bias else None, theirs[3], 0.8, softcap

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Elements of one chunk of float32 logits: 64 MiB. Larger chunks are not faster.
+# Where no number of rows is given, a chunk of float32 logits is 64 MiB; larger is not faster.
 CHUNK_ELEMENTS = 1 << 24
 
 
@@ -121,7 +121,7 @@ def chunked_logprobs(
     temperature: float = 1.0,
     softcap: float | None = None,
     entropy: bool = False,
-    chunk_elements: int = CHUNK_ELEMENTS,
+    chunk_rows: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities and entropies of `targets` without ever holding [M, V].
 
@@ -135,7 +135,7 @@ def chunked_logprobs(
         temperature: the logits are divided by it; positive.
         softcap: `c` of `c * tanh(logits / c)`, as Gemma 2 has.
         entropy: also return entropies; both outputs then carry gradients.
-        chunk_elements: float32 logits held at a time; at least one row.
+        chunk_rows: rows of float32 logits held at a time; None keeps a chunk at 64 MiB.
 
     Returns:
         Log-probabilities [M] float32, and entropies [M] float32 or None.
@@ -156,7 +156,7 @@ def chunked_logprobs(
             float(temperature),
             softcap,
             entropy,
-            max(1, chunk_elements // weight.shape[0]),
+            chunk_rows or max(1, CHUNK_ELEMENTS // max(1, weight.shape[0])),
             product or weight.dtype,
         )
     return logprobs, entropies if entropy else None
@@ -175,11 +175,13 @@ class ChunkedHead(nn.Module):
         bias: nn.Parameter | None = None,  # [V]
         *,
         softcap: float | None = None,
+        chunk_rows: int | None = None,
     ) -> None:
         super().__init__()
         self.weight = weight
         self.bias = bias
         self.softcap = softcap
+        self.chunk_rows = chunk_rows
 
     def forward(
         self, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool
@@ -193,4 +195,5 @@ class ChunkedHead(nn.Module):
             temperature=temperature,
             softcap=self.softcap,
             entropy=entropy,
+            chunk_rows=self.chunk_rows,
         )

@@ -29,9 +29,18 @@ class PolicyModel(nn.Module):
     Args:
         model: any transformers causal LM with full or sliding attention layers.
         attention: a name of `attention.ATTENTION_NAMES`.
+        autocast: dtype of the matrix products where it is not that of the weights.
+        head_chunk: rows of logits held at a time; None keeps a chunk at 64 MiB.
     """
 
-    def __init__(self, model: PreTrainedModel, *, attention: str = VARLEN_SDPA) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        attention: str = VARLEN_SDPA,
+        autocast: torch.dtype | None = None,
+        head_chunk: int | None = None,
+    ) -> None:
         super().__init__()
         check_attention(attention)
         _check_layers(model)
@@ -41,11 +50,14 @@ class PolicyModel(nn.Module):
             raise ValueError(f"{type(model).__name__} has no output embedding: not a causal LM")
         softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         model.set_output_embeddings(
-            ChunkedHead(head.weight, getattr(head, "bias", None), softcap=softcap)
+            ChunkedHead(
+                head.weight, getattr(head, "bias", None), softcap=softcap, chunk_rows=head_chunk
+            )
         )
         _without_dropout(model)
         self.model = model
         self.attention = attention
+        self.autocast = autocast
 
     def forward(
         self,
@@ -61,6 +73,20 @@ class PolicyModel(nn.Module):
         Element i is log p(token i | earlier tokens of its sequence). A batch with nothing to
         train gives zeros that still reach every parameter, so ZeRO's collectives all happen.
         """
+        # Inside the module: DeepSpeed switches an autocast off that surrounds its engine.
+        enabled = self.autocast is not None
+        with torch.autocast(tokens.device.type, self.autocast, enabled=enabled):
+            return self._score(tokens, position_ids, cu_seqlens, loss_mask, temperature, entropy)
+
+    def _score(
+        self,
+        tokens: Tensor,
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        loss_mask: Tensor,
+        temperature: float,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         backbone = self.model.get_decoder()
         hidden = backbone(
             input_ids=tokens[None],
@@ -92,7 +118,12 @@ class PolicyModel(nn.Module):
 
 
 def load_policy_model(
-    folder: str | Path, *, dtype: torch.dtype = torch.float32, attention: str = VARLEN_SDPA
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    attention: str = VARLEN_SDPA,
+    autocast: torch.dtype | None = None,
+    head_chunk: int | None = None,
 ) -> PolicyModel:
     """Read a Hugging Face model folder.
 
@@ -105,7 +136,7 @@ def load_policy_model(
     check_attention(attention)
     check_model_folder(folder)
     model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
-    return PolicyModel(model, attention=attention)
+    return PolicyModel(model, attention=attention, autocast=autocast, head_chunk=head_chunk)
 
 
 def check_model_folder(folder: str | Path) -> None:

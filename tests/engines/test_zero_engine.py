@@ -1,0 +1,334 @@
+"""The ZeRO engine against plain autograd, and its checkpoint, export and refusals."""
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+import zero_matrix  # noqa: E402
+
+from workers.engines.process_group import ProcessGroupSettings  # noqa: E402
+from workers.engines.zero_engine import ZeroEngine  # noqa: E402
+from workers.engines.zero_settings import OptimizerSettings, ZeroSettings  # noqa: E402
+from workers.packing import pack  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tied Llama of 2 layers, hidden 32, vocabulary 20, with weights large enough to matter."""
+    folder = tmp_path_factory.mktemp("model")
+    config = LlamaConfig(
+        vocab_size=20,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    network = LlamaForCausalLM(config)
+    for parameter in network.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    network.save_pretrained(folder)
+    (folder / "tokenizer_config.json").write_text("{}")
+    return folder
+
+
+def plain_gradient(network: torch.nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """Gradient and metrics by plain autograd: one unpacked sequence at a time, full logits."""
+    rows, weights = zero_matrix.rows(), zero_matrix.weights()
+    network.zero_grad()
+    ratios, total = [], 0.0
+    for row in range(zero_matrix.NUM_ROWS):
+        column = {name: values[row].as_py() for name, values in rows.items()}
+        tokens = torch.tensor(column["tokens"])
+        logits = network(tokens[None], use_cache=False).logits[0, :-1] / zero_matrix.TEMPERATURE
+        log_p = logits.log_softmax(-1)
+        logprobs = log_p.gather(1, tokens[1:, None])[:, 0]
+        entropy = -(log_p.exp() * log_p).sum(-1)
+        mask = torch.tensor(column["loss_mask"])[1:]
+        advantages = torch.tensor(column["advantages"])[1:]
+        ratio = (logprobs - torch.tensor(column["old_logprobs"])[1:]).exp()
+        policy = -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
+        loss = (policy - 0.05 * entropy)[mask].sum() * weights["policy"][row]
+        loss = loss - logprobs[mask].sum() * weights["nll"][row]
+        loss.backward()
+        total += float(loss)
+        ratios.append(ratio[mask].detach())
+    every = torch.cat(ratios)
+    metrics = {
+        "loss": total,
+        "num_tokens": float(len(every)),
+        "ratio": float(every.mean()),
+        "ratio_max": float(every.max()),
+        "ratio_min": float(every.min()),
+    }
+    return {name: p.grad.clone() for name, p in network.named_parameters()}, metrics
+
+
+def run_ranks(tmp_path: Path, world_size: int, **job: object) -> dict[str, dict[str, torch.Tensor]]:
+    """Start the ranks of `zero_matrix` and return what rank 0 saved."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    out = tmp_path / "results.pt"
+    ranks = []
+    for rank in range(world_size):
+        path = tmp_path / f"job{rank}.json"
+        path.write_text(
+            json.dumps(
+                {"rank": rank, "world_size": world_size, "port": port, "out": str(out), **job}
+            )
+        )
+        root = str(Path(zero_matrix.__file__).parents[2])
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+        ranks.append(
+            subprocess.Popen(
+                [sys.executable, zero_matrix.__file__, str(path)],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    try:
+        outputs = [process.communicate(timeout=300)[0] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    for process, output in zip(ranks, outputs, strict=True):
+        assert process.returncode == 0, output[-4000:]
+    return torch.load(out)
+
+
+def expected(model: Path, max_grad_norm: float) -> dict[str, dict[str, torch.Tensor]]:
+    """Weights after one step at the gradient's rate and after three small ones, and metrics."""
+    found = {}
+    for name, lr, steps in (("gradient", zero_matrix.GRADIENT_LR, 1), ("weights", 0.1, 3)):
+        network = AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager")
+        figures: dict[str, float] = {}
+        for step in range(steps):
+            gradient, metrics = plain_gradient(network)
+            norm = torch.cat([value.ravel() for value in gradient.values()]).norm()
+            scale = min(1.0, max_grad_norm / (float(norm) + 1e-6))
+            with torch.no_grad():
+                for key, parameter in network.named_parameters():
+                    parameter -= lr * scale * gradient[key]
+            if step == 0:
+                figures = metrics | {"norm": float(norm)}
+        found[name] = {key: value.detach() for key, value in network.named_parameters()}
+        found[name] |= {f"/{key}": torch.tensor(value) for key, value in figures.items()}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("world_size", "checkpointing", "max_grad_norm"),
+    [(1, False, math.inf), (2, False, math.inf), (2, True, 0.05)],
+)
+def test_one_gradient_whatever_the_layout(
+    model: Path, tmp_path: Path, world_size: int, checkpointing: bool, max_grad_norm: float
+) -> None:
+    results = run_ranks(
+        tmp_path,
+        world_size,
+        model=str(model),
+        stages=[0, 1, 2, 3],
+        micro_batches=[1, 3],
+        checkpointing=checkpointing,
+        max_grad_norm=max_grad_norm,
+    )
+    assert len(results) == 16
+    want = expected(model, max_grad_norm)
+    start = dict(AutoModelForCausalLM.from_pretrained(model).named_parameters())
+    for case, got in results.items():
+        kind = case.split("-")[2]
+        for name, value in want[kind].items():
+            if name.startswith("/"):
+                torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-6, msg=case + name)
+                continue
+            if kind == "gradient":
+                mine, plain = got[name] - start[name], value - start[name]
+                relative = (mine - plain).norm() / plain.norm()
+                assert relative < 1e-5, f"{case} {name}: {relative:.1e}"
+            else:
+                torch.testing.assert_close(got[name], value, rtol=0, atol=1e-5, msg=case + name)
+
+
+def engine_of(model: Path, stage: int = 0, **changes: object) -> ZeroEngine:
+    optimizer = OptimizerSettings(lr=1e-2, weight_decay=0.1, warmup_steps=2)
+    values = {"optimizer": optimizer} | changes
+    return ZeroEngine(ZeroSettings(model=str(model), zero_stage=stage, **values))
+
+
+def batches() -> list:
+    weights = zero_matrix.weights()
+    return [pack(zero_matrix.rows(), cut, weights=weights) for cut in ([0, 1, 2, 3], [4, 5, 6])]
+
+
+def take_steps(engine: ZeroEngine, steps: int) -> None:
+    for _ in range(steps):
+        engine.train([batches()], zero_matrix.TwoTermLoss(), temperature=1.0)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_resumed_equals_uninterrupted_to_the_bit(model: Path, tmp_path: Path, stage: int) -> None:
+    whole = engine_of(model, stage)
+    take_steps(whole, 5)
+    want = whole.score(batches(), temperature=1.0)
+    whole.close()
+    first = engine_of(model, stage)
+    take_steps(first, 2)
+    first.save(tmp_path / "checkpoint")
+    state = torch.get_rng_state()
+    first.close()
+    torch.manual_seed(99)
+    second = engine_of(model, stage)
+    second.load(tmp_path / "checkpoint")
+    assert torch.equal(torch.get_rng_state(), state)
+    take_steps(second, 3)
+    assert second.progress.steps_taken == 5
+    got = second.score(batches(), temperature=1.0)
+    second.close()
+    for one, other in zip(want.logprobs, got.logprobs, strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
+def test_broken_or_foreign_checkpoints_are_refused(model: Path, tmp_path: Path) -> None:
+    engine = engine_of(model, 1)
+    folder = tmp_path / "checkpoint"
+    with pytest.raises(ValueError, match="not a finished checkpoint"):
+        engine.load(folder)
+    engine.save(folder)
+    engine.close()
+    other = engine_of(model, 0)
+    with pytest.raises(ValueError, match="saved with zero_stage=1, this engine has 0"):
+        other.load(folder)
+    other.close()
+    victim = next(path for path in folder.rglob("*optim_states.pt"))
+    victim.write_bytes(victim.read_bytes()[:-100])
+    again = engine_of(model, 1)
+    with pytest.raises(ValueError, match="were written: restore it"):
+        again.load(folder)
+    manifest = json.loads((folder / "engine.json").read_text())
+    manifest["files"] = {}
+    manifest["parameters"]["model.norm.weight"] = [33]
+    (folder / "engine.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"another model: model\.norm\.weight"):
+        again.load(folder)
+    again.close()
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_export_is_the_same_model(model: Path, tmp_path: Path, stage: int) -> None:
+    engine = engine_of(model, stage)
+    take_steps(engine, 2)
+    tokens = [5, 9, 3, 17, 4, 8]
+    want = engine.probe([tokens])[0]
+    engine.export_hf(tmp_path / "out")
+    with pytest.raises(ValueError, match="already holds weights"):
+        engine.export_hf(tmp_path / "out")
+    engine.close()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    log_p = loaded(torch.tensor([tokens])).logits[0].log_softmax(-1)
+    got = log_p[:-1].gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
+    torch.testing.assert_close(got.detach(), torch.from_numpy(want[1:]), rtol=0, atol=1e-5)
+    assert (tmp_path / "out" / "tokenizer_config.json").is_file()
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_non_finite_gradient_is_skipped_and_named(model: Path, stage: int) -> None:
+    engine = engine_of(model, stage)
+    take_steps(engine, 1)
+    before = engine.probe([[3, 4, 5]])[0]
+    good, bad = batches(), batches()
+    bad[1].weights["policy"][0] = math.nan
+    algorithm = zero_matrix.TwoTermLoss()
+    result = engine.train([bad], algorithm, temperature=1.0).updates[0]
+    assert result.skipped
+    assert not math.isfinite(result.grad_norm)
+    assert "model.embed_tokens.weight" in result.non_finite or len(result.non_finite) == 8
+    assert engine.probe([[3, 4, 5]])[0].tobytes() == before.tobytes()
+    assert (engine.progress.steps_taken, engine.progress.steps_skipped) == (1, 1)
+    after = engine.train([good], algorithm, temperature=1.0).updates[0]
+    assert not after.skipped
+    assert after.lr == pytest.approx(1e-2)  # second step taken: (1 + 1) / 2 of 1e-2
+    engine.close()
+
+
+def test_identity_columns_and_missing_columns(model: Path) -> None:
+    engine = engine_of(model)
+    plain = batches()[0]
+    columns = {"advantages": plain.columns["advantages"]}
+    bare = pack(
+        {name: zero_matrix.rows()[name] for name in ("tokens", "loss_mask", "advantages")},
+        [0, 1, 2, 3],
+        weights=zero_matrix.weights(),
+    )
+    assert bare.columns.keys() == columns.keys()
+    algorithm = zero_matrix.TwoTermLoss()
+    with pytest.raises(ValueError, match="no column old_logprobs"):
+        engine.train([[bare]], algorithm, temperature=1.0)
+    with pytest.raises(ValueError, match="old_is_current with 2 updates"):
+        engine.train([[bare], [bare]], algorithm, temperature=1.0, old_is_current=True)
+    scored = engine.score([bare], temperature=1.0, entropy=True)
+    result = engine.train([[bare]], algorithm, temperature=1.0, old_is_current=True)
+    assert result.updates[0].metrics["ratio"] == 1.0
+    for one, other in zip(scored.logprobs, result.logprobs, strict=True):
+        assert abs(one - other).max() < 1e-6
+    assert scored.entropies is not None
+    assert scored.entropies[0].shape == scored.logprobs[0].shape
+    unweighted = pack(zero_matrix.rows(), [0], weights={"policy": zero_matrix.weights()["nll"]})
+    with pytest.raises(ValueError, match="no sequence weights for the loss term nll"):
+        engine.train([[unweighted]], algorithm, temperature=1.0)
+    engine.close()
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_reference_scores_and_does_not_train(model: Path, stage: int) -> None:
+    learner, reference = engine_of(model), engine_of(model, stage, optimizer=None)
+    want = learner.score(batches(), temperature=0.9)
+    got = reference.score(batches(), temperature=0.9)
+    for one, other in zip(want.logprobs, got.logprobs, strict=True):
+        assert abs(one - other).max() < 1e-6
+    with pytest.raises(ValueError, match="only scores"):
+        reference.train([batches()], zero_matrix.TwoTermLoss(), temperature=1.0)
+    reference.close()
+    learner.close()
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_bf16_keeps_float32_weights_and_logprobs(model: Path, stage: int) -> None:
+    exact, rounded = engine_of(model), engine_of(model, stage, dtype="bf16")
+    want, got = (engine.probe([[3, 9, 4, 11, 7]])[0] for engine in (exact, rounded))
+    assert 0 < abs(want - got).max() < 0.1
+    take_steps(rounded, 2)
+    assert {p.dtype for p in rounded.hf_model.parameters()} == {torch.float32}
+    rounded.close()
+    exact.close()
+
+
+def test_bad_settings_are_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="schedule 'triangle'"):
+        OptimizerSettings(schedule="triangle")
+    with pytest.raises(ValueError, match="state total_steps"):
+        OptimizerSettings(schedule="cosine")
+    with pytest.raises(ValueError, match="zero_stage=4"):
+        ZeroSettings(model=str(model), zero_stage=4)
+    with pytest.raises(ValueError, match="does not exist"):
+        ZeroEngine(ZeroSettings(model=str(tmp_path / "nowhere")))
+    (tmp_path / "config.json").write_text((model / "config.json").read_text())
+    with pytest.raises(ValueError, match="has no weights"):
+        ZeroEngine(ZeroSettings(model=str(tmp_path)))
+    with pytest.raises(ValueError, match="need a port"):
+        ProcessGroupSettings(world_size=2)

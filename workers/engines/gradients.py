@@ -1,0 +1,84 @@
+"""Looking at gradients before they are used: norm, clipping, and which tensors are not finite.
+
+ZeRO 1 to 3 clip and refuse non-finite norms themselves; `GradientGuard` does the same for stage 0,
+where DeepSpeed hands the gradient to the optimizer unseen.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed.utils import safe_get_full_grad
+from torch import Tensor, nn
+
+
+class GradientGuard:
+    """Clips the reduced gradient right before the optimizer's step, or withholds it.
+
+    Args:
+        optimizer: steps only where gradients are; withheld gradients leave its state untouched.
+        max_norm: of the global gradient; inf does not clip.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
+        self._max_norm = max_norm
+        self.norm = 0.0
+        self.applied = True
+        optimizer.register_step_pre_hook(self._before_step)
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        parameters = [
+            parameter
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        self.norm = float(norm)
+        self.applied = bool(torch.isfinite(norm))
+        if not self.applied:
+            for parameter in parameters:
+                parameter.grad = None
+        elif self.norm > self._max_norm:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self._max_norm, norm)
+
+
+def non_finite_tensors(
+    engine: Any, parameters: Iterable[tuple[str, nn.Parameter]], *, limit: int = 8
+) -> tuple[str, ...]:
+    """Names of the tensors whose accumulated gradient is not finite on any rank, worst first.
+
+    To be called between backward and step; collective. "Worst" is the share of bad elements.
+    """
+    named = list(parameters)
+    partitions = _stage_2_gradients(engine.optimizer)
+    shares = []
+    for _, parameter in named:
+        if hasattr(parameter, "ds_id"):
+            gradient = safe_get_full_grad(parameter)
+        else:
+            gradient = partitions.get(id(parameter), parameter.grad)
+        bad = 0.0
+        if gradient is not None:
+            bad = float((~torch.isfinite(gradient)).float().mean())
+        shares.append(bad)
+    share = torch.tensor(shares, device=engine.device)
+    dist.all_reduce(share, op=dist.ReduceOp.MAX)
+    order = torch.argsort(share, descending=True, stable=True).tolist()
+    return tuple(named[index][0] for index in order if share[index] > 0)[:limit]
+
+
+def _stage_2_gradients(optimizer: Any) -> dict[int, Tensor]:
+    """What ZeRO-2 has reduced so far, by id of the parameter; elsewhere nothing.
+
+    DeepSpeed's own accessor reads what its step prepares, which here has not run yet.
+    """
+    held = getattr(optimizer, "all_grad_tensors", {})
+    return {
+        id(parameter): gradient
+        for group, gradients in held.items()
+        for parameter, gradient in zip(
+            optimizer.params_in_partition[group], gradients or [], strict=False
+        )
+    }

@@ -1,0 +1,110 @@
+"""Joining and leaving the process group of a policy's ranks, as torch and DeepSpeed both see it."""
+
+import os
+import random
+import warnings
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import deepspeed
+import deepspeed.ops
+import numpy as np
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProcessGroupSettings:
+    """Where this rank stands and where rank 0 waits.
+
+    Attributes:
+        rank, world_size: of this policy's ranks.
+        local_rank: index of this process's device.
+        address, port: where rank 0 listens; one rank alone needs none.
+        backend: "gloo" on CPU, "nccl" on GPUs.
+        timeout_s: longest that a collective may take.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    address: str = "127.0.0.1"
+    port: int = 0
+    backend: str = "gloo"
+    timeout_s: float = 1800.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank={self.rank} is not in [0, {self.world_size})")
+        if self.world_size > 1 and self.port <= 0:
+            raise ValueError(f"{self.world_size} ranks need a port to meet at, got {self.port}")
+
+
+def join(settings: ProcessGroupSettings) -> bool:
+    """Join the group; False where the process already was in one (which is then used)."""
+    if settings.backend == "gloo":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        # Otherwise a shared-memory kernel is compiled with g++; gloo reduces as well.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed calls functions that torch 2.13 renamed, and torch would say so in every step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    joined = not dist.is_initialized()
+    if joined:
+        store: dist.Store = dist.HashStore()
+        timeout = timedelta(seconds=settings.timeout_s)
+        if settings.world_size > 1:
+            store = dist.TCPStore(
+                settings.address,
+                settings.port,
+                settings.world_size,
+                is_master=settings.rank == 0,
+                timeout=timeout,
+            )
+        dist.init_process_group(
+            settings.backend,
+            store=store,
+            rank=settings.rank,
+            world_size=settings.world_size,
+            timeout=timeout,
+        )
+    os.environ["LOCAL_RANK"] = str(settings.local_rank)
+    deepspeed.init_distributed(dist_backend=settings.backend, auto_mpi_discovery=False)
+    return joined
+
+
+def leave() -> None:
+    """Destroy the process group, in torch and in DeepSpeed: a rank that just exits may hang."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    # DeepSpeed keeps what it knew of the group; without this no other one could be joined.
+    deepspeed.comm.comm.cdb = None
+    deepspeed.utils.groups._WORLD_GROUP = None
+
+
+def device_of(settings: ProcessGroupSettings) -> torch.device:
+    """The device this rank computes on."""
+    if settings.backend == "gloo":
+        return torch.device("cpu")
+    return torch.device("cuda", settings.local_rank)
+
+
+def random_state() -> dict[str, Any]:
+    """State of every random generator of this process."""
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),  # noqa: NPY002
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Undo everything that happened since `random_state`."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state_all(state["cuda"])
