@@ -228,7 +228,9 @@ class LearnerConfig:
     token_budget: int = 2048  # tokens of a packed micro-batch, a hard limit
     attention: str = "varlen_sdpa"
     gradient_checkpointing: bool = False
-    head_chunk: int = 1024  # rows of [chunk, vocabulary] held at a time
+    head_chunk: int | None = None  # rows of [chunk, vocabulary] held at a time; null: 64 MiB
+    offload_optimizer: bool = False  # optimizer state in host memory; ZeRO 1 to 3
+    offload_params: bool = False  # parameters in host memory; ZeRO 3
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     deepspeed: dict[str, Any] = field(default_factory=dict)  # raw, merged over ours
 
@@ -243,7 +245,13 @@ class LearnerConfig:
         )
         for name in ("token_budget", "head_chunk"):
             value = getattr(self, name)
-            _require(value >= 1, f"learner.{name}", value, "must be at least 1")
+            _require(value is None or value >= 1, f"learner.{name}", value, "must be at least 1")
+        _require(
+            len(self.optimizer.betas) == 2,
+            "learner.optimizer.betas",
+            self.optimizer.betas,
+            "must be two numbers",
+        )
         self.optimizer.check()
         _choose("learner.attention", self.attention, ("varlen_sdpa", "flash_attention_2"))
 

@@ -169,15 +169,8 @@ def plan_updates(
                 for rank in spread.rows
             ]
         )
-    denominators = [
-        float(sum(int(trained[micro.rows].sum()) for rank in update for micro in rank))
-        for update in updates
-    ]
     ranks = tuple(
-        RankPlan(
-            updates=tuple(tuple(update[rank]) for update in updates),
-            trained_tokens=tuple(denominators),
-        )
+        RankPlan(updates=tuple(tuple(update[rank]) for update in updates))
         for rank in range(num_ranks)
     )
     num_micro = sum(len(update[0]) for update in updates)

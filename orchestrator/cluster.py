@@ -45,19 +45,22 @@ class Roles:
 
 def start_ray(config: ClusterConfig) -> None:
     """Join the named cluster, or start a Ray of this run's own on this machine."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if config.address is not None:
         ray.init(address=config.address, **common)
         return
-    ray.init(
-        num_cpus=config.num_cpus,
-        object_store_memory=int(config.object_store_gib * 2**30),
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
+    own: dict[str, Any] = {
+        "num_cpus": config.num_cpus,
+        "object_store_memory": int(config.object_store_gib * 2**30),
+        "include_dashboard": False,
         **common,
-    )
+    }
+    try:
+        ray.init(**own)
+    except RuntimeError:  # on a cold disk Ray's own processes may miss their time limit once
+        ray.shutdown()
+        ray.init(**own)
 
 
 def bundles(config: TrainConfig, *, num_ranks: int, num_references: int) -> list[dict[str, float]]:
@@ -229,12 +232,13 @@ class Cluster:
             PolicyWorker,
             num_workers=num_ranks,
             arguments=lambda rank: {
+                "run_id": self._run_id,
                 "rank": rank,
                 "world_size": num_ranks,
                 "settings": settings,
                 "algorithm": self._algorithm,
                 "temperature": config.rollout.sampling.temperature,
-                "seed": config.seed,
+                "timeout_s": config.cluster.timeouts.train_s,
             },
             env=lambda rank: self._env(role.threads),
             placement=Placement(

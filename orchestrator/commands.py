@@ -21,9 +21,15 @@ def train(options: Namespace) -> int:
     """Train, or print the plan."""
     extra = ("dry_run=true",) if options.dry_run else ()
     raw, config = _composed(options, extra=extra)
-    from orchestrator.train import train as run
+    from orchestrator import plan
 
-    run(raw, config)
+    algorithm = instantiate(raw.algorithm, _convert_="all")
+    plan.check(config, algorithm)
+    print(plan.describe(config, algorithm))
+    if not config.dry_run:
+        from orchestrator.train import train as run
+
+        run(raw, config, algorithm)
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from conf.schema import TrainConfig
 from workers.engines.vllm_settings import VLLMSettings
-from workers.engines.zero_settings import ZeroSettings
+from workers.engines.zero_settings import OptimizerSettings, ZeroSettings
 
 
 def vllm_settings(config: TrainConfig, model_path: str, *, engine_id: int) -> VLLMSettings:
@@ -28,5 +28,33 @@ def vllm_settings(config: TrainConfig, model_path: str, *, engine_id: int) -> VL
 
 
 def policy_settings(config: TrainConfig, model_path: str, *, trains: bool) -> ZeroSettings:
-    """What a rank of the learner, or of a frozen policy, is told."""
-    raise NotImplementedError
+    """What a rank of the learner, or of a policy that only scores, is told."""
+    learner = config.learner
+    return ZeroSettings(
+        model=model_path,
+        zero_stage=learner.zero_stage,
+        dtype="bf16" if config.model.dtype == "bfloat16" else "float32",
+        optimizer=optimizer_settings(config) if trains else None,
+        gradient_checkpointing=learner.gradient_checkpointing,
+        attention=learner.attention,
+        head_chunk=learner.head_chunk,
+        offload_optimizer=learner.offload_optimizer and trains,
+        offload_params=learner.offload_params,
+        deepspeed=learner.deepspeed,
+    )
+
+
+def optimizer_settings(config: TrainConfig) -> OptimizerSettings:
+    """The learner's optimizer, whose schedule ends with the run."""
+    optimizer, trainer = config.learner.optimizer, config.trainer
+    return OptimizerSettings(
+        name="adamw" if optimizer.name == "adamw" else "sgd",
+        lr=optimizer.lr,
+        betas=(optimizer.betas[0], optimizer.betas[1]),
+        eps=optimizer.eps,
+        weight_decay=optimizer.weight_decay,
+        max_grad_norm=optimizer.max_grad_norm,
+        schedule=optimizer.schedule,
+        warmup_steps=optimizer.warmup_steps,
+        total_steps=trainer.total_steps * trainer.updates_per_step,
+    )

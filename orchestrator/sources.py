@@ -70,8 +70,8 @@ def prompt_sets(config: DataConfig) -> tuple[PromptSet, PromptSet | None]:
     """Training and held-out prompts."""
     train_path, eval_path = config.train_path, config.eval_path
     if train_path is None:
-        files = instantiate(config.build)
-        train_path, eval_path = str(files.train), str(files.heldout)
+        folder = Path(instantiate(config.build))
+        train_path, eval_path = str(folder / "train.parquet"), str(folder / "eval.parquet")
     names = {
         "prompt_column": config.prompt_column,
         "ground_truth_column": config.ground_truth_column,

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from algorithms.algorithm import Algorithm
 from conf.schema import TrainConfig
-from orchestrator import plan, summary
+from orchestrator import summary
 from orchestrator.checkpoint import Checkpoint, CheckpointStore
 from orchestrator.cluster import Cluster, Roles
 from orchestrator.evaluation import Evaluator, Scores
@@ -39,18 +39,13 @@ class History:
     scores: list[tuple[int, Scores]] = field(default_factory=list)
 
 
-def train(raw: DictConfig, config: TrainConfig) -> Path:
-    """Run a configuration to its end; returns the run's folder.
+def train(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
+    """Run a checked configuration to its end; returns the run's folder.
 
     Raises:
         ValueError: for what can't run, before anything expensive starts where that is possible.
     """
-    algorithm: Algorithm = instantiate(raw.algorithm, _convert_="all")
-    plan.check(config, algorithm)
     progress = Progress(config.trainer.total_steps)
-    progress.say(plan.describe(config, algorithm))
-    if config.dry_run:
-        return Path(config.output_dir)
     scorer = instantiate(raw.reward.scorer, _convert_="all")
     environment = instantiate(raw.environment, _convert_="all")
     progress.say("preparing model and prompts ...")

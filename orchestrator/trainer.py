@@ -33,7 +33,7 @@ from orchestrator.producer import Producer, Taken
 from orchestrator.publication import Publisher
 from workers.partition import SequenceCost
 from workers.plans import CreditPlan, RankPlan
-from workers.policy_group import PolicyGroup, Trajectories
+from workers.policy_group import PolicyGroup, Trajectories, training_metrics
 from workers.recorder import Recorder
 from workers.rollout_pool import RolloutGroup
 
@@ -102,8 +102,8 @@ class Trainer:
             )
         with clock.span("train"):
             computed = [*scored, advantages]
-            logprobs, training = self.roles.learner.train(plan.ranks, rows, computed)
-            trained = training.result()[0]
+            logprobs, reports = self.roles.learner.train(plan.ranks, rows, computed)
+            trained = training_metrics(reports)
         self.version += 1
         with clock.span("publish"):
             published = self.publisher.publish(self.version, stepped=trained["learner/steps"] > 0)

@@ -42,11 +42,9 @@ class RankPlan:
 
     Attributes:
         updates: `updates[u][k]`, equally long on every rank.
-        trained_tokens: tokens that train in each update, over all ranks: what metrics divide by.
     """
 
     updates: tuple[tuple[MicroBatchPlan, ...], ...]
-    trained_tokens: tuple[float, ...]
 
     @property
     def micro_batches(self) -> list[MicroBatchPlan]:

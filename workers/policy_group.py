@@ -13,6 +13,7 @@ from typing import Any
 
 from workers.group import Pending, WorkerGroup
 from workers.plans import CreditPlan, RankPlan, Slice
+from workers.policy_worker import TrainReport
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,12 +51,23 @@ class PolicyGroup:
 
     def train(
         self, plans: Sequence[RankPlan], rows: Trajectories, computed: Sequence[Any]
-    ) -> tuple[list[Any], Pending]:
-        """Start the optimizer updates: references to `logprobs` columns, and the metrics to come."""
-        columns, metrics = [], []
+    ) -> tuple[list[Any], list[TrainReport]]:
+        """Run the optimizer updates: references to `logprobs` columns, and every rank's report."""
+        columns, reports = [], []
         for handle, plan in zip(self.workers.handles, plans, strict=True):
             call = handle.train.options(num_returns=2)
-            column, metric = call.remote(plan, rows.slices, len(computed), *computed, *rows.batches)
+            column, report = call.remote(plan, rows.slices, len(computed), *computed, *rows.batches)
             columns.append(column)
-            metrics.append(metric)
-        return columns, Pending(self.workers.role, "train", metrics, self._train_s)
+            reports.append(report)
+        return columns, Pending(self.workers.role, "train", reports, self._train_s).result()
+
+
+def training_metrics(reports: Sequence[TrainReport]) -> dict[str, float]:
+    """What the ranks report, as one: their metrics are global already, their gaps are not."""
+    tokens = max(1, sum(report.gap_tokens for report in reports))
+    return {
+        **reports[0].metrics,
+        "learner/steps": float(reports[0].steps_taken),
+        "mismatch/abs_mean": sum(report.gap_sum for report in reports) / tokens,
+        "mismatch/abs_max": max(report.gap_max for report in reports),
+    }

@@ -156,13 +156,17 @@ class RolloutWorker:
             reward=None,
         )
 
-    async def probe(self, sequences: list[list[int]]) -> list[list[float]]:
-        """Log-probs under the engine's live weights, temperature 1, for the attestation."""
+    async def attest(
+        self, probe: list[list[int]]
+    ) -> tuple[int, dict[str, list[int]], list[list[float]]]:
+        """Evidence after a publication: version, fingerprints that arrived, probe log-probs."""
         calls = (
             self._engine.prompt_logprobs(tokens, request_id=f"probe/{number}")
-            for number, tokens in enumerate(sequences)
+            for number, tokens in enumerate(probe)
         )
-        return list(await asyncio.gather(*calls))
+        logprobs = await asyncio.gather(*calls)
+        received = await self._engine.attest_received()
+        return await self._engine.version(), received, list(logprobs)
 
     async def encode(self, prompts: list[Any]) -> list[list[int]]:
         """Token ids of some prompts, for choosing a probe."""

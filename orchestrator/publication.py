@@ -1,0 +1,149 @@
+"""Publication: the learner's weights into every engine, and the proof that they arrived.
+
+The learner sends; then each engine says which version it has, what arrived, and how likely it finds
+a fixed probe, and the learner says the same of itself. `Attestation` compares, and a disagreement
+ends the run with the names of the tensors. In float32 the tolerance is a number of the
+configuration; in other types it is the gap that was measured before the first step, when both sides
+held the same weights for certain, times a factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+
+from conf.schema import TrainConfig
+from orchestrator.cluster import Roles
+from workers.prompts import PromptSet
+from workers.weight_sync.attestation import (
+    Attestation,
+    AttestationError,
+    EngineEvidence,
+    ProbeGap,
+    Tolerance,
+)
+from workers.weight_sync.publication import PublishReport
+
+PROBE_PROMPTS = 8
+PROBE_TOKENS = 64  # of each prompt, at most
+PLAUSIBLE_NOISE = 0.2  # mean |gap| of log-probs above which no arithmetic type explains it
+
+
+class Publisher:
+    """All publications of a run."""
+
+    def __init__(self, roles: Roles, config: TrainConfig, *, probe_prompts: PromptSet) -> None:
+        self._roles, self._config = roles, config
+        self._prompts = probe_prompts
+        self._limit_s = config.cluster.timeouts.publish_s
+        self._probe: list[list[int]] = []
+        self._attestation: Attestation | None = None
+
+    def begin(self, version: int) -> dict[str, float]:
+        """Connect learner and engines, publish the present weights, and set the tolerance."""
+        config, learner = self._config, self._roles.learner.workers
+        learner.call(
+            "connect",
+            config.rollout.transport,
+            config.rollout.dtype,
+            self._roles.rollout_workers.handles,
+            config.rollout.tensor_parallel_size,
+            timeout_s=self._limit_s,
+        )
+        self._probe = self._choose_probe()
+        expected = learner.call_first("parameter_names", timeout_s=self._limit_s)
+        tolerance = Tolerance.absolute(config.rollout.probe_tolerance)
+        if config.rollout.dtype != "float32" or config.model.dtype != "float32":
+            report, engines, own = self._send(version)
+            tolerance = self._above_noise(version, engines, own)
+            self._attestation = Attestation(expected=expected, tolerance=tolerance)
+            return self._judge(report, engines, own, stepped=False)
+        self._attestation = Attestation(expected=expected, tolerance=tolerance)
+        return self.publish(version, stepped=False)
+
+    def publish(self, version: int, *, stepped: bool) -> dict[str, float]:
+        """Send the learner's weights to all engines under the label `version`.
+
+        Args:
+            version: one more than the last.
+            stepped: whether the optimizer changed anything since.
+
+        Raises:
+            AttestationError: with the names of the tensors.
+            WorkerError: when a rank or an engine does not answer.
+        """
+        report, engines, own = self._send(version)
+        return self._judge(report, engines, own, stepped=stepped)
+
+    def _send(self, version: int) -> tuple[PublishReport, list[EngineEvidence], list[float]]:
+        learner, rollouts = self._roles.learner.workers, self._roles.rollout_workers
+        report: PublishReport = learner.call("publish", version, timeout_s=self._limit_s)[0]
+        engines = rollouts.start("attest", self._probe, timeout_s=self._limit_s)
+        own = learner.start("probe", self._probe, timeout_s=self._limit_s)
+        evidence = [
+            EngineEvidence(
+                engine_id=number,
+                version=version,
+                received=received,
+                probe_logprobs=list(chain.from_iterable(probe)),
+            )
+            for number, (version, received, probe) in enumerate(engines.result())
+        ]
+        return report, evidence, list(chain.from_iterable(own.result()[0]))
+
+    def _judge(
+        self,
+        report: PublishReport,
+        engines: list[EngineEvidence],
+        own: list[float],
+        *,
+        stepped: bool,
+    ) -> dict[str, float]:
+        assert self._attestation is not None, "begin comes before publish"
+        metrics = self._attestation.check(
+            report,
+            engines,
+            learner_logprobs=own,
+            optimizer_stepped=stepped,
+            diagnose=self._diagnose(report),
+        )
+        phases = {f"publication/{name}_s": value for name, value in report.seconds.items()}
+        bandwidth = report.num_bytes / max(report.seconds["total"], 1e-9)
+        return {
+            **metrics,
+            **phases,
+            "publication/bytes": float(report.num_bytes),
+            "publication/bytes_per_s": bandwidth,
+        }
+
+    def _diagnose(self, report: PublishReport):  # type: ignore[no-untyped-def]
+        def ask(engine_id: int) -> Mapping[str, str]:
+            expected = {name: list(value) for name, value in report.fingerprints.items()}
+            answers = self._roles.rollout_workers.call(
+                "engine_call", "diagnose", expected, timeout_s=self._limit_s
+            )
+            found: Mapping[str, str] = answers[engine_id]
+            return found
+
+        return ask
+
+    def _choose_probe(self) -> list[list[int]]:
+        prompts = [self._prompts[row].prompt for row in range(len(self._prompts))[:PROBE_PROMPTS]]
+        encoded: list[list[int]] = self._roles.rollout_workers.call_first(
+            "encode", prompts, timeout_s=self._limit_s
+        )
+        room = min(PROBE_TOKENS, self._config.rollout.max_model_len - 1)
+        return [tokens[:room] for tokens in encoded if len(tokens) > 1]
+
+    @staticmethod
+    def _above_noise(version: int, engines: list[EngineEvidence], own: list[float]) -> Tolerance:
+        gaps = [ProbeGap.between(own, engine.probe_logprobs) for engine in engines]
+        floor = ProbeGap(mean=max(gap.mean for gap in gaps), max=max(gap.max for gap in gaps))
+        if not floor.mean <= PLAUSIBLE_NOISE:
+            fault = (
+                f"with equal weights learner and engines differ by {floor.mean:.3g} on average, "
+                f"more than arithmetic explains ({PLAUSIBLE_NOISE:g}); check rollout.dtype, "
+                "model.dtype and whether vLLM supports this architecture"
+            )
+            raise AttestationError(version, {}, [fault])
+        return Tolerance.above_noise(floor)
