@@ -10,8 +10,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workers.models.cache import cache_dir
-from workers.models.tiny import build_tiny, warm_start
+from workers.models.tiny import build_tiny, warm_start, warm_start_on
 from workers.models.tokenizer import VOCABULARY
+from workers.tasks.copy import build_copy
+from workers.tasks.reasoning import reasoning
+from workers.tasks.tables import write_parquet
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +123,19 @@ def test_warm_start_teaches_and_leaves_the_source(folder: Path, tmp_path: Path) 
         source["model.embed_tokens.weight"],
         load_file(folder / "model.safetensors")["model.embed_tokens.weight"],
     )
+
+
+def test_warm_start_on_a_task_folder(folder: Path, tmp_path: Path) -> None:
+    data = build_copy(tmp_path, length=2, num_train=20, num_eval=2)
+    model = build_tiny(tmp_path / "tiny")
+    warm = warm_start_on(model, data, num_batches=2, batch_size=4)
+    assert warm == warm_start_on(model, data, num_batches=2, batch_size=4)
+    assert warm != warm_start_on(model, data, num_batches=1, batch_size=4)
+    assert warm.parent == model.parent
+    chat = reasoning(datasets={"coin_flip": {}}, num_train=2, num_eval=1, style="chat").train
+    write_parquet(chat, tmp_path / "chat" / "train.parquet")
+    with pytest.raises(ValueError, match="plain-text prompts"):
+        warm_start_on(model, tmp_path / "chat", num_batches=1)
 
 
 def test_warm_start_bad_input(folder: Path, tmp_path: Path) -> None:

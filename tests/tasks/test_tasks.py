@@ -35,6 +35,8 @@ def test_two_digit_addition() -> None:
     # 90 x 90 pairs, 30 % held out, 100 of those used
     assert (tables.train.num_rows, tables.heldout.num_rows) == (5670, 100)
     assert not set(tables.train["prompt"].to_pylist()) & set(tables.heldout["prompt"].to_pylist())
+    row = tables.train.to_pylist()[0]
+    assert row["prompt"].startswith("12+34=46\n50+27=77\n")
 
 
 def test_the_seed_decides_the_split() -> None:

@@ -34,8 +34,12 @@ def cache_dir(kind: str = "models") -> Path:
 
 def default_path(recipe: Mapping[str, Any], name: str, kind: str = "models") -> Path:
     """Returns `<cache>/<kind>/<name>-<hash of the recipe>`: other arguments, another folder."""
-    text = json.dumps(recipe, sort_keys=True)
-    return cache_dir(kind) / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return cache_dir(kind) / f"{name}-{recipe_hash(recipe)}"
+
+
+def recipe_hash(recipe: Mapping[str, Any]) -> str:
+    """Returns 12 hexadecimal digits that stand for a recipe."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def build_once(path: str | Path, recipe: Mapping[str, Any], write: Callable[[Path], None]) -> Path:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from transformers import (
@@ -27,7 +28,13 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from workers.models.cache import RECIPE_FILE, build_once, default_path, without_progress_bars
+from workers.models.cache import (
+    RECIPE_FILE,
+    build_once,
+    default_path,
+    recipe_hash,
+    without_progress_bars,
+)
 from workers.models.tokenizer import VOCABULARY, build_tokenizer
 
 ARCHITECTURES = ("llama", "qwen3")
@@ -117,7 +124,7 @@ def warm_start(
         batch_size: examples per step.
         lr: learning rate.
         seed: of the order of the examples.
-        output: the folder to write, `<path>-warm` if None.
+        output: the folder to write, `<path>-warm-<hash of the arguments>` if None.
 
     Returns:
         The output folder, absolute.
@@ -162,7 +169,30 @@ def warm_start(
             optimizer.zero_grad()
         _save(model, tokenizer, folder)
 
-    return build_once(output or source.with_name(f"{source.name}-warm"), recipe, write)
+    beside = source.with_name(f"{source.name}-warm-{recipe_hash(recipe)}")
+    return build_once(output or beside, recipe, write)
+
+
+def warm_start_on(
+    model: str | Path, data: str | Path, *, num_batches: int, **settings: Any
+) -> Path:
+    """Warm-starts a model folder on `train.parquet` of a task folder with plain-text prompts.
+
+    For configuration, where both folders may be built by nested `_target_` nodes.
+
+    Args:
+        model: as `path` of `warm_start`.
+        data: a folder that a `workers.tasks` builder returned.
+        num_batches: as for `warm_start`.
+        settings: its other keyword arguments.
+    """
+    columns = ["prompt", "ground_truth"]
+    table = pq.read_table(Path(data) / "train.parquet", columns=columns)
+    prompts, answers = (table[name].to_pylist() for name in columns)
+    if prompts and not isinstance(prompts[0], str):
+        raise ValueError(f"{data} holds chat messages: a warm start needs plain-text prompts")
+    pairs = list(zip(prompts, answers, strict=True))
+    return warm_start(model, pairs, num_batches=num_batches, **settings)
 
 
 def _validate(recipe: dict[str, Any]) -> None:

@@ -11,8 +11,12 @@ from pathlib import Path
 
 from workers.tasks.tables import TaskTables, build_folder, text_table
 
-SHOTS = "2+3=5\n4+1=5\n"
-SHOT_PAIRS = ((2, 3), (4, 1))
+# By digits of the summands: a model that adds single digits does not see what is wanted of two.
+SHOT_PAIRS = {
+    1: ((2, 3), (4, 1)),
+    2: ((12, 34), (50, 27)),
+    3: ((123, 456), (501, 270)),
+}
 
 
 def addition(
@@ -29,7 +33,7 @@ def addition(
         max_heldout: most rows of the held-out table; the rest of the fraction is not used at all.
         seed: of the split and the order.
     """
-    if digits not in (1, 2, 3):
+    if digits not in SHOT_PAIRS:
         raise ValueError(f"digits must be 1, 2 or 3, got {digits}")
     if not 0 < heldout_frac < 1 or max_heldout < 1:
         raise ValueError(
@@ -40,13 +44,13 @@ def addition(
     pairs = [(a, b) for a in numbers for b in numbers]
     random.Random(seed).shuffle(pairs)
     num_heldout = round(len(pairs) * heldout_frac)
-    heldout = [pair for pair in pairs if pair not in SHOT_PAIRS][:num_heldout]
+    heldout = [pair for pair in pairs if pair not in SHOT_PAIRS[digits]][:num_heldout]
     kept_back = set(heldout)
     train = [pair for pair in pairs if pair not in kept_back]
     name = f"addition_{digits}"
     return TaskTables(
-        train=text_table(name, [_row(a, b) for a, b in train]),
-        heldout=text_table(name, [_row(a, b) for a, b in heldout[:max_heldout]]),
+        train=text_table(name, [_row(digits, a, b) for a, b in train]),
+        heldout=text_table(name, [_row(digits, a, b) for a, b in heldout[:max_heldout]]),
     )
 
 
@@ -67,12 +71,18 @@ def build_addition(
     }
     return build_folder(
         folder,
-        {"task": "addition", "shots": SHOTS, **arguments},
+        {"task": "addition", "shots": shots(digits), **arguments},
         lambda: addition(
             digits=digits, heldout_frac=heldout_frac, max_heldout=max_heldout, seed=seed
         ),
     )
 
 
-def _row(a: int, b: int) -> tuple[str, str]:
-    return f"{SHOTS}{a}+{b}=", str(a + b)
+def shots(digits: int) -> str:
+    """Returns the solved examples that open every prompt."""
+    pairs = SHOT_PAIRS.get(digits, ())
+    return "".join(f"{a}+{b}={a + b}\n" for a, b in pairs)
+
+
+def _row(digits: int, a: int, b: int) -> tuple[str, str]:
+    return f"{shots(digits)}{a}+{b}=", str(a + b)
