@@ -58,7 +58,7 @@ class SequenceSum(Aggregation):
 
 @dataclass(frozen=True, kw_only=True)
 class FixedLength(Aggregation):
-    """Sum over tokens by a constant: 1 / (B max_length). Dr.GRPO (2503.20783) Listing 1.
+    """Sum over tokens by a constant: 1 / (B max_length). Dr.GRPO (2503.20783).
 
     Attributes:
         max_length: the generation budget in tokens.

@@ -216,6 +216,28 @@ class DivergenceRejection(MismatchCorrection):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProbabilityMask(MismatchCorrection):
+    """f = rho where |pi_old - mu| <= eps, else 0: IPO, the default of prime-rl.
+
+    A ratio treats a token of probability 1e-4 like one of 0.5; the difference does not.
+
+    Attributes:
+        eps: largest accepted difference of probabilities.
+    """
+
+    eps: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_positive("eps", self.eps)
+
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        """See :class:`algorithms.parts.Correction`."""
+        rollout = present("rollout_logprobs", inputs.rollout_logprobs)
+        moved = (inputs.old_logprobs.exp() - rollout.exp()).abs().detach()
+        return torch.where(moved <= self.eps, mismatch(inputs).exp(), 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Product(MismatchCorrection):
     """f = product of the parts' factors, such as a truncated ratio and a veto.
 

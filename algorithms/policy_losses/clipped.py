@@ -57,7 +57,7 @@ class ClippedRatio(PolicyLoss):
     """L = -min(w A, clip(w; 1-low, 1+high) A); for A < 0 also at least -dual_clip A.
 
     g = -w A, and 0 where (A > 0, w > 1+high), (A < 0, w < 1-low) or (A < 0, w > dual_clip).
-    PPO (1707.06347) Eq. 7; dual clip (1912.09729) Eq. 5; DAPO (2503.14476) Eq. 10 with
+    PPO (1707.06347) Eq. 7; dual clip (1912.09729); DAPO (2503.14476) Eq. 10 with
     high > low ("clip-higher"). TRL's `delta` is this dual clip.
 
     Attributes:

@@ -73,7 +73,7 @@ class SequenceRatio(PolicyLoss):
 
 @dataclass(frozen=True, kw_only=True)
 class GeometricMean(PolicyLoss):
-    """L = -A exp(mean_t c_t), c_t = ln w_t clipped pessimistically. GMPO (2507.20673) Eq. 4.
+    """L = -A exp(mean_t c_t), c_t = ln w_t clipped pessimistically. GMPO (2507.20673).
 
     c_t = min(ln w, log_clip) where A > 0, max(ln w, -log_clip) where A < 0. The gradient of token
     t is -A exp(mean c) / len inside its clip and 0 outside, while the others keep theirs. The

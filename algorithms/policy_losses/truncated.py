@@ -49,7 +49,7 @@ class TruncatedImportance(PolicyLoss):
 
 @dataclass(frozen=True, kw_only=True)
 class SoftAdaptive(PolicyLoss):
-    """L = -(4 / tau) sigmoid(tau (w - 1)) A; g = -4 s (1 - s) w A. SAPO (2511.20347) Eq. 6.
+    """L = -(4 / tau) sigmoid(tau (w - 1)) A; g = -4 s (1 - s) w A. SAPO (2511.20347).
 
     tau is `tau_positive` for A > 0 and `tau_negative` otherwise.
 

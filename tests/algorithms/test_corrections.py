@@ -15,6 +15,7 @@ from algorithms.corrections import (
     DivergenceRejection,
     MaskedRatio,
     OffPolicySequenceMask,
+    ProbabilityMask,
     Product,
     SequenceVeto,
     TruncatedRatio,
@@ -79,6 +80,8 @@ def test_sequence_factors() -> None:
     expect(SequenceVeto(low=0.0, high=3.0), inputs, (1, 1, 0, 0, 1))
     both = Product(parts={"tis": TruncatedRatio(), "veto": SequenceVeto(low=0.8)})
     expect(both, inputs, (0, 0, 1.0, 2.0, 1.0))
+    # mu = e^-1 = .368: |rho - 1| mu = .368, .092, 0, 1.10, 0
+    expect(ProbabilityMask(eps=0.3), inputs, (0, 0.75, 1.0, 0, 1.0))
     # sums of -d: -.405, -1.386, 0; largest k1: .288, 0, 0
     k1 = DivergenceRejection(estimator="k1", level="sequence_sum", low=-1.0, high=1.0)
     expect(k1, inputs, (1, 1, 0, 0, 1))
