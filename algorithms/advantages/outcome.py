@@ -75,7 +75,7 @@ class GroupRelative(Advantage):
         centered = inputs.rewards - statistics.mean
         weighted = torch.where(statistics.informative, self._weight(statistics) * centered, 0.0)
         advantages = whiten(broadcast(weighted, inputs), inputs.loss_mask, self.whiten)
-        return finished(advantages, inputs, metrics=outcome_metrics(inputs, statistics))
+        return finished(advantages, inputs, metrics=outcome_metrics(statistics))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class LeaveOneOut(Advantage):
         factor = statistics.size / (statistics.size - 1.0).clamp(min=1.0)
         centered = torch.where(statistics.informative, inputs.rewards - statistics.mean, 0.0)
         advantages = whiten(broadcast(factor * centered, inputs), inputs.loss_mask, self.whiten)
-        return finished(advantages, inputs, metrics=outcome_metrics(inputs, statistics))
+        return finished(advantages, inputs, metrics=outcome_metrics(statistics))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,4 +128,4 @@ class BatchRelative(Advantage):
         if self.baseline == "mean" and centered.numel():
             centered = centered - centered.mean()
         advantages = whiten(broadcast(centered, inputs), inputs.loss_mask, self.whiten)
-        return finished(advantages, inputs, metrics=outcome_metrics(inputs, statistics))
+        return finished(advantages, inputs, metrics=outcome_metrics(statistics))

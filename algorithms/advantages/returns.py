@@ -116,7 +116,7 @@ class ReinforcePlusPlus(Advantage):
         returns = discounted_suffix_sum(per_token, inputs.sequence_ids[mask], self.gamma)
         advantages = rewards.new_zeros(mask.shape).masked_scatter(mask, returns)
         advantages = whiten(advantages, mask, self.whiten, self.eps)
-        metrics = outcome_metrics(inputs, statistics) | {"reward/kl": kl}
+        metrics = outcome_metrics(statistics) | {"credit/kl": kl}
         return finished(advantages, inputs, metrics=metrics)
 
 
@@ -172,6 +172,6 @@ class GeneralizedAdvantage(Advantage):
         return finished(
             advantages,
             inputs,
-            metrics=outcome_metrics(inputs, statistics) | {"reward/kl": kl},
+            metrics=outcome_metrics(statistics) | {"credit/kl": kl},
             returns=empty.masked_scatter(mask, scanned + values),
         )

@@ -85,15 +85,13 @@ def broadcast(sequence_values: Tensor, inputs: CreditInputs) -> Tensor:
     return torch.where(inputs.loss_mask, sequence_values[inputs.sequence_ids], 0.0)
 
 
-def outcome_metrics(inputs: CreditInputs, statistics: GroupStatistics) -> dict[str, float]:
-    """Scalars that every group-aware advantage reports."""
+def outcome_metrics(statistics: GroupStatistics) -> dict[str, float]:
+    """Scalars that every advantage reports about its groups."""
+    spread = statistics.std.mean().item() if statistics.std.numel() else 0.0
+    informative = statistics.num_informative / max(statistics.num_groups, 1)
     return {
-        "advantage/informative_groups_frac": statistics.num_informative
-        / max(statistics.num_groups, 1),
-        "reward/mean": float(inputs.rewards.mean().item()) if inputs.rewards.numel() else 0.0,
-        "reward/group_std_mean": float(statistics.std.mean().item())
-        if inputs.rewards.numel()
-        else 0.0,
+        "credit/informative_groups_frac": informative,
+        "credit/reward_group_std_mean": float(spread),
     }
 
 
@@ -104,13 +102,11 @@ def finished(
     metrics: dict[str, float],
     returns: Tensor | None = None,
 ) -> Credit:
-    """Pack a Credit with the moments of its advantages over trainable tokens."""
+    """Pack a Credit with the extremes of its advantages over trainable tokens."""
     selected = advantages[inputs.loss_mask]
     if selected.numel():
         metrics = metrics | {
-            "advantage/mean": float(selected.mean().item()),
-            "advantage/std": float(selected.std(correction=0).item()),
-            "advantage/max": float(selected.max().item()),
-            "advantage/min": float(selected.min().item()),
+            "credit/advantage_max": float(selected.max().item()),
+            "credit/advantage_min": float(selected.min().item()),
         }
     return Credit(advantages=advantages, returns=returns, metrics=metrics)

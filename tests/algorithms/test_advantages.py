@@ -165,7 +165,7 @@ def test_reinforce_pp_return_to_go_carries_the_kl() -> None:
     torch.testing.assert_close(
         credit.advantages, torch.tensor([0, 0, 0.97, 1.02, 1.02], dtype=torch.float64)
     )
-    assert credit.metrics["reward/kl"] == pytest.approx(0.1)
+    assert credit.metrics["credit/kl"] == pytest.approx(0.1)
 
 
 def test_columns_follow_the_kl_coefficient() -> None:
