@@ -14,14 +14,17 @@ from torch import Tensor
 from algorithms.inputs import LossInputs
 from algorithms.parts import PolicyLoss
 from algorithms.ratios import as_float, policy_log_ratio, policy_ratio
-from algorithms.validation import check_at_least, check_positive
+from algorithms.validation import check_at_least, check_number, check_positive
 
 
 def check_clip(clip_low: float, clip_high: float, dual_clip: float | None) -> None:
     """Check bounds 1 - clip_low < 1 < 1 + clip_high < dual_clip."""
     check_at_least("clip_low", clip_low, 0.0)
     check_at_least("clip_high", clip_high, 0.0)
-    if dual_clip is not None and not dual_clip > 1.0:
+    if dual_clip is None:
+        return
+    check_number("dual_clip", dual_clip)
+    if not dual_clip > 1.0:
         raise ValueError(f"dual_clip={dual_clip} is not above 1; use a bound such as 3 or null")
 
 

@@ -204,6 +204,8 @@ BAD: list[tuple[Callable[[], object], str]] = [
     (lambda: ClippedRatio(clip_low=-0.1), "clip_low=-0.1 is below"),
     (lambda: ClippedRatio(clip_high=math.nan), "clip_high=nan"),
     (lambda: ClippedRatio(dual_clip=0.5), "dual_clip=0.5 is not above 1"),
+    (lambda: ClippedRatio(clip_high=".inf"), "clip_high='.inf' is no number; write it as"),  # type: ignore[arg-type]
+    (lambda: ClippedRatio(dual_clip="3"), "dual_clip='3' is no number"),  # type: ignore[arg-type]
     (lambda: Reinforce(importance_cap=0.0), "importance_cap=0.0 is not positive"),
     (lambda: ClippedLogRatio(schedule=1.5), "schedule=1.5 is outside"),
     (lambda: PolicyDrift(coefficient=-1.0), "coefficient=-1.0"),
