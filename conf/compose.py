@@ -112,7 +112,7 @@ def _known_keys() -> Iterator[str]:
 
     def walk(node: DictConfig, prefix: str) -> Iterator[str]:
         for key in node:
-            name = f"{prefix}{key}"
+            name = f"{prefix}{key!s}"
             yield name
             if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
                 yield from walk(node[key], f"{name}.")

@@ -1,4 +1,4 @@
-"""The driver of a run: command line, trainer loop, placement; the only layer that sees all others."""
+"""The driver of a run: command line, trainer loop, placement; the layer that sees all others."""
 
 import os
 

@@ -47,9 +47,8 @@ class Pending:
         Raises:
             WorkerError: when a process died or the time is over.
         """
-        ready, missing = ray.wait(
-            list(self.refs), num_returns=len(self.refs), timeout=self.timeout_s
-        )
+        everything = len(self.refs)
+        _, missing = ray.wait(list(self.refs), num_returns=everything, timeout=self.timeout_s)
         if missing:
             ranks = [rank for rank, ref in enumerate(self.refs) if ref in missing]
             raise WorkerError(

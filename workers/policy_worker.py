@@ -8,6 +8,7 @@ micro-batches and its answers become columns.
 
 from __future__ import annotations
 
+import gc
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ from workers.trajectory import computed_columns, join_computed
 from workers.weight_client import EngineClient
 
 if TYPE_CHECKING:
-    from workers.engines.zero_engine import Rows, TrainResult, ZeroEngine
+    from workers.engines.results import Rows, TrainResult
+    from workers.engines.zero_engine import ZeroEngine
     from workers.weight_sync.publication import PublishReport, TrainerEndpoint
 
 # DeepSpeed takes seconds to import, and the driver imports this module to launch its actors; so the
@@ -99,6 +101,8 @@ class PolicyWorker:
             timeout_s=self._timeout_s,
         )
         self._engine = ZeroEngine(self._settings, group)
+        gc.collect()
+        gc.freeze()  # full collections over all that is imported would stall the steps
 
     def shape(self) -> dict[str, int]:
         """What a sequence costs: parameters, layers, hidden size."""

@@ -97,7 +97,8 @@ class RolloutPool:
 
     def wait(self, group_ids: Sequence[str]) -> list[RolloutGroup]:
         """Exactly these groups, once all are finished; others are kept for the next `poll`."""
-        wanted, found = set(group_ids), []
+        wanted = set(group_ids)
+        found: list[RolloutGroup] = []
         others: list[RolloutGroup] = []
         while len(found) < len(wanted):
             for group in self.poll():

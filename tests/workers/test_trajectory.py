@@ -16,24 +16,24 @@ from workers.trajectory import (
 
 
 def trajectory(k=0, **changes):
-    values = dict(
-        run_id="run",
-        step=3,
-        prompt_uid="p:0",
-        group_id="0-0",
-        rollout_id=f"0-0/{k}",
-        dataset="copy",
-        tokens=[52, 61, 55, 2],
-        loss_mask=[False, False, True, True],
-        rollout_logprobs=[0.0, 0.0, -0.5, -0.25],
-        weight_versions=[-1, -1, 7, 8],
-        finish_reason="stop",
-        outcome="scored",
-        reward=0.5,
-        reward_parts={"exact": 0.0, "positions": 1.0},
-        response_text="7",
-        timings={"generate": 0.2, "reward": 0.1},
-    )
+    values = {
+        "run_id": "run",
+        "step": 3,
+        "prompt_uid": "p:0",
+        "group_id": "0-0",
+        "rollout_id": f"0-0/{k}",
+        "dataset": "copy",
+        "tokens": [52, 61, 55, 2],
+        "loss_mask": [False, False, True, True],
+        "rollout_logprobs": [0.0, 0.0, -0.5, -0.25],
+        "weight_versions": [-1, -1, 7, 8],
+        "finish_reason": "stop",
+        "outcome": "scored",
+        "reward": 0.5,
+        "reward_parts": {"exact": 0.0, "positions": 1.0},
+        "response_text": "7",
+        "timings": {"generate": 0.2, "reward": 0.1},
+    }
     return Trajectory(**{**values, **changes})
 
 

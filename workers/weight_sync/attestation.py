@@ -34,7 +34,11 @@ class AttestationError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProbeGap:
-    """Distance between two scorings of the same tokens: mean and max of |difference|."""
+    """Distance between two scorings of the same tokens: mean and max over the tokens.
+
+    The distance of two log-probs is |a - b| / max(1, |a|): absolute for likely tokens, relative for
+    unlikely ones, whose rounding error grows with their size (float32 holds -20 to 1e-6 only).
+    """
 
     mean: float
     max: float
@@ -51,7 +55,7 @@ class ProbeGap:
                 f"probe log-probs must be of equal, positive length, got {len(learner)} from the "
                 f"learner and {len(engine)} from the engine"
             )
-        gaps = [abs(a - b) for a, b in zip(learner, engine, strict=True)]
+        gaps = [abs(a - b) / max(1.0, abs(a)) for a, b in zip(learner, engine, strict=True)]
         # max() passes over NaN: one unequal to itself must fail every comparison.
         worst = max(gaps) if all(gap == gap for gap in gaps) else float("nan")
         return cls(mean=sum(gaps) / len(gaps), max=worst)
