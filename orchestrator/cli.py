@@ -63,13 +63,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-    from conf.compose import ConfigError
+    from hydra.errors import InstantiationException
+
     from orchestrator import commands
 
     run = getattr(commands, options.command.replace("-", "_"))
     try:
         return int(run(options))
-    except (ConfigError, ValueError) as error:
+    except InstantiationException as error:  # a part that refuses its values: its own words count
+        print(f"ballast {options.command}: {error.__cause__ or error}", file=sys.stderr)
+        return 2
+    except ValueError as error:
         print(f"ballast {options.command}: {error}", file=sys.stderr)
         return 2
     except RuntimeError as error:

@@ -13,6 +13,7 @@ GROUPS = ("model", "data", "reward", "rollout", "learner", "cluster", "schedule"
 NEEDS = {  # members that leave a path to the user
     ("model", "hf"): ["model.path=/somewhere"],
     ("data", "parquet"): ["data.train_path=/somewhere.parquet", "data.max_prompt_tokens=32"],
+    ("data", "reasoning"): ["rollout.max_model_len=288"],
     ("reward", "function"): ["reward.scorer.path=my.reward"],
 }
 
