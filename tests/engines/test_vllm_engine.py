@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -194,6 +198,29 @@ def test_a_prompt_that_fills_the_context_is_refused(engine, loop):
             loop.run_until_complete(
                 engine.generate(prompt, request_id="full", sampling=Sampling(), seed=1)
             )
+
+
+def test_a_response_ends_where_the_context_does(engine, loop):
+    sampling = Sampling(max_tokens=1000, ignore_eos=True)
+    sample = loop.run_until_complete(
+        engine.generate([5] * 500, request_id="end", sampling=sampling, seed=1)
+    )
+    assert (len(sample.tokens), sample.finish_reason) == (12, "length")
+
+
+def test_a_killed_owner_leaves_no_process(folder):
+    script = Path(__file__).with_name("killed_owner.py")
+    root = Path(__file__).parents[2]
+    owner = subprocess.run(
+        [sys.executable, str(script), str(folder)],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        timeout=120,
+        check=False,
+    )
+    assert owner.returncode == -signal.SIGKILL
+    # Reading to the end succeeded: EngineCore, which inherits the pipe, has ended too.
+    assert b"EngineCore is running" in owner.stdout
 
 
 def test_labels_without_new_weights(engine, loop):

@@ -1,5 +1,7 @@
 """Fingerprints: literal values, additivity over slices, and what changes them."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -35,9 +37,9 @@ def test_slices_add_up_to_the_whole(dtype, cuts):
     torch.manual_seed(0)
     flat = torch.randn(9001).to(dtype)
     bounds = [0, *cuts, flat.numel()]
-    parts = [fingerprint(flat[a:b], a) for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [fingerprint(flat[a:b], a) for a, b in pairwise(bounds)]
     assert combine(parts) == fingerprint(flat)
-    copies = [fingerprint(flat[a:b].clone(), a) for a, b in zip(bounds, bounds[1:], strict=False)]
+    copies = [fingerprint(flat[a:b].clone(), a) for a, b in pairwise(bounds)]
     assert combine(copies) == fingerprint(flat)
 
 

@@ -208,5 +208,5 @@ def test_an_unreachable_buffer_is_an_error_with_the_remedy(shm_engine, model):
 
 
 def test_an_unknown_transport_names_the_known_ones(model):
-    with pytest.raises(ValueError, match="'rdma'.*shm, gloo, nccl, ipc"):
+    with pytest.raises(ValueError, match=r"'rdma'.*shm, gloo, nccl, ipc"):
         trainer_endpoint("rdma", source=ZeroSource(model), client=None, run_id="x", num_engines=1)

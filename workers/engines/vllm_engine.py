@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from workers.engines.lifeline import declare_owner
 from workers.engines.vllm_settings import Sample, Sampling, VLLMSettings, engine_env
 from workers.weight_sync.attestation import EngineEvidence
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 __all__ = ["EngineTimeoutError", "Sample", "Sampling", "VLLMEngine", "VLLMSettings", "engine_env"]
+
+
+SHUTDOWN_TIMEOUT_S = 10.0  # EngineCore is killed after it
 
 
 class EngineTimeoutError(TimeoutError):
@@ -52,8 +56,7 @@ class VLLMEngine:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        import workers.weight_sync.extension  # noqa: F401  (registers the transports' names)
-
+        declare_owner()
         self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**self.settings.engine_args()))
         await self.set_version(version)
 
@@ -61,7 +64,7 @@ class VLLMEngine:
         """Ends EngineCore and its workers; safe to call twice."""
         engine, self._engine = self._engine, None
         if engine is not None:
-            engine.shutdown(timeout=self.settings.control_timeout_s)
+            engine.shutdown(timeout=SHUTDOWN_TIMEOUT_S)
 
     async def sleep(self, level: int = 1) -> None:
         """Frees device memory: 1 keeps the weights in host memory, 2 drops them."""

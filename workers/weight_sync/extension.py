@@ -1,7 +1,8 @@
 """What Ballast adds to vLLM's workers: its transports, and the questions attestation asks.
 
 vLLM imports this module in every worker before it loads the model (`worker_extension_cls`) and
-mixes the class into its worker, so that its methods can be called through `collective_rpc`.
+mixes the class into its worker, so that its methods can be called through `collective_rpc`. The
+import also ties the worker's life to that of the engine's owner.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
+from workers.engines.lifeline import follow_owner
 from workers.weight_sync.diagnosis import stale_weights, unlike_expected
 from workers.weight_sync.recording import ReceiptRecorder
 
@@ -26,6 +28,7 @@ def register_receivers() -> None:
 
 
 register_receivers()
+follow_owner()
 
 
 class WeightSyncExtension:

@@ -94,7 +94,7 @@ class ShmEndpoint(TrainerEndpoint):
         source: this rank's weights.
         client: the way to the engines, on rank 0.
         run_id: labels the buffers.
-        process_group: the trainer's ranks on CPU tensors (gloo); None is the default group.
+        process_group: the trainer's ranks on CPU tensors (gloo); None is all ranks.
     """
 
     name = "shm"
@@ -167,6 +167,8 @@ class ShmEndpoint(TrainerEndpoint):
             self._slots = [SharedBuffer.create(label, size) for label in labels]
             paths = [[slot.path for slot in self._slots]]
         if self.source.world_size > 1:
+            if self._group is None and dist.get_backend() != "gloo":
+                self._group = dist.new_group(backend="gloo")  # fingerprints are on the CPU
             source_rank = dist.get_global_rank(self._group, 0) if self._group else 0
             dist.broadcast_object_list(paths, src=source_rank, group=self._group)
         if self.rank != 0:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +132,7 @@ class ZeroSource:
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._dtype).contiguous() if self._dtype else tensor.contiguous()
 
-    def _partition(self, name: str, parameter: nn.Parameter) -> tuple[int, Tensor]:
+    def _partition(self, name: str, parameter: Any) -> tuple[int, Tensor]:
         held = parameter.ds_tensor  # [ds_tensor.ds_numel], the last rank's padded at the end
         if held.numel() != held.ds_numel or held.ds_numel == 0:
             raise RuntimeError(

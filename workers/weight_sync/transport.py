@@ -37,7 +37,7 @@ def trainer_endpoint(
         run_id: labels what the transport creates.
         num_engines: engines, with ids 0 to num_engines - 1.
         workers_per_engine: tensor-parallel size of each.
-        process_group: the trainer's ranks on CPU tensors; None is the default group.
+        process_group: the trainer's ranks on CPU tensors (gloo); None is all ranks.
         host: rank 0's address as the engines see it; None asks the system.
         timeout_s: longest wait inside a transport.
 

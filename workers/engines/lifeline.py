@@ -1,0 +1,46 @@
+"""Ends vLLM's processes when the process that started them is killed.
+
+vLLM's EngineCore outlives an owner that gets no chance to shut it down (SIGKILL, out of memory, a
+Ray actor that is killed). The owner leaves its process id in the environment; every vLLM worker
+watches it. Nothing else flows here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import threading
+
+OWNER_VARIABLE = "BALLAST_ENGINE_OWNER_PID"
+
+
+def declare_owner() -> None:
+    """Makes this process the owner of the vLLM processes it starts from here on."""
+    os.environ[OWNER_VARIABLE] = str(os.getpid())
+
+
+def follow_owner() -> None:
+    """Watches the owner from a background thread; does nothing in the owner itself."""
+    owner = int(os.environ.get(OWNER_VARIABLE, os.getpid()))
+    if owner == os.getpid():
+        return
+    # With tensor parallelism this is a worker and its parent EngineCore, which watches nobody.
+    core = os.getppid()
+    threading.Thread(target=_end_after, args=(owner, core), daemon=True).start()
+
+
+def _end_after(owner: int, core: int) -> None:
+    try:
+        descriptor = os.pidfd_open(owner)
+    except ProcessLookupError:
+        descriptor = -1  # gone already
+    if descriptor >= 0:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        poll.poll()  # readable once the owner has ended
+    if core not in (owner, 1) and os.getppid() == core:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(core, signal.SIGKILL)
+    os._exit(1)
