@@ -185,12 +185,13 @@ def draw(results: dict[str, list[Curves]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(16, 4.5))
-    for name, runs in results.items():
+    colors = plt.get_cmap("tab20").colors
+    for (name, runs), color in zip(results.items(), colors, strict=False):
         curves = runs[0]
-        axes[0].plot(curves.reward, label=name, linewidth=1)
-        axes[1].plot(curves.entropy, linewidth=1)
+        axes[0].plot(curves.reward, label=name, linewidth=1, color=color)
+        axes[1].plot(curves.entropy, linewidth=1, color=color)
         per_rollout = torch.tensor(curves.ratio_max).view(-1, UPDATES).max(1).values
-        axes[2].plot(per_rollout, linewidth=1)
+        axes[2].plot(per_rollout, linewidth=1, color=color)
     for axis, title in zip(axes, ("reward", "entropy", "largest ratio in a rollout"), strict=True):
         axis.set_title(title)
         axis.set_xlabel("rollout")
