@@ -10,6 +10,7 @@ element i belongs to token i, whose log-probability is predicted at token i - 1.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-ListColumn = pa.ListArray | pa.LargeListArray | pa.ChunkedArray
+ListColumn: TypeAlias = pa.ListArray | pa.LargeListArray | pa.ChunkedArray
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,7 +18,7 @@ import zero_matrix  # noqa: E402
 
 from workers.engines.process_group import ProcessGroupSettings  # noqa: E402
 from workers.engines.zero_engine import ZeroEngine  # noqa: E402
-from workers.engines.zero_settings import OptimizerSettings, ZeroSettings  # noqa: E402
+from workers.engines.zero_settings import OptimizerSettings, ZeroSettings, deepspeed_config  # noqa: E402
 from workers.packing import pack  # noqa: E402
 
 
@@ -64,7 +64,7 @@ def plain_gradient(network: torch.nn.Module) -> tuple[dict[str, torch.Tensor], d
         loss = (policy - 0.05 * entropy)[mask].sum() * weights["policy"][row]
         loss = loss - logprobs[mask].sum() * weights["nll"][row]
         loss.backward()
-        total += float(loss)
+        total += float(loss.detach())
         ratios.append(ratio[mask].detach())
     every = torch.cat(ratios)
     metrics = {
@@ -318,6 +318,27 @@ def test_bf16_keeps_float32_weights_and_logprobs(model: Path, stage: int) -> Non
     exact.close()
 
 
+@pytest.mark.parametrize(("stage", "params"), [(1, False), (2, False), (3, False), (3, True)])
+def test_offloaded_state_trains_the_same(model: Path, stage: int, params: bool) -> None:
+    plain = engine_of(model, stage)
+    moved = engine_of(model, stage, offload_optimizer=True, offload_params=params)
+    take_steps(plain, 3)
+    take_steps(moved, 3)
+    want, got = plain.probe([[3, 9, 4, 11]])[0], moved.probe([[3, 9, 4, 11]])[0]
+    assert abs(want - got).max() < 1e-5
+    moved.close()
+    plain.close()
+
+
+def test_raw_deepspeed_settings_win(model: Path) -> None:
+    raw = {"zero_optimization": {"reduce_bucket_size": 1000}, "wall_clock_breakdown": True}
+    config = deepspeed_config(ZeroSettings(model=str(model), zero_stage=2, deepspeed=raw))
+    assert config["zero_optimization"]["reduce_bucket_size"] == 1000
+    assert config["zero_optimization"]["stage"] == 2
+    assert config["wall_clock_breakdown"] is True
+    assert config["gradient_clipping"] == 1.0
+
+
 def test_bad_settings_are_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="schedule 'triangle'"):
         OptimizerSettings(schedule="triangle")
@@ -325,6 +346,10 @@ def test_bad_settings_are_refused(model: Path, tmp_path: Path) -> None:
         OptimizerSettings(schedule="cosine")
     with pytest.raises(ValueError, match="zero_stage=4"):
         ZeroSettings(model=str(model), zero_stage=4)
+    with pytest.raises(ValueError, match=r"deepspeed\.gradient_accumulation_steps=4"):
+        ZeroSettings(model=str(model), deepspeed={"gradient_accumulation_steps": 4})
+    with pytest.raises(ValueError, match="set zero_stage"):
+        ZeroSettings(model=str(model), deepspeed={"zero_optimization": {"stage": 2}})
     with pytest.raises(ValueError, match="does not exist"):
         ZeroEngine(ZeroSettings(model=str(tmp_path / "nowhere")))
     (tmp_path / "config.json").write_text((model / "config.json").read_text())

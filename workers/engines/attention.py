@@ -193,7 +193,7 @@ def _attend(
     place = torch.arange(length, device=q.device)
     distance = place[:, None] - place[None, :]  # [L, L]
     visible = distance >= 0
-    if windowed:
+    if sliding_window is not None:
         visible &= distance < sliding_window
     if softcap is None:
         return F.scaled_dot_product_attention(q, k, v, scale=scale, attn_mask=visible)

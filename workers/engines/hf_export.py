@@ -62,7 +62,7 @@ class ShardWriter:
         if count == 1:
             os.replace(self._part(0), self._folder / "model.safetensors")
             return
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for number, names in enumerate(self._shards):
             file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
             os.replace(self._part(number), self._folder / file)

@@ -9,7 +9,7 @@ Legend: N tokens of a micro-batch, S sequences.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -66,15 +66,13 @@ def loss_inputs(
                 given[name] = value.detach()
     # An algorithm that declares no old log-probs gets the current ones, as its contract says.
     given.setdefault("old_logprobs", logprobs.detach())
-    return LossInputs(
-        **{
-            **given,
-            "logprobs": logprobs,
-            "entropy": entropy,
-            "loss_mask": batch.loss_mask,
-            "sequence_ids": batch.sequence_ids,
-        }
-    )
+    values: dict[str, Any] = given | {
+        "logprobs": logprobs,
+        "entropy": entropy,
+        "loss_mask": batch.loss_mask,
+        "sequence_ids": batch.sequence_ids,
+    }
+    return LossInputs(**values)
 
 
 def check_columns(
@@ -173,7 +171,7 @@ def reduced_metrics(updates: list[MetricSums], device: torch.device) -> list[dic
     return results
 
 
-def _all_reduce(values: list[Tensor], operation: dist.ReduceOp) -> list[float]:
+def _all_reduce(values: list[Tensor], operation: dist.ReduceOp.RedOpType) -> list[float]:
     if not values:
         return []
     flat = torch.stack(values)

@@ -10,7 +10,6 @@ Every method is collective: all ranks call it, in the same order, with equally m
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,10 @@ from transformers.integrations import HfDeepSpeedConfig
 from workers.engines import checkpoint_files
 from workers.engines.gradients import GradientGuard, non_finite_tensors
 from workers.engines.hf_export import export_hf
+from workers.engines.optimizers import build_optimizer, move_states
 from workers.engines.policy_model import PolicyModel, load_policy_model
 from workers.engines.process_group import ProcessGroupSettings, device_of, join, leave
+from workers.engines.results import Progress, Scores, TrainResult, UpdateResult
 from workers.engines.schedules import lr_factor
 from workers.engines.weighted_loss import (
     MetricSums,
@@ -39,52 +40,6 @@ from workers.engines.weighted_loss import (
 from workers.engines.zero_settings import OptimizerSettings, ZeroSettings, deepspeed_config
 from workers.packing import PackedBatch, pack_sequences
 from workers.weight_sync.source import ZeroSource
-
-Rows = tuple[npt.NDArray[np.float32], ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scores:
-    """No-grad results of this rank, one float32 array [tokens] per row, in micro-batch order."""
-
-    logprobs: Rows
-    entropies: Rows | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UpdateResult:
-    """One optimizer update, over all ranks.
-
-    Attributes:
-        metrics: "loss" (the weighted sum), "num_tokens", and the algorithm's.
-        grad_norm: before clipping; inf or NaN where the update was skipped.
-        lr: the learning rate it was taken with.
-        skipped: the gradient was not finite, nothing changed.
-        non_finite: the tensors that made it so.
-    """
-
-    metrics: dict[str, float]
-    grad_norm: float
-    lr: float
-    skipped: bool
-    non_finite: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainResult:
-    """All updates of one call; `logprobs` are the current policy's as each row was trained."""
-
-    updates: tuple[UpdateResult, ...]
-    logprobs: Rows
-
-
-@dataclass(kw_only=True, slots=True)
-class Progress:
-    """What a checkpoint carries beside DeepSpeed's own state."""
-
-    steps_taken: int = 0
-    steps_skipped: int = 0
-    skipped_in_a_row: int = field(default=0)
 
 
 class ZeroEngine:
@@ -106,7 +61,7 @@ class ZeroEngine:
         self.policy = self._load(config)
         optimizer = None
         if settings.optimizer is not None:
-            optimizer = _optimizer(settings.optimizer, self.policy)
+            optimizer = build_optimizer(settings.optimizer, self.policy)
         elif settings.engine_stage != 3:
             self.policy.requires_grad_(False)
         self._engine: Any = None
@@ -171,7 +126,7 @@ class ZeroEngine:
                     entropies += batch.split(uncertainty)
         return Scores(logprobs=tuple(logprobs), entropies=tuple(entropies) if entropy else None)
 
-    def probe(self, sequences: Sequence[Sequence[int]]) -> Rows:
+    def probe(self, sequences: Sequence[Sequence[int]]) -> tuple[npt.NDArray[np.float32], ...]:
         """Log-probs at temperature 1 of every token but the first, as training computes them."""
         return self.score([pack_sequences(sequences)], temperature=1.0).logprobs
 
@@ -320,25 +275,12 @@ class ZeroEngine:
     def offload_states(self) -> None:
         """Move optimizer and gradient state to the host; nothing to do where it is there."""
         if self.device.type != "cpu" and self.settings.optimizer is not None:
-            self._move_states(torch.device("cpu"))
+            move_states(self._engine, torch.device("cpu"), stage=self.settings.engine_stage)
 
     def reload_states(self) -> None:
         """Bring back what `offload_states` moved."""
         if self.device.type != "cpu" and self.settings.optimizer is not None:
-            self._move_states(self.device)
-
-    def _move_states(self, device: torch.device) -> None:
-        if self.settings.engine_stage == 3:
-            if device.type == "cpu":
-                self._engine.offload_states()
-            else:
-                self._engine.reload_states()
-            return
-        for state in self._engine.optimizer.state.values():
-            for key, value in state.items():
-                if isinstance(value, Tensor) and value.dim():
-                    state[key] = value.to(device)
-        torch.cuda.empty_cache()
+            move_states(self._engine, self.device, stage=self.settings.engine_stage)
 
     def close(self) -> None:
         """Release the model, and leave the process group if this engine joined it."""
@@ -349,21 +291,3 @@ class ZeroEngine:
         if self._owns_group:
             leave()
             self._owns_group = False
-
-
-def _optimizer(settings: OptimizerSettings, policy: PolicyModel) -> torch.optim.Optimizer:
-    """Matrices decay, vectors (norms and biases) do not."""
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for _, parameter in policy.hf_named_parameters():
-        shape = getattr(parameter, "ds_shape", parameter.shape)
-        groups[len(shape) > 1].append(parameter)
-    parameters = [
-        {"params": members, "weight_decay": settings.weight_decay if decays else 0.0}
-        for decays, members in groups.items()
-        if members
-    ]
-    if settings.name == "sgd":
-        return torch.optim.SGD(parameters, lr=settings.lr)
-    return torch.optim.AdamW(
-        parameters, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True
-    )

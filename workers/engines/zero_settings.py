@@ -9,6 +9,17 @@ from typing import Any, Literal
 
 from workers.engines.schedules import check_schedule
 
+# Raw DeepSpeed keys that would change what is differentiated, or belong to a setting of ours.
+OWNED_KEYS = {
+    "gradient_accumulation_steps": "micro-batches are the caller's",
+    "managed_gradient_accumulation": "DeepSpeed's own drops micro-batches under ZeRO 1 and 2",
+    "gradient_clipping": "set optimizer.max_grad_norm",
+    "train_batch_size": "batches are the caller's",
+    "train_micro_batch_size_per_gpu": "batches are the caller's",
+    "optimizer": "set optimizer.name",
+    "scheduler": "set optimizer.schedule",
+}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerSettings:
@@ -88,6 +99,15 @@ class ZeroSettings:
             )
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, got 0")
+        for key, why in OWNED_KEYS.items():
+            if key in self.deepspeed:
+                raise ValueError(f"deepspeed.{key}={self.deepspeed[key]!r} cannot be passed: {why}")
+        stage = dict(self.deepspeed.get("zero_optimization") or {}).get("stage", self.zero_stage)
+        if stage != self.zero_stage:
+            raise ValueError(
+                f"deepspeed.zero_optimization.stage={stage} against zero_stage={self.zero_stage}: "
+                "set zero_stage"
+            )
 
     @property
     def engine_stage(self) -> int:
