@@ -106,7 +106,8 @@ class Trainer:
             trained = training_metrics(reports)
         self.version += 1
         with clock.span("publish"):
-            published = self.publisher.publish(self.version, stepped=trained["learner/steps"] > 0)
+            stepped = trained["learner/steps"] > 0 and trained["learner/grad_norm"] > 0
+            published = self.publisher.publish(self.version, stepped=stepped)
         if self.recorder is not None:
             self.recorder.write(step, batch.slices, batch.batches, [*computed, *logprobs])
         metrics = {

@@ -1,0 +1,227 @@
+"""Whole runs on the real stack: Ray, vLLM, DeepSpeed, the tiny model, started as a user starts them.
+
+Each run is a process of its own; what it leaves on disk is what is checked. The runs build on each
+other (train, resume, evaluate), so that the stack starts as seldom as possible.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+TIMEOUT_S = 300
+
+
+def ballast(*arguments, cwd):
+    """A finished `ballast` process."""
+    return subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
+
+def tiny(folder, name, *overrides):
+    """`ballast train experiment=tiny` in `folder`."""
+    common = [f"output_dir={folder}", f"run_name={name}", "data.eval_limit=16"]
+    return ballast("train", "experiment=tiny", *common, *overrides, cwd=folder)
+
+
+def metrics(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "time/step_s" in line]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def first(folder):
+    """Two engines, two ranks under ZeRO-2, several micro-batches: three steps."""
+    done = tiny(
+        folder,
+        "first",
+        "algorithm=dapo",
+        "rollout.num_engines=2",
+        "learner.num_ranks=2",
+        "learner.zero_stage=2",
+        "learner.token_budget=256",
+        "trainer.updates_per_step=2",
+        "trainer.prompts_per_step=8",
+        "trainer.total_steps=3",
+        "trainer.checkpoint_every=2",
+        "algorithm.filters={}",
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder / "first", done.stdout
+
+
+def test_a_run_says_what_it_did(first):
+    run, output = first
+    assert "held-out at step 0" in output
+    assert "step 3/3" in output
+    assert str(run / "final") in output
+    steps = metrics(run)
+    assert [line["step"] for line in steps] == [1, 2, 3]
+    for line in steps:
+        assert line["rollout/sequences"] == 64
+        assert line["learner/micro_batches"] >= 4
+        assert line["learner/steps"] == 2
+        assert line["staleness/max"] == 0
+        assert line["publication/probe_gap_max"] <= 1e-5
+        assert line["mismatch/abs_max"] < 1e-4  # float32 on both sides
+        assert line["samples/failed"] == 0
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["packages"]["ray"]
+    assert len(manifest["data_sha256"]) == 2
+
+
+def test_rollouts_are_recorded_token_by_token(first):
+    run, _ = first
+    table = pq.read_table(run / "rollouts" / "step_000002.parquet")
+    assert table.num_rows == 64
+    for row in table.to_pylist():
+        length = len(row["tokens"])
+        for column in (
+            "loss_mask",
+            "rollout_logprobs",
+            "weight_versions",
+            "old_logprobs",
+            "advantages",
+            "logprobs",
+        ):
+            assert len(row[column]) == length, column
+        drawn = [v for v, mask in zip(row["weight_versions"], row["loss_mask"], strict=True) if mask]
+        assert set(drawn) == {1}  # step 2 is sampled by the version that step 1 published
+        for mask, old, sampled in zip(
+            row["loss_mask"], row["old_logprobs"], row["rollout_logprobs"], strict=True
+        ):
+            assert abs(old - sampled) < 1e-4 if mask else old == 0.0
+
+
+def test_the_export_loads_and_is_what_the_engines_sampled_from(first):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run, _ = first
+    model = AutoModelForCausalLM.from_pretrained(run / "final")
+    tokenizer = AutoTokenizer.from_pretrained(run / "final")
+    answers = json.loads((run / "eval" / "step_000003.json").read_text())["answers"]
+    for answer in answers[:4]:
+        inputs = tokenizer(answer["prompt"], return_tensors="pt", return_token_type_ids=False)
+        output = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+        prompt_length = inputs["input_ids"].shape[1]
+        text = tokenizer.decode(output[0, prompt_length:], skip_special_tokens=True)
+        assert text == answer["response"]
+
+
+def test_resume_goes_on_from_the_last_checkpoint(first, folder):
+    run, _ = first
+    before = metrics(run)
+    # As if the driver had died in step 3: the checkpoint of step 3 was never written.
+    for name in ("step_000003",):
+        for path in sorted((run / "checkpoints" / name).rglob("*"), reverse=True):
+            path.unlink() if path.is_file() else path.rmdir()
+        (run / "checkpoints" / name).rmdir()
+    saved = (run / "config.yaml").read_text()
+    done = tiny(
+        folder,
+        "first",
+        "algorithm=dapo",
+        "rollout.num_engines=2",
+        "learner.num_ranks=2",
+        "learner.zero_stage=2",
+        "learner.token_budget=256",
+        "trainer.updates_per_step=2",
+        "trainer.prompts_per_step=8",
+        "trainer.total_steps=4",
+        "trainer.checkpoint_every=2",
+        "algorithm.filters={}",
+        "resume=auto",
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "total_steps: 3" in saved
+    after = metrics(run)
+    assert [line["step"] for line in after] == [1, 2, 3, 4]
+    assert after[2]["reward/mean"] == before[2]["reward/mean"]  # the same prompts, seeds, weights
+    assert after[2]["learner/loss"] == pytest.approx(before[2]["learner/loss"], abs=1e-6)
+    ledger = json.loads((run / "checkpoints" / "step_000004" / "state.json").read_text())["ledger"]
+    fates = list(ledger["fate"]["0"].values())
+    assert sorted(fates) == sorted(f"trained:{step}" for step in (1, 2, 3, 4) for _ in range(8))
+    assert ledger["returned"] == []
+
+
+def test_eval_scores_a_checkpoint_and_an_export_alike(first, folder):
+    run, _ = first
+    scores = {}
+    for name, path in (("export", run / "final"), ("run", run)):
+        output = folder / f"{name}.json"
+        overrides = ["rollout.eval_samples_per_prompt=2", "rollout.eval_sampling.temperature=1.0"]
+        if name == "export":
+            overrides = ["experiment=tiny", "data.eval_limit=16", *overrides]
+        done = ballast("eval", str(path), "--output", str(output), *overrides, cwd=folder)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        scores[name] = json.loads(output.read_text())
+    assert {"mean", "pass@1", "pass@2", "maj@2"} <= set(scores["run"]["metrics"])
+    assert len(scores["run"]["answers"]) == 32
+    # `final` was exported after the last checkpoint: the same weights, the same seeds.
+    assert scores["run"]["metrics"] == scores["export"]["metrics"]
+
+
+def test_an_interrupt_leaves_no_process(folder):
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "orchestrator.cli", "train", "experiment=tiny"),
+            *(f"output_dir={folder}", "run_name=stopped", "data.eval_limit=16"),
+        ],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "BALLAST_TEST_MARK": "stopped"},
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 2/"):
+            break
+    mine = _marked()
+    assert len(mine) > 5  # driver, Ray's own, engine, learner, reward
+    process.send_signal(signal.SIGINT)
+    rest = process.stdout.read()
+    assert process.wait(timeout=90) == 130, rest
+    deadline = time.monotonic() + 20
+    while _marked() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert _marked() == []
+
+
+def _marked():
+    """Processes that inherited this run's environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("BALLAST_TEST_MARK") == "stopped":
+                found.append((process.pid, " ".join(process.cmdline())[:80]))
+        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def test_more_gpus_than_the_cluster_has_is_refused(folder):
+    done = tiny(folder, "greedy", "cluster=gpu_2")
+    assert done.returncode == 2
+    assert "asks for 2 GPUs" in done.stderr
+    assert "lower rollout.num_engines" in done.stderr
+    assert not Path(folder / "greedy" / "metrics.jsonl").exists()
