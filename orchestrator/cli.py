@@ -56,7 +56,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the console script; returns the exit status."""
-    options = build_parser().parse_args(arguments)
+    options, more = build_parser().parse_known_args(arguments)
+    if flags := [word for word in more if word.startswith("-")]:
+        build_parser().error(f"unknown option {flags[0]}; overrides are written key=value")
+    options.overrides += more  # overrides may stand after options, too
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)  # a user's own modules, after everything installed

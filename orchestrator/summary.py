@@ -42,7 +42,7 @@ def describe(
         *([f"  rollouts        {run_dir / 'rollouts'}"] if config.tracking.rollouts else []),
         f"next: ballast train experiment={config.run_name} algorithm=dapo"
         if config.run_name in ("quickstart", "tiny")
-        else f"next: ballast train run_name={config.run_name} resume=auto "
+        else "next: the same command with resume=auto "
         f"trainer.total_steps={config.trainer.total_steps * 2}",
     ]
     return "\n".join(lines)

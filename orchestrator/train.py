@@ -7,6 +7,7 @@ Composition, inputs, cluster, resume and the summary stand here; what a step is 
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,12 +56,12 @@ def train(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
     store = CheckpointStore(run_dir, keep=config.trainer.keep_checkpoints)
     os.chdir(run_dir)  # Ray puts the driver's folder first on the path of every worker
     history = History()
-    tracker = Tracker(run_dir, config.tracking, run_name=config.run_name)
     model = str(sources.model_path)
     with progress, Cluster(config, algorithm, run_id=run_dir.name, model_path=model) as cluster:
         progress.say("starting engines ...")
         version = checkpoint.version if checkpoint else 0
         roles = cluster.launch(environment=environment, scorer=scorer, version=version)
+        tracker = Tracker(run_dir, config.tracking, run_name=config.run_name)
         trainer = _assemble(config, algorithm, sources, roles, run_dir, store)
 
         def on_step(step: int, metrics: dict[str, float]) -> None:
@@ -164,6 +165,10 @@ def _begin(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
 def _export(config: TrainConfig, roles: Roles, run_dir: Path) -> Path | None:
     if not config.trainer.export:
         return None
-    final = run_dir / "final"
-    roles.learner.workers.call("export", str(final), timeout_s=config.cluster.timeouts.checkpoint_s)
+    final, draft = run_dir / "final", run_dir / "final.partial"
+    shutil.rmtree(draft, ignore_errors=True)
+    limit_s = config.cluster.timeouts.checkpoint_s
+    roles.learner.workers.call("export", str(draft), timeout_s=limit_s)
+    shutil.rmtree(final, ignore_errors=True)
+    draft.rename(final)
     return final

@@ -8,6 +8,7 @@ ranks and the call. It knows nothing of what the methods do.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,21 +45,34 @@ class Pending:
     def result(self) -> list[Any]:
         """Answers in rank order.
 
+        What one rank raises is raised at once: the others may be waiting for it in a collective.
+
         Raises:
-            WorkerError: when a process died or the time is over.
+            WorkerError: when a call failed, a process died or the time is over.
         """
-        everything = len(self.refs)
-        _, missing = ray.wait(list(self.refs), num_returns=everything, timeout=self.timeout_s)
-        if missing:
-            ranks = [rank for rank, ref in enumerate(self.refs) if ref in missing]
-            raise WorkerError(
-                f"{self.role}.{self.method}: no answer from rank {ranks} in {self.timeout_s:g} s; "
-                "look at that process's log, or raise the limit in cluster.timeouts"
-            )
+        waiting, deadline = list(self.refs), time.monotonic() + self.timeout_s
+        while waiting:
+            left_s = max(0.0, deadline - time.monotonic())
+            ready, waiting = ray.wait(waiting, num_returns=1, timeout=left_s)
+            if not ready:
+                ranks = [rank for rank, ref in enumerate(self.refs) if ref in waiting]
+                raise WorkerError(
+                    f"{self.role}.{self.method}: no answer from rank {ranks} in "
+                    f"{self.timeout_s:g} s; look at that process's log, or raise the limit in "
+                    "cluster.timeouts"
+                )
+            self._raise_failure(ready[0])
+        return list(ray.get(list(self.refs)))
+
+    def _raise_failure(self, ref: Any) -> None:
+        who = f"{self.role}.{self.method}, rank {list(self.refs).index(ref)}"
         try:
-            return list(ray.get(list(self.refs)))
+            ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause or error
+            raise WorkerError(f"{who}: {type(cause).__name__}: {cause}") from error
         except ray.exceptions.RayActorError as error:
-            raise WorkerError(f"{self.role}.{self.method}: a process died: {error}") from error
+            raise WorkerError(f"{who}: the process died: {error}") from error
 
 
 class WorkerGroup:
