@@ -1,4 +1,4 @@
-"""Whole runs on the real stack: Ray, vLLM, DeepSpeed, the tiny model, started as a user starts them.
+"""Whole runs on the real stack: Ray, vLLM, DeepSpeed, a tiny model, started as a user starts them.
 
 Each run is a process of its own; what it leaves on disk is what is checked. The runs build on each
 other (train, resume, evaluate), so that the stack starts as seldom as possible.
@@ -103,8 +103,10 @@ def test_rollouts_are_recorded_token_by_token(first):
             "logprobs",
         ):
             assert len(row[column]) == length, column
-        drawn = [v for v, mask in zip(row["weight_versions"], row["loss_mask"], strict=True) if mask]
-        assert set(drawn) == {1}  # step 2 is sampled by the version that step 1 published
+        pairs = zip(row["weight_versions"], row["loss_mask"], strict=True)
+        assert {version for version, mask in pairs if mask} == {
+            1
+        }  # step 2 is sampled by the version that step 1 published
         for mask, old, sampled in zip(
             row["loss_mask"], row["old_logprobs"], row["rollout_logprobs"], strict=True
         ):
