@@ -184,6 +184,33 @@ def test_eval_scores_a_checkpoint_and_an_export_alike(first, folder):
     assert scores["run"]["metrics"] == scores["export"]["metrics"]
 
 
+def test_engines_run_ahead_within_the_bound(folder):
+    """Publication in mid-generation over gloo: staleness stays bounded, weights stay attested."""
+    done = tiny(
+        folder,
+        "ahead",
+        "schedule=one_step_off",
+        "rollout.transport=gloo",
+        "algorithm/correction=tis",
+        "learner.zero_stage=3",
+        "trainer.total_steps=5",
+        "trainer.prompts_per_step=16",
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    steps = metrics(folder / "ahead")
+    assert [line["staleness/max"] for line in steps[:1]] == [0]
+    assert all(line["staleness/max"] <= 1 for line in steps)
+    assert any(line["staleness/max"] == 1 for line in steps)
+    assert all(line["publication/probe_gap_max"] <= 1e-5 for line in steps)
+    versions = set()
+    for step in range(1, 6):
+        table = pq.read_table(folder / "ahead" / "rollouts" / f"step_{step:06d}.parquet")
+        drawn = {v for row in table.column("weight_versions").to_pylist() for v in row if v >= 0}
+        assert drawn <= {step - 2, step - 1}  # step k trains version k - 1
+        versions |= drawn
+    assert len(versions) > 1
+
+
 def test_an_interrupt_leaves_no_process(folder):
     process = subprocess.Popen(
         [
