@@ -26,7 +26,7 @@ SHAPE = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
-    "max_position_embeddings": 128,
+    "max_position_embeddings": 256,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -48,7 +48,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         query_pre_attn_scalar=8,
     ),
 }
-LENGTHS = (3, 41, 9, 1, 23, 40)  # three blocks: 41 40 | 23 9 ... with padding in each
+LENGTHS = (3, 141, 9, 1, 23, 140)  # blocks 141 140, 23 9, 3 1: either side of PLAIN_LENGTH
 TEMPERATURE = 0.7
 
 
@@ -109,7 +109,7 @@ def test_a_token_cannot_see_across_sequences(name: str) -> None:
     model = PolicyModel(build(name))
     rows = sequences()
     batch = pack_sequences(rows)
-    rows[1] = [(token + 1) % 61 for token in rows[1]]  # 41 tokens, between its neighbours
+    rows[1] = [(token + 1) % 61 for token in rows[1]]  # 141 tokens, between its neighbours
     changed = pack_sequences(rows)
     with torch.no_grad():
         before, _ = model(batch.tokens, batch.position_ids, batch.cu_seqlens, batch.loss_mask)

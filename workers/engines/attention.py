@@ -28,6 +28,9 @@ ATTENTION_NAMES = (VARLEN_SDPA, "flash_attention_2")
 # A block takes sequences down to three quarters of its longest one; short sequences are not worth
 # a kernel call of their own, so up to MIN_SLACK tokens of padding are always accepted.
 MIN_SLACK = 16
+# Up to here two batched products and a softmax beat torch's fused CPU kernel, whose backward pass
+# costs 37 ms for bf16 [64, 9, 35, 64] against 6 ms.
+PLAIN_LENGTH = 128
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,8 +185,10 @@ def _attend(
     """Causal attention of one block: [B, H, L, D]."""
     length, grouped = q.shape[2], q.shape[1] != k.shape[1]
     windowed = sliding_window is not None and sliding_window < length
-    if not windowed and softcap is None:
-        if grouped and q.device.type == "cpu":
+    on_cpu = q.device.type == "cpu"
+    plain = softcap is not None or (on_cpu and length <= PLAIN_LENGTH)
+    if not windowed and not plain:
+        if grouped and on_cpu:
             k, v = (_repeat_heads(tensor, q.shape[1]) for tensor in (k, v))
             grouped = False
         return F.scaled_dot_product_attention(
@@ -195,9 +200,11 @@ def _attend(
     visible = distance >= 0
     if sliding_window is not None:
         visible &= distance < sliding_window
-    if softcap is None:
+    if not plain:
         return F.scaled_dot_product_attention(q, k, v, scale=scale, attn_mask=visible)
-    scores = softcap * torch.tanh(q @ k.transpose(2, 3) * (scale / softcap))  # [B, H, L, L]
+    scores = (q * scale) @ k.transpose(2, 3)  # [B, H, L, L]
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     scores = scores.masked_fill(~visible, float("-inf"))
     return scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v
 

@@ -60,7 +60,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         grad_logprobs, grad_entropies = grads  # [M], [M] or [0]
         factor = weight.to(ctx.product_dtype)  # [V, H]
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        grad_weight: Tensor | None = None  # [V, H] float32
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         for rows in _chunks(hidden.shape[0], ctx.chunk_rows):
             z = _logits(hidden[rows], factor, bias)  # [m, V]
@@ -78,10 +78,15 @@ class _ChunkedLogprobs(torch.autograd.Function):
             grad_raw = grad_z.to(ctx.product_dtype)
             grad_hidden[rows] = (grad_raw @ factor).to(hidden.dtype)
             chunk = hidden[rows].to(ctx.product_dtype)
-            if ctx.product_dtype == torch.float32:
+            # The first product is taken as it is: filling 100 MB with zeros to add to costs more.
+            if grad_weight is None:
+                grad_weight = (grad_raw.t() @ chunk).float()
+            elif ctx.product_dtype == torch.float32:
                 grad_weight.addmm_(grad_raw.t(), chunk)
             else:
                 grad_weight.add_(grad_raw.t() @ chunk)
+        if grad_weight is None:
+            grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
         return grad_hidden, grad_weight.to(weight.dtype), grad_bias, *([None] * 6)
 
