@@ -18,9 +18,6 @@ class RewardWorker:
     def __init__(self, *, scorer: Any, num_processes: int, timeout_s: float) -> None:
         self._pool = RewardPool(scorer, num_processes=num_processes, timeout_s=timeout_s)
 
-    async def ready(self) -> None:
-        """Return when the worker can score."""
-
     async def score(self, samples: list[RewardSample]) -> list[RewardResult]:
         """One result per sample, in order."""
         return await self._pool.score(samples)
