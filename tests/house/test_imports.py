@@ -64,7 +64,7 @@ def test_opening_a_room_loads_nothing_heavy(room: str):
     assert not loaded_by(f"import {room}") & {*ENGINES, "torch", "pyarrow"}
 
 
-def test_the_command_line_explains_itself_in_under_a_second():
+def test_the_command_line_explains_itself_quickly():
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
@@ -74,8 +74,8 @@ def test_the_command_line_explains_itself_in_under_a_second():
         seconds.append(time.perf_counter() - start)
         assert done.returncode == 0, done.stderr
         assert "train" in done.stdout
-    # The best of three: the others may share their core with another test.
-    assert min(seconds) < 1.0
+    # 0.2 s alone; on a busy machine more, but never what loading an engine takes.
+    assert min(seconds) < 2.5
 
 
 def test_the_import_contracts_hold():

@@ -105,4 +105,4 @@ def test_sixteen_thousand_sequences_in_time() -> None:
         batch = pack(columns, rng.permutation(16_384))
         seconds.append(time.process_time() - begin)
         assert batch.num_tokens == total
-    assert min(seconds) < 2.0
+    assert min(seconds) < 10.0  # about 1 s; a loop over each of 14 million tokens takes longer

@@ -65,7 +65,7 @@ def test_sixteen_thousand_sequences_in_time() -> None:
     lengths = np.random.default_rng(0).lognormal(6.5, 0.9, size=16_384).astype(int).clip(1, 16_000)
     begin = time.process_time()
     plan = partition(lengths, num_ranks=8, token_budget=16_384, cost=SequenceCost(quadratic=1e-4))
-    assert time.process_time() - begin < 2.0
+    assert time.process_time() - begin < 5.0  # about 0.3 s
     assert plan.imbalance < 1.001
 
 
