@@ -79,7 +79,7 @@ def _explain(error: Exception) -> str:
     if key is not None:
         text = f"unknown key {key!r}"
         close = difflib.get_close_matches(key, list(_known_keys()), n=1, cutoff=0.5)
-        text += f"; did you mean {close[0]!r}?" if close else "; see conf/schema.py for all keys"
+        text += f"; did you mean {close[0]!r}?" if close else "; see conf/schema for all keys"
     elif (group := re.search(r"Could not find '([^']+)'", str(error))) is not None:
         options = re.findall(r"^\t(\S+)$", str(error), flags=re.MULTILINE)
         folder, _, member = group.group(1).rpartition("/")

@@ -1,0 +1,40 @@
+"""The typed schema of a training configuration: names, types, units and ranges of every key.
+
+One file per Hydra group. Hydra merges the YAML groups of this package into `TrainConfig`, so a key
+that is not written here fails at composition. `OmegaConf.to_object` then builds these dataclasses;
+each section's `check` names the value that can't be and the remedy, and `TrainConfig.check` calls
+them all and adds what several sections must agree on.
+Nothing here imports torch, ray or an engine: a configuration is validated before anything starts.
+
+Sections typed `Any` hold `_target_` nodes (the dotted path is the registry) and are built by
+`hydra.utils.instantiate`.
+"""
+
+from conf.schema.cluster import ActorRoleConfig, ClusterConfig, RoleConfig, TimeoutConfig
+from conf.schema.data import DataConfig
+from conf.schema.learner import LearnerConfig, OptimizerConfig
+from conf.schema.model import ModelConfig
+from conf.schema.reward import RewardConfig
+from conf.schema.rollout import RolloutConfig, SamplingConfig
+from conf.schema.schedule import ScheduleConfig
+from conf.schema.tracking import TrackingConfig
+from conf.schema.train import TrainConfig
+from conf.schema.trainer import TrainerConfig
+
+__all__ = [
+    "ActorRoleConfig",
+    "ClusterConfig",
+    "DataConfig",
+    "LearnerConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "RewardConfig",
+    "RoleConfig",
+    "RolloutConfig",
+    "SamplingConfig",
+    "ScheduleConfig",
+    "TimeoutConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "TrainerConfig",
+]

@@ -1,0 +1,79 @@
+"""Where processes run, what each takes, and how long a call may last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from conf.schema.checks import choose, require
+
+
+@dataclass(kw_only=True)
+class RoleConfig:
+    """What one process of a role is given."""
+
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    threads: int = 1  # OMP_NUM_THREADS
+
+    def check(self, key: str) -> None:
+        """Check the values that stand under `key`."""
+        require(self.num_cpus >= 0, f"{key}.num_cpus", self.num_cpus, "must not be negative")
+        require(self.num_gpus >= 0, f"{key}.num_gpus", self.num_gpus, "must not be negative")
+        require(self.threads >= 1, f"{key}.threads", self.threads, "must be at least 1")
+
+
+@dataclass(kw_only=True)
+class ActorRoleConfig:
+    """Where pi_old is evaluated."""
+
+    placement: str = "shared"  # in the learner's processes, which hold the same weights
+
+    def check(self) -> None:
+        """Name the value that can't be, and the remedy."""
+        choose("cluster.actor.placement", self.placement, ("shared",))
+
+
+@dataclass(kw_only=True)
+class TimeoutConfig:
+    """The longest that a remote call may take, in seconds, before the run stops and names it."""
+
+    start_s: float = 600.0
+    step_s: float = 600.0  # a whole batch of rollouts without one finished group
+    train_s: float = 1800.0
+    publish_s: float = 300.0
+    checkpoint_s: float = 1800.0
+
+    def check(self) -> None:
+        """Name the value that can't be, and the remedy."""
+        for name, value in vars(self).items():
+            require(value > 0, f"cluster.timeouts.{name}", value, "must be positive")
+
+
+@dataclass(kw_only=True)
+class ClusterConfig:
+    """Which Ray cluster, and what every role's process takes of it."""
+
+    name: str = MISSING
+    address: str | None = None  # a running Ray cluster; null: a Ray of this run's own
+    num_cpus: int = 4  # logical CPUs of a Ray of this run's own
+    object_store_gib: float = 0.5
+    placement_strategy: str = "PACK"
+    rollout: RoleConfig = field(default_factory=RoleConfig)
+    learner: RoleConfig = field(default_factory=RoleConfig)
+    reference: RoleConfig = field(default_factory=RoleConfig)
+    actor: ActorRoleConfig = field(default_factory=ActorRoleConfig)
+    timeouts: TimeoutConfig = field(default_factory=TimeoutConfig)
+
+    def check(self) -> None:
+        """Name the value that can't be, and the remedy."""
+        for role in ("rollout", "learner", "reference"):
+            getattr(self, role).check(f"cluster.{role}")
+        self.actor.check()
+        self.timeouts.check()
+        choose(
+            "cluster.placement_strategy",
+            self.placement_strategy,
+            ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"),
+        )

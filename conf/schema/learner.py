@@ -1,0 +1,70 @@
+"""The policy in training: ranks, stage, memory, optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from conf.schema.checks import choose, require
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig:
+    """The optimizer and its learning rate."""
+
+    name: str = "adamw"
+    lr: float = 1e-6
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    schedule: str = "constant"
+    warmup_steps: int = 0  # optimizer steps taken
+
+    def check(self) -> None:
+        """Name the value that can't be, and the remedy."""
+        choose("learner.optimizer.name", self.name, ("adamw", "sgd"))
+        choose("learner.optimizer.schedule", self.schedule, ("constant", "linear", "cosine"))
+        for name in ("lr", "eps", "max_grad_norm"):
+            value = getattr(self, name)
+            require(value > 0, f"learner.optimizer.{name}", value, "must be positive")
+        for name in ("weight_decay", "warmup_steps"):
+            value = getattr(self, name)
+            require(value >= 0, f"learner.optimizer.{name}", value, "must not be negative")
+
+
+@dataclass(kw_only=True)
+class LearnerConfig:
+    """The policy under DeepSpeed ZeRO: ranks, stage, memory, optimizer."""
+
+    num_ranks: int = 1
+    zero_stage: int = 0
+    token_budget: int = 2048  # tokens of a packed micro-batch, a hard limit
+    attention: str = "varlen_sdpa"
+    gradient_checkpointing: bool = False
+    head_chunk: int | None = None  # rows of [chunk, vocabulary] held at a time; null: 64 MiB
+    offload_optimizer: bool = False  # optimizer state in host memory; ZeRO 1 to 3
+    offload_params: bool = False  # parameters in host memory; ZeRO 3
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    deepspeed: dict[str, Any] = field(default_factory=dict)  # raw, merged over ours
+
+    def check(self) -> None:
+        """Name the value that can't be, and the remedy."""
+        require(self.num_ranks >= 1, "learner.num_ranks", self.num_ranks, "must be at least 1")
+        require(
+            self.zero_stage in (0, 1, 2, 3),
+            "learner.zero_stage",
+            self.zero_stage,
+            "must be 0, 1, 2 or 3",
+        )
+        for name in ("token_budget", "head_chunk"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"learner.{name}", value, "must be at least 1")
+        require(
+            len(self.optimizer.betas) == 2,
+            "learner.optimizer.betas",
+            self.optimizer.betas,
+            "must be two numbers",
+        )
+        self.optimizer.check()
+        choose("learner.attention", self.attention, ("varlen_sdpa", "flash_attention_2"))

@@ -1,0 +1,27 @@
+"""Who scores, and for how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+from conf.schema.checks import require
+
+
+@dataclass(kw_only=True)
+class RewardConfig:
+    """Who scores a finished trajectory, in how many killable processes, for how long at most."""
+
+    scorer: Any = MISSING
+    num_workers: int = 1  # Ray actors
+    num_processes: int = 1  # scoring processes of each
+    timeout_s: float = 10.0  # per sample; the process is killed when it is over
+
+    def check(self) -> None:
+        """Name the value that can't be, and the remedy."""
+        for name in ("num_workers", "num_processes"):
+            value = getattr(self, name)
+            require(value >= 1, f"reward.{name}", value, "must be at least 1")
+        require(self.timeout_s > 0, "reward.timeout_s", self.timeout_s, "must be positive")

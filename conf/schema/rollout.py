@@ -1,0 +1,78 @@
+"""The rollout engines and how they sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from conf.schema.checks import choose, require
+
+
+@dataclass(kw_only=True)
+class SamplingConfig:
+    """How tokens are drawn."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: the whole vocabulary
+    max_new_tokens: int = 16
+    stop: list[str] = field(default_factory=list)
+
+    def check(self, key: str) -> None:
+        """Check the values that stand under `key`."""
+        require(self.temperature >= 0, f"{key}.temperature", self.temperature, "must be >= 0")
+        require(0 < self.top_p <= 1, f"{key}.top_p", self.top_p, "must be in (0, 1]")
+        require(self.top_k >= 0, f"{key}.top_k", self.top_k, "must be >= 0; 0 turns it off")
+        require(
+            self.max_new_tokens >= 1, f"{key}.max_new_tokens", self.max_new_tokens, "must be >= 1"
+        )
+
+
+@dataclass(kw_only=True)
+class RolloutConfig:
+    """The rollout engines (vLLM) and what they sample."""
+
+    num_engines: int = 1
+    tensor_parallel_size: int = 1
+    samples_per_prompt: int = 8  # the group size
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    eval_sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0))
+    eval_samples_per_prompt: int = 1
+    dtype: str = "float32"  # of the engine's weights
+    max_model_len: int = 128  # prompt and response, tokens
+    max_num_seqs: int = 128  # decoded together by one engine
+    kv_cache_gib: float = 0.25  # per engine
+    transport: str = "shm"  # weight publication: shm, gloo, nccl, ipc
+    probe_tolerance: float = 1e-4  # largest |learner - engine| probe log-prob in float32
+    engine_kwargs: dict[str, Any] = field(default_factory=dict)  # raw, to vLLM
+
+    def check(self) -> None:
+        """Name the value that can't be, and the remedy."""
+        for name in (
+            "num_engines",
+            "tensor_parallel_size",
+            "samples_per_prompt",
+            "eval_samples_per_prompt",
+            "max_num_seqs",
+        ):
+            value = getattr(self, name)
+            require(value >= 1, f"rollout.{name}", value, "must be at least 1")
+        choose("rollout.dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        choose("rollout.transport", self.transport, ("shm", "gloo", "nccl", "ipc"))
+        self.sampling.check("rollout.sampling")
+        self.eval_sampling.check("rollout.eval_sampling")
+        require(self.kv_cache_gib > 0, "rollout.kv_cache_gib", self.kv_cache_gib, "must be > 0")
+        require(
+            self.sampling.temperature > 0,
+            "rollout.sampling.temperature",
+            self.sampling.temperature,
+            "training samples need a positive temperature; greedy belongs to eval_sampling",
+        )
+        for name in ("sampling", "eval_sampling"):
+            new_tokens = getattr(self, name).max_new_tokens
+            require(
+                new_tokens < self.max_model_len,
+                f"rollout.{name}.max_new_tokens",
+                new_tokens,
+                f"leaves no room for a prompt within rollout.max_model_len={self.max_model_len}",
+            )

@@ -1,0 +1,15 @@
+"""Where metrics and rollouts go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(kw_only=True)
+class TrackingConfig:
+    """Where metrics and rollouts go. `metrics.jsonl` is always written."""
+
+    tensorboard: bool = True
+    wandb: bool = False
+    wandb_project: str = "ballast"
+    rollouts: bool = True  # every step's trajectories as Parquet

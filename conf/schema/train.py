@@ -1,0 +1,83 @@
+"""A whole run, and what its sections must agree on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from conf.schema.checks import choose, require
+from conf.schema.cluster import ClusterConfig
+from conf.schema.data import DataConfig
+from conf.schema.learner import LearnerConfig
+from conf.schema.model import ModelConfig
+from conf.schema.reward import RewardConfig
+from conf.schema.rollout import RolloutConfig
+from conf.schema.schedule import ScheduleConfig
+from conf.schema.tracking import TrackingConfig
+from conf.schema.trainer import TrainerConfig
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """A whole run."""
+
+    run_name: str = "run"
+    output_dir: str = "runs"
+    seed: int = 0
+    resume: str = "never"  # never: the folder must be new; auto: go on from its last checkpoint
+    dry_run: bool = False
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    algorithm: Any = MISSING
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    environment: Any = MISSING
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def check(self) -> None:
+        """Check every section, then what they share.
+
+        Raises:
+            ValueError: on the first value that can't be; names key, value and remedy.
+        """
+        for section in vars(self).values():
+            if hasattr(section, "check"):
+                section.check()
+        choose("resume", self.resume, ("never", "auto"))
+        longest = self.data.max_prompt_tokens + self.rollout.sampling.max_new_tokens
+        require(
+            longest <= self.rollout.max_model_len,
+            "rollout.max_model_len",
+            self.rollout.max_model_len,
+            f"is below data.max_prompt_tokens + rollout.sampling.max_new_tokens = {longest}; "
+            "raise it or lower one of those",
+        )
+        require(
+            longest <= self.learner.token_budget,
+            "learner.token_budget",
+            self.learner.token_budget,
+            f"is below the longest sequence, {longest} tokens; raise it",
+        )
+        sequences = self.sequences_per_update
+        require(
+            sequences >= self.learner.num_ranks,
+            "learner.num_ranks",
+            self.learner.num_ranks,
+            f"exceeds the {sequences} sequences of one optimizer update",
+        )
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Trajectories that one step trains on."""
+        return self.trainer.prompts_per_step * self.rollout.samples_per_prompt
+
+    @property
+    def sequences_per_update(self) -> int:
+        """Trajectories that one optimizer step trains on."""
+        return self.sequences_per_step // self.trainer.updates_per_step
