@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from workers.engines.policy_model import PolicyModel
+from workers.engines.packed_model import PackedModel
 from workers.engines.process_group import random_state, set_random_state
 from workers.engines.zero_settings import ZeroSettings
 
@@ -23,7 +23,7 @@ MANIFEST = "engine.json"
 
 
 def save(
-    folder: str | Path, engine: Any, policy: PolicyModel, settings: ZeroSettings, progress: Any
+    folder: str | Path, engine: Any, policy: PackedModel, settings: ZeroSettings, progress: Any
 ) -> None:
     """Write this rank's part; returns when every rank has written."""
     target = Path(folder)
@@ -39,7 +39,7 @@ def save(
 
 
 def load(
-    folder: str | Path, engine: Any, policy: PolicyModel, settings: ZeroSettings
+    folder: str | Path, engine: Any, policy: PackedModel, settings: ZeroSettings
 ) -> dict[str, int]:
     """Restore this rank; returns the progress that was saved."""
     source = Path(folder)
@@ -53,7 +53,7 @@ def load(
     return client["progress"]
 
 
-def check(source: Path, policy: PolicyModel, settings: ZeroSettings) -> None:
+def check(source: Path, policy: PackedModel, settings: ZeroSettings) -> None:
     """Raise ValueError unless the folder is whole and belongs to this engine."""
     if not (source / MANIFEST).is_file():
         raise ValueError(f"{source} has no {MANIFEST}: not a finished checkpoint of this engine")
@@ -82,7 +82,7 @@ def check(source: Path, policy: PolicyModel, settings: ZeroSettings) -> None:
             )
 
 
-def _describe(policy: PolicyModel, settings: ZeroSettings) -> dict[str, Any]:
+def _describe(policy: PackedModel, settings: ZeroSettings) -> dict[str, Any]:
     return {
         "zero_stage": settings.engine_stage,
         "world_size": dist.get_world_size(),

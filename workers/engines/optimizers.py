@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workers.engines.policy_model import PolicyModel
+from workers.engines.packed_model import PackedModel
 from workers.engines.zero_settings import OptimizerSettings
 
 
-def build_optimizer(settings: OptimizerSettings, policy: PolicyModel) -> torch.optim.Optimizer:
+def build_optimizer(settings: OptimizerSettings, policy: PackedModel) -> torch.optim.Optimizer:
     """Matrices decay, vectors (norms and biases) do not."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for _, parameter in policy.hf_named_parameters():
