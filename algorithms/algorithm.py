@@ -17,16 +17,18 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
+from algorithms.coefficients import read, replaced
 from algorithms.composition import (
+    check_agreement,
     check_columns,
     check_finite_tensor,
     check_kind,
-    check_known,
     check_shape,
     plain_mapping,
     shaped,
     union,
 )
+from algorithms.controllers import Controller
 from algorithms.inputs import (
     BatchMetadata,
     Credit,
@@ -49,6 +51,7 @@ from algorithms.parts import (
     ValueLoss,
 )
 from algorithms.preparation import prepared, ratio_metrics
+from algorithms.references import Frozen, ReferenceRule
 from algorithms.segments import num_segments
 
 
@@ -71,6 +74,8 @@ class Algorithm:
         filters: groups and sequences that train.
         reward_shaping: applied in order.
         value_loss: loss of the critic; None when there is no critic.
+        reference: how the policy behind `ref_logprobs` follows training.
+        controllers: coefficients that follow a metric; the key names the metric of each.
         bypass: use the sampler's log-probs as `old_logprobs`, so that pi / mu is the ratio and no
             scoring pass runs. A correction would then count the same ratio twice.
     """
@@ -86,12 +91,15 @@ class Algorithm:
     filters: Mapping[str, Filter] = field(default_factory=dict)
     reward_shaping: Mapping[str, RewardShaping] = field(default_factory=dict)
     value_loss: ValueLoss | None = None
+    reference: ReferenceRule = field(default_factory=Frozen)
+    controllers: Mapping[str, Controller] = field(default_factory=dict)
     bypass: bool = False
 
     def __post_init__(self) -> None:
         check_kind("advantage", self.advantage, Advantage)
         check_kind("policy_loss", self.policy_loss, PolicyLoss)
         check_kind("aggregation", self.aggregation, Aggregation)
+        check_kind("reference", self.reference, ReferenceRule)
         if self.correction is not None:
             check_kind("correction", self.correction, Correction)
         if self.value_loss is not None:
@@ -102,24 +110,22 @@ class Algorithm:
             ("auxiliaries", Auxiliary),
             ("filters", Filter),
             ("reward_shaping", RewardShaping),
+            ("controllers", Controller),
         ):
             # A plain dict pickles everywhere, whatever container the configuration handed over.
             object.__setattr__(self, key, plain_mapping(key, getattr(self, key), kind))
-        self._check_composition()
+        check_agreement(self)
 
-    def _check_composition(self) -> None:
-        if not self.name:
-            raise ValueError("name='' is empty; name the algorithm")
-        for reserved in ("policy", "value"):
-            if reserved in self.auxiliaries:
-                raise ValueError(f"auxiliaries key {reserved!r} is taken; choose another key")
-        if self.bypass and self.correction is not None:
-            raise ValueError(
-                f"bypass=True with correction={self.correction!r} counts pi_old / mu twice; "
-                "set correction to none or bypass to false"
-            )
-        for part in self.trained_parts():
-            check_known(part)
+    @property
+    def coefficients(self) -> dict[str, float]:
+        """Path -> value of every number that a controller steers."""
+        return {
+            part.coefficient: read(self, part.coefficient) for part in self.controllers.values()
+        }
+
+    def with_coefficients(self, values: Mapping[str, float]) -> "Algorithm":
+        """The same algorithm with other numbers at the given dotted paths."""
+        return replaced(self, values)
 
     def _token_parts(self) -> list[TokenPart]:
         parts: list[TokenPart] = [self.policy_loss]
@@ -154,7 +160,9 @@ class Algorithm:
         return frozenset() if self.value_loss is None else self.value_loss.columns
 
     def _produced(self, columns: frozenset[str]) -> frozenset[str]:
-        """In bypass mode the sampler produces `old_logprobs`."""
+        """The old policy may be the reference; in bypass mode the sampler is the old policy."""
+        if self.reference.old_policy and "ref_logprobs" in columns:
+            columns = columns - {"ref_logprobs"} | {"old_logprobs"}
         if self.bypass and "old_logprobs" in columns:
             return columns - {"old_logprobs"} | {"rollout_logprobs"}
         return columns
@@ -202,6 +210,8 @@ class Algorithm:
         """
         if self.bypass:
             inputs = replace(inputs, old_logprobs=inputs.rollout_logprobs)
+        if self.reference.old_policy:
+            inputs = replace(inputs, ref_logprobs=inputs.old_logprobs)
         check_columns(self.name, self.credit_columns, inputs)
         check_finite_tensor("rewards", inputs.rewards, "drop samples whose scoring failed")
         with torch.no_grad():
@@ -222,7 +232,12 @@ class Algorithm:
         Raises:
             ValueError: on a missing column or a part that returns the wrong shape.
         """
-        inputs = prepared(inputs, bypass=self.bypass, entropy_gradient=self.entropy_gradient)
+        inputs = prepared(
+            inputs,
+            bypass=self.bypass,
+            reference_is_old=self.reference.old_policy,
+            entropy_gradient=self.entropy_gradient,
+        )
         check_columns(self.name, self.loss_columns, inputs)
         loss = shaped(self.policy_loss, self.policy_loss(inputs), inputs)
         if self.correction is not None:
@@ -276,7 +291,7 @@ class Algorithm:
         shown = []
         for item in fields(self):
             value = getattr(self, item.name)
-            if item.name != "name" and value not in (None, {}, False):
+            if item.name != "name" and value not in (None, {}, False, Frozen()):
                 text = value.values() if isinstance(value, dict) else [value]
                 shown.append(f"{item.name}={' + '.join(repr(part) for part in text)}")
         return f"Algorithm {self.name}: {', '.join(shown)}"

@@ -5,15 +5,49 @@ is not: checks of a part's own fields, see :mod:`algorithms.validation`. Shapes:
 """
 
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
+from algorithms.coefficients import read
 from algorithms.inputs import COLUMNS, CreditInputs, LossInputs
 from algorithms.parts import Part
 
+if TYPE_CHECKING:
+    from algorithms.algorithm import Algorithm
+
 PartT = TypeVar("PartT", bound=Part)
+
+
+def check_agreement(algorithm: "Algorithm") -> None:
+    """Raise where parts that are right by themselves can't be together."""
+    if not algorithm.name:
+        raise ValueError("name='' is empty; name the algorithm")
+    for reserved in ("policy", "value"):
+        if reserved in algorithm.auxiliaries:
+            raise ValueError(f"auxiliaries key {reserved!r} is taken; choose another key")
+    if algorithm.bypass and algorithm.correction is not None:
+        raise ValueError(
+            f"bypass=True with correction={algorithm.correction!r} counts pi_old / mu twice; "
+            "set correction to none or bypass to false"
+        )
+    parts = algorithm.trained_parts()
+    for part in parts:
+        check_known(part)
+    if not algorithm.reference.frozen and "ref_logprobs" not in union(parts):
+        raise ValueError(
+            f"reference={algorithm.reference!r} has nothing to move: no part reads ref_logprobs; "
+            "choose algorithm/reference=frozen, or a part with a reference, such as rpg with "
+            "algorithm.policy_loss.reference=ref"
+        )
+    steered: set[str] = set()
+    for key, controller in algorithm.controllers.items():
+        path = controller.coefficient
+        if path in steered:
+            raise ValueError(f"controllers.{key}: {path} has a controller already; remove one")
+        steered.add(path)
+        controller.check_start(read(algorithm, path))
 
 
 def check_known(part: Part) -> None:

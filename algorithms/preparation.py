@@ -8,16 +8,20 @@ import torch
 from torch import Tensor
 
 from algorithms.inputs import LossInputs
+from algorithms.kl import estimate
 from algorithms.ratios import policy_log_ratio
 from algorithms.validation import present
 
 
-def prepared(inputs: LossInputs, *, bypass: bool, entropy_gradient: bool) -> LossInputs:
+def prepared(
+    inputs: LossInputs, *, bypass: bool, reference_is_old: bool, entropy_gradient: bool
+) -> LossInputs:
     """Detach everything but `logprobs`; write 0 where the token does not train.
 
     Args:
         inputs: one micro-batch.
         bypass: take the sampler's log-probs for those of the old policy.
+        reference_is_old: take the log-probs of the old policy for those of the reference.
         entropy_gradient: leave the gradient on `entropy` too.
     """
     mask = inputs.loss_mask
@@ -35,7 +39,7 @@ def prepared(inputs: LossInputs, *, bypass: bool, entropy_gradient: bool) -> Los
         loss_mask=mask,
         sequence_ids=inputs.sequence_ids,
         rollout_logprobs=clean(inputs.rollout_logprobs),
-        ref_logprobs=clean(inputs.ref_logprobs),
+        ref_logprobs=clean(old if reference_is_old else inputs.ref_logprobs),
         epoch_logprobs=clean(inputs.epoch_logprobs),
         entropy=clean(inputs.entropy, detach=not entropy_gradient),
         old_entropy=clean(inputs.old_entropy),
@@ -44,7 +48,7 @@ def prepared(inputs: LossInputs, *, bypass: bool, entropy_gradient: bool) -> Los
 
 
 def ratio_metrics(inputs: LossInputs) -> dict[str, Tensor]:
-    """Metrics [N] of w = pi / pi_old that every algorithm reports."""
+    """Metrics [N] of w = pi / pi_old, and of pi_old / pi_ref, that every algorithm reports."""
     log_ratio = policy_log_ratio(inputs).detach()
     ratio = log_ratio.exp()
     metrics = {
@@ -53,6 +57,8 @@ def ratio_metrics(inputs: LossInputs) -> dict[str, Tensor]:
         "policy/ratio_min": ratio,
         "policy/kl_old_k3": ratio - 1.0 - log_ratio,
     }
+    if inputs.ref_logprobs is not None:
+        metrics["reference/kl"] = estimate("k3", inputs.old_logprobs, inputs.ref_logprobs)
     if inputs.entropy is not None:
         metrics["policy/entropy"] = inputs.entropy.detach()
     return metrics

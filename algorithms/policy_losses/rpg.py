@@ -91,8 +91,8 @@ class RegularizedPolicyGradient(PolicyLoss):
         clip_low, clip_high: e1, e2.
         dual_clip: c.
         kl_limit: bound of the separate KL loss in `dual`; no gradient outside.
-        reference: old (refreshed with every rollout) or ref (the reference role, refreshed by
-            :class:`algorithms.schedules.ReferenceRefresh`).
+        reference: old (refreshed with every rollout) or ref (the reference role, which follows
+            training by the algorithm's rule, see :mod:`algorithms.references`).
     """
 
     divergence: str = "ufkl"

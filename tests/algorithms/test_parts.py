@@ -1,4 +1,4 @@
-"""Gates, filters, reward shaping, schedules, the critic's loss, and what bad input says."""
+"""Gates, filters, reward shaping, the critic's loss, and what bad input says."""
 
 import math
 from collections.abc import Callable
@@ -28,7 +28,6 @@ from algorithms.policy_losses.sequence import GeometricMean
 from algorithms.policy_losses.truncated import SoftAdaptive, TruncatedImportance
 from algorithms.regularizers import EntropyBonus, PolicyDrift, ReferenceKL
 from algorithms.rewards import ClipReward, OverlongPenalty, TruncationReward
-from algorithms.schedules import AdaptiveCoefficient, ReferenceRefresh, RefreshState
 from algorithms.value_losses import ClippedValue
 
 
@@ -154,25 +153,6 @@ def test_kl_estimators_by_hand() -> None:
     p, q = torch.tensor([0.5]).log(), torch.tensor([0.25]).log()
     for kind, expected in {"k1": 0.693147, "k2": 0.240227, "k3": 0.193147, "abs": 0.693147}.items():
         assert estimate(kind, p, q).item() == pytest.approx(expected, abs=1e-6)
-
-
-def test_adaptive_coefficient() -> None:
-    # kl twice the target: error clipped to .2, over 1000 of 10000 samples: 1 + .2 * .1
-    rule = AdaptiveCoefficient(target=6.0)
-    assert rule.update(0.1, 12.0, 1000) == pytest.approx(0.102)
-    assert rule.update(0.1, 6.0, 1000) == pytest.approx(0.1)
-    assert rule.update(0.1, 0.0, 1000) == pytest.approx(0.098)
-
-
-def test_reference_refresh() -> None:
-    rule = ReferenceRefresh(every_steps=3, kl_threshold=0.5, decay=0.5)
-    state, due = rule.update(RefreshState(), 0.1)
-    assert (state.steps, state.average_kl, due) == (1, pytest.approx(0.05), False)
-    state, due = rule.update(state, 0.2)
-    assert (state.average_kl, due) == (pytest.approx(0.125), False)
-    assert rule.update(state, 0.0) == (RefreshState(), True)  # third step
-    assert rule.update(state, 1.0) == (RefreshState(), True)  # .5625 > .5
-    assert rule.update(RefreshState(), 0.9)[1] is False  # .45
 
 
 def test_metrics_are_detached_tokens() -> None:
