@@ -1,43 +1,37 @@
 """The policy role: one DeepSpeed rank in a Ray actor, as learner, actor or reference.
 
-Plans and references to Arrow batches in; Arrow columns, metrics and published weights out. Every
-rank of a group is called with the same method at the same time, because ZeRO's collectives are in
-lock-step. What a rank computes is in `engines/zero_engine.py`; here its rows become packed
-micro-batches and its answers become columns.
+Plans and references to Arrow batches in; Arrow columns, metrics and published weights out. What a
+rank computes is in `engines/zero_engine.py`; here its rows become packed micro-batches and its
+answers become columns.
 """
 
 from __future__ import annotations
 
-import gc
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
-import ray
 import ray.util
 import torch
 
 from algorithms.algorithm import Algorithm
 from workers.credit import assign_credit
 from workers.engines.zero_settings import ZeroSettings
-from workers.packing import PackedBatch, pack
-from workers.plans import CreditPlan, MicroBatchPlan, RankPlan, Slice, step_table
-from workers.trajectory import computed_columns, join_computed
+from workers.micro_batches import as_columns, packed_rows
+from workers.packing import PackedBatch
+from workers.plans import CreditPlan, RankPlan, Slice, step_table
+from workers.rank_worker import RankWorker
+from workers.trajectory import join_computed
 from workers.weight_client import EngineClient
 
 if TYPE_CHECKING:
-    from workers.engines.results import Rows, TrainResult
+    from workers.engines.process_group import ProcessGroupSettings
+    from workers.engines.results import TrainResult
     from workers.engines.zero_engine import ZeroEngine
     from workers.weight_sync.publication import PublishReport, TrainerEndpoint
-
-# DeepSpeed takes seconds to import, and the driver imports this module to launch its actors; so the
-# engine is imported where it starts.
-
-TOKEN_COLUMNS = ("tokens", "loss_mask")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +53,7 @@ class TrainReport:
     gap_tokens: int
 
 
-class PolicyWorker:
+class PolicyWorker(RankWorker):
     """One rank of a policy."""
 
     def __init__(
@@ -73,48 +67,19 @@ class PolicyWorker:
         temperature: float,
         timeout_s: float,
     ) -> None:
-        self._run_id, self._rank, self._world_size = run_id, rank, world_size
-        self._settings, self._algorithm, self._temperature = settings, algorithm, temperature
-        self._timeout_s = timeout_s
-        self._engine: ZeroEngine
+        super().__init__(rank=rank, world_size=world_size, settings=settings, timeout_s=timeout_s)
+        self._run_id, self._algorithm, self._temperature = run_id, algorithm, temperature
         self._endpoint: TrainerEndpoint | None = None
 
-    def open_port(self) -> str:
-        """`host:port` on this node where the ranks may meet."""
-        with socket.socket() as listener:
-            listener.bind(("", 0))
-            return f"{ray.util.get_node_ip_address()}:{listener.getsockname()[1]}"
-
-    def start(self, address: str) -> None:
-        """Join the other ranks at `host:port` and load the model."""
-        from workers.engines.process_group import ProcessGroupSettings
+    def build_engine(self, group: ProcessGroupSettings) -> ZeroEngine:
+        """Load the policy; `group` says where its ranks meet."""
         from workers.engines.zero_engine import ZeroEngine
 
-        host, port = address.rsplit(":", 1)
-        devices = ray.get_gpu_ids()
-        group = ProcessGroupSettings(
-            rank=self._rank,
-            world_size=self._world_size,
-            address=host,
-            port=int(port),
-            backend="nccl" if devices else "gloo",
-            timeout_s=self._timeout_s,
-        )
-        self._engine = ZeroEngine(self._settings, group)
-        gc.collect()
-        gc.freeze()  # full collections over all that is imported would stall the steps
+        return ZeroEngine(self._settings, group)
 
-    def shape(self) -> dict[str, int]:
-        """What a sequence costs: parameters, layers, hidden size."""
-        from workers.weight_sync.source import ZeroSource
-
-        config = self._engine.policy.model.config.get_text_config()
-        parameters = ZeroSource(self._engine.hf_model).metadata()
-        return {
-            "num_parameters": sum(parameter.num_elements for parameter in parameters),
-            "num_layers": int(config.num_hidden_layers),
-            "hidden_size": int(config.hidden_size),
-        }
+    @property
+    def _engine(self) -> ZeroEngine:
+        return cast("ZeroEngine", self._zero)
 
     # ---- a step ----
 
@@ -136,14 +101,14 @@ class PolicyWorker:
             batches: trajectories.
         """
         table = step_table(slices, batches)
-        packed = [self._pack(table, micro, ()) for micro in plan.micro_batches]
+        packed = [packed_rows(table, micro, ()) for micro in plan.micro_batches]
         scored = self._engine.score(
             packed, temperature=self._temperature, entropy=entropy is not None
         )
         columns = {logprobs: scored.logprobs}
         if entropy is not None and scored.entropies is not None:
             columns[entropy] = scored.entropies
-        return _as_columns(plan, columns)
+        return as_columns(plan, columns)
 
     def credit(
         self,
@@ -169,34 +134,20 @@ class PolicyWorker:
         """
         table = join_computed(step_table(slices, batches[num_computed:]), batches[:num_computed])
         names = [name for name in table.column_names if name in self._read_columns()]
-        updates = [[self._pack(table, micro, names) for micro in update] for update in plan.updates]
+        updates = [
+            [packed_rows(table, micro, names) for micro in update] for update in plan.updates
+        ]
         result = self._engine.train(
             updates,
             self._algorithm,
             temperature=self._temperature,
             old_is_current="old_logprobs" not in names and len(updates) == 1,
         )
-        return _as_columns(plan, {"logprobs": result.logprobs}), _report(updates, result)
+        return as_columns(plan, {"logprobs": result.logprobs}), _report(updates, result)
 
     def _read_columns(self) -> frozenset[str]:
         """Per-token columns of the table that the loss, or the mismatch metric, reads."""
         return self._algorithm.loss_columns | {"advantages", "rollout_logprobs", "old_logprobs"}
-
-    @staticmethod
-    def _pack(table: pa.Table, micro: MicroBatchPlan, names: Sequence[str]) -> PackedBatch:
-        rewards = np.zeros(table.num_rows, dtype=np.float32)
-        if "reward" in table.column_names:
-            rewards[micro.rows] = table.column("reward").take(pa.array(micro.rows)).to_numpy()
-        weights = {}
-        for name, own in micro.weights.items():
-            weights[name] = np.zeros(table.num_rows, dtype=np.float32)
-            weights[name][micro.rows] = own
-        return pack(
-            {name: table.column(name) for name in (*TOKEN_COLUMNS, *names)},
-            micro.rows,
-            sequence_columns={"rewards": rewards},
-            weights=weights,
-        )
 
     # ---- weights ----
 
@@ -243,14 +194,6 @@ class PolicyWorker:
 
     # ---- life ----
 
-    def save(self, folder: str) -> None:
-        """Write this rank's part of a checkpoint."""
-        self._engine.save(Path(folder))
-
-    def load(self, folder: str) -> None:
-        """Continue from a checkpoint."""
-        self._engine.load(Path(folder))
-
     def export(self, folder: str) -> None:
         """Write the policy as a Hugging Face folder."""
         self._engine.export_hf(Path(folder))
@@ -259,17 +202,7 @@ class PolicyWorker:
         """Leave the other ranks in order."""
         if self._endpoint is not None:
             self._endpoint.shutdown()
-        self._engine.close()
-
-
-def _as_columns(plan: RankPlan, columns: Mapping[str, Rows]) -> pa.RecordBatch:
-    """Per-sequence arrays, in the order of the plan's rows, as columns keyed by row."""
-    rows = np.concatenate([micro.rows for micro in plan.micro_batches])
-    some = next(iter(columns.values()))
-    lengths = np.asarray([len(values) for values in some], dtype=np.int64)
-    empty = np.zeros(0, dtype=np.float32)
-    flat = {name: np.concatenate([empty, *values]) for name, values in columns.items()}
-    return computed_columns(rows, lengths, **flat)
+        super().close()
 
 
 def _report(updates: Sequence[Sequence[PackedBatch]], result: TrainResult) -> TrainReport:

@@ -1,0 +1,93 @@
+"""What every DeepSpeed rank in a Ray actor does, whatever its model: meet, save, load, leave.
+
+Every rank of a group is called with the same method at the same time, because ZeRO's collectives
+are in lock-step. What a role computes is its subclass's.
+"""
+
+from __future__ import annotations
+
+import gc
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ray
+import ray.util
+
+from workers.engines.zero_settings import ZeroSettings
+
+if TYPE_CHECKING:
+    from workers.engines.process_group import ProcessGroupSettings
+    from workers.engines.zero_rank import ZeroRank
+
+# DeepSpeed takes seconds to import, and the driver imports this module to launch its actors; so the
+# engine is imported where it starts.
+
+
+class RankWorker:
+    """One rank of a model under ZeRO.
+
+    Args:
+        rank, world_size: of this model's ranks.
+        settings: model, stage, optimizer.
+        timeout_s: longest that a collective may take.
+    """
+
+    def __init__(
+        self, *, rank: int, world_size: int, settings: ZeroSettings, timeout_s: float
+    ) -> None:
+        self._rank, self._world_size = rank, world_size
+        self._settings, self._timeout_s = settings, timeout_s
+        self._zero: ZeroRank
+
+    def open_port(self) -> str:
+        """`host:port` on this node where the ranks may meet."""
+        with socket.socket() as listener:
+            listener.bind(("", 0))
+            return f"{ray.util.get_node_ip_address()}:{listener.getsockname()[1]}"
+
+    def start(self, address: str) -> None:
+        """Join the other ranks at `host:port` and load the model."""
+        from workers.engines.process_group import ProcessGroupSettings
+
+        host, port = address.rsplit(":", 1)
+        group = ProcessGroupSettings(
+            rank=self._rank,
+            world_size=self._world_size,
+            address=host,
+            port=int(port),
+            backend="nccl" if ray.get_gpu_ids() else "gloo",
+            timeout_s=self._timeout_s,
+        )
+        self._zero = self.build_engine(group)
+        gc.collect()
+        gc.freeze()  # full collections over all that is imported would stall the steps
+
+    def build_engine(self, group: ProcessGroupSettings) -> ZeroRank:
+        """The engine of this role."""
+        raise NotImplementedError
+
+    def shape(self) -> dict[str, int]:
+        """What a sequence costs: parameters, layers, hidden size."""
+        from workers.weight_sync.source import ZeroSource
+
+        model = self._zero.module.model
+        config = model.config.get_text_config()
+        parameters = ZeroSource(model).metadata()
+        return {
+            "num_parameters": sum(parameter.num_elements for parameter in parameters),
+            "num_layers": int(config.num_hidden_layers),
+            "hidden_size": int(config.hidden_size),
+        }
+
+    def save(self, folder: str) -> None:
+        """Write this rank's part of a checkpoint."""
+        self._zero.save(Path(folder))
+
+    def load(self, folder: str) -> None:
+        """Continue from a checkpoint."""
+        self._zero.load(Path(folder))
+
+    def close(self) -> None:
+        """Leave the other ranks in order."""
+        self._zero.close()
