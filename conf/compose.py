@@ -22,6 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 from conf.schema import TrainConfig
 
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+# `${share:8,${rollout.tensor_parallel_size}}`: how many engines so many GPUs hold, at least one.
+OmegaConf.register_new_resolver(
+    "share", lambda total, each: max(1, int(total) // max(1, int(each))), replace=True
+)
 
 
 class ConfigError(ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from algorithms.algorithm import Algorithm
 from conf.schema import TrainConfig
+from orchestrator import capacity
 
 
 def check(config: TrainConfig, algorithm: Algorithm) -> None:
@@ -24,6 +25,7 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
             f"algorithm={algorithm.name} reads {', '.join(sorted(missing))}, which no role of this "
             "configuration produces; choose an algorithm without it"
         )
+    capacity.check(config, algorithm)
 
 
 #: Columns that some role of this system can produce.
@@ -51,10 +53,6 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
         roles.append("reference")
     sequences, updates = config.sequences_per_step, trainer.updates_per_step
     longest = config.data.max_prompt_tokens + rollout.sampling.max_new_tokens
-    gpus = (
-        rollout.num_engines * rollout.tensor_parallel_size * cluster.rollout.num_gpus
-        + learner.num_ranks * cluster.learner.num_gpus
-    )
     rows = [
         ("run", f"{config.run_name}, {trainer.total_steps} steps, seed {config.seed}"),
         ("algorithm", repr(algorithm)),
@@ -84,6 +82,6 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
             f"{learner.optimizer.name} lr {learner.optimizer.lr:g}",
         ),
         ("schedule", f"{config.schedule.name}, max_staleness {config.schedule.max_staleness}"),
-        ("cluster", f"{cluster.name}, {gpus:g} GPUs"),
+        ("cluster", capacity.describe(config, algorithm).replace("\n", f"\n{'':>12}")),
     ]
     return "\n".join(f"{name:>10}  {text}" for name, text in rows)

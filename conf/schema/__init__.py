@@ -13,7 +13,7 @@ Sections typed `Any` hold `_target_` nodes (the dotted path is the registry) and
 from conf.schema.cluster import ActorRoleConfig, ClusterConfig, RoleConfig, TimeoutConfig
 from conf.schema.data import DataConfig
 from conf.schema.learner import LearnerConfig, OptimizerConfig
-from conf.schema.model import ModelConfig
+from conf.schema.model import ArchitectureConfig, ModelConfig
 from conf.schema.reward import RewardConfig
 from conf.schema.rollout import RolloutConfig, SamplingConfig
 from conf.schema.schedule import ScheduleConfig
@@ -23,6 +23,7 @@ from conf.schema.trainer import TrainerConfig
 
 __all__ = [
     "ActorRoleConfig",
+    "ArchitectureConfig",
     "ClusterConfig",
     "DataConfig",
     "LearnerConfig",

@@ -59,6 +59,9 @@ class ClusterConfig:
     address: str | None = None  # a running Ray cluster; null: a Ray of this run's own
     num_cpus: int = 4  # logical CPUs of a Ray of this run's own
     object_store_gib: float = 0.5
+    num_nodes: int = 1
+    gpus_per_node: int | None = None  # null: not known before Ray is asked
+    gpu_memory_gib: float | None = None  # of one GPU; null: not checked
     placement_strategy: str = "PACK"
     rollout: RoleConfig = field(default_factory=RoleConfig)
     learner: RoleConfig = field(default_factory=RoleConfig)
@@ -72,6 +75,10 @@ class ClusterConfig:
             getattr(self, role).check(f"cluster.{role}")
         self.actor.check()
         self.timeouts.check()
+        require(self.num_nodes >= 1, "cluster.num_nodes", self.num_nodes, "must be at least 1")
+        for name in ("gpus_per_node", "gpu_memory_gib"):
+            value = getattr(self, name)
+            require(value is None or value >= 0, f"cluster.{name}", value, "must not be negative")
         choose(
             "cluster.placement_strategy",
             self.placement_strategy,

@@ -10,10 +10,14 @@ from conf.compose import ConfigError, complete, compose
 
 ROOT = Path(conf.__file__).parent
 GROUPS = ("model", "data", "reward", "rollout", "learner", "cluster", "schedule", "tracking")
+LONG = ["rollout.max_model_len=8192", "learner.token_budget=8192"]
 NEEDS = {  # members that leave a path to the user
     ("model", "hf"): ["model.path=/somewhere"],
     ("data", "parquet"): ["data.train_path=/somewhere.parquet", "data.max_prompt_tokens=32"],
     ("data", "reasoning"): ["rollout.max_model_len=288"],
+    ("data", "dapo_math"): LONG,
+    ("data", "dapo_math_english"): LONG,
+    ("data", "klear_math"): LONG,
     ("reward", "function"): ["reward.scorer.path=my.reward"],
 }
 

@@ -1,0 +1,90 @@
+"""Whether the cluster that the configuration describes can hold the run: GPUs asked and had.
+
+Pure arithmetic on the configuration, for the plan and the dry run; what a running Ray really has is
+compared in `cluster.py`. Memory is `memory.py`'s.
+"""
+
+from __future__ import annotations
+
+from algorithms.algorithm import Algorithm
+from conf.schema import TrainConfig
+from orchestrator import memory
+
+
+def gpus_asked(config: TrainConfig, *, references: bool) -> list[tuple[str, float]]:
+    """The terms of the sum: what for, and how many GPUs."""
+    rollout, cluster, ranks = config.rollout, config.cluster, config.learner.num_ranks
+    devices = rollout.tensor_parallel_size
+    terms = [
+        (
+            f"{rollout.num_engines} engines x {devices} devices x {cluster.rollout.num_gpus:g}",
+            rollout.num_engines * devices * cluster.rollout.num_gpus,
+        ),
+        (
+            f"{ranks} learner ranks x {cluster.learner.num_gpus:g}",
+            ranks * cluster.learner.num_gpus,
+        ),
+    ]
+    if references:
+        terms.append(
+            (
+                f"{ranks} reference ranks x {cluster.reference.num_gpus:g}",
+                ranks * cluster.reference.num_gpus,
+            )
+        )
+    return terms
+
+
+def needs_reference(algorithm: Algorithm) -> bool:
+    """Whether the run has a reference role."""
+    return "ref_logprobs" in algorithm.required_columns
+
+
+def check(config: TrainConfig, algorithm: Algorithm) -> None:
+    """Refuse more GPUs, wider engines or more memory than the described cluster has.
+
+    Raises:
+        ValueError: with the arithmetic and what to change.
+    """
+    cluster, references = config.cluster, needs_reference(algorithm)
+    if cluster.gpus_per_node is not None:
+        have = cluster.num_nodes * cluster.gpus_per_node
+        terms = gpus_asked(config, references=references)
+        asked = sum(gpus for _, gpus in terms)
+        if asked > have + 1e-6:
+            raise ValueError(
+                f"cluster={cluster.name} has {cluster.num_nodes} nodes x {cluster.gpus_per_node} = "
+                f"{have} GPUs, the run asks for {asked:g}: {' + '.join(text for text, _ in terms)};"
+                " lower rollout.num_engines or learner.num_ranks, or choose a larger cluster="
+            )
+        width = config.rollout.tensor_parallel_size
+        if cluster.rollout.num_gpus and width > cluster.gpus_per_node:
+            raise ValueError(
+                f"rollout.tensor_parallel_size={width}: an engine stands on one node, and a node "
+                f"of cluster={cluster.name} has {cluster.gpus_per_node} GPUs; lower it"
+            )
+    _check_context(config)
+    memory.check(config, references=references)
+
+
+def _check_context(config: TrainConfig) -> None:
+    """Refuse sequences longer than the model's own context, where it is known."""
+    model = memory.architecture_of(config.model)
+    longest = config.rollout.max_model_len
+    if model is not None and longest > model.context:
+        raise ValueError(
+            f"rollout.max_model_len={longest}: exceeds the context of {config.model.name}, "
+            f"{model.context} tokens; lower it"
+        )
+
+
+def describe(config: TrainConfig, algorithm: Algorithm) -> str:
+    """GPUs asked and had, then what each role keeps on its GPU."""
+    cluster, references = config.cluster, needs_reference(algorithm)
+    asked = sum(gpus for _, gpus in gpus_asked(config, references=references))
+    text = f"{cluster.name}, {asked:g} GPUs"
+    if cluster.gpus_per_node is not None:
+        text += f" of {cluster.num_nodes} nodes x {cluster.gpus_per_node}"
+    if cluster.gpu_memory_gib is not None:
+        text += f", {cluster.gpu_memory_gib:g} GiB each"
+    return "\n".join([text, *memory.describe(config, references=references)])

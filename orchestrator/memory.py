@@ -1,0 +1,277 @@
+"""What a run needs of every GPU, computed from sizes alone: no weights, no GPU, nothing started.
+
+Not a measurement: an estimate of what must be there at once, good enough to refuse a cluster that
+can't hold the run and to say by how much. Data flows from the configuration and a model's
+architecture to bytes per process, and from there to `plan`.
+
+Legend: P parameters, N ranks, T tokens of a micro-batch, L layers, h hidden size, i feed-forward
+size, q = heads x head_dim, k = key/value heads x head_dim.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from conf.schema import ArchitectureConfig, ModelConfig, RoleConfig, TrainConfig
+
+GIB = 2**30
+# CUDA context, buffers of NCCL and cuBLAS, what the allocator can't reuse, and the chunk of a
+# weight publication: of every process, by experience with 80 GB devices.
+RESERVE_BYTES = 4 * GIB
+HEAD_BYTES = 3 * 64 * 2**20  # logits, softmax and gradient of one chunk of the language-model head
+LIVE_PARAMETERS = 100_000_000  # that ZeRO-3 keeps gathered, workers/engines/zero_settings.py
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one process keeps on its GPU.
+
+    Attributes:
+        role: rollout, learner or reference.
+        parts: what -> bytes.
+    """
+
+    role: str
+    parts: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        """Bytes."""
+        return sum(self.parts.values())
+
+    def __str__(self) -> str:
+        terms = " + ".join(f"{name} {size / GIB:.1f}" for name, size in self.parts.items() if size)
+        return f"{self.role}: {terms} = {self.total / GIB:.1f} GiB"
+
+
+def architecture_of(model: ModelConfig) -> ArchitectureConfig | None:
+    """The sizes that the configuration names, or those of the folder; None where neither is known.
+
+    Raises:
+        ValueError: when the folder holds a model of other sizes than the configuration names.
+    """
+    found = None if model.path is None else _read(Path(model.path) / "config.json")
+    named = model.architecture
+    if found is not None and named is not None:
+        for name in ("num_layers", "hidden_size", "num_heads", "vocab_size"):
+            if getattr(found, name) != getattr(named, name):
+                raise ValueError(
+                    f"model={model.name} has {name}={getattr(named, name)}, but the folder "
+                    f"{model.path} has {getattr(found, name)}: give the folder of that model, "
+                    "or choose model=hf"
+                )
+    return named or found
+
+
+def _read(path: Path) -> ArchitectureConfig | None:
+    """Sizes from a Hugging Face `config.json` of a dense decoder."""
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text())
+    try:
+        num_heads = record["num_attention_heads"]
+        return ArchitectureConfig(
+            num_layers=record["num_hidden_layers"],
+            hidden_size=record["hidden_size"],
+            intermediate_size=record["intermediate_size"],
+            num_heads=num_heads,
+            num_kv_heads=record.get("num_key_value_heads") or num_heads,
+            head_dim=record.get("head_dim") or record["hidden_size"] // num_heads,
+            vocab_size=record["vocab_size"],
+            tied_embeddings=record.get("tie_word_embeddings", False),
+            attention_bias=record.get("model_type") == "qwen2",
+            qk_norm=record.get("model_type") == "qwen3",
+            context=record["max_position_embeddings"],
+        )
+    except KeyError:  # another kind of model: nothing is claimed about it
+        return None
+
+
+def num_parameters(model: ArchitectureConfig) -> int:
+    """P: embeddings, layers (attention, gated feed-forward, two norms) and the last norm."""
+    queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    attention = model.hidden_size * 2 * (queries + keys)
+    if model.attention_bias:
+        attention += queries + 2 * keys
+    if model.qk_norm:
+        attention += 2 * model.head_dim
+    feed_forward = 3 * model.hidden_size * model.intermediate_size
+    layer = attention + feed_forward + 2 * model.hidden_size
+    embeddings = model.vocab_size * model.hidden_size * (1 if model.tied_embeddings else 2)
+    return model.num_layers * layer + embeddings + model.hidden_size
+
+
+def kv_bytes_per_token(model: ArchitectureConfig, config: TrainConfig) -> float:
+    """Keys and values of one token on one device of an engine."""
+    heads = max(1.0, model.num_kv_heads / config.rollout.tensor_parallel_size)
+    element = ELEMENT_BYTES[config.rollout.dtype]
+    return 2 * model.num_layers * heads * model.head_dim * element
+
+
+def layer_bytes_per_token(model: ArchitectureConfig, element: int) -> float:
+    """What autograd saves of one layer for every token: norms in float32, the rest in `element`.
+
+    Two norms keep their input, their output and its cast, the feed-forward network four tensors of
+    size i, attention seven of size q (with keys and values repeated to all heads).
+    """
+    queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    norms = 2 * model.hidden_size * (8 + (element if element < 4 else 0))
+    saved = 4 * model.intermediate_size + 7 * queries + (3 * (queries + keys) * model.qk_norm)
+    return norms + element * saved
+
+
+def policy_share(
+    config: TrainConfig, model: ArchitectureConfig, *, num_ranks: int, trains: bool
+) -> Share:
+    """One rank of the learner, or of a policy that only scores.
+
+    Weights, gradients and AdamW's moments are float32. From stage 1 on DeepSpeed keeps a second
+    float32 copy of the partition that it steps.
+    """
+    learner = config.learner
+    stage, parameters = learner.zero_stage, num_parameters(model)
+    divided = 4.0 * parameters / num_ranks
+    whole = 4.0 * parameters
+    weights = divided if stage == 3 else whole
+    parts = {"weights": 0.0 if stage == 3 and learner.offload_params else weights}
+    if trains:
+        on_device = not learner.offload_optimizer
+        parts["gradients"] = divided if stage >= 2 else whole
+        parts["master weights"] = divided if stage >= 1 and on_device else 0.0
+        moments = 2 * (divided if stage >= 1 else whole)
+        parts["AdamW"] = moments if learner.optimizer.name == "adamw" and on_device else 0.0
+    widest = max(LIVE_PARAMETERS, model.vocab_size * model.hidden_size)
+    parts["gathered"] = 4.0 * min(parameters, widest) if stage == 3 else 0.0
+    element = ELEMENT_BYTES[config.model.dtype]
+    parts["bf16 weights"] = element * parameters if element < 4 and stage < 3 else 0.0
+    tokens = learner.token_budget
+    one_layer = layer_bytes_per_token(model, element) * tokens
+    if not trains:
+        kept = one_layer
+    elif learner.gradient_checkpointing:
+        kept = 4.0 * model.num_layers * model.hidden_size * tokens + one_layer
+    else:
+        kept = one_layer * model.num_layers
+    parts["activations"] = kept + HEAD_BYTES
+    parts["reserve"] = float(RESERVE_BYTES)
+    return Share(role="learner" if trains else "reference", parts=parts)
+
+
+def engine_share(config: TrainConfig, model: ArchitectureConfig) -> Share:
+    """One device of an engine."""
+    rollout = config.rollout
+    weights = ELEMENT_BYTES[rollout.dtype] * num_parameters(model) / rollout.tensor_parallel_size
+    return Share(
+        role="rollout",
+        parts={
+            "weights": weights,
+            "KV cache": rollout.kv_cache_gib * GIB,
+            "reserve": float(RESERVE_BYTES),
+        },
+    )
+
+
+def shares(config: TrainConfig, model: ArchitectureConfig, *, references: bool) -> list[Share]:
+    """One process of every role that owns a part of a GPU."""
+    cluster, ranks = config.cluster, config.learner.num_ranks
+    found = []
+    if cluster.rollout.num_gpus:
+        found.append(engine_share(config, model))
+    if cluster.learner.num_gpus:
+        found.append(policy_share(config, model, num_ranks=ranks, trains=True))
+    if cluster.reference.num_gpus and references:
+        found.append(policy_share(config, model, num_ranks=ranks, trains=False))
+    return found
+
+
+def check(config: TrainConfig, *, references: bool) -> None:
+    """Refuse what a GPU of `cluster.gpu_memory_gib` can't hold.
+
+    Roles with less than a whole GPU share one, so what they keep is added. Nothing is checked where
+    the GPU's memory or the model's sizes are unknown.
+
+    Raises:
+        ValueError: with the arithmetic and what to change.
+    """
+    model, have = architecture_of(config.model), config.cluster.gpu_memory_gib
+    if model is None:
+        return
+    _check_cache(config, model)
+    if have is None:
+        return
+    present = shares(config, model, references=references)
+    shared = [share for share in present if _role(config, share).num_gpus < 1]
+    for together in [*([share] for share in present if share not in shared), shared]:
+        total = sum(share.total for share in together)
+        if total > have * GIB:
+            raise ValueError(
+                f"cluster={config.cluster.name} can't hold {config.model.name} "
+                f"({num_parameters(model) / 1e9:.2f} B parameters): "
+                f"{'; '.join(map(str, together))}; that is {total / GIB:.1f} GiB on one GPU of "
+                f"{have:g} GiB. {_remedy(config, model, together)}"
+            )
+
+
+def _check_cache(config: TrainConfig, model: ArchitectureConfig) -> None:
+    rollout = config.rollout
+    needed = kv_bytes_per_token(model, config) * rollout.max_model_len / GIB
+    if rollout.kv_cache_gib < needed:
+        raise ValueError(
+            f"rollout.kv_cache_gib={rollout.kv_cache_gib:g} can't hold one sequence: "
+            f"{kv_bytes_per_token(model, config) / 1024:g} KiB per token x rollout.max_model_len="
+            f"{rollout.max_model_len} = {needed:.2f} GiB; raise it, or choose a cluster= of GPUs"
+        )
+
+
+def _role(config: TrainConfig, share: Share) -> RoleConfig:
+    role = getattr(config.cluster, share.role)
+    assert isinstance(role, RoleConfig)
+    return role
+
+
+def _remedy(config: TrainConfig, model: ArchitectureConfig, together: list[Share]) -> str:
+    """The fewest settings of the learner that make it fit, tried in the order of their price."""
+    have = (config.cluster.gpu_memory_gib or 0.0) * GIB
+    if all(share.role == "rollout" for share in together):
+        return (
+            "Lower rollout.kv_cache_gib, raise rollout.tensor_parallel_size, or choose a cluster= "
+            "with larger GPUs"
+        )
+    engines = sum(share.total for share in together if share.role == "rollout")
+    learner, changes = config.learner, dict[str, Any]()
+    ladder: list[dict[str, Any]] = [{"gradient_checkpointing": True}, {"zero_stage": 3}]
+    ladder += [{"num_ranks": learner.num_ranks * 2**k} for k in range(1, 11)]
+    for rung in ladder:
+        changes |= {name: value for name, value in rung.items() if getattr(learner, name) != value}
+        trial = replace(config, learner=replace(learner, **changes))
+        total = engines + sum(
+            policy_share(
+                trial,
+                model,
+                num_ranks=trial.learner.num_ranks,
+                trains=share.role == "learner",
+            ).total
+            for share in together
+            if share.role != "rollout"
+        )
+        if total <= have:
+            words = " ".join(f"learner.{name}={value}" for name, value in changes.items())
+            return f"{words.replace('True', 'true')} would fit: {total / GIB:.1f} GiB"
+    return "Choose a smaller model=, or a cluster= with larger GPUs"
+
+
+def describe(config: TrainConfig, *, references: bool) -> list[str]:
+    """One line per role with a GPU, and what its key/value cache holds; empty where unknown."""
+    model = architecture_of(config.model)
+    if model is None:
+        return []
+    lines = [str(share) for share in shares(config, model, references=references)]
+    longest = kv_bytes_per_token(model, config) * config.rollout.max_model_len
+    if lines and config.cluster.rollout.num_gpus:
+        fit = config.rollout.kv_cache_gib * GIB / longest
+        lines.append(f"an engine's cache holds {fit:.0f} sequences of the greatest length")
+    return lines
