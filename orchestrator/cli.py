@@ -1,4 +1,4 @@
-"""The command line: `ballast train | eval | data | model | check-algorithm`.
+"""The command line: `ballast train | eval | data | model | doctor | check-algorithm`.
 
 Only argument parsing happens here; every heavy import stays inside the command that needs it, so
 that `--help` answers at once. Overrides follow Hydra's grammar (`key=value`, `group=member`).
@@ -50,6 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     overrides(data)
     model = command("model", "Build a model group's folder and say where it is.")
     overrides(model)
+    doctor = command("doctor", "Say whether a run could work on this machine, and what to mend.")
+    overrides(doctor)
     check = command("check-algorithm", "Run the conformance kit on an algorithm.")
     overrides(check)
     return parser

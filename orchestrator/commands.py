@@ -27,8 +27,10 @@ def train(options: Namespace) -> int:
     plan.check(config, algorithm)
     print(plan.describe(config, algorithm))
     if not config.dry_run:
+        from orchestrator.doctor.report import require_machine
         from orchestrator.train import train as run
 
+        require_machine(config, algorithm)
         run(raw, config, algorithm)
     return 0
 
@@ -40,6 +42,17 @@ def eval(options: Namespace) -> int:  # noqa: A001 - the command's name
     folder = None if options.config_dir is None else str(Path(options.config_dir).absolute())
     evaluate(Path(options.path).absolute(), options.overrides, folder, Path(options.output))
     return 0
+
+
+def doctor(options: Namespace) -> int:
+    """Examine this machine for a run; 1 if the run could not work."""
+    raw, config = _composed(options)
+    from orchestrator.doctor.findings import faults, table
+    from orchestrator.doctor.report import examine
+
+    findings = examine(config, instantiate(raw.algorithm, _convert_="all"))
+    print(table(findings))
+    return 1 if faults(findings) else 0
 
 
 def data(options: Namespace) -> int:

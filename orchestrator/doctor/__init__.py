@@ -1,0 +1,1 @@
+"""`ballast doctor`: whether this machine and a configuration can run together, before they do."""

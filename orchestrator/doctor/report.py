@@ -1,0 +1,39 @@
+"""All checks in order, and the cheap ones that `train` runs by itself."""
+
+from __future__ import annotations
+
+from algorithms.algorithm import Algorithm
+from conf.schema import TrainConfig
+from orchestrator import plan
+from orchestrator.capacity import needs_reference
+from orchestrator.doctor import inputs, machine, network
+from orchestrator.doctor.findings import Finding, fault, faults, ok
+
+
+def examine(config: TrainConfig, algorithm: Algorithm) -> list[Finding]:
+    """Every finding about this machine and this configuration; starts no engine."""
+    references = needs_reference(algorithm)
+    findings = [_plan(config, algorithm)]
+    findings += machine.check(config, references=references)
+    findings += inputs.check(config)
+    findings += network.check(config, references=references)
+    return findings
+
+
+def _plan(config: TrainConfig, algorithm: Algorithm) -> Finding:
+    try:
+        plan.check(config, algorithm)
+    except ValueError as error:
+        return fault("plan", str(error), "ballast train dry_run=true shows the whole plan")
+    return ok("plan", f"{config.run_name}: the configuration fits cluster={config.cluster.name}")
+
+
+def require_machine(config: TrainConfig, algorithm: Algorithm) -> None:
+    """The checks that cost milliseconds.
+
+    Raises:
+        ValueError: with every fault and its remedy.
+    """
+    found = faults(machine.check(config, references=needs_reference(algorithm)))
+    if found:
+        raise ValueError("; ".join(f"{f.subject}: {f.text} ({f.remedy})" for f in found))
