@@ -169,9 +169,10 @@ class RolloutWorker:
             self._engine.prompt_logprobs(tokens, request_id=f"probe/{number}")
             for number, tokens in enumerate(probe)
         )
-        logprobs = await asyncio.gather(*calls)
-        received = await self._engine.attest_received()
-        return await self._engine.version(), received, list(logprobs)
+        version, received, *logprobs = await asyncio.gather(
+            self._engine.version(), self._engine.attest_received(), *calls
+        )
+        return version, received, logprobs
 
     async def encode(self, prompts: list[Any]) -> list[list[int]]:
         """Token ids of some prompts, for choosing a probe."""

@@ -13,6 +13,10 @@ from typing import Any, Literal
 
 EXTENSION_CLASS = "workers.weight_sync.extension.WeightSyncExtension"
 
+#: Positions of a key/value block on CPU, the smallest that vLLM allows there. Its own choice, 128,
+#: reserves so much for a short sequence that a small cache decodes few of them together.
+CPU_BLOCK_TOKENS = 32
+
 # Settings that carry an invariant of the training loop: (why, what to use instead).
 RESERVED_ENGINE_KWARGS: Mapping[str, str] = {
     "logprobs_mode": "behaviour log-probs are the processed ones (after temperature)",
@@ -168,6 +172,8 @@ class VLLMSettings:
             derived["gpu_memory_utilization"] = self.gpu_memory_utilization
         if self.tensor_parallel_size == 1:
             derived["distributed_executor_backend"] = "uni"
+        if self.device == "cpu":
+            derived["block_size"] = CPU_BLOCK_TOKENS
         return {**derived, **self.engine_kwargs}
 
 
