@@ -46,6 +46,8 @@ class Roles:
 def start_ray(config: ClusterConfig) -> None:
     """Join the named cluster, or start a Ray of this run's own on this machine."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # The calls of an engine that died are given up on purpose.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if config.address is not None:
         ray.init(address=config.address, **common)
@@ -148,17 +150,17 @@ class Cluster:
             )
         num_engines = config.rollout.num_engines
         rewards = self._launch_rewards(scorer)
-        rollouts = self._launch_rollouts(environment, rewards)
+        rollouts = self._launch_rollouts(environment)
         learner = self._launch_policy("learner", num_engines, num_ranks)
         reference = self._launch_policy("reference", num_engines + num_ranks, num_references)
-        starting = [rollouts.start("start", version, timeout_s=limit_s)]
+        starting = [rollouts.start("start", version, rewards.handles, timeout_s=limit_s)]
         starting += [self._connect(group) for group in (learner, reference) if len(group)]
         for pending in starting:
             pending.result()
         train_s = config.cluster.timeouts.train_s
         return Roles(
             rollout_workers=rollouts,
-            rollouts=RolloutPool(rollouts, silence_s=config.cluster.timeouts.step_s),
+            rollouts=RolloutPool(rollouts, silence_s=config.cluster.timeouts.engine_s),
             rewards=rewards,
             learner=PolicyGroup(learner, train_s=train_s),
             reference=PolicyGroup(reference, train_s=train_s) if num_references else None,
@@ -185,11 +187,13 @@ class Cluster:
             },
             env=lambda rank: self._env(1),
             max_concurrency=64,
+            restarts=True,
+            retries=1,
         )
         self._groups.append((group, "close"))
         return group
 
-    def _launch_rollouts(self, environment: Any, rewards: WorkerGroup) -> WorkerGroup:
+    def _launch_rollouts(self, environment: Any) -> WorkerGroup:
         config, role = self._config, self._config.cluster.rollout
         settings = [
             vllm_settings(config, self._model_path, engine_id=k)
@@ -208,10 +212,10 @@ class Cluster:
                 "settings": settings[rank],
                 "max_prompt_tokens": config.data.max_prompt_tokens,
                 "environment": environment,
-                "reward_workers": rewards.handles,
                 "reward_timeout_s": config.reward.timeout_s,
             },
             env=env,
+            restarts=True,
             placement=Placement(
                 group=self._placement,
                 bundles=range(config.rollout.num_engines),

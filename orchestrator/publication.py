@@ -36,30 +36,36 @@ class Publisher:
         self._roles, self._config = roles, config
         self._prompts = probe_prompts
         self._limit_s = config.cluster.timeouts.publish_s
+        self._version, self._stepped = 0, False  # of the last publication
+        self._metrics: dict[str, float] = {}
         self._probe: list[list[int]] = []
         self._attestation: Attestation | None = None
 
     def begin(self, version: int) -> dict[str, float]:
         """Connect learner and engines, publish the present weights, and set the tolerance."""
-        config, learner = self._config, self._roles.learner.workers
-        learner.call(
-            "connect",
-            config.rollout.transport,
-            config.rollout.dtype,
-            self._roles.rollout_workers.handles,
-            config.rollout.tensor_parallel_size,
-            timeout_s=self._limit_s,
-        )
+        config = self._config
+        self._connect()
         self._probe = self._choose_probe()
+        learner = self._roles.learner.workers
         expected = learner.call_first("parameter_names", timeout_s=self._limit_s)
         tolerance = Tolerance.absolute(config.rollout.probe_tolerance)
         if config.rollout.dtype != "float32" or config.model.dtype != "float32":
-            report, engines, own = self._send(version)
+            self._version = version
+            _, engines, own = self._send()
             tolerance = self._above_noise(version, engines, own)
-            self._attestation = Attestation(expected=expected, tolerance=tolerance)
-            return self._judge(report, engines, own, stepped=False)
         self._attestation = Attestation(expected=expected, tolerance=tolerance)
         return self.publish(version, stepped=False)
+
+    def _connect(self) -> None:
+        rollout = self._config.rollout
+        self._roles.learner.workers.call(
+            "connect",
+            rollout.transport,
+            rollout.dtype,
+            self._roles.rollout_workers.handles,
+            rollout.tensor_parallel_size,
+            timeout_s=self._limit_s,
+        )
 
     def publish(self, version: int, *, stepped: bool) -> dict[str, float]:
         """Send the learner's weights to all engines under the label `version`.
@@ -72,14 +78,42 @@ class Publisher:
             AttestationError: with the names of the tensors.
             WorkerError: when a rank or an engine does not answer.
         """
-        report, engines, own = self._send(version)
-        return self._judge(report, engines, own, stepped=stepped)
+        self._version, self._stepped = version, stepped
+        pool = self._roles.rollouts
+        if all(health.samples for health in pool.health):
+            self._give()
+        else:
+            pool.recover(True)  # a transport reaches all engines or none
+        if not any(health.samples for health in pool.health):  # none outlived the publication
+            pool.recover(True)
+        return self._metrics
 
-    def _send(self, version: int) -> tuple[PublishReport, list[EngineEvidence], list[float]]:
+    def republish(self) -> None:
+        """Meet all engines anew, of which some were restarted, and give them the last version.
+
+        Raises:
+            AttestationError: with the names of the tensors.
+        """
+        self._connect()
+        self._give()
+
+    def _give(self) -> None:
+        report, engines, own = self._send()
+        if engines:
+            self._metrics = self._judge(report, engines, own, stepped=self._stepped)
+            self._stepped = False
+
+    def _send(self) -> tuple[PublishReport, list[EngineEvidence], list[float]]:
+        """What the sender, every engine that lives, and the learner say of a publication."""
         learner, rollouts = self._roles.learner.workers, self._roles.rollout_workers
-        report: PublishReport = learner.call("publish", version, timeout_s=self._limit_s)[0]
+        report: PublishReport = learner.call("publish", self._version, timeout_s=self._limit_s)[0]
         engines = rollouts.start("attest", self._probe, timeout_s=self._limit_s)
         own = learner.start("probe", self._probe, timeout_s=self._limit_s)
+        answers = engines.survivors()
+        for number in range(len(rollouts)):
+            if number in report.lost or number not in answers:
+                answers.pop(number, None)
+                self._roles.rollouts.lose(number, "it did not outlive a publication")
         evidence = [
             EngineEvidence(
                 engine_id=number,
@@ -87,7 +121,7 @@ class Publisher:
                 received=received,
                 probe_logprobs=list(chain.from_iterable(probe)),
             )
-            for number, (version, received, probe) in enumerate(engines.result())
+            for number, (version, received, probe) in answers.items()
         ]
         return report, evidence, list(chain.from_iterable(own.result()[0]))
 

@@ -21,7 +21,7 @@ def vllm_settings(config: TrainConfig, model_path: str, *, engine_id: int) -> VL
         seed=config.seed,
         weight_transfer_backend=rollout.transport,
         engine_id=engine_id,
-        request_timeout_s=timeouts.step_s,
+        request_timeout_s=timeouts.request_s,
         control_timeout_s=timeouts.publish_s,
         engine_kwargs=rollout.engine_kwargs,
     )

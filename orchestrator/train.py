@@ -25,6 +25,7 @@ from orchestrator.manifest import write_manifest
 from orchestrator.producer import Producer
 from orchestrator.progress import Progress
 from orchestrator.publication import Publisher
+from orchestrator.recovery import EngineRecovery
 from orchestrator.sources import Sources, prepare
 from orchestrator.tracking import Tracker, truncate_metrics
 from orchestrator.trainer import Trainer
@@ -126,6 +127,12 @@ def _assemble(
     store: CheckpointStore,
 ) -> Trainer:
     ledger = Ledger(sources.train, seed=config.seed, shuffle=config.data.shuffle)
+    publisher = Publisher(roles, config, probe_prompts=sources.train)
+    roles.rollouts.recover = EngineRecovery(
+        roles,
+        publisher.republish,
+        start_s=config.cluster.timeouts.start_s,
+    ).tend
     shape = roles.learner.workers.call_first("shape", timeout_s=config.cluster.timeouts.start_s)
     return Trainer(
         config=config,
@@ -133,7 +140,7 @@ def _assemble(
         roles=roles,
         producer=Producer(roles.rollouts, sources.train, ledger, config),
         ledger=ledger,
-        publisher=Publisher(roles, config, probe_prompts=sources.train),
+        publisher=publisher,
         evaluator=None
         if sources.heldout is None
         else Evaluator(roles.rollouts, sources.heldout, config),

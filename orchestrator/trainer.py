@@ -117,6 +117,7 @@ class Trainer:
             **trained,
             **published,
             **_dropped_metrics(taken),
+            **self.roles.rollouts.metrics(),
             **{f"ledger/{name}": float(n) for name, n in self.ledger.counts().items()},
             "ledger/epoch_frac": self.ledger.epoch_frac,
             **clock.metrics(),

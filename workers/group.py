@@ -18,9 +18,18 @@ import ray.exceptions
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from workers.health import EngineDiedError
+
 
 class WorkerError(RuntimeError):
     """A remote call that died or did not answer; says which role, ranks and call."""
+
+
+def died(error: Exception) -> bool:
+    """Whether what a remote call raised says that its process, or its engine, is gone."""
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return isinstance(error.cause, EngineDiedError)
+    return isinstance(error, ray.exceptions.RayActorError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +73,26 @@ class Pending:
             self._raise_failure(ready[0])
         return list(ray.get(list(self.refs)))
 
+    def survivors(self) -> dict[int, Any]:
+        """Answers by rank of those whose process lives.
+
+        Raises:
+            WorkerError: when a living rank failed or does not answer in time.
+        """
+        answers: dict[int, Any] = {}
+        for rank, ref in enumerate(self.refs):
+            try:
+                answers[rank] = Pending(self.role, self.method, [ref], self.timeout_s).result()[0]
+            except WorkerError as error:
+                if not isinstance(error.__cause__, Exception) or not died(error.__cause__):
+                    raise
+        return answers
+
+    def ready(self) -> bool:
+        """Whether `result` would return, or raise, at once."""
+        done, _ = ray.wait(list(self.refs), num_returns=len(self.refs), timeout=0)
+        return len(done) == len(self.refs)
+
     def _raise_failure(self, ref: Any) -> None:
         who = f"{self.role}.{self.method}, rank {list(self.refs).index(ref)}"
         try:
@@ -93,14 +122,22 @@ class WorkerGroup:
         env: Callable[[int], Mapping[str, str]],
         placement: Placement | None = None,
         max_concurrency: int = 1,
+        restarts: bool = False,
+        retries: int = 0,
     ) -> WorkerGroup:
-        """Start `num_workers` actors; rank r gets `arguments(r)` and the environment `env(r)`."""
+        """Start `num_workers` actors; rank r gets `arguments(r)` and the environment `env(r)`.
+
+        With `restarts` an actor whose process died is constructed again under the same handle. A
+        call that it had not answered is made again up to `retries` times (-1: always), then fails.
+        """
         handles = []
         for rank in range(num_workers):
             options: dict[str, Any] = {
                 "num_cpus": 0,
                 "runtime_env": {"env_vars": dict(env(rank))},
                 "max_concurrency": max_concurrency,
+                "max_restarts": -1 if restarts else 0,
+                "max_task_retries": retries,
             }
             if placement is not None:
                 options["num_cpus"] = placement.num_cpus
@@ -134,10 +171,15 @@ class WorkerGroup:
         """Call every rank and wait for all answers."""
         return self.start(method, *args, timeout_s=timeout_s, **kwargs).result()
 
+    def start_one(self, rank: int, method: str, *args: Any, timeout_s: float) -> Pending:
+        """Call one rank and do not wait."""
+        return Pending(
+            self.role, method, [getattr(self.handles[rank], method).remote(*args)], timeout_s
+        )
+
     def call_first(self, method: str, *args: Any, timeout_s: float) -> Any:
         """Call rank 0 alone."""
-        ref = getattr(self.handles[0], method).remote(*args)
-        return Pending(self.role, method, [ref], timeout_s).result()[0]
+        return self.start_one(0, method, *args, timeout_s=timeout_s).result()[0]
 
     def stop(self, *, method: str | None = None, timeout_s: float = 20.0) -> None:
         """End the processes, after a last call if one is named; never raises."""

@@ -8,7 +8,7 @@ answers become columns.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -70,6 +70,7 @@ class PolicyWorker(RankWorker):
         super().__init__(rank=rank, world_size=world_size, settings=settings, timeout_s=timeout_s)
         self._run_id, self._algorithm, self._temperature = run_id, algorithm, temperature
         self._endpoint: TrainerEndpoint | None = None
+        self._client: EngineClient | None = None
 
     def build_engine(self, group: ProcessGroupSettings) -> ZeroEngine:
         """Load the policy; `group` says where its ranks meet."""
@@ -154,11 +155,17 @@ class PolicyWorker(RankWorker):
     def connect(
         self, transport: str, dtype: str, engines: Sequence[Any], workers_per_engine: int
     ) -> None:
-        """Meet the rollout engines, to which `publish` will send weights as `dtype`."""
+        """Meet the rollout engines, to which `publish` will send weights as `dtype`.
+
+        Called again when an engine was restarted, it meets all of them anew.
+        """
         from workers.weight_sync.source import ZeroSource
         from workers.weight_sync.transport import trainer_endpoint
 
+        if self._endpoint is not None:
+            self._endpoint.shutdown()
         client = EngineClient(engines, timeout_s=self._timeout_s) if self._rank == 0 else None
+        self._client = client
         self._endpoint = trainer_endpoint(
             transport,
             source=ZeroSource(
@@ -180,7 +187,8 @@ class PolicyWorker(RankWorker):
         """Send the present weights to every engine and label them."""
         if self._endpoint is None:
             raise RuntimeError("publish before connect")
-        return self._endpoint.publish(version)
+        report = self._endpoint.publish(version)
+        return replace(report, lost=frozenset(self._client.lost if self._client else ()))
 
     def parameter_names(self) -> list[str]:
         """Every parameter that a publication must deliver, from the module itself."""

@@ -4,22 +4,29 @@
 as they finish, in any order. Each worker always has one `collect` call open, which doubles as its
 heartbeat. The trajectories stay in the object store; a finished group is its metadata and the place
 of its rows.
+
+A worker that dies, or whose heartbeat stops, loses its unfinished groups to the others, which
+sample them again with the same seeds. Bringing it back needs the learner's weights, so the pool
+only asks for it, by the `recover` that its owner gave.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.exceptions
 
-from workers.group import WorkerError, WorkerGroup
+from workers.group import WorkerError, WorkerGroup, died
+from workers.health import Event, Health, after
 from workers.requests import GroupRequest
 from workers.trajectory import TrajectoryMeta
 
 HEARTBEAT_S = 5.0  # how long a worker may hold an open `collect` without a finished group
+MAX_DEATHS = 3  # of one worker without a finished group in between
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,26 +40,50 @@ class RolloutGroup:
 
 
 class RolloutPool:
-    """All rollout engines as one."""
+    """All rollout engines as one.
+
+    Args:
+        group: the workers.
+        silence_s: a worker that does not answer its heartbeat for so long is killed.
+    """
 
     def __init__(self, group: WorkerGroup, *, silence_s: float) -> None:
         self._group = group
         self._silence_s = silence_s
+        self.health = [Health.HEALTHY] * len(group)
+        self.recover: Callable[[bool], None] = self._stop  # True: wait until all engines sample
         self._load = [0] * len(group)  # samples outstanding
+        self._answered = [time.monotonic()] * len(group)
+        self._deaths = [0] * len(group)  # since the last finished group
+        self._last_words = ""
+        self._lost = self._resampled = 0
         self._requests: dict[str, tuple[int, GroupRequest]] = {}
+        self._homeless: list[GroupRequest] = []  # while no engine samples
         self._open: dict[Any, tuple[int, Any]] = {}  # metas ref -> worker, batch ref
         self._kept: list[RolloutGroup] = []  # finished while somebody waited for other groups
 
     @property
     def num_in_flight(self) -> int:
         """Groups submitted and not yet returned."""
-        return len(self._requests)
+        return len(self._requests) + len(self._homeless)
+
+    def metrics(self) -> dict[str, float]:
+        """How the engines fare, since the start of the job."""
+        return {
+            "rollout/engines_healthy": float(sum(health.samples for health in self.health)),
+            "rollout/engines_lost": float(self._lost),
+            "rollout/groups_resampled": float(self._resampled),
+        }
 
     def submit(self, requests: Sequence[GroupRequest]) -> None:
         """Give groups out; returns at once."""
+        sampling = [worker for worker, health in enumerate(self.health) if health.samples]
+        if not sampling:
+            self._homeless.extend(requests)
+            return
         shares: dict[int, list[GroupRequest]] = {}
         for request in requests:
-            worker = min(range(len(self._load)), key=self._load.__getitem__)
+            worker = min(sampling, key=self._load.__getitem__)
             self._load[worker] += request.num_samples
             self._requests[request.group_id] = (worker, request)
             shares.setdefault(worker, []).append(request)
@@ -65,35 +96,85 @@ class RolloutPool:
             collect = self._group.handles[worker].collect.options(num_returns=2)
             metas, batch = collect.remote(HEARTBEAT_S)
             self._open[metas] = (worker, batch)
+            self._answered[worker] = time.monotonic()
 
     def poll(self) -> list[RolloutGroup]:
-        """Groups that finished, possibly none; waits for the first answer of any worker.
+        """Groups that finished, possibly none; waits a heartbeat at most.
 
         Raises:
-            WorkerError: when a worker died, or none answered in time.
+            WorkerError: when a worker keeps dying, or sampling fails for another reason.
         """
         if self._kept:
             kept, self._kept = self._kept, []
             return kept
+        if not all(health.samples for health in self.health):
+            self.recover(False)
         if not self._open:
             return []
-        ready, _ = ray.wait(list(self._open), num_returns=1, timeout=self._silence_s)
-        if not ready:
-            raise WorkerError(
-                f"rollout.collect: no worker answered in {self._silence_s:g} s with "
-                f"{self.num_in_flight} groups in flight; an engine hangs"
-            )
-        finished: list[RolloutGroup] = []
-        for ref in ready:
-            worker, batch = self._open.pop(ref)
-            try:
-                metas: list[TrajectoryMeta] = ray.get(ref)
-            except ray.exceptions.RayActorError as error:
-                raise WorkerError(f"rollout engine {worker} died: {error}") from error
-            finished.extend(self._split(metas, batch))
-            if self._load[worker] > 0:
-                self._ensure_open(worker)
+        ready, _ = ray.wait(list(self._open), num_returns=1, timeout=HEARTBEAT_S)
+        finished = [group for ref in ready for group in self._answer(ref)]
+        self._judge_silence()
         return finished
+
+    def _answer(self, ref: Any) -> list[RolloutGroup]:
+        worker, batch = self._open.pop(ref)
+        try:
+            metas: list[TrajectoryMeta] = ray.get(ref)
+        except ray.exceptions.RayError as error:
+            if not died(error):
+                raise WorkerError(f"rollout.collect, engine {worker}: {error}") from error
+            self.lose(worker, str(error))
+            return []
+        self._answered[worker] = time.monotonic()
+        self.health[worker] = after(self.health[worker], Event.ANSWERED)
+        if metas:
+            self._deaths[worker] = 0
+        groups = self._split(metas, batch)
+        if self._load[worker] > 0:
+            self._ensure_open(worker)
+        return groups
+
+    def _judge_silence(self) -> None:
+        for worker, _ in list(self._open.values()):
+            silence_s = time.monotonic() - self._answered[worker]
+            if silence_s > self._silence_s:
+                # The process may hang rather than be gone; Ray constructs it anew.
+                ray.kill(self._group.handles[worker], no_restart=False)
+                self.lose(worker, f"no heartbeat for {silence_s:.0f} s")
+            elif silence_s > 2 * HEARTBEAT_S:
+                self.health[worker] = after(self.health[worker], Event.SILENT)
+
+    def lose(self, worker: int, why: str) -> None:
+        """Take note that a worker is dead; its unfinished groups are sampled again elsewhere.
+
+        Raises:
+            WorkerError: it died several times without finishing a group.
+        """
+        self.health[worker] = after(self.health[worker], Event.DIED)
+        self._last_words = f"rollout engine {worker} died: {why}"
+        self._lost += 1
+        self._deaths[worker] += 1
+        if self._deaths[worker] > MAX_DEATHS:
+            raise WorkerError(
+                f"rollout engine {worker} died {self._deaths[worker]} times without finishing a "
+                f"group, the last time because: {why}"
+            )
+        self._open = {ref: own for ref, own in self._open.items() if own[0] != worker}
+        self._load[worker] = 0
+        orphans = [request for owner, request in self._requests.values() if owner == worker]
+        for request in orphans:
+            del self._requests[request.group_id]
+        self._resampled += len(orphans)
+        self.submit(orphans)
+
+    def admit(self, worker: int) -> None:
+        """Let a worker sample again, once its weights are attested."""
+        self.health[worker] = after(self.health[worker], Event.ATTESTED)
+        homeless, self._homeless = self._homeless, []
+        self.submit(homeless)
+
+    def _stop(self, wait: bool) -> None:  # noqa: ARG002 - the signature of `recover`
+        raise WorkerError(f"{self._last_words}, and nobody is there to restart it")
 
     def wait(self, group_ids: Sequence[str]) -> list[RolloutGroup]:
         """Exactly these groups, once all are finished; others are kept for the next `poll`."""

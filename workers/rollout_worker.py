@@ -35,19 +35,29 @@ class RolloutWorker:
         settings: VLLMSettings,
         max_prompt_tokens: int,
         environment: Environment,
-        reward_workers: list[Any],
         reward_timeout_s: float,
     ) -> None:
         self._run_id = run_id
         self._engine = VLLMEngine(settings)
         self._encoder = PromptEncoder(settings.model_path, max_prompt_tokens)
         self._environment = environment
-        self._rewards = RewardClient(reward_workers, timeout_s=reward_timeout_s)
+        self._reward_timeout_s = reward_timeout_s
+        self._rewards: RewardClient
         self._finished: asyncio.Queue[list[Trajectory]] = asyncio.Queue()
         self._groups: dict[str, asyncio.Task[None]] = {}
 
-    async def start(self, version: int) -> str:
-        """Load the model, whose weights are called `version`; return this node's address."""
+    async def start(self, version: int, reward_workers: list[Any]) -> str:
+        """Load the model, whose weights are called `version`; return this node's address.
+
+        Args:
+            version: label until the first publication.
+            reward_workers: handles of who scores.
+        """
+        self._rewards = RewardClient(reward_workers, timeout_s=self._reward_timeout_s)
+        # What was asked of this worker before, by a driver that did not yet know of its death, was
+        # given to others since.
+        self._groups.clear()
+        self._finished = asyncio.Queue()
         await self._engine.start(version)
         # A full collection over all that the engine imported would stall sampling for 0.3 s, again
         # and again; what lives now lives until the end.
@@ -65,12 +75,14 @@ class RolloutWorker:
         """Groups that finished, at least one unless `wait_s` passes first.
 
         Raises:
-            Exception: what ended the sampling of a group, were it the engine's fault.
+            EngineDiedError: the engine's own process is gone.
+            Exception: what ended the sampling of a group.
         """
         groups: list[list[Trajectory]] = []
         try:
             groups.append(await asyncio.wait_for(self._finished.get(), wait_s))
         except TimeoutError:
+            self._engine.check_health()
             self._raise_failures()
         while not self._finished.empty():
             groups.append(self._finished.get_nowait())
@@ -169,8 +181,8 @@ class RolloutWorker:
             self._engine.prompt_logprobs(tokens, request_id=f"probe/{number}")
             for number, tokens in enumerate(probe)
         )
-        version, received, *logprobs = await asyncio.gather(
-            self._engine.version(), self._engine.attest_received(), *calls
+        version, received, logprobs = await asyncio.gather(
+            self._engine.version(), self._engine.attest_received(), asyncio.gather(*calls)
         )
         return version, received, logprobs
 

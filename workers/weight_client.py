@@ -1,7 +1,8 @@
 """How the trainer's rank 0 reaches every engine's weight-transfer calls through Ray.
 
 The four synchronous methods of vLLM's weight-sync client; each calls all engines at once and
-returns when all have answered, or raises an error that names the call and the engines.
+returns when all have answered, or raises an error that names the call and the engines. An engine
+that died is left out from then on and counted as lost; the driver restarts it.
 """
 
 from __future__ import annotations
@@ -21,11 +22,17 @@ class EngineClient:
     """
 
     def __init__(self, engines: Sequence[Any], *, timeout_s: float) -> None:
-        self._engines, self._timeout_s = list(engines), timeout_s
+        self._engines, self._timeout_s = dict(enumerate(engines)), timeout_s
+        self.lost: set[int] = set()
 
     def _call(self, method: str, *args: Any) -> None:
-        refs = [engine.engine_call.remote(method, *args) for engine in self._engines]
-        Pending("rollout", method, refs, self._timeout_s).result()
+        numbers = list(self._engines)
+        refs = [engine.engine_call.remote(method, *args) for engine in self._engines.values()]
+        living = Pending("rollout", method, refs, self._timeout_s).survivors()
+        for position, number in enumerate(numbers):
+            if position not in living:
+                del self._engines[number]
+                self.lost.add(number)
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Engines connect to the trainer."""

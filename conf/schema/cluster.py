@@ -40,7 +40,8 @@ class TimeoutConfig:
     """The longest that a remote call may take, in seconds, before the run stops and names it."""
 
     start_s: float = 600.0
-    step_s: float = 600.0  # a whole batch of rollouts without one finished group
+    request_s: float = 600.0  # one response of an engine
+    engine_s: float = 120.0  # a rollout engine's silence, before it is killed and restarted
     train_s: float = 1800.0
     publish_s: float = 300.0
     checkpoint_s: float = 1800.0

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from workers.engines.lifeline import declare_owner
 from workers.engines.vllm_settings import Sample, Sampling, VLLMSettings, engine_env
+from workers.health import EngineDiedError
 from workers.weight_sync.attestation import EngineEvidence
 
 if TYPE_CHECKING:
@@ -76,10 +77,14 @@ class VLLMEngine:
         async with self._bounded(f"wake(tags={tags})"):
             await self._live().wake_up(tags)
 
-    async def check_health(self) -> None:
-        """Raises if EngineCore is dead."""
-        async with self._bounded("check_health"):
-            await self._live().check_health()
+    def check_health(self) -> None:
+        """Looks whether EngineCore lives; asks it nothing.
+
+        Raises:
+            EngineDiedError: it is gone, or was never started.
+        """
+        if self._live().errored:
+            raise self._death()
 
     # ---- sampling ----
 
@@ -286,19 +291,26 @@ class VLLMEngine:
 
     # ---- inside ----
 
+    def _death(self) -> EngineDiedError:
+        return EngineDiedError(f"the EngineCore of engine {self.settings.engine_id} is gone")
+
     def _live(self) -> AsyncLLM:
         if self._engine is None:
-            raise RuntimeError("the engine is not running: call start() first")
+            raise EngineDiedError("the engine is not running: call start() first")
         return self._engine
 
     @asynccontextmanager
     async def _bounded(self, what: str, timeout_s: float | None = None) -> AsyncIterator[None]:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         seconds = timeout_s or self.settings.control_timeout_s
         try:
             async with asyncio.timeout(seconds):
                 yield
         except EngineTimeoutError:
             raise
+        except EngineDeadError as error:
+            raise self._death() from error
         except TimeoutError as error:
             raise EngineTimeoutError(
                 f"engine {self.settings.engine_id} ({self.settings.model_path}) did not answer "

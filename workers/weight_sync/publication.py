@@ -47,6 +47,7 @@ class PublishReport:
         num_bytes: sent to each engine.
         seconds: duration by phase; "total" is the whole.
         fingerprints: of what was sent, by name; complete on rank 0.
+        lost: engines that died before all was done, by number.
     """
 
     version: int
@@ -55,6 +56,7 @@ class PublishReport:
     num_bytes: int
     seconds: dict[str, float]
     fingerprints: dict[str, Fingerprint] = field(repr=False)
+    lost: frozenset[int] = frozenset()
 
 
 class Stopwatch:

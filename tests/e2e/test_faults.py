@@ -1,0 +1,89 @@
+"""Processes die under a running job, one kind after the other, and the job ends as if none had.
+
+The real stack with two engines; the victims are found among the descendants of the driver.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+
+import psutil
+import pyarrow.parquet as pq
+
+STEPS = 9
+
+
+def victim(driver, *words):
+    """A process below the driver whose title has all words, the youngest first."""
+    below = psutil.Process(driver).children(recursive=True)
+    titled = [p for p in below if all(word in " ".join(p.cmdline()) for word in words)]
+    assert titled, [" ".join(p.cmdline())[:60] for p in below]
+    return max(titled, key=psutil.Process.create_time)
+
+
+def run_with_faults(folder, name, faults, *overrides):
+    """A run of which `faults[step]`, words of a process title, is killed after that step."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "orchestrator.cli", "train", "experiment=tiny"),
+            *(f"output_dir={folder}", f"run_name={name}", f"trainer.total_steps={STEPS}"),
+            *("data.eval_limit=16", "trainer.export=false", "trainer.checkpoint_every=4"),
+            *overrides,
+        ],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ,
+    )
+    assert process.stdout is not None
+    output, killed = [], []
+    for line in process.stdout:
+        output.append(line)
+        for step, words in faults.items():
+            if line.startswith(f"step {step}/"):
+                target = victim(process.pid, *words)
+                killed.append(target.pid)
+                target.send_signal(signal.SIGKILL)
+    (folder / f"{name}.log").write_text("".join(output))
+    assert process.wait(timeout=120) == 0, f"see {folder / name}.log"
+    assert len(killed) == len(faults)
+    return folder / name
+
+
+def test_engines_and_scorers_die_and_nothing_is_lost(tmp_path):
+    run = run_with_faults(
+        tmp_path,
+        "faults",
+        {2: ["EngineCore"], 4: ["ray::RewardWorker"], 6: ["ray::RolloutWorker"]},
+        "rollout.num_engines=2",
+        "trainer.prompts_per_step=16",
+        "algorithm=grpo",
+        "~algorithm.regularizers.kl",
+    )
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "time/step_s" in line]
+    assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
+    assert steps[-1]["rollout/engines_lost"] == 2
+    assert steps[-1]["rollout/engines_healthy"] == 2
+    assert steps[-1]["rollout/groups_resampled"] > 0
+    # No attestation was skipped, no sample failed, nothing was trained twice or forgotten.
+    assert all(line["publication/probe_gap_max"] <= 1e-5 for line in steps)
+    assert all(line["samples/failed"] == 0 for line in steps)
+    assert all(line["groups/trained"] == 16 for line in steps)
+    trained = Counter()
+    for step in range(1, STEPS + 1):
+        table = pq.read_table(run / "rollouts" / f"step_{step:06d}.parquet")
+        assert set(table.column("outcome").to_pylist()) == {"scored"}
+        drawn = {v for row in table.column("weight_versions").to_pylist() for v in row if v >= 0}
+        assert drawn == {step - 1}  # a restarted engine samples from the learner's weights only
+        trained.update(set(table.column("prompt_uid").to_pylist()))
+    assert set(trained.values()) == {1}
+    assert len(trained) == STEPS * 16
+    state = json.loads((run / "checkpoints" / f"step_{STEPS:06d}" / "state.json").read_text())
+    assert Counter(state["ledger"]["fate"]["0"].values()) == {
+        f"trained:{step}": 16 for step in range(1, STEPS + 1)
+    }

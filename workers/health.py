@@ -1,0 +1,69 @@
+"""The health of a rollout engine: a pure state machine, from the last answer to the next prompt.
+
+    healthy --silent--> suspect --answered--> healthy
+    healthy, suspect, restarting, stale --died--> dead --restart--> restarting --started--> stale
+    stale --attested--> healthy
+
+Only a healthy or suspect engine samples. A restarted one is stale: it holds the weights of the
+model folder until a publication of the learner's is attested. Nothing here waits or calls.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class EngineDiedError(RuntimeError):
+    """The process that samples is gone, though the one that was asked lives."""
+
+
+class Health(StrEnum):
+    """What an engine may be used for."""
+
+    HEALTHY = "healthy"
+    SUSPECT = "suspect"
+    DEAD = "dead"
+    RESTARTING = "restarting"
+    STALE = "stale"
+
+    @property
+    def samples(self) -> bool:
+        """Whether the engine may hold prompts."""
+        return self in (Health.HEALTHY, Health.SUSPECT)
+
+
+class Event(StrEnum):
+    """What was seen of an engine, or done to it."""
+
+    ANSWERED = "answered"
+    SILENT = "silent"
+    DIED = "died"
+    RESTART = "restart"
+    STARTED = "started"
+    ATTESTED = "attested"
+
+
+_NEXT = {
+    (Health.HEALTHY, Event.ANSWERED): Health.HEALTHY,
+    (Health.HEALTHY, Event.SILENT): Health.SUSPECT,
+    (Health.HEALTHY, Event.ATTESTED): Health.HEALTHY,
+    (Health.SUSPECT, Event.ANSWERED): Health.HEALTHY,
+    (Health.SUSPECT, Event.SILENT): Health.SUSPECT,
+    (Health.SUSPECT, Event.ATTESTED): Health.HEALTHY,
+    (Health.DEAD, Event.RESTART): Health.RESTARTING,
+    (Health.RESTARTING, Event.STARTED): Health.STALE,
+    (Health.STALE, Event.ATTESTED): Health.HEALTHY,
+    **{(health, Event.DIED): Health.DEAD for health in Health},
+}
+
+
+def after(health: Health, event: Event) -> Health:
+    """The state that `event` leads to.
+
+    Raises:
+        ValueError: the event can't happen to an engine in this state.
+    """
+    try:
+        return _NEXT[health, event]
+    except KeyError:
+        raise ValueError(f"an engine that is {health} can't be {event}") from None
