@@ -109,7 +109,8 @@ class Producer:
         self._begin_up_to(self._config.schedule.max_staleness + 1, version)
         while len(chosen) < wanted and len(chosen) + dropped.total() < budget:
             if not self._entries:
-                self._begin(wanted - len(chosen), version)
+                left = budget - len(chosen) - dropped.total()
+                self._begin(min(wanted - len(chosen), left), version)
             group = self._next_group()
             failed.update(m.outcome for m in group.metas if m.outcome != "scored")
             epoch, row = self._entries.pop(group.group_id)

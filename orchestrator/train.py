@@ -79,7 +79,9 @@ def train(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
 
         trainer.on_step, trainer.on_scores = on_step, on_scores
         _begin(trainer, checkpoint)
-        trainer.run(1 if checkpoint is None else checkpoint.step + 1)
+        ended = trainer.run(1 if checkpoint is None else checkpoint.step + 1)
+        if ended:
+            progress.say(ended)
         export = _export(config, roles, run_dir)
     tracker.close()
     progress.say(summary.describe(config, history.steps, history.scores, run_dir, export))

@@ -42,6 +42,10 @@ class NothingToTrainError(RuntimeError):
     """A step in which no group may train; the message counts why."""
 
 
+class NothingLeftError(NothingToTrainError):
+    """The filters rejected every group: whatever can be learned here has been, or can't be."""
+
+
 @dataclass(kw_only=True)
 class Trainer:
     """One training run, from its first step to its last."""
@@ -60,11 +64,23 @@ class Trainer:
     on_scores: Callable[[int, Scores], None]
     version: int = 0
 
-    def run(self, first_step: int) -> None:
-        """Train from `first_step` to `trainer.total_steps`, both counted from 1."""
-        last = self.config.trainer.total_steps
+    def run(self, first_step: int) -> str:
+        """Train from `first_step` to `trainer.total_steps`, both counted from 1.
+
+        Returns:
+            Why training ended before, or nothing.
+        """
+        last, ended = self.config.trainer.total_steps, ""
         for step in range(first_step, last + 1):
-            metrics = self.step(step)
+            try:
+                metrics = self.step(step)
+            except NothingLeftError as reason:
+                if step == first_step:
+                    raise
+                ended = f"ended after step {step - 1}: {reason}"
+                self.evaluate(step - 1)
+                self.save(step - 1)
+                break
             self.on_step(step, metrics)
             if step == last or _due(step, self.config.trainer.eval_every):
                 self.evaluate(step)
@@ -72,6 +88,7 @@ class Trainer:
                 self.save(step)
         if self.recorder is not None:
             self.recorder.flush()
+        return ended
 
     def step(self, step: int) -> dict[str, float]:
         """Take groups, score, credit, train, publish."""
@@ -135,7 +152,9 @@ class Trainer:
     def _assemble(self, taken: Taken) -> StepBatch:
         batch = assemble(taken.groups, self.algorithm) if taken.groups else None
         if batch is None or not np.any(batch.lengths):
-            raise NothingToTrainError(
+            only_filters = set(taken.dropped) == {"filtered"} and not taken.failed
+            error = NothingLeftError if only_filters else NothingToTrainError
+            raise error(
                 f"no group may train: groups dropped {dict(taken.dropped)}, samples failed "
                 f"{dict(taken.failed)}. Check the reward and the prompts, or the algorithm's "
                 "filters"
