@@ -10,7 +10,7 @@ Legend: S sequences of a step, G groups, U optimizer updates, R ranks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,11 +137,26 @@ def plan_updates(
     num_ranks: int,
     token_budget: int,
     cost: SequenceCost,
+    num_passes: int = 1,
+    seed: tuple[int, ...] = (0,),
+    coefficients: Mapping[str, float] | None = None,
 ) -> BatchPlan:
-    """Divide a step into optimizer updates, ranks and micro-batches.
+    """Divide a step into passes, optimizer updates, ranks and micro-batches.
 
-    Whole groups go to one update. Weights are computed once per update over all of its sequences,
-    so the gradient depends neither on ranks nor on micro-batches.
+    Whole groups go to one update, and a pass holds every group once: the first in the order in
+    which they came, later ones shuffled by `seed`. Weights are computed once per update over all of
+    its sequences, so the gradient depends neither on ranks nor on micro-batches.
+
+    Args:
+        batch: the step's rows.
+        algorithm: whose aggregation weighs them.
+        num_updates: optimizer updates of a pass.
+        num_ranks: of the learner.
+        token_budget: of a micro-batch.
+        cost: of a sequence.
+        num_passes: over the batch.
+        seed: of the order of later passes; distinct for every step.
+        coefficients: of the algorithm, for this step.
     """
     tokens = np.asarray([meta.num_tokens for meta in batch.metas], dtype=np.int64)  # [S]
     trained = batch.lengths  # [S]
@@ -149,7 +164,7 @@ def plan_updates(
     imbalance, fill = 1.0, 0.0
     # A filtered batch may hold fewer groups than a full one; every update keeps one at least.
     num_updates = max(1, min(num_updates, batch.num_groups))
-    for part in np.array_split(np.arange(batch.num_groups), num_updates):
+    for part in _parts(batch.num_groups, num_updates, num_passes, seed):
         rows = np.flatnonzero(np.isin(batch.group_ids, part))  # [rows of this update]
         weights = algorithm.sequence_weights(
             BatchMetadata(
@@ -162,7 +177,7 @@ def plan_updates(
         spread = partition(
             tokens[rows[active]], num_ranks=num_ranks, token_budget=token_budget, cost=cost
         )
-        imbalance, fill = max(imbalance, spread.imbalance), fill + spread.fill_frac / num_updates
+        imbalance, fill = max(imbalance, spread.imbalance), fill + spread.fill_frac
         updates.append(
             [
                 [_micro_batch(rows, active[chosen], weights) for chosen in rank]
@@ -170,7 +185,11 @@ def plan_updates(
             ]
         )
     ranks = tuple(
-        RankPlan(updates=tuple(tuple(update[rank]) for update in updates))
+        RankPlan(
+            updates=tuple(tuple(update[rank]) for update in updates),
+            num_passes=num_passes,
+            coefficients=dict(coefficients or {}),
+        )
         for rank in range(num_ranks)
     )
     num_micro = sum(len(update[0]) for update in updates)
@@ -178,11 +197,22 @@ def plan_updates(
         ranks=ranks,
         metrics={
             "learner/rank_imbalance": imbalance,
-            "learner/micro_batch_fill_frac": fill,
+            "learner/micro_batch_fill_frac": fill / len(updates),
             "learner/micro_batches": float(num_micro),
             "learner/updates": float(len(updates)),
         },
     )
+
+
+def _parts(
+    num_groups: int, num_updates: int, num_passes: int, seed: tuple[int, ...]
+) -> Iterator[npt.NDArray[np.int64]]:
+    """The groups of every update, pass after pass."""
+    for number in range(num_passes):
+        order = np.arange(num_groups)
+        if number:
+            order = np.random.default_rng([*seed, number]).permutation(num_groups)
+        yield from np.array_split(order, num_updates)
 
 
 def _micro_batch(

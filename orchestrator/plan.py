@@ -35,6 +35,7 @@ PRODUCED = frozenset(
         "old_entropy",
         "entropy",
         "ref_logprobs",
+        "epoch_logprobs",
         "rollout_logprobs",
         "rewards",
     }
@@ -47,7 +48,7 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
     cluster = config.cluster
     columns = algorithm.required_columns
     roles = ["rollout", "reward", "learner"]
-    if trainer.updates_per_step > 1 or "old_logprobs" in algorithm.credit_columns:
+    if trainer.num_updates > 1 or "old_logprobs" in algorithm.credit_columns:
         roles.append(f"actor ({cluster.actor.placement} with the learner)")
     if "ref_logprobs" in columns:
         roles.append("reference")
@@ -69,7 +70,8 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
             "updates",
             f"{sequences} / {updates} = {config.sequences_per_update} sequences per optimizer "
             f"update, about {config.sequences_per_update / learner.num_ranks:g} on each of "
-            f"{learner.num_ranks} ranks, packed to {learner.token_budget} tokens",
+            f"{learner.num_ranks} ranks, packed to {learner.token_budget} tokens; "
+            f"{trainer.epochs_per_step} x {updates} = {trainer.num_updates} updates a step",
         ),
         (
             "rollout",

@@ -56,5 +56,5 @@ def optimizer_settings(config: TrainConfig) -> OptimizerSettings:
         max_grad_norm=optimizer.max_grad_norm,
         schedule=optimizer.schedule,
         warmup_steps=optimizer.warmup_steps,
-        total_steps=trainer.total_steps * trainer.updates_per_step,
+        total_steps=trainer.total_steps * trainer.num_updates,
     )

@@ -102,6 +102,8 @@ class Trainer:
             batch,
             self.algorithm,
             num_updates=self.config.trainer.updates_per_step,
+            num_passes=self.config.trainer.epochs_per_step,
+            seed=(self.config.seed, step),
             num_ranks=self.config.learner.num_ranks,
             token_budget=self.config.learner.token_budget,
             cost=self.cost,
@@ -168,7 +170,7 @@ class Trainer:
         credit reads the column before, its own forward supplies it.
         """
         wanted, early = self.algorithm.required_columns, self.algorithm.credit_columns
-        several = self.config.trainer.updates_per_step > 1
+        several = self.config.trainer.num_updates > 1
         references: list[Any] = []
         if self.roles.reference is not None:
             references += self.roles.reference.score(

@@ -7,7 +7,7 @@ A row is an index into the step's trajectories, which a worker reads as the conc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -41,15 +41,29 @@ class RankPlan:
     """One rank's micro-batches of each optimizer update of a step.
 
     Attributes:
-        updates: `updates[u][k]`, equally long on every rank.
+        updates: `updates[u][k]` of all passes over the batch, equally long on every rank.
+        num_passes: how many; all are of equally many updates.
+        coefficients: numbers of the algorithm that hold for this step, by dotted path.
     """
 
     updates: tuple[tuple[MicroBatchPlan, ...], ...]
+    num_passes: int = 1
+    coefficients: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def passes(self) -> list[RankPlan]:
+        """Each pass as a plan of its own; the ranks' together hold every row once."""
+        size = len(self.updates) // self.num_passes
+        return [
+            replace(self, updates=self.updates[start : start + size], num_passes=1)
+            for start in range(0, len(self.updates), size)
+        ]
 
     @property
     def micro_batches(self) -> list[MicroBatchPlan]:
-        """All micro-batches in order."""
-        return [micro for update in self.updates for micro in update]
+        """The micro-batches of the first pass in order: what is scored before training."""
+        once = self.updates[: len(self.updates) // self.num_passes]
+        return [micro for update in once for micro in update]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,11 +74,13 @@ class CreditPlan:
         rewards: [S] float32, shaped.
         group_ids: [S] int64.
         trained: [S] bool, False where a filter masks the whole sequence.
+        coefficients: numbers of the algorithm that hold for this step, by dotted path.
     """
 
     rewards: npt.NDArray[np.float32]
     group_ids: npt.NDArray[np.int64]
     trained: npt.NDArray[np.bool_]
+    coefficients: Mapping[str, float] = field(default_factory=dict)
 
 
 def step_table(slices: Sequence[Slice], batches: Sequence[pa.RecordBatch]) -> pa.Table:

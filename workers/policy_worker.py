@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import pyarrow as pa
 import ray.util
 import torch
@@ -21,7 +20,7 @@ from algorithms.algorithm import Algorithm
 from workers.credit import assign_credit
 from workers.engines.zero_settings import ZeroSettings
 from workers.micro_batches import as_columns, packed_rows
-from workers.packing import PackedBatch
+from workers.passes import Trained, train_passes
 from workers.plans import CreditPlan, RankPlan, Slice, step_table
 from workers.rank_worker import RankWorker
 from workers.trajectory import join_computed
@@ -29,7 +28,6 @@ from workers.weight_client import EngineClient
 
 if TYPE_CHECKING:
     from workers.engines.process_group import ProcessGroupSettings
-    from workers.engines.results import TrainResult
     from workers.engines.zero_engine import ZeroEngine
     from workers.weight_sync.publication import PublishReport, TrainerEndpoint
 
@@ -120,7 +118,7 @@ class PolicyWorker(RankWorker):
     ) -> tuple[pa.RecordBatch, Mapping[str, float]]:
         """Advantages of the whole step; `batches` are computed columns, then trajectories."""
         table = join_computed(step_table(slices, batches[num_computed:]), batches[:num_computed])
-        return assign_credit(self._algorithm, plan, table)
+        return assign_credit(self._algorithm.with_coefficients(plan.coefficients), plan, table)
 
     def train(
         self,
@@ -129,26 +127,28 @@ class PolicyWorker(RankWorker):
         num_computed: int,
         *batches: pa.RecordBatch,
     ) -> tuple[pa.RecordBatch, TrainReport]:
-        """The step's optimizer updates; log-probs of this rank's rows as each was trained.
+        """The step's optimizer updates; log-probs of the last pass's rows as each was trained.
 
         Where no column holds pi_old, it is the policy that the one update of the step starts from.
         """
         table = join_computed(step_table(slices, batches[num_computed:]), batches[:num_computed])
         names = [name for name in table.column_names if name in self._read_columns()]
-        updates = [
-            [packed_rows(table, micro, names) for micro in update] for update in plan.updates
-        ]
-        result = self._engine.train(
-            updates,
-            self._algorithm,
+        trained = train_passes(
+            self._engine,
+            self._algorithm.with_coefficients(plan.coefficients),
+            (
+                [[packed_rows(table, micro, names) for micro in update] for update in once.updates]
+                for once in plan.passes
+            ),
             temperature=self._temperature,
-            old_is_current="old_logprobs" not in names and len(updates) == 1,
+            old_is_current="old_logprobs" not in names and len(plan.updates) == 1,
         )
-        return as_columns(plan, {"logprobs": result.logprobs}), _report(updates, result)
+        return as_columns(plan.passes[-1], {"logprobs": trained.logprobs}), _report(trained)
 
     def _read_columns(self) -> frozenset[str]:
-        """Per-token columns of the table that the loss, or the mismatch metric, reads."""
-        return self._algorithm.loss_columns | {"advantages", "rollout_logprobs", "old_logprobs"}
+        """Per-token columns of the table that the loss, or a metric of every algorithm, reads."""
+        measured = {"rollout_logprobs", "old_logprobs", "ref_logprobs"}
+        return self._algorithm.loss_columns | {"advantages"} | measured
 
     # ---- weights ----
 
@@ -213,11 +213,11 @@ class PolicyWorker(RankWorker):
         super().close()
 
 
-def _report(updates: Sequence[Sequence[PackedBatch]], result: TrainResult) -> TrainReport:
-    """Join the updates of a step, and measure how far the sampler was from pi_old."""
-    count = len(result.updates)
+def _report(trained: Trained) -> TrainReport:
+    """Join the updates of a step."""
+    count = len(trained.updates)
     metrics: dict[str, float] = {}
-    for update in result.updates:
+    for update in trained.updates:
         own = {
             **{_named(name): value for name, value in update.metrics.items()},
             "learner/grad_norm": update.grad_norm,
@@ -225,31 +225,15 @@ def _report(updates: Sequence[Sequence[PackedBatch]], result: TrainResult) -> Tr
         }
         for name, value in own.items():
             metrics[name] = metrics.get(name, 0.0) + value / count
-    gaps = _gaps(updates, result)
     return TrainReport(
         metrics=metrics,
-        steps_taken=sum(not update.skipped for update in result.updates),
-        non_finite=tuple(name for update in result.updates for name in update.non_finite),
-        gap_sum=float(gaps.sum()),
-        gap_max=float(gaps.max(initial=0.0)),
-        gap_tokens=len(gaps),
+        steps_taken=sum(not update.skipped for update in trained.updates),
+        non_finite=tuple(name for update in trained.updates for name in update.non_finite),
+        gap_sum=float(trained.gaps.sum()),
+        gap_max=float(trained.gaps.max(initial=0.0)),
+        gap_tokens=len(trained.gaps),
     )
 
 
 def _named(name: str) -> str:
     return name if "/" in name else f"learner/{name}"
-
-
-def _gaps(updates: Sequence[Sequence[PackedBatch]], result: TrainResult) -> np.ndarray:
-    """|log pi_old - log mu| of every trained token."""
-    rows = iter(result.logprobs)
-    gaps = [np.zeros(0, dtype=np.float32)]
-    for batch in (batch for update in updates for batch in update):
-        current = [next(rows) for _ in range(batch.num_rows)]
-        if not batch.num_rows:
-            continue
-        mask = batch.loss_mask.numpy()
-        old = batch.columns.get("old_logprobs")
-        learner = np.concatenate(current) if old is None else old.numpy()
-        gaps.append(np.abs(learner - batch.columns["rollout_logprobs"].numpy())[mask])
-    return np.concatenate(gaps)

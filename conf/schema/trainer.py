@@ -13,7 +13,8 @@ class TrainerConfig:
 
     total_steps: int = 25
     prompts_per_step: int = 16  # groups per step
-    updates_per_step: int = 1  # optimizer steps that share one rollout batch
+    updates_per_step: int = 1  # optimizer steps that share one rollout batch, in each pass over it
+    epochs_per_step: int = 1  # passes over the rollout batch; pi_old stays the one that began it
     eval_every: int = 0  # steps; 0: only before the first and after the last step
     checkpoint_every: int = 10  # steps; 0: only at the end
     keep_checkpoints: int = 2  # the newest ones; 0 keeps all
@@ -21,7 +22,7 @@ class TrainerConfig:
 
     def check(self) -> None:
         """Name the value that can't be, and the remedy."""
-        for name in ("total_steps", "prompts_per_step", "updates_per_step"):
+        for name in ("total_steps", "prompts_per_step", "updates_per_step", "epochs_per_step"):
             value = getattr(self, name)
             require(value >= 1, f"trainer.{name}", value, "must be at least 1")
         for name in ("eval_every", "checkpoint_every", "keep_checkpoints"):
@@ -34,3 +35,8 @@ class TrainerConfig:
             f"must divide trainer.prompts_per_step={self.prompts_per_step}, "
             "so that groups stay whole and every update is the same size",
         )
+
+    @property
+    def num_updates(self) -> int:
+        """Optimizer steps of a step, over all passes."""
+        return self.updates_per_step * self.epochs_per_step

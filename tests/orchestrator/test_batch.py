@@ -103,6 +103,45 @@ def test_every_row_once_and_weights_sum_to_one(num_ranks, num_updates, token_bud
     assert sorted(seen) == list(range(11))
 
 
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_every_pass_holds_every_row_once_in_an_order_of_its_own(num_ranks):
+    batch = assemble(groups(count=8), ALGORITHM)
+
+    def planned(*seed):
+        return plan_updates(
+            batch,
+            ALGORITHM,
+            num_updates=4,
+            num_passes=3,
+            num_ranks=num_ranks,
+            token_budget=1000,
+            cost=SequenceCost(linear=1.0, quadratic=0.01),
+            seed=seed,
+        )
+
+    def members(plan, update):
+        micros = [micro for rank in plan.ranks for micro in rank.updates[update]]
+        return frozenset(int(batch.group_ids[row]) for micro in micros for row in micro.rows)
+
+    plan = planned(0, 1)
+    assert plan.metrics["learner/updates"] == 12
+    assert plan.metrics["learner/micro_batch_fill_frac"] <= 1.0
+    for number in range(3):
+        passes = [rank.passes[number] for rank in plan.ranks]
+        rows = [r for once in passes for micro in once.micro_batches for r in micro.rows]
+        assert sorted(rows) == list(range(len(batch.metas)))
+        assert len(passes[0].updates) == 4
+    scored = [r for rank in plan.ranks for micro in rank.micro_batches for r in micro.rows]
+    assert sorted(scored) == list(range(len(batch.metas)))  # the first pass alone
+    orders = [[members(plan, 4 * number + u) for u in range(4)] for number in range(3)]
+    assert orders[0] == [{0, 1}, {2, 3}, {4, 5}, {6, 7}]
+    assert orders[1] != orders[0]
+    assert orders[2] != orders[1]
+    again, other = planned(0, 1), planned(0, 2)
+    assert [members(again, u) for u in range(12)] == [u for order in orders for u in order]
+    assert [members(other, u) for u in range(12)] != [u for order in orders for u in order]
+
+
 def test_metrics_of_a_batch():
     metrics = batch_metrics(assemble(groups(), ALGORITHM), version=5)
     assert metrics["reward/mean"] == pytest.approx(4 / 11)
