@@ -9,6 +9,7 @@ from __future__ import annotations
 from algorithms.algorithm import Algorithm
 from conf.schema import TrainConfig
 from orchestrator import memory
+from workers.engines.zero_settings import check_heads
 
 
 def gpus_asked(config: TrainConfig, *, references: bool) -> list[tuple[str, float]]:
@@ -64,6 +65,9 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
                 f"of cluster={cluster.name} has {cluster.gpus_per_node} GPUs; lower it"
             )
     _check_context(config)
+    model = memory.architecture_of(config.model)
+    if model is not None:
+        check_heads(model.num_heads, model.num_kv_heads, config.learner.sequence_parallel_size)
     memory.check(config, references=references)
 
 

@@ -157,13 +157,20 @@ class Cluster:
         starting += [self._connect(group) for group in (learner, reference) if len(group)]
         for pending in starting:
             pending.result()
-        train_s = config.cluster.timeouts.train_s
+
+        def policy(ranks: WorkerGroup) -> PolicyGroup:
+            return PolicyGroup(
+                ranks,
+                train_s=config.cluster.timeouts.train_s,
+                ranks_per_plan=config.learner.sequence_parallel_size,
+            )
+
         return Roles(
             rollout_workers=rollouts,
             rollouts=RolloutPool(rollouts, silence_s=config.cluster.timeouts.engine_s),
             rewards=rewards,
-            learner=PolicyGroup(learner, train_s=train_s),
-            reference=PolicyGroup(reference, train_s=train_s) if num_references else None,
+            learner=policy(learner),
+            reference=policy(reference) if num_references else None,
         )
 
     def _env(self, threads: int) -> dict[str, str]:

@@ -4,8 +4,8 @@ Not a measurement: an estimate of what must be there at once, good enough to ref
 can't hold the run and to say by how much. Data flows from the configuration and a model's
 architecture to bytes per process, and from there to `plan`.
 
-Legend: P parameters, N ranks, T tokens of a micro-batch, L layers, h hidden size, i feed-forward
-size, q = heads x head_dim, k = key/value heads x head_dim.
+Legend: P parameters, N ranks, T tokens of a micro-batch on one rank, L layers, h hidden size, i
+feed-forward size, q = heads x head_dim, k = key/value heads x head_dim.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def policy_share(
     parts["gathered"] = 4.0 * min(parameters, widest) if stage == 3 else 0.0
     element = ELEMENT_BYTES[config.model.dtype]
     parts["bf16 weights"] = element * parameters if element < 4 and stage < 3 else 0.0
-    tokens = learner.token_budget
+    tokens = learner.token_budget / learner.sequence_parallel_size
     one_layer = layer_bytes_per_token(model, element) * tokens
     if not trains:
         kept = one_layer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from algorithms.algorithm import Algorithm
-from conf.schema import TrainConfig
+from conf.schema import LearnerConfig, TrainConfig
 from orchestrator import capacity
 
 
@@ -69,8 +69,8 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
         (
             "updates",
             f"{sequences} / {updates} = {config.sequences_per_update} sequences per optimizer "
-            f"update, about {config.sequences_per_update / learner.num_ranks:g} on each of "
-            f"{learner.num_ranks} ranks, packed to {learner.token_budget} tokens; "
+            f"update, about {config.sequences_per_update / learner.num_data_parallel:g} on each "
+            f"of {_rows_owners(learner)}, packed to {learner.token_budget} tokens; "
             f"{trainer.epochs_per_step} x {updates} = {trainer.num_updates} updates a step",
         ),
         (
@@ -87,3 +87,11 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
         ("cluster", capacity.describe(config, algorithm).replace("\n", f"\n{'':>12}")),
     ]
     return "\n".join(f"{name:>10}  {text}" for name, text in rows)
+
+
+def _rows_owners(learner: LearnerConfig) -> str:
+    """Who gets rows of their own: ranks, or groups of ranks that share every micro-batch."""
+    size = learner.sequence_parallel_size
+    if size == 1:
+        return f"{learner.num_ranks} ranks"
+    return f"{learner.num_data_parallel} groups of {size} ranks (sequence parallel)"

@@ -38,6 +38,7 @@ def policy_settings(config: TrainConfig, model_path: str, *, trains: bool) -> Ze
         gradient_checkpointing=learner.gradient_checkpointing,
         attention=learner.attention,
         head_chunk=learner.head_chunk,
+        sequence_parallel_size=learner.sequence_parallel_size,
         offload_optimizer=learner.offload_optimizer and trains,
         offload_params=learner.offload_params,
         deepspeed=learner.deepspeed,

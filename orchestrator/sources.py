@@ -13,6 +13,7 @@ from pathlib import Path
 from hydra.utils import instantiate
 
 from conf.schema import DataConfig, ModelConfig, TrainConfig
+from workers.engines.zero_settings import check_heads
 from workers.prompts import PromptSet
 
 
@@ -34,6 +35,7 @@ def prepare(config: TrainConfig) -> Sources:
     """
     model_path = model_folder(config.model)
     check_context(model_path, config.rollout.max_model_len)
+    check_sequence_parallel(model_path, config.learner.sequence_parallel_size)
     train, heldout = prompt_sets(config.data)
     return Sources(model_path=model_path, train=train, heldout=heldout)
 
@@ -64,6 +66,15 @@ def check_context(model_path: Path, max_model_len: int) -> None:
             f"rollout.max_model_len={max_model_len} exceeds the context of {model_path.name}, "
             f"{limit} tokens; lower it"
         )
+
+
+def check_sequence_parallel(model_path: Path, size: int) -> None:
+    """Refuse ranks that share a micro-batch but cannot share the model's heads."""
+    record = json.loads((model_path / "config.json").read_text())
+    record = record.get("text_config", record)
+    num_heads = record.get("num_attention_heads")
+    if size > 1 and num_heads is not None:
+        check_heads(num_heads, record.get("num_key_value_heads") or num_heads, size)
 
 
 def prompt_sets(config: DataConfig) -> tuple[PromptSet, PromptSet | None]:

@@ -104,7 +104,7 @@ class Trainer:
             num_updates=self.config.trainer.updates_per_step,
             num_passes=self.config.trainer.epochs_per_step,
             seed=(self.config.seed, step),
-            num_ranks=self.config.learner.num_ranks,
+            num_ranks=self.config.learner.num_data_parallel,
             token_budget=self.config.learner.token_budget,
             cost=self.cost,
         )

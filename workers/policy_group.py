@@ -25,20 +25,29 @@ class Trajectories:
 
 
 class PolicyGroup:
-    """All ranks of one policy."""
+    """All ranks of one policy.
 
-    def __init__(self, workers: WorkerGroup, *, train_s: float) -> None:
+    Args:
+        workers: its ranks.
+        train_s: longest that a step's updates may take.
+        ranks_per_plan: neighbouring ranks that share their micro-batches: they get the same plan,
+            and as each of them answers for all of it, the first one's answer is taken.
+    """
+
+    def __init__(self, workers: WorkerGroup, *, train_s: float, ranks_per_plan: int = 1) -> None:
         self.workers = workers
         self._train_s = train_s
+        self._ranks_per_plan = ranks_per_plan
 
     def score(
         self, plans: Sequence[RankPlan], rows: Trajectories, *, logprobs: str, entropy: str | None
     ) -> list[Any]:
-        """Start a no-grad pass; one reference per rank to a record batch of the named columns."""
-        return [
+        """Start a no-grad pass; one reference per plan to a record batch of the named columns."""
+        columns = [
             handle.score.remote(plan, rows.slices, logprobs, entropy, *rows.batches)
-            for handle, plan in zip(self.workers.handles, plans, strict=True)
+            for handle, plan in self._assigned(plans)
         ]
+        return columns[:: self._ranks_per_plan]
 
     def credit(
         self, plan: CreditPlan, rows: Trajectories, computed: Sequence[Any]
@@ -52,14 +61,20 @@ class PolicyGroup:
     def train(
         self, plans: Sequence[RankPlan], rows: Trajectories, computed: Sequence[Any]
     ) -> tuple[list[Any], list[TrainReport]]:
-        """Run the optimizer updates: references to `logprobs` columns, and every rank's report."""
+        """Run the optimizer updates: `logprobs` columns and a report for every plan."""
         columns, reports = [], []
-        for handle, plan in zip(self.workers.handles, plans, strict=True):
+        for handle, plan in self._assigned(plans):
             call = handle.train.options(num_returns=2)
             column, report = call.remote(plan, rows.slices, len(computed), *computed, *rows.batches)
             columns.append(column)
             reports.append(report)
-        return columns, Pending(self.workers.role, "train", reports, self._train_s).result()
+        answers = Pending(self.workers.role, "train", reports, self._train_s).result()
+        return columns[:: self._ranks_per_plan], answers[:: self._ranks_per_plan]
+
+    def _assigned(self, plans: Sequence[RankPlan]) -> list[tuple[Any, RankPlan]]:
+        """Every rank with its plan."""
+        of_rank = [plan for plan in plans for _ in range(self._ranks_per_plan)]
+        return list(zip(self.workers.handles, of_rank, strict=True))
 
 
 def training_metrics(reports: Sequence[TrainReport]) -> dict[str, float]:

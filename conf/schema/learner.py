@@ -39,6 +39,7 @@ class LearnerConfig:
 
     num_ranks: int = 1
     zero_stage: int = 0
+    sequence_parallel_size: int = 1  # neighbouring ranks that share every micro-batch (Ulysses)
     token_budget: int = 2048  # tokens of a packed micro-batch, a hard limit
     attention: str = "varlen_sdpa"
     gradient_checkpointing: bool = False
@@ -48,9 +49,27 @@ class LearnerConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     deepspeed: dict[str, Any] = field(default_factory=dict)  # raw, merged over ours
 
+    @property
+    def num_data_parallel(self) -> int:
+        """Ranks, or groups of ranks that share their micro-batches, with rows of their own."""
+        return self.num_ranks // self.sequence_parallel_size
+
     def check(self) -> None:
         """Name the value that can't be, and the remedy."""
         require(self.num_ranks >= 1, "learner.num_ranks", self.num_ranks, "must be at least 1")
+        size = self.sequence_parallel_size
+        require(
+            size >= 1 and self.num_ranks % size == 0,
+            "learner.sequence_parallel_size",
+            size,
+            f"must divide learner.num_ranks={self.num_ranks}; change one of them",
+        )
+        require(
+            size == 1 or self.attention == "varlen_sdpa",
+            "learner.attention",
+            self.attention,
+            f"learner.sequence_parallel_size={size} needs varlen_sdpa",
+        )
         require(
             self.zero_stage in (0, 1, 2, 3),
             "learner.zero_stage",

@@ -66,10 +66,11 @@ class TrainConfig:
         )
         sequences = self.sequences_per_update
         require(
-            sequences >= self.learner.num_ranks,
+            sequences >= self.learner.num_data_parallel,
             "learner.num_ranks",
             self.learner.num_ranks,
-            f"exceeds the {sequences} sequences of one optimizer update",
+            f"exceeds the {sequences} sequences of one optimizer update (ranks that share their "
+            f"micro-batches count once: {self.learner.num_data_parallel})",
         )
 
     @property

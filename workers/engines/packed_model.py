@@ -2,9 +2,12 @@
 
 The ground that a policy and a critic stand on: attention that keeps packed sequences apart, an
 autocast that DeepSpeed leaves on, no dropout (what is trained must be what is scored), no key-value
-cache. What becomes of the hidden states is its subclasses' business.
+cache. What becomes of the hidden states is its subclasses' business. Where ranks share their
+batches, each has the hidden states of its own part of the tokens; `own` and `whole` lead from a
+batch to that part and back.
 
-Legend: N tokens of a packed batch, S sequences, H hidden size.
+Legend: N tokens of a packed batch, S sequences, H hidden size, n tokens of this rank's part (N
+where the batch is not shared).
 """
 
 import json
@@ -13,21 +16,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workers.engines.attention import VARLEN_SDPA, attention_arguments, check_attention
+from workers.engines.sequence_parallel import ULYSSES, SequenceParallel
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
 class PackedModel(nn.Module):
-    """`hidden_states(tokens, position_ids, cu_seqlens)` -> [N, H].
+    """`hidden_states(tokens, position_ids, cu_seqlens)` -> [n, H].
 
     Args:
         model: any transformers decoder with full or sliding attention layers.
         attention: a name of `attention.ATTENTION_NAMES`.
         autocast: dtype of the matrix products where it is not that of the weights.
+        sequence_group: ranks that share every batch, each of them called with all of it; None
+            where this rank computes its batches alone.
     """
 
     def __init__(
@@ -36,11 +43,15 @@ class PackedModel(nn.Module):
         *,
         attention: str = VARLEN_SDPA,
         autocast: torch.dtype | None = None,
+        sequence_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         check_attention(attention)
         _check_layers(model)
-        model.set_attn_implementation(attention)
+        self._shared: SequenceParallel | None = None
+        if sequence_group is not None:
+            self._shared = SequenceParallel(model.config.get_text_config(), sequence_group)
+        model.set_attn_implementation(attention if self._shared is None else ULYSSES)
         _without_dropout(model)
         self.model = model
         self.attention = attention
@@ -52,14 +63,27 @@ class PackedModel(nn.Module):
         position_ids: Tensor,  # [N] int64
         cu_seqlens: Tensor,  # [S+1] int32
     ) -> Tensor:
-        """What the last layer says at every token [N, H]."""
+        """What the last layer says at every token of this rank's part [n, H]."""
+        extras: dict[str, Any] = {}
+        if self._shared is not None:
+            cu_seqlens = self._shared.padded_ends(cu_seqlens, tokens.shape[0])
+            extras = self._shared.attention_arguments
         hidden: Tensor = self.model.get_decoder()(
-            input_ids=tokens[None],
-            position_ids=position_ids[None],
+            input_ids=self.own(tokens)[None],
+            position_ids=self.own(position_ids)[None],
             use_cache=False,
             **attention_arguments(self.attention, cu_seqlens),
+            **extras,
         ).last_hidden_state
         return hidden[0]
+
+    def own(self, values: Tensor) -> Tensor:
+        """This rank's part [n] of a value per token [N]; padding is zero."""
+        return values if self._shared is None else self._shared.own(values)
+
+    def whole(self, values: Tensor, num_tokens: int) -> Tensor:
+        """All ranks' parts [n] as one value per token [N], on each of them, with gradient."""
+        return values if self._shared is None else self._shared.whole(values, num_tokens)
 
     def mixed_precision(self, tokens: Tensor) -> torch.autocast:
         """The autocast of the forward pass.

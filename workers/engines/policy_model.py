@@ -3,13 +3,15 @@
 A `PackedModel` whose head is a `ChunkedHead`: tokens in, per-token log-probabilities and entropies
 out; logits exist nowhere. It does not generate.
 
-Legend: N tokens of a packed batch, S sequences, M trained tokens.
+Legend: N tokens of a packed batch, S sequences, n tokens of this rank's part of it (`PackedModel`),
+M tokens of that part whose next token trains.
 """
 
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -26,6 +28,7 @@ class PolicyModel(PackedModel):
         attention: a name of `attention.ATTENTION_NAMES`.
         autocast: dtype of the matrix products where it is not that of the weights.
         head_chunk: rows of logits held at a time; None keeps a chunk at 64 MiB.
+        sequence_group: ranks that share every batch, or None.
     """
 
     def __init__(
@@ -35,8 +38,11 @@ class PolicyModel(PackedModel):
         attention: str = VARLEN_SDPA,
         autocast: torch.dtype | None = None,
         head_chunk: int | None = None,
+        sequence_group: dist.ProcessGroup | None = None,
     ) -> None:
-        super().__init__(model, attention=attention, autocast=autocast)
+        super().__init__(
+            model, attention=attention, autocast=autocast, sequence_group=sequence_group
+        )
         head = model.get_output_embeddings()
         if head is None:
             raise ValueError(f"{type(model).__name__} has no output embedding: not a causal LM")
@@ -73,17 +79,23 @@ class PolicyModel(PackedModel):
         temperature: float,
         entropy: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        hidden = self.hidden_states(tokens, position_ids, cu_seqlens)  # [N, H]
-        trained = loss_mask.nonzero()[:, 0]  # [M]
+        hidden = self.hidden_states(tokens, position_ids, cu_seqlens)  # [n, H]
+        # The token after each, also where that is another rank's. A mask begins with False, so
+        # the last token predicts none.
+        next_tokens, predicts = self.own(tokens.roll(-1)), self.own(loss_mask.roll(-1))  # [n]
+        rows = predicts.nonzero()[:, 0]  # [M]
         head = self.model.get_output_embeddings()
         picked, picked_entropy = head(
-            hidden.index_select(0, trained - 1), tokens[trained], temperature, entropy
+            hidden.index_select(0, rows), next_tokens[rows], temperature, entropy
         )
-        zeros = picked.new_zeros(tokens.shape[0])
-        logprobs = zeros.index_copy(0, trained, picked)
-        if picked_entropy is None:
-            return logprobs, None
-        return logprobs, zeros.index_copy(0, trained, picked_entropy)
+
+        def at_predicted(values: Tensor) -> Tensor:
+            """[M] to [N]: from the tokens that predict to those predicted."""
+            laid = values.new_zeros(predicts.shape[0]).index_copy(0, rows, values)  # [n]
+            return self.whole(laid, tokens.shape[0]).roll(1)
+
+        logprobs = at_predicted(picked)
+        return logprobs, None if picked_entropy is None else at_predicted(picked_entropy)
 
 
 def load_policy_model(
@@ -93,19 +105,27 @@ def load_policy_model(
     attention: str = VARLEN_SDPA,
     autocast: torch.dtype | None = None,
     head_chunk: int | None = None,
+    sequence_group: dist.ProcessGroup | None = None,
 ) -> PolicyModel:
-    """Read a Hugging Face model folder.
+    """Read a Hugging Face model folder; the other arguments are those of `PolicyModel`.
 
     Under ZeRO-3 initialisation (an `HfDeepSpeedConfig` that is alive) every weight is partitioned
     as it is read.
 
     Raises:
-        ValueError: no such folder, no configuration, no weights, or an attention that cannot run.
+        ValueError: no such folder, no configuration, no weights, an attention that cannot run, or
+            heads that the ranks of the group cannot divide.
     """
     check_attention(attention)
     check_model_folder(folder)
     model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
-    return PolicyModel(model, attention=attention, autocast=autocast, head_chunk=head_chunk)
+    return PolicyModel(
+        model,
+        attention=attention,
+        autocast=autocast,
+        head_chunk=head_chunk,
+        sequence_group=sequence_group,
+    )
 
 
 def model_shape(folder: str | Path) -> tuple[int, int]:

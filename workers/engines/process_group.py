@@ -84,6 +84,21 @@ def leave() -> None:
     deepspeed.utils.groups._WORLD_GROUP = None
 
 
+def neighbours(size: int, *, timeout_s: float) -> dist.ProcessGroup:
+    """The group of `size` consecutive ranks that this one is in; collective over all ranks."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    if world_size % size:
+        raise ValueError(
+            f"sequence_parallel_size={size} does not divide {world_size} ranks: choose a divisor"
+        )
+    timeout = timedelta(seconds=timeout_s)
+    groups = [
+        dist.new_group(list(range(first, first + size)), timeout=timeout)
+        for first in range(0, world_size, size)
+    ]
+    return groups[rank // size]
+
+
 def keep_freed_memory() -> None:
     """Let glibc reuse what tensors free instead of returning it to the kernel.
 

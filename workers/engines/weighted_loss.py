@@ -137,8 +137,15 @@ class MetricSums:
         self.extremes[name] = value if before is None else torch.maximum(before, value)
 
 
-def reduced_metrics(updates: list[MetricSums], device: torch.device) -> list[dict[str, float]]:
+def reduced_metrics(
+    updates: list[MetricSums], device: torch.device, *, copies: int = 1
+) -> list[dict[str, float]]:
     """Metrics of each update over all ranks: two collectives, however many updates there are.
+
+    Args:
+        updates: of this rank.
+        device: where the collectives run.
+        copies: ranks that counted the same tokens, as those that share every batch do.
 
     "loss" is the plain sum (its weights are global already), "num_tokens" a count, names in
     `_max` and `_min` are extremes, everything else is a mean over all trained tokens.
@@ -157,7 +164,7 @@ def reduced_metrics(updates: list[MetricSums], device: torch.device) -> list[dic
     peaks = _all_reduce(extremes, dist.ReduceOp.MAX)
     results = []
     for update in updates:
-        totals = {name: flat.pop(0) for name in sorted(update.sums)}
+        totals = {name: flat.pop(0) / copies for name in sorted(update.sums)}
         count = max(1.0, totals["num_tokens"])
         values = {
             name: total if name in ("loss", "num_tokens") else total / count

@@ -35,6 +35,7 @@ class ZeroEngine(ZeroRank):
             attention=self.settings.attention,
             autocast=self.autocast_dtype,
             head_chunk=self.settings.head_chunk,
+            sequence_group=self.sequence_group,
         )
 
     @property

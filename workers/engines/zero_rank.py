@@ -6,6 +6,8 @@ plain autograd one, however the batch was cut. This class divides by nothing and
 subclasses say which model it is and what its forward pass answers.
 
 Every method is collective: all ranks call it, in the same order, with equally many micro-batches.
+Ranks that share their micro-batches (`sequence_parallel_size` neighbours) get the same ones, and
+each answers for all of their tokens.
 
 Legend: N tokens of a micro-batch.
 """
@@ -26,7 +28,13 @@ from workers.engines import checkpoint_files
 from workers.engines.gradients import GradientGuard, non_finite_tensors
 from workers.engines.optimizers import build_optimizer, move_states
 from workers.engines.packed_model import PackedModel
-from workers.engines.process_group import ProcessGroupSettings, device_of, join, leave
+from workers.engines.process_group import (
+    ProcessGroupSettings,
+    device_of,
+    join,
+    leave,
+    neighbours,
+)
 from workers.engines.results import Progress, Rows, UpdateResult
 from workers.engines.schedules import lr_factor
 from workers.engines.weighted_loss import MetricSums, reduced_metrics, weighted_sum
@@ -52,6 +60,10 @@ class ZeroRank:
         self._owns_group = join(group)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.progress = Progress()
+        self.sequence_group: dist.ProcessGroup | None = None
+        if settings.sequence_parallel_size > 1:
+            size = settings.sequence_parallel_size
+            self.sequence_group = neighbours(size, timeout_s=group.timeout_s)
         config = deepspeed_config(settings)
         self.module = self._load(config)
         optimizer = None
@@ -138,7 +150,8 @@ class ZeroRank:
                 said += batch.split(output)
             sums.append(collected)
             steps.append(self._step(backward))
-        reduced = reduced_metrics(sums, self.device)
+        copies = self.settings.sequence_parallel_size
+        reduced = reduced_metrics(sums, self.device, copies=copies)
         results = (
             UpdateResult(metrics=metrics, **step)
             for metrics, step in zip(reduced, steps, strict=True)

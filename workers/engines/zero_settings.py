@@ -70,6 +70,7 @@ class ZeroSettings:
         gradient_checkpointing: recompute layers in the backward pass.
         attention: a name of `attention.ATTENTION_NAMES`.
         head_chunk: rows of logits held at a time; None keeps a chunk at 64 MiB.
+        sequence_parallel_size: neighbouring ranks that share every micro-batch (Ulysses).
         offload_optimizer, offload_params: to the host; parameters on stage 3 only.
         deepspeed: raw DeepSpeed configuration, merged over ours.
     """
@@ -81,6 +82,7 @@ class ZeroSettings:
     gradient_checkpointing: bool = False
     attention: str = "varlen_sdpa"
     head_chunk: int | None = None
+    sequence_parallel_size: int = 1
     offload_optimizer: bool = False
     offload_params: bool = False
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
@@ -92,6 +94,15 @@ class ZeroSettings:
             raise ValueError(f"dtype={self.dtype!r}: choose float32 or bf16")
         if self.head_chunk is not None and self.head_chunk < 1:
             raise ValueError(f"head_chunk={self.head_chunk}: give at least one row, or null")
+        if self.sequence_parallel_size < 1:
+            raise ValueError(
+                f"sequence_parallel_size={self.sequence_parallel_size}: give 1 or more"
+            )
+        if self.sequence_parallel_size > 1 and self.attention != "varlen_sdpa":
+            raise ValueError(
+                f"sequence_parallel_size={self.sequence_parallel_size} with attention="
+                f"{self.attention!r}: shared micro-batches need attention varlen_sdpa"
+            )
         if self.offload_params and self.zero_stage != 3:
             raise ValueError(
                 f"offload_params needs zero_stage=3, got {self.zero_stage}: "
@@ -113,6 +124,25 @@ class ZeroSettings:
     def engine_stage(self) -> int:
         """The stage DeepSpeed runs: without an optimizer there is nothing for 1 and 2 to divide."""
         return self.zero_stage if self.optimizer is not None or self.zero_stage == 3 else 0
+
+
+def check_heads(num_heads: int, num_kv_heads: int, sequence_parallel_size: int) -> None:
+    """Raise ValueError where the ranks that share a micro-batch cannot share its heads.
+
+    Every rank takes equally many attention heads, and whole key-value heads or, where there are
+    fewer of them than ranks, a copy of one.
+    """
+    possible = [
+        size
+        for size in range(1, num_heads + 1)
+        if num_heads % size == 0 and (num_kv_heads % size == 0 or size % num_kv_heads == 0)
+    ]
+    if sequence_parallel_size not in possible:
+        raise ValueError(
+            f"sequence_parallel_size={sequence_parallel_size} cannot divide {num_heads} attention "
+            f"heads and {num_kv_heads} key-value heads: choose one of "
+            f"{', '.join(map(str, possible))}"
+        )
 
 
 def deepspeed_config(settings: ZeroSettings) -> dict[str, Any]:
