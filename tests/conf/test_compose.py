@@ -64,6 +64,8 @@ def test_the_default_run_is_the_quickstart():
         ("rollout.max_model_len=20", "rollout.max_model_len=20: is below data.max_prompt_tokens"),
         ("learner.token_budget=30", "learner.token_budget=30: is below the longest sequence"),
         ("learner.num_ranks=1000", "exceeds the 128 sequences"),
+        ("learner.sequence_parallel_size=2", "=2: must divide learner.num_ranks=1"),
+        ("learner.sequence_parallel_size=0", "=0: must divide learner.num_ranks=1"),
         ("model.path=/somewhere", "either model.path"),
         ("a=b=c", "mismatched input"),
     ],

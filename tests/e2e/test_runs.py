@@ -211,6 +211,32 @@ def test_engines_run_ahead_within_the_bound(folder):
     assert len(versions) > 1
 
 
+@pytest.mark.slow
+def test_ranks_that_share_their_micro_batches_train_as_one(folder):
+    """Two ranks, each with half of every micro-batch, against one with all of it."""
+    common = ["trainer.total_steps=2", "trainer.prompts_per_step=8", "learner.token_budget=99"]
+    one = tiny(folder, "alone", *common)
+    assert one.returncode == 0, one.stdout[-3000:] + one.stderr[-3000:]
+    shared = ["learner.num_ranks=2", "learner.sequence_parallel_size=2", "learner.zero_stage=3"]
+    two = tiny(folder, "shared", *common, *shared)
+    assert two.returncode == 0, two.stdout[-3000:] + two.stderr[-3000:]
+    assert "1 groups of 2 ranks" in two.stdout
+    for own, other in zip(metrics(folder / "alone"), metrics(folder / "shared"), strict=True):
+        assert own["learner/micro_batches"] == other["learner/micro_batches"] > 1
+        for name in ("reward/mean", "rollout/tokens", "learner/num_tokens", "learner/updates"):
+            assert own[name] == other[name], name
+        for name in ("learner/loss", "learner/grad_norm", "policy/entropy", "mismatch/abs_mean"):
+            assert other[name] == pytest.approx(own[name], rel=1e-4, abs=1e-5), name
+        assert other["publication/probe_gap_max"] <= 1e-5
+    tables = [
+        pq.read_table(folder / name / "rollouts" / "step_000001.parquet").to_pydict()
+        for name in ("alone", "shared")
+    ]
+    assert tables[0]["tokens"] == tables[1]["tokens"]
+    for own, other in zip(tables[0]["logprobs"], tables[1]["logprobs"], strict=True):
+        assert own == pytest.approx(other, abs=1e-5)
+
+
 def test_an_interrupt_leaves_no_process(folder):
     process = subprocess.Popen(
         [

@@ -92,6 +92,12 @@ def test_a_context_beyond_the_models_is_refused(model, prompts):
         sources(model, prompts, f"rollout.max_model_len={limit + 1}")
 
 
+def test_ranks_that_cannot_share_the_heads_are_refused(model, prompts):
+    shared = ["learner.num_ranks=3", "learner.sequence_parallel_size=3"]
+    with pytest.raises(ValueError, match=r"=3 cannot divide 4 attention .* one of 1, 2, 4$"):
+        sources(model, prompts, *shared)
+
+
 def test_a_prompt_beyond_the_limit_is_dropped_with_its_length(model):
     encoder = PromptEncoder(model, max_prompt_tokens=4)
     tokens, fault = encoder.encode("12=")

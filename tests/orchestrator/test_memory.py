@@ -132,6 +132,16 @@ def test_what_each_stage_divides(stage, kept):
     assert {name: parts[name] / whole for name in kept} == pytest.approx(kept)
 
 
+def test_ranks_that_share_a_micro_batch_halve_its_activations():
+    kept = []
+    for size in (1, 2):
+        overrides = ["experiment=cpgd_qwen25_7b", f"learner.sequence_parallel_size={size}"]
+        _, config = compose(overrides)
+        parts = memory.policy_share(config, SMALL, num_ranks=4, trains=True).parts
+        kept.append(parts["activations"] - memory.HEAD_BYTES)
+    assert kept[1] == kept[0] / 2
+
+
 def test_offloading_takes_the_optimizer_off_the_gpu():
     _, config = compose(["experiment=cpgd_qwen25_7b", "learner.offload_optimizer=true"])
     parts = memory.policy_share(config, SMALL, num_ranks=4, trains=True).parts
@@ -200,6 +210,10 @@ def test_the_reference_counts_where_it_shares_the_gpu():
         ),
         (["cluster=nodes_8", "rollout.tensor_parallel_size=16"], "an engine stands on one node"),
         (["rollout.max_model_len=40000"], "exceeds the context of qwen25_7b, 32768 tokens"),
+        (
+            ["learner.num_ranks=3", "learner.sequence_parallel_size=3"],
+            "=3 cannot divide 28 attention heads and 4 key-value heads: choose one of 1, 2, 4, 28",
+        ),
         (["rollout.kv_cache_gib=100"], "KV cache 100.0"),
         (["rollout.kv_cache_gib=0.3"], "56 KiB per token x rollout.max_model_len=7096 = 0.38 GiB"),
     ],
