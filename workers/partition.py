@@ -15,13 +15,15 @@ import bisect
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.int64]
 Oversized = Literal["own", "error"]
+FEW_PARTS = 32  # up to so many are inserted into a sorted list one by one, more are sorted
+_Part: TypeAlias = tuple[float, int, int]  # cost, first and last index of a chain
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,25 +101,38 @@ def balance(costs: npt.ArrayLike, num_parts: int) -> list[Rows]:
         whole = np.arange(len(cost), dtype=np.int64)
         return [whole] + [np.empty(0, np.int64) for _ in range(num_parts - 1)]
     successor = [-1] * len(cost)  # chains of indices: joining two parts is O(1)
-    nothing = (0.0, -1, -1)  # a part is (cost, first index, last index)
-    heap = [
-        (-value, index, ((value, index, index), *([nothing] * (num_parts - 1))))
-        for index, value in enumerate(cost.tolist())
+    # A partial partition is (-spread, order, parts): its occupied parts (cost, first index, last
+    # index), lightest first. Empty parts are not written down, or many parts would cost S * R.
+    heap: list[tuple[float, int, list[_Part]]] = [
+        (-value, index, [(value, index, index)]) for index, value in enumerate(cost.tolist())
     ]
     heapq.heapify(heap)
     while len(heap) > 1:
         _, order, heavy = heapq.heappop(heap)
-        _, _, light = heap[0]
-        merged = []
-        for one, other in zip(heavy, reversed(light), strict=True):
-            if one[1] < 0 or other[1] < 0:
-                merged.append(other if one[1] < 0 else one)
-                continue
-            successor[one[2]] = other[1]
-            merged.append((one[0] + other[0], one[1], other[2]))
-        merged.sort(key=lambda part: -part[0])
-        heapq.heapreplace(heap, (merged[-1][0] - merged[0][0], order, tuple(merged)))
-    return [_chain(first, successor) for _, first, _ in heap[0][2]]
+        merged = _joined(heavy, heap[0][2], num_parts, successor)
+        lightest = merged[0][0] if len(merged) == num_parts else 0.0
+        heapq.heapreplace(heap, (lightest - merged[-1][0], order, merged))
+    rows = [_chain(first, successor) for _, first, _ in heap[0][2]]
+    return rows + [np.empty(0, np.int64) for _ in range(num_parts - len(rows))]
+
+
+def _joined(
+    heavy: list[_Part], light: list[_Part], num_parts: int, successor: list[int]
+) -> list[_Part]:
+    """Two partial partitions as one, the heaviest part of one with the lightest of the other."""
+    meeting = max(0, len(heavy) + len(light) - num_parts)  # pairs in which neither is empty
+    added = []
+    for one, other in zip(heavy[:meeting], reversed(light[:meeting]), strict=True):
+        successor[one[2]] = other[1]
+        added.append((one[0] + other[0], one[1], other[2]))
+    more, fewer = (heavy, light) if len(heavy) >= len(light) else (light, heavy)
+    merged = more[meeting:]
+    added += fewer[meeting:]
+    if len(added) > FEW_PARTS:
+        return sorted(merged + added)
+    for part in added:
+        bisect.insort(merged, part)
+    return merged
 
 
 def _chain(first: int, successor: list[int]) -> Rows:
