@@ -65,13 +65,12 @@ class _ChunkedLogprobs(torch.autograd.Function):
         for rows in _chunks(hidden.shape[0], ctx.chunk_rows):
             z = _logits(hidden[rows], factor, bias)  # [m, V]
             slope = _temper_(z, temperature=ctx.temperature, softcap=ctx.softcap)
-            log_p = z.log_softmax(dim=-1)
-            p = log_p.exp()
-            grad_z = p * -grad_logprobs[rows, None]
-            grad_z.scatter_add_(1, targets[rows, None], grad_logprobs[rows, None])
-            if ctx.want_entropy:
-                entropy = -(p * log_p).sum(dim=-1, keepdim=True)  # [m, 1]
-                grad_z.sub_(log_p.add_(entropy).mul_(p).mul_(grad_entropies[rows, None]))
+            grad_z = _gradient_(
+                z,
+                targets[rows],
+                grad_logprobs[rows],
+                grad_entropies[rows] if ctx.want_entropy else None,
+            )
             grad_z.mul_(slope)
             if grad_bias is not None:
                 grad_bias.add_(grad_z.sum(dim=0))
@@ -85,6 +84,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 grad_weight.addmm_(grad_raw.t(), chunk)
             else:
                 grad_weight.add_(grad_raw.t() @ chunk)
+            del z, slope, grad_z, grad_raw  # or the next chunk's would lie beside them
         if grad_weight is None:
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
@@ -103,6 +103,24 @@ def _logits(hidden: Tensor, factor: Tensor, bias: Tensor | None) -> Tensor:
     else:
         logits = (rows @ factor.t()).float()
     return logits if bias is None else logits.add_(bias.float())
+
+
+def _gradient_(
+    z: Tensor,  # [m, V], overwritten
+    targets: Tensor,  # [m]
+    grad_logprobs: Tensor,  # [m]
+    grad_entropies: Tensor | None,  # [m]
+) -> Tensor:
+    """Gradient by `z`: [m, V], in the memory of `z`, with one buffer beside it for entropies."""
+    log_p = z.sub_(z.logsumexp(dim=-1, keepdim=True))
+    if grad_entropies is None:
+        grad_z = log_p.exp_().mul_(-grad_logprobs[:, None])
+    else:
+        p = log_p.exp()
+        entropy = -torch.linalg.vecdot(p, log_p)[:, None]  # [m, 1]
+        grad_z = log_p.add_(entropy).mul_(grad_entropies[:, None]).add_(grad_logprobs[:, None])
+        grad_z.mul_(p).neg_()
+    return grad_z.scatter_add_(1, targets[:, None], grad_logprobs[:, None])
 
 
 def _temper_(logits: Tensor, *, temperature: float, softcap: float | None) -> Tensor | float:
