@@ -324,7 +324,8 @@ def main() -> None:
     print(
         f"\n{options.layers} layers, vocabulary {options.vocab}, {options.sequences} sequences, "
         f"{results[OURS].tokens} tokens, budget {options.rows * options.length_limit}, "
-        f"gradient checkpointing {'on' if options.checkpointing else 'off'}, {options.device}\n\n{table(results)}"
+        f"gradient checkpointing {'on' if options.checkpointing else 'off'}, {options.device}\n\n"
+        f"{table(results)}"
     )
 
 
