@@ -83,11 +83,9 @@ def assemble(groups: Sequence[RolloutGroup], algorithm: Algorithm) -> StepBatch:
     metas: list[TrajectoryMeta] = []
     group_ids: list[int] = []
     slices: list[Slice] = []
-    batches: list[Any] = []
+    batches: dict[Any, int] = {}  # reference -> number
     for number, group in enumerate(groups):
-        if group.batch not in batches:
-            batches.append(group.batch)
-        source = batches.index(group.batch)
+        source = batches.setdefault(group.batch, len(batches))
         for row in usable_rows(group):
             metas.append(group.metas[row])
             group_ids.append(number)

@@ -25,6 +25,7 @@ class Ledger:
         self._returned: list[tuple[int, int]] = []  # (epoch, row) to hand out again first
         self._in_flight: dict[tuple[int, int], None] = {}
         self._fate: dict[int, dict[int, str]] = {}  # epoch -> row -> trained:<step>, dropped:<why>
+        self._settled: Counter[str] = Counter()  # of all fates: how many are trained, dropped
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """(epoch, row) of the next prompts, without end; each is in flight once handed out."""
@@ -59,6 +60,7 @@ class Ledger:
             raise ValueError(f"prompt {row} of epoch {epoch} is not in flight; can't be {fate}")
         del self._in_flight[(epoch, row)]
         self._fate.setdefault(epoch, {})[row] = fate
+        self._settled[_kind(fate)] += 1
 
     def fate(self, epoch: int, row: int) -> str:
         """pending, in_flight, trained:<step> or dropped:<why>."""
@@ -68,12 +70,9 @@ class Ledger:
 
     def counts(self) -> dict[str, int]:
         """How many prompts, over all epochs, were trained, dropped or are in flight."""
-        kinds = Counter(
-            fate.split(":", 1)[0] for rows in self._fate.values() for fate in rows.values()
-        )
         return {
-            "trained": kinds["trained"],
-            "dropped": kinds["dropped"],
+            "trained": self._settled["trained"],
+            "dropped": self._settled["dropped"],
             "in_flight": len(self._in_flight),
         }
 
@@ -113,3 +112,9 @@ class Ledger:
             int(epoch): {int(row): fate for row, fate in rows.items()}
             for epoch, rows in state["fate"].items()
         }
+        settled = (fate for rows in self._fate.values() for fate in rows.values())
+        self._settled = Counter(map(_kind, settled))
+
+
+def _kind(fate: str) -> str:
+    return fate.split(":", 1)[0]

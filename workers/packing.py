@@ -183,17 +183,7 @@ def _flatten(
     name: str, column: ListColumn, index: npt.NDArray[np.int64] | None
 ) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.int64]]:
     """Values [N] and list lengths [S] of the chosen rows; a run of neighbours is not copied."""
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-        if isinstance(column, pa.ChunkedArray):
-            column = pa.concat_arrays(column.chunks)
-    if index is not None:
-        neighbours = len(index) == 1 or bool((np.diff(index) == 1).all())
-        first = int(index[0])
-        if neighbours and first >= 0 and first + len(index) <= len(column):
-            column = column.slice(first, len(index))
-        else:
-            column = column.take(pa.array(index))
+    column = _chosen(column, index)
     values = column.flatten()
     if column.null_count or values.null_count:
         raise ValueError(f"column {name!r} holds nulls: fill or drop those rows before packing")
@@ -201,6 +191,27 @@ def _flatten(
         values.to_numpy(zero_copy_only=False),
         np.diff(column.offsets.to_numpy()).astype(np.int64),
     )
+
+
+def _chosen(column: ListColumn, index: npt.NDArray[np.int64] | None) -> pa.Array:
+    """The chosen rows, and no copy of any other: a step's table has a chunk for every group."""
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    if index is None:
+        return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
+    if len(index) and not 0 <= index.min() <= index.max() < len(column):
+        raise IndexError(f"rows {index.min()} to {index.max()} of a table of {len(column)}")
+    ends = np.cumsum([len(chunk) for chunk in chunks])
+    runs = np.flatnonzero(np.diff(index) != 1) + 1  # where neighbours end
+    pieces = []
+    for first, last in zip([0, *runs], [*runs, len(index)], strict=True):
+        row, beyond = int(index[first]), int(index[last - 1]) + 1
+        while row < beyond:
+            number = int(np.searchsorted(ends, row, side="right"))
+            end = min(beyond, int(ends[number]))
+            start = int(ends[number]) - len(chunks[number])
+            pieces.append(chunks[number].slice(row - start, end - row))
+            row = end
+    return pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces)
 
 
 def _scalars(value: npt.ArrayLike | Tensor, index: npt.NDArray[np.int64] | None) -> Tensor:
