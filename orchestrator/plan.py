@@ -19,6 +19,11 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
             f"rollout.samples_per_prompt={config.rollout.samples_per_prompt} would train on "
             "nothing; raise it to 2 or more, or choose another algorithm/advantage"
         )
+    if config.schedule.stale == "train" and algorithm.correction is None and not algorithm.bypass:
+        raise ValueError(
+            f"schedule.stale=train with algorithm={algorithm.name}, which corrects nothing for "
+            "tokens of older weights; add algorithm/correction=tis, or set schedule.stale=drop"
+        )
     missing = algorithm.required_columns - PRODUCED
     if missing:
         raise ValueError(
@@ -45,7 +50,7 @@ PRODUCED = frozenset(
 def describe(config: TrainConfig, algorithm: Algorithm) -> str:
     """What would run, in a dozen lines."""
     trainer, rollout, learner = config.trainer, config.rollout, config.learner
-    cluster = config.cluster
+    cluster, schedule = config.cluster, config.schedule
     columns = algorithm.required_columns
     roles = ["rollout", "reward", "learner"]
     if trainer.num_updates > 1 or "old_logprobs" in algorithm.credit_columns:
@@ -83,7 +88,12 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
             f"{learner.num_ranks} ranks, ZeRO-{learner.zero_stage}, {config.model.dtype}, "
             f"{learner.optimizer.name} lr {learner.optimizer.lr:g}",
         ),
-        ("schedule", f"{config.schedule.name}, max_staleness {config.schedule.max_staleness}"),
+        (
+            "schedule",
+            f"{schedule.name}, max_staleness {schedule.max_staleness}: groups train in the order in "
+            f"which they {'were begun' if schedule.order == 'begun' else 'finished'}; staler ones "
+            + ("are dropped" if schedule.stale == "drop" else "train, corrected"),
+        ),
         ("cluster", capacity.describe(config, algorithm).replace("\n", f"\n{'':>12}")),
     ]
     return "\n".join(f"{name:>10}  {text}" for name, text in rows)

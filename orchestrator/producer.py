@@ -1,9 +1,10 @@
 """The producer: keeps the rollout engines busy and hands out complete groups.
 
 It draws prompts from the ledger, keeps as many groups in flight as the allowed staleness admits,
-and returns groups in the order in which they were begun, so that a run is reproducible. A group
-that may not train (too few scored siblings, filtered by the algorithm, too stale) is dropped with a
-reason and replaced by a fresh one. Nothing here learns, scores or publishes.
+and returns groups in the order in which they were begun, so that a run is reproducible, or in that
+in which they finished, so that no slow one holds up the others. A group that may not train (too few
+scored siblings, filtered by the algorithm, too stale) is dropped with a reason and replaced by a
+fresh one. Nothing here learns, scores or publishes.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Taken:
     groups: tuple[RolloutGroup, ...]
     dropped: Counter[str] = field(default_factory=Counter)  # groups, by reason
     failed: Counter[str] = field(default_factory=Counter)  # samples, by outcome
+    num_late: int = 0  # groups that train though they are staler than the bound
 
 
 def draw_settings(config: SamplingConfig) -> Sampling:
@@ -55,8 +57,8 @@ class Producer:
     def run_ahead(self, version: int) -> None:
         """Keep the engines sampling while the learner trains, as far as staleness allows.
 
-        Batches are taken in the order in which they were begun, one per version of the weights, so
-        the youngest of `max_staleness` batches in flight is trained that many versions later.
+        Where batches are taken in the order in which they were begun, one per version of the
+        weights, the youngest of `max_staleness` batches in flight trains that many versions later.
         """
         self._begin_up_to(self._config.schedule.max_staleness, version)
 
@@ -104,6 +106,7 @@ class Producer:
         wanted = self._config.trainer.prompts_per_step
         budget = wanted * self._config.schedule.max_refill_rounds
         chosen: list[RolloutGroup] = []
+        num_late = 0
         dropped: Counter[str] = Counter()
         failed: Counter[str] = Counter()
         self._begin_up_to(self._config.schedule.max_staleness + 1, version)
@@ -114,22 +117,25 @@ class Producer:
             group = self._next_group()
             failed.update(m.outcome for m in group.metas if m.outcome != "scored")
             epoch, row = self._entries.pop(group.group_id)
+            late = self._staleness(group, version) > self._config.schedule.max_staleness
             why = self._unusable(group, version) or may_train(group)
             if why is None:
                 chosen.append(group)
+                num_late += late
                 self._ledger.trained(epoch, row, step)
             else:
                 dropped[why] += 1
                 self._ledger.dropped(epoch, row, why)
-        return Taken(groups=tuple(chosen), dropped=dropped, failed=failed)
+        return Taken(groups=tuple(chosen), dropped=dropped, failed=failed, num_late=num_late)
 
     def _next_group(self) -> RolloutGroup:
-        """The oldest group in flight, once it is finished."""
-        oldest = next(iter(self._entries))
-        while oldest not in self._finished:
+        """The oldest group in flight once it is finished, or the first that is."""
+        in_order = self._config.schedule.order == "begun"
+        wanted = next(iter(self._entries)) if in_order else None
+        while not self._finished or (wanted and wanted not in self._finished):
             for group in self._pool.poll():
                 self._finished[group.group_id] = group
-        return self._finished.pop(oldest)
+        return self._finished.pop(wanted or next(iter(self._finished)))
 
     def _unusable(self, group: RolloutGroup, version: int) -> str | None:
         usable = usable_rows(group)
@@ -137,7 +143,14 @@ class Producer:
         if len(usable) < needed:
             outcomes = Counter(meta.outcome for meta in group.metas)
             return outcomes.most_common(1)[0][0].split(":", 1)[-1]
-        oldest = min(group.metas[row].min_version for row in usable)
-        if version - oldest > self._config.schedule.max_staleness:
-            return f"stale by {version - oldest}"
+        staleness = self._staleness(group, version)
+        bounded = self._config.schedule.stale == "drop"
+        if bounded and staleness > self._config.schedule.max_staleness:
+            return f"stale by {staleness}"
         return None
+
+    @staticmethod
+    def _staleness(group: RolloutGroup, version: int) -> int:
+        """Versions since the first token of the group's usable samples was drawn."""
+        drawn = [group.metas[row].min_version for row in usable_rows(group)]
+        return version - min(drawn, default=version)

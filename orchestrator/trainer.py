@@ -205,5 +205,6 @@ def _dropped_metrics(taken: Taken) -> dict[str, float]:
         "groups/trained": float(len(taken.groups)),
         "groups/dropped": float(taken.dropped.total()),
         "groups/filtered": float(taken.dropped["filtered"]),
+        "staleness/groups_late": float(taken.num_late),
         "samples/failed": float(taken.failed.total()),
     }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from conf.schema.checks import require
+from conf.schema.checks import choose, require
 
 
 @dataclass(kw_only=True)
@@ -15,6 +15,8 @@ class ScheduleConfig:
 
     name: str = MISSING
     max_staleness: int = 0  # policy versions between sampling and training; 0: synchronous
+    order: str = "begun"  # groups train in the order in which they were begun, or finished
+    stale: str = "drop"  # a group beyond max_staleness: drop it, or train it (with a correction)
     max_refill_rounds: int = 10  # batches sampled, at most, to fill one whose groups were filtered
 
     def check(self) -> None:
@@ -25,6 +27,8 @@ class ScheduleConfig:
             self.max_staleness,
             "must not be negative",
         )
+        choose("schedule.order", self.order, ("begun", "finished"))
+        choose("schedule.stale", self.stale, ("drop", "train"))
         require(
             self.max_refill_rounds >= 1,
             "schedule.max_refill_rounds",
