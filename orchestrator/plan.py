@@ -90,9 +90,8 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
         ),
         (
             "schedule",
-            f"{schedule.name}, max_staleness {schedule.max_staleness}: groups train in the order in "
-            f"which they {'were begun' if schedule.order == 'begun' else 'finished'}; staler ones "
-            + ("are dropped" if schedule.stale == "drop" else "train, corrected"),
+            f"{schedule.name}, max_staleness {schedule.max_staleness}, trained in the order "
+            f"{schedule.order}; {schedule.stale} what is staler",
         ),
         ("cluster", capacity.describe(config, algorithm).replace("\n", f"\n{'':>12}")),
     ]
