@@ -12,7 +12,9 @@ from orchestrator import memory
 from workers.engines.zero_settings import check_heads
 
 
-def gpus_asked(config: TrainConfig, *, references: bool) -> list[tuple[str, float]]:
+def gpus_asked(
+    config: TrainConfig, *, references: bool, critic: bool = False
+) -> list[tuple[str, float]]:
     """The terms of the sum: what for, and how many GPUs."""
     rollout, cluster, ranks = config.rollout, config.cluster, config.learner.num_ranks
     devices = rollout.tensor_parallel_size
@@ -33,6 +35,14 @@ def gpus_asked(config: TrainConfig, *, references: bool) -> list[tuple[str, floa
                 ranks * cluster.reference.num_gpus,
             )
         )
+    if critic and not cluster.critic.shared:
+        critics = config.critic.num_ranks
+        terms.append(
+            (
+                f"{critics} critic ranks x {cluster.critic.num_gpus:g}",
+                critics * cluster.critic.num_gpus,
+            )
+        )
     return terms
 
 
@@ -48,9 +58,10 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
         ValueError: with the arithmetic and what to change.
     """
     cluster, references = config.cluster, needs_reference(algorithm)
+    critic = algorithm.needs_critic
     if cluster.gpus_per_node is not None:
         have = cluster.num_nodes * cluster.gpus_per_node
-        terms = gpus_asked(config, references=references)
+        terms = gpus_asked(config, references=references, critic=critic)
         asked = sum(gpus for _, gpus in terms)
         if asked > have + 1e-6:
             raise ValueError(
@@ -68,7 +79,7 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
     model = memory.architecture_of(config.model)
     if model is not None:
         check_heads(model.num_heads, model.num_kv_heads, config.learner.sequence_parallel_size)
-    memory.check(config, references=references)
+    memory.check(config, references=references, critic=critic)
 
 
 def _check_context(config: TrainConfig) -> None:
@@ -85,10 +96,11 @@ def _check_context(config: TrainConfig) -> None:
 def describe(config: TrainConfig, algorithm: Algorithm) -> str:
     """GPUs asked and had, then what each role keeps on its GPU."""
     cluster, references = config.cluster, needs_reference(algorithm)
-    asked = sum(gpus for _, gpus in gpus_asked(config, references=references))
+    critic = algorithm.needs_critic
+    asked = sum(gpus for _, gpus in gpus_asked(config, references=references, critic=critic))
     text = f"{cluster.name}, {asked:g} GPUs"
     if cluster.gpus_per_node is not None:
         text += f" of {cluster.num_nodes} nodes x {cluster.gpus_per_node}"
     if cluster.gpu_memory_gib is not None:
         text += f", {cluster.gpu_memory_gib:g} GiB each"
-    return "\n".join([text, *memory.describe(config, references=references)])
+    return "\n".join([text, *memory.describe(config, references=references, critic=critic)])

@@ -3,6 +3,7 @@
     <run>/checkpoints/step_000010/
         state.json     step, version, ledger: what the driver needs
         learner/       what every rank wrote: weights, optimizer, scheduler, random states
+        critic/        the same of the critic's ranks, where the algorithm has one
 
 The learner's part is written by its ranks between `begin` and `commit`.
 """

@@ -1,4 +1,4 @@
-"""Ray and the roles on it: check that the cluster can hold the run, place, launch, take down.
+"""Ray and the roles on it: start or join, place, launch, take down.
 
 Everything that says where a process runs and with what environment is here; what the processes do
 is not. A role that the algorithm does not need is not launched.
@@ -17,8 +17,11 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from algorithms.algorithm import Algorithm
 from conf.schema import ClusterConfig, TrainConfig
-from orchestrator.settings import policy_settings, vllm_settings
+from orchestrator.placement import PlacementError, bundles, check_resources
+from orchestrator.settings import critic_settings, policy_settings, vllm_settings
 from workers import USER_PATH_VARIABLE
+from workers.critic_group import CriticGroup
+from workers.critic_worker import CriticWorker
 from workers.engines.vllm_settings import engine_env
 from workers.group import Placement, WorkerGroup
 from workers.policy_group import PolicyGroup
@@ -26,10 +29,6 @@ from workers.policy_worker import PolicyWorker
 from workers.reward_worker import RewardWorker
 from workers.rollout_pool import RolloutPool
 from workers.rollout_worker import RolloutWorker
-
-
-class PlacementError(ValueError):
-    """The cluster can't hold the run; the message shows the arithmetic."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +40,7 @@ class Roles:
     rewards: WorkerGroup
     learner: PolicyGroup
     reference: PolicyGroup | None
+    critic: CriticGroup | None
 
 
 def start_ray(config: ClusterConfig) -> None:
@@ -65,47 +65,21 @@ def start_ray(config: ClusterConfig) -> None:
         ray.init(**own)
 
 
-def bundles(config: TrainConfig, *, num_ranks: int, num_references: int) -> list[dict[str, float]]:
-    """Resources of every process, engines first, then learner ranks, then reference ranks."""
-    roles = [
-        (config.rollout.num_engines, config.cluster.rollout, config.rollout.tensor_parallel_size),
-        (num_ranks, config.cluster.learner, 1),
-        (num_references, config.cluster.reference, 1),
-    ]
-    return [
-        {"CPU": role.num_cpus, "GPU": role.num_gpus * devices}
-        for count, role, devices in roles
-        for _ in range(count)
-    ]
-
-
-def check_resources(config: TrainConfig, wanted: list[dict[str, float]]) -> None:
-    """Refuse a run that the cluster can't hold.
-
-    Raises:
-        PlacementError: with what is wanted, what there is, and what to lower.
-    """
-    have = ray.cluster_resources()
-    for kind in ("GPU", "CPU"):
-        total = sum(bundle[kind] for bundle in wanted)
-        if total > have.get(kind, 0.0):
-            raise PlacementError(
-                f"cluster={config.cluster.name} asks for {total:g} {kind}s: "
-                f"{config.rollout.num_engines} engines x tensor_parallel_size "
-                f"{config.rollout.tensor_parallel_size} + {config.learner.num_ranks} learner ranks "
-                f"(+ reference ranks, if any), but Ray has {have.get(kind, 0.0):g}; lower "
-                "rollout.num_engines or learner.num_ranks, or choose another cluster="
-            )
-
-
 class Cluster:
     """A context manager that owns the roles of a run and leaves no process behind."""
 
     def __init__(
-        self, config: TrainConfig, algorithm: Algorithm, *, run_id: str, model_path: str
+        self,
+        config: TrainConfig,
+        algorithm: Algorithm,
+        *,
+        run_id: str,
+        model_path: str,
+        critic_path: str | None = None,
     ) -> None:
         self._config, self._algorithm = config, algorithm
         self._run_id, self._model_path = run_id, model_path
+        self._critic_path = critic_path or model_path
         self._groups: list[tuple[WorkerGroup, str]] = []
         self._placement: Any = None
         self._user_path = os.pathsep.join(path for path in sys.path if path)
@@ -122,7 +96,13 @@ class Cluster:
         ray.shutdown()
 
     def launch(
-        self, *, environment: Any, scorer: Any, version: int, with_policy: bool = True
+        self,
+        *,
+        environment: Any,
+        scorer: Any,
+        version: int,
+        with_policy: bool = True,
+        with_critic: bool = True,
     ) -> Roles:
         """Start every role; returns when all answer.
 
@@ -131,12 +111,17 @@ class Cluster:
             scorer: built from `conf/reward`.
             version: what the engines call the weights that they load.
             with_policy: False starts engines and rewards only, to evaluate what they load.
+            with_critic: False leaves the critic out although the algorithm has one.
         """
         config = self._config
         num_ranks = config.learner.num_ranks if with_policy else 0
         references = with_policy and "ref_logprobs" in self._algorithm.required_columns
         num_references = num_ranks if references else 0
-        wanted = bundles(config, num_ranks=num_ranks, num_references=num_references)
+        critic_runs = with_policy and with_critic and self._algorithm.needs_critic
+        num_critics = config.critic.num_ranks if critic_runs else 0
+        wanted = bundles(
+            config, num_ranks=num_ranks, num_references=num_references, num_critics=num_critics
+        )
         check_resources(config, wanted)
         limit_s = config.cluster.timeouts.start_s
         self._placement = placement_group(
@@ -153,8 +138,14 @@ class Cluster:
         rollouts = self._launch_rollouts(environment)
         learner = self._launch_policy("learner", num_engines, num_ranks)
         reference = self._launch_policy("reference", num_engines + num_ranks, num_references)
+        critic = self._launch_critic(
+            num_engines
+            if config.cluster.critic.shared
+            else num_engines + num_ranks + num_references,
+            num_critics,
+        )
         starting = [rollouts.start("start", version, rewards.handles, timeout_s=limit_s)]
-        starting += [self._connect(group) for group in (learner, reference) if len(group)]
+        starting += [self._connect(group) for group in (learner, reference, critic) if len(group)]
         for pending in starting:
             pending.result()
 
@@ -171,6 +162,9 @@ class Cluster:
             rewards=rewards,
             learner=policy(learner),
             reference=policy(reference) if num_references else None,
+            critic=CriticGroup(critic, train_s=config.cluster.timeouts.train_s)
+            if num_critics
+            else None,
         )
 
     def _env(self, threads: int) -> dict[str, str]:
@@ -256,7 +250,32 @@ class Cluster:
                 group=self._placement,
                 bundles=range(first_bundle, first_bundle + num_ranks),
                 num_cpus=role.num_cpus,
-                num_gpus=role.num_gpus,
+                num_gpus=config.cluster.gpus_of(role_name, critic=self._algorithm.needs_critic),
+            ),
+        )
+        self._groups.append((group, "close"))
+        return group
+
+    def _launch_critic(self, first_bundle: int, num_ranks: int) -> WorkerGroup:
+        config, role = self._config, self._config.cluster.critic
+        settings = critic_settings(config, self._critic_path)
+        group = WorkerGroup.launch(
+            "critic",
+            CriticWorker,
+            num_workers=num_ranks,
+            arguments=lambda rank: {
+                "rank": rank,
+                "world_size": num_ranks,
+                "settings": settings,
+                "algorithm": self._algorithm,
+                "timeout_s": config.cluster.timeouts.train_s,
+            },
+            env=lambda rank: self._env(role.threads),
+            placement=Placement(
+                group=self._placement,
+                bundles=range(first_bundle, first_bundle + num_ranks),
+                num_cpus=role.num_cpus,
+                num_gpus=config.cluster.gpus_of("critic", critic=True),
             ),
         )
         self._groups.append((group, "close"))

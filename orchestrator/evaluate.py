@@ -46,6 +46,7 @@ def evaluate(path: Path, overrides: list[str], config_dir: str | None, output: P
             scorer=scorer,
             version=version,
             with_policy=checkpoint is not None,
+            with_critic=False,
         )
         if checkpoint is not None:
             roles.learner.workers.call(

@@ -11,11 +11,11 @@ feed-forward size, q = heads x head_dim, k = key/value heads x head_dim.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from conf.schema import ArchitectureConfig, ModelConfig, RoleConfig, TrainConfig
+from conf.schema import ArchitectureConfig, ModelConfig, TrainConfig
 
 GIB = 2**30
 # CUDA context, buffers of NCCL and cuBLAS, what the allocator can't reuse, and the chunk of a
@@ -31,7 +31,7 @@ class Share:
     """What one process keeps on its GPU.
 
     Attributes:
-        role: rollout, learner or reference.
+        role: rollout, learner, reference or critic.
         parts: what -> bytes.
     """
 
@@ -161,6 +161,15 @@ def policy_share(
     return Share(role="learner" if trains else "reference", parts=parts)
 
 
+def critic_share(config: TrainConfig, model: ArchitectureConfig) -> Share:
+    """One rank of the critic: a learner of its own settings, of the policy's architecture."""
+    names = [item.name for item in fields(config.learner) if hasattr(config.critic, item.name)]
+    own = {name: getattr(config.critic, name) for name in names}
+    alike = replace(config, learner=replace(config.learner, **own))
+    share = policy_share(alike, model, num_ranks=config.critic.num_ranks, trains=True)
+    return replace(share, role="critic")
+
+
 def engine_share(config: TrainConfig, model: ArchitectureConfig) -> Share:
     """One device of an engine."""
     rollout = config.rollout
@@ -175,7 +184,9 @@ def engine_share(config: TrainConfig, model: ArchitectureConfig) -> Share:
     )
 
 
-def shares(config: TrainConfig, model: ArchitectureConfig, *, references: bool) -> list[Share]:
+def shares(
+    config: TrainConfig, model: ArchitectureConfig, *, references: bool, critic: bool = False
+) -> list[Share]:
     """One process of every role that owns a part of a GPU."""
     cluster, ranks = config.cluster, config.learner.num_ranks
     found = []
@@ -185,10 +196,12 @@ def shares(config: TrainConfig, model: ArchitectureConfig, *, references: bool) 
         found.append(policy_share(config, model, num_ranks=ranks, trains=True))
     if cluster.reference.num_gpus and references:
         found.append(policy_share(config, model, num_ranks=ranks, trains=False))
+    if critic and config.cluster.gpus_of("critic", critic=critic):
+        found.append(critic_share(config, model))
     return found
 
 
-def check(config: TrainConfig, *, references: bool) -> None:
+def check(config: TrainConfig, *, references: bool, critic: bool = False) -> None:
     """Refuse what a GPU of `cluster.gpu_memory_gib` can't hold.
 
     Roles with less than a whole GPU share one, so what they keep is added. Nothing is checked where
@@ -203,8 +216,9 @@ def check(config: TrainConfig, *, references: bool) -> None:
     _check_cache(config, model)
     if have is None:
         return
-    present = shares(config, model, references=references)
-    shared = [share for share in present if _role(config, share).num_gpus < 1]
+    present = shares(config, model, references=references, critic=critic)
+    cluster = config.cluster
+    shared = [share for share in present if cluster.gpus_of(share.role, critic=critic) < 1]
     for together in [*([share] for share in present if share not in shared), shared]:
         total = sum(share.total for share in together)
         if total > have * GIB:
@@ -227,12 +241,6 @@ def _check_cache(config: TrainConfig, model: ArchitectureConfig) -> None:
         )
 
 
-def _role(config: TrainConfig, share: Share) -> RoleConfig:
-    role = getattr(config.cluster, share.role)
-    assert isinstance(role, RoleConfig)
-    return role
-
-
 def _remedy(config: TrainConfig, model: ArchitectureConfig, together: list[Share]) -> str:
     """The fewest settings of the learner that make it fit, tried in the order of their price."""
     have = (config.cluster.gpu_memory_gib or 0.0) * GIB
@@ -247,9 +255,16 @@ def _remedy(config: TrainConfig, model: ArchitectureConfig, together: list[Share
     ladder += [{"num_ranks": learner.num_ranks * 2**k} for k in range(1, 11)]
     for rung in ladder:
         changes |= {name: value for name, value in rung.items() if getattr(learner, name) != value}
-        trial = replace(config, learner=replace(learner, **changes))
+        # The critic takes these settings from the learner, unless it was given its own.
+        trial = replace(
+            config,
+            learner=replace(learner, **changes),
+            critic=replace(config.critic, **changes),
+        )
         total = engines + sum(
-            policy_share(
+            critic_share(trial, model).total
+            if share.role == "critic"
+            else policy_share(
                 trial,
                 model,
                 num_ranks=trial.learner.num_ranks,
@@ -264,12 +279,13 @@ def _remedy(config: TrainConfig, model: ArchitectureConfig, together: list[Share
     return "Choose a smaller model=, or a cluster= with larger GPUs"
 
 
-def describe(config: TrainConfig, *, references: bool) -> list[str]:
+def describe(config: TrainConfig, *, references: bool, critic: bool = False) -> list[str]:
     """One line per role with a GPU, and what its key/value cache holds; empty where unknown."""
     model = architecture_of(config.model)
     if model is None:
         return []
-    lines = [str(share) for share in shares(config, model, references=references)]
+    present = shares(config, model, references=references, critic=critic)
+    lines = [str(share) for share in present]
     longest = kv_bytes_per_token(model, config) * config.rollout.max_model_len
     if lines and config.cluster.rollout.num_gpus:
         fit = config.rollout.kv_cache_gib * GIB / longest

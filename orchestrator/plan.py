@@ -24,16 +24,37 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
             f"schedule.stale=train with algorithm={algorithm.name}, which corrects nothing for "
             "tokens of older weights; add algorithm/correction=tis, or set schedule.stale=drop"
         )
-    missing = algorithm.required_columns - PRODUCED
+    produced = PRODUCED | ({"values"} if algorithm.needs_critic else frozenset())
+    missing = algorithm.required_columns - produced
     if missing:
+        remedy = "choose an algorithm without it"
+        if "values" in missing:
+            remedy = "values are a critic's: start from algorithm=ppo, or set algorithm.value_loss"
         raise ValueError(
             f"algorithm={algorithm.name} reads {', '.join(sorted(missing))}, which no role of this "
-            "configuration produces; choose an algorithm without it"
+            f"configuration produces; {remedy}"
         )
+    _check_critic(config, algorithm)
     capacity.check(config, algorithm)
 
 
-#: Columns that some role of this system can produce.
+def _check_critic(config: TrainConfig, algorithm: Algorithm) -> None:
+    """A critic that nothing reads, or settings of one that does not exist."""
+    if algorithm.needs_critic and "values" not in algorithm.credit_columns:
+        raise ValueError(
+            f"algorithm={algorithm.name} trains a critic ({algorithm.value_loss!r}) whose values "
+            f"{type(algorithm.advantage).__name__} does not read; choose algorithm/advantage=gae "
+            "or set algorithm.value_loss=null"
+        )
+    if config.critic.warmup_steps and not algorithm.needs_critic:
+        raise ValueError(
+            f"critic.warmup_steps={config.critic.warmup_steps}: algorithm={algorithm.name} has no "
+            "critic to warm up; set it to 0 or choose algorithm=ppo"
+        )
+
+
+#: Columns that some role of this system can produce; `values` only where the algorithm has a
+#: critic.
 PRODUCED = frozenset(
     {
         "old_logprobs",
@@ -57,6 +78,9 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
         roles.append(f"actor ({cluster.actor.placement} with the learner)")
     if "ref_logprobs" in columns:
         roles.append("reference")
+    if algorithm.needs_critic:
+        where = "beside the learner" if cluster.critic.shared else "dedicated"
+        roles.append(f"critic ({where})")
     sequences, updates = config.sequences_per_step, trainer.updates_per_step
     longest = config.data.max_prompt_tokens + rollout.sampling.max_new_tokens
     rows = [
@@ -88,6 +112,7 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
             f"{learner.num_ranks} ranks, ZeRO-{learner.zero_stage}, {config.model.dtype}, "
             f"{learner.optimizer.name} lr {learner.optimizer.lr:g}",
         ),
+        *([("critic", _critic(config))] if algorithm.needs_critic else []),
         (
             "schedule",
             f"{schedule.name}, max_staleness {schedule.max_staleness}, trained in the order "
@@ -104,3 +129,15 @@ def _rows_owners(learner: LearnerConfig) -> str:
     if size == 1:
         return f"{learner.num_ranks} ranks"
     return f"{learner.num_data_parallel} groups of {size} ranks (sequence parallel)"
+
+
+def _critic(config: TrainConfig) -> str:
+    critic = config.critic
+    text = (
+        f"{critic.num_ranks} ranks, ZeRO-{critic.zero_stage}, {config.model.dtype} under a float32 "
+        f"head, {critic.optimizer.name} lr {critic.optimizer.lr:g}, {critic.num_updates} updates "
+        "a step"
+    )
+    if critic.warmup_steps:
+        text += f"; alone in the first {critic.warmup_steps} steps"
+    return text if critic.model is None else f"{text}; starts from {critic.model}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conf.schema import TrainConfig
+from conf.schema import OptimizerConfig, TrainConfig
 from workers.engines.vllm_settings import VLLMSettings
 from workers.engines.zero_settings import OptimizerSettings, ZeroSettings
 
@@ -45,9 +45,32 @@ def policy_settings(config: TrainConfig, model_path: str, *, trains: bool) -> Ze
     )
 
 
+def critic_settings(config: TrainConfig, critic_path: str) -> ZeroSettings:
+    """What a rank of the critic is told."""
+    critic = config.critic
+    return ZeroSettings(
+        model=critic_path,
+        zero_stage=critic.zero_stage,
+        dtype="bf16" if config.model.dtype == "bfloat16" else "float32",
+        optimizer=_optimizer(
+            critic.optimizer, total_steps=config.trainer.total_steps * critic.num_updates
+        ),
+        gradient_checkpointing=critic.gradient_checkpointing,
+        attention=critic.attention,
+        offload_optimizer=critic.offload_optimizer,
+        offload_params=critic.offload_params,
+        deepspeed=critic.deepspeed,
+    )
+
+
 def optimizer_settings(config: TrainConfig) -> OptimizerSettings:
     """The learner's optimizer, whose schedule ends with the run."""
-    optimizer, trainer = config.learner.optimizer, config.trainer
+    trainer = config.trainer
+    steps = trainer.total_steps - config.critic.warmup_steps
+    return _optimizer(config.learner.optimizer, total_steps=steps * trainer.num_updates)
+
+
+def _optimizer(optimizer: OptimizerConfig, *, total_steps: int) -> OptimizerSettings:
     return OptimizerSettings(
         name="adamw" if optimizer.name == "adamw" else "sgd",
         lr=optimizer.lr,
@@ -57,5 +80,5 @@ def optimizer_settings(config: TrainConfig) -> OptimizerSettings:
         max_grad_norm=optimizer.max_grad_norm,
         schedule=optimizer.schedule,
         warmup_steps=optimizer.warmup_steps,
-        total_steps=trainer.total_steps * trainer.num_updates,
+        total_steps=total_steps,
     )

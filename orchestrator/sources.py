@@ -22,6 +22,7 @@ class Sources:
     """Checked inputs of a run."""
 
     model_path: Path
+    critic_path: Path  # what a critic starts from
     train: PromptSet
     heldout: PromptSet | None
 
@@ -36,8 +37,12 @@ def prepare(config: TrainConfig) -> Sources:
     model_path = model_folder(config.model)
     check_context(model_path, config.rollout.max_model_len)
     check_sequence_parallel(model_path, config.learner.sequence_parallel_size)
+    critic_path = model_path
+    if config.critic.model is not None:
+        critic_path = Path(config.critic.model).absolute()
+        check_vocabulary(critic_path, model_path)
     train, heldout = prompt_sets(config.data)
-    return Sources(model_path=model_path, train=train, heldout=heldout)
+    return Sources(model_path=model_path, critic_path=critic_path, train=train, heldout=heldout)
 
 
 def model_folder(config: ModelConfig) -> Path:
@@ -75,6 +80,25 @@ def check_sequence_parallel(model_path: Path, size: int) -> None:
     num_heads = record.get("num_attention_heads")
     if size > 1 and num_heads is not None:
         check_heads(num_heads, record.get("num_key_value_heads") or num_heads, size)
+
+
+def check_vocabulary(critic_path: Path, model_path: Path) -> None:
+    """Refuse a critic that does not know every token of the policy."""
+    if not (critic_path / "config.json").exists():
+        raise ValueError(
+            f"critic.model={critic_path} has no config.json; give a local Hugging Face folder, or "
+            "null to start from the policy's"
+        )
+    sizes = [
+        json.loads((path / "config.json").read_text()).get("vocab_size")
+        for path in (critic_path, model_path)
+    ]
+    if None not in sizes and sizes[0] < sizes[1]:
+        raise ValueError(
+            f"critic.model={critic_path} has a vocabulary of {sizes[0]}, the policy one of "
+            f"{sizes[1]}: the critic reads the policy's tokens, so start it from a model with the "
+            "same tokenizer"
+        )
 
 
 def prompt_sets(config: DataConfig) -> tuple[PromptSet, PromptSet | None]:

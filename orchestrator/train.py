@@ -19,6 +19,7 @@ from conf.schema import TrainConfig
 from orchestrator import summary
 from orchestrator.checkpoint import Checkpoint, CheckpointStore
 from orchestrator.cluster import Cluster, Roles
+from orchestrator.critic import Critic
 from orchestrator.evaluation import Evaluator, Scores
 from orchestrator.ledger import Ledger
 from orchestrator.manifest import write_manifest
@@ -57,8 +58,14 @@ def train(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
     store = CheckpointStore(run_dir, keep=config.trainer.keep_checkpoints)
     os.chdir(run_dir)  # Ray puts the driver's folder first on the path of every worker
     history = History()
-    model = str(sources.model_path)
-    with progress, Cluster(config, algorithm, run_id=run_dir.name, model_path=model) as cluster:
+    cluster = Cluster(
+        config,
+        algorithm,
+        run_id=run_dir.name,
+        model_path=str(sources.model_path),
+        critic_path=str(sources.critic_path),
+    )
+    with progress, cluster:
         progress.say("starting engines ...")
         version = checkpoint.version if checkpoint else 0
         roles = cluster.launch(environment=environment, scorer=scorer, version=version)
@@ -151,6 +158,9 @@ def _assemble(
         if config.tracking.rollouts
         else None,
         cost=SequenceCost.of_model(**shape),
+        critic=Critic(group=roles.critic, algorithm=algorithm, config=config)
+        if roles.critic is not None
+        else None,
         on_step=lambda step, metrics: None,
         on_scores=lambda step, scores: None,
     )
@@ -165,6 +175,8 @@ def _begin(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
             str(checkpoint.learner_dir),
             timeout_s=trainer.config.cluster.timeouts.checkpoint_s,
         )
+        if trainer.critic is not None:
+            trainer.critic.load(checkpoint.path)
         trainer.version = checkpoint.version
     trainer.publisher.begin(trainer.version)
     if checkpoint is None:

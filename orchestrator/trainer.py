@@ -4,6 +4,8 @@
     producer     groups of trajectories      prompts of the ledger        rollout engines, rewards
     actor        old_logprobs, old_entropy   trajectories                 its ranks
     reference    ref_logprobs                trajectories                 its ranks
+    critic       values, then a fit to       trajectories, then returns   its ranks
+                 the returns
     learner      advantages, new weights     all of the above             its ranks
     publisher    an attested version         the learner's weights        learner and engines
 
@@ -27,6 +29,7 @@ from orchestrator.batch import StepBatch, assemble, batch_metrics, plan_updates,
 from orchestrator.checkpoint import CheckpointStore
 from orchestrator.clock import Clock
 from orchestrator.cluster import Roles
+from orchestrator.critic import Critic, CriticStep
 from orchestrator.evaluation import Evaluator, Scores
 from orchestrator.ledger import Ledger
 from orchestrator.producer import Producer, Taken
@@ -60,6 +63,7 @@ class Trainer:
     checkpoints: CheckpointStore
     recorder: Recorder | None
     cost: SequenceCost
+    critic: Critic | None
     on_step: Callable[[int, dict[str, float]], None]
     on_scores: Callable[[int, Scores], None]
     version: int = 0
@@ -96,6 +100,7 @@ class Trainer:
         with clock.span("generate"):
             taken = self.producer.take(step, self.version, self._why_not)
         self.producer.run_ahead(self.version)
+        before = self.version
         batch = self._assemble(taken)
         rows = Trajectories(slices=batch.slices, batches=batch.batches)
         plan = plan_updates(
@@ -108,8 +113,10 @@ class Trainer:
             token_budget=self.config.learner.token_budget,
             cost=self.cost,
         )
+        critic = None if self.critic is None else self.critic.step(step, batch, rows)
         with clock.span("score"):
             scored = self._score(plan.ranks, rows)
+            scored += [] if critic is None else critic.values()
             advantages, credit_metrics = self.roles.learner.credit(
                 CreditPlan(
                     rewards=batch.shaped_rewards,
@@ -121,16 +128,13 @@ class Trainer:
             )
         with clock.span("train"):
             computed = [*scored, advantages]
-            logprobs, reports = self.roles.learner.train(plan.ranks, rows, computed)
-            trained = training_metrics(reports)
-        self.version += 1
+            logprobs, trained = self._train(plan.ranks, rows, computed, critic)
         with clock.span("publish"):
-            stepped = trained["learner/steps"] > 0 and trained["learner/grad_norm"] > 0
-            published = self.publisher.publish(self.version, stepped=stepped)
+            published = self._publish(trained)
         if self.recorder is not None:
             self.recorder.write(step, batch.slices, batch.batches, [*computed, *logprobs])
         metrics = {
-            **batch_metrics(batch, self.version - 1),
+            **batch_metrics(batch, before),
             **plan.metrics,
             **credit_metrics,
             **trained,
@@ -182,6 +186,30 @@ class Trainer:
             references += actor.score(plans, rows, logprobs="old_logprobs", entropy=entropy)
         return references
 
+    def _train(
+        self,
+        plans: tuple[RankPlan, ...],
+        rows: Trajectories,
+        computed: list[Any],
+        critic: CriticStep | None,
+    ) -> tuple[list[Any], dict[str, float]]:
+        """The step's updates: `logprobs` columns and metrics; none while the critic warms up."""
+        fit = None if critic is None else critic.fit(computed)
+        logprobs: list[Any] = []
+        trained: dict[str, float] = {}
+        if critic is None or not critic.alone:
+            logprobs, reports = self.roles.learner.train(plans, rows, computed)
+            trained = training_metrics(reports)
+        return logprobs, trained if fit is None else {**trained, **fit.result()}
+
+    def _publish(self, trained: dict[str, float]) -> dict[str, float]:
+        """The next version of the policy, if it trained."""
+        if "learner/steps" not in trained:
+            return {}
+        self.version += 1
+        stepped = trained["learner/steps"] > 0 and trained["learner/grad_norm"] > 0
+        return self.publisher.publish(self.version, stepped=stepped)
+
     def evaluate(self, step: int) -> None:
         """Score the held-out prompts with the engines' present weights."""
         if self.evaluator is not None:
@@ -193,6 +221,8 @@ class Trainer:
         self.roles.learner.workers.call(
             "save", str(folder), timeout_s=self.config.cluster.timeouts.checkpoint_s
         )
+        if self.critic is not None:
+            self.critic.save(folder.parent)
         self.checkpoints.commit(step, version=self.version, ledger=self.ledger.state_dict())
 
 

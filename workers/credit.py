@@ -51,8 +51,6 @@ def assign_credit(
         )
     )
     earned = {"advantages": credit.advantages.float().numpy()}
-    if credit.returns is not None:
-        earned["returns"] = credit.returns.float().numpy()
     trained = earned["advantages"][mask]
     metrics = {
         "credit/advantage_mean": float(trained.mean()),
@@ -60,7 +58,28 @@ def assign_credit(
         "credit/zero_frac": float(np.mean(trained == 0.0)),
         **credit.metrics,
     }
+    if credit.returns is not None:
+        earned["returns"] = credit.returns.float().numpy()
+        values = columns["values"].numpy()[mask]
+        metrics |= critic_metrics(values, earned["returns"][mask])
     return computed_columns(np.arange(len(lengths)), lengths, **earned), metrics
+
+
+def critic_metrics(
+    values: npt.NDArray[np.float32], returns: npt.NDArray[np.float32]
+) -> dict[str, float]:
+    """How well values [M] foretold the returns [M] of the trained tokens, before they learn them.
+
+    Explained variance is 1 - var(returns - values) / var(returns): 1 is perfect, 0 no better than
+    a constant, negative worse; 0 too where the returns do not vary.
+    """
+    spread = float(returns.var(dtype=np.float64))
+    unexplained = float((returns - values).var(dtype=np.float64))
+    return {
+        "critic/value_mean": float(values.mean()),
+        "critic/return_mean": float(returns.mean()),
+        "critic/explained_variance": 1.0 - unexplained / spread if spread else 0.0,
+    }
 
 
 def _list_lengths(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:

@@ -10,7 +10,14 @@ Sections typed `Any` hold `_target_` nodes (the dotted path is the registry) and
 `hydra.utils.instantiate`.
 """
 
-from conf.schema.cluster import ActorRoleConfig, ClusterConfig, RoleConfig, TimeoutConfig
+from conf.schema.cluster import (
+    ActorRoleConfig,
+    ClusterConfig,
+    CriticRoleConfig,
+    RoleConfig,
+    TimeoutConfig,
+)
+from conf.schema.critic import CriticConfig
 from conf.schema.data import DataConfig
 from conf.schema.learner import LearnerConfig, OptimizerConfig
 from conf.schema.model import ArchitectureConfig, ModelConfig
@@ -25,6 +32,8 @@ __all__ = [
     "ActorRoleConfig",
     "ArchitectureConfig",
     "ClusterConfig",
+    "CriticConfig",
+    "CriticRoleConfig",
     "DataConfig",
     "LearnerConfig",
     "ModelConfig",

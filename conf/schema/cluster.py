@@ -36,6 +36,23 @@ class ActorRoleConfig:
 
 
 @dataclass(kw_only=True)
+class CriticRoleConfig(RoleConfig):
+    """Where values are computed and learned, by algorithms with a critic."""
+
+    placement: str = "shared"  # with the learner, taking turns | dedicated: resources of its own
+
+    def check(self, key: str) -> None:
+        """Check the values that stand under `key`."""
+        super().check(key)
+        choose(f"{key}.placement", self.placement, ("shared", "dedicated"))
+
+    @property
+    def shared(self) -> bool:
+        """Whether rank r stands where the learner's rank r stands, on half of its GPU."""
+        return self.placement == "shared"
+
+
+@dataclass(kw_only=True)
 class TimeoutConfig:
     """The longest that a remote call may take, in seconds, before the run stops and names it."""
 
@@ -68,11 +85,12 @@ class ClusterConfig:
     learner: RoleConfig = field(default_factory=RoleConfig)
     reference: RoleConfig = field(default_factory=RoleConfig)
     actor: ActorRoleConfig = field(default_factory=ActorRoleConfig)
+    critic: CriticRoleConfig = field(default_factory=CriticRoleConfig)
     timeouts: TimeoutConfig = field(default_factory=TimeoutConfig)
 
     def check(self) -> None:
         """Name the value that can't be, and the remedy."""
-        for role in ("rollout", "learner", "reference"):
+        for role in ("rollout", "learner", "reference", "critic"):
             getattr(self, role).check(f"cluster.{role}")
         self.actor.check()
         self.timeouts.check()
@@ -85,3 +103,15 @@ class ClusterConfig:
             self.placement_strategy,
             ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"),
         )
+
+    def gpus_of(self, role: str, *, critic: bool) -> float:
+        """GPUs of one process of a role (of one device, for an engine).
+
+        Args:
+            role: rollout, learner, reference or critic.
+            critic: whether the run has one; sharing the learner's placement it takes half of it.
+        """
+        if critic and self.critic.shared and role in ("learner", "critic"):
+            return self.learner.num_gpus / 2
+        own: float = getattr(self, role).num_gpus
+        return own

@@ -21,16 +21,17 @@ class OptimizerConfig:
     schedule: str = "constant"
     warmup_steps: int = 0  # optimizer steps taken
 
-    def check(self) -> None:
-        """Name the value that can't be, and the remedy."""
-        choose("learner.optimizer.name", self.name, ("adamw", "sgd"))
-        choose("learner.optimizer.schedule", self.schedule, ("constant", "linear", "cosine"))
+    def check(self, key: str) -> None:
+        """Check the values that stand under `key`."""
+        choose(f"{key}.name", self.name, ("adamw", "sgd"))
+        choose(f"{key}.schedule", self.schedule, ("constant", "linear", "cosine"))
+        require(len(self.betas) == 2, f"{key}.betas", self.betas, "must be two numbers")
         for name in ("lr", "eps", "max_grad_norm"):
             value = getattr(self, name)
-            require(value > 0, f"learner.optimizer.{name}", value, "must be positive")
+            require(value > 0, f"{key}.{name}", value, "must be positive")
         for name in ("weight_decay", "warmup_steps"):
             value = getattr(self, name)
-            require(value >= 0, f"learner.optimizer.{name}", value, "must not be negative")
+            require(value >= 0, f"{key}.{name}", value, "must not be negative")
 
 
 @dataclass(kw_only=True)
@@ -79,11 +80,5 @@ class LearnerConfig:
         for name in ("token_budget", "head_chunk"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"learner.{name}", value, "must be at least 1")
-        require(
-            len(self.optimizer.betas) == 2,
-            "learner.optimizer.betas",
-            self.optimizer.betas,
-            "must be two numbers",
-        )
-        self.optimizer.check()
+        self.optimizer.check("learner.optimizer")
         choose("learner.attention", self.attention, ("varlen_sdpa", "flash_attention_2"))

@@ -9,6 +9,7 @@ from omegaconf import MISSING
 
 from conf.schema.checks import choose, require
 from conf.schema.cluster import ClusterConfig
+from conf.schema.critic import CriticConfig
 from conf.schema.data import DataConfig
 from conf.schema.learner import LearnerConfig
 from conf.schema.model import ModelConfig
@@ -36,6 +37,7 @@ class TrainConfig:
     environment: Any = MISSING
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -72,6 +74,52 @@ class TrainConfig:
             f"exceeds the {sequences} sequences of one optimizer update (ranks that share their "
             f"micro-batches count once: {self.learner.num_data_parallel})",
         )
+        self._check_critic(longest)
+
+    def _check_critic(self, longest: int) -> None:
+        """What the critic must agree on with the rest; `longest` is a sequence in tokens."""
+        critic, prompts = self.critic, self.trainer.prompts_per_step
+        require(
+            longest <= critic.token_budget,
+            "critic.token_budget",
+            critic.token_budget,
+            f"is below the longest sequence, {longest} tokens; raise it",
+        )
+        require(
+            prompts % critic.updates_per_step == 0,
+            "critic.updates_per_step",
+            critic.updates_per_step,
+            f"must divide trainer.prompts_per_step={prompts}, so that groups stay whole",
+        )
+        sequences = self.sequences_per_step // critic.updates_per_step
+        require(
+            sequences >= critic.num_ranks,
+            "critic.num_ranks",
+            critic.num_ranks,
+            f"exceeds the {sequences} sequences of one optimizer update",
+        )
+        require(
+            critic.warmup_steps < self.trainer.total_steps,
+            "critic.warmup_steps",
+            critic.warmup_steps,
+            f"leaves none of trainer.total_steps={self.trainer.total_steps} to the policy; lower "
+            "it",
+        )
+        if self.cluster.critic.shared:
+            require(
+                critic.num_ranks <= self.learner.num_ranks,
+                "critic.num_ranks",
+                critic.num_ranks,
+                f"exceeds learner.num_ranks={self.learner.num_ranks}, beside which the ranks of a "
+                "shared critic stand; lower it or set cluster.critic.placement=dedicated",
+            )
+            require(
+                self.cluster.learner.num_gpus <= 1,
+                "cluster.learner.num_gpus",
+                self.cluster.learner.num_gpus,
+                "more than one GPU can't be shared with the critic; set "
+                "cluster.critic.placement=dedicated",
+            )
 
     @property
     def sequences_per_step(self) -> int:

@@ -30,13 +30,13 @@ SHM_FLOOR = 256 * 2**20  # what NCCL and vLLM's queues between workers take
 RAY_DISK_LIMIT = 0.95  # Ray stores no object on a disk that is fuller
 
 
-def check(config: TrainConfig, *, references: bool) -> list[Finding]:
+def check(config: TrainConfig, *, references: bool, critic: bool = False) -> list[Finding]:
     """Every check of this module, in the order of the report."""
     return [
         *versions(config),
-        *gpus(config, references=references),
+        *gpus(config, references=references, critic=critic),
         shared_memory(config),
-        *disk(config),
+        *disk(config, critic=critic),
         open_files(),
     ]
 
@@ -108,9 +108,9 @@ def visible_gpus() -> list[float]:
     return [float(line) / 1024 for line in answer.stdout.split()]
 
 
-def gpus(config: TrainConfig, *, references: bool) -> Iterator[Finding]:
+def gpus(config: TrainConfig, *, references: bool, critic: bool = False) -> Iterator[Finding]:
     """GPUs of this machine against those of a run that starts its own Ray here."""
-    asked = sum(count for _, count in gpus_asked(config, references=references))
+    asked = sum(count for _, count in gpus_asked(config, references=references, critic=critic))
     if config.cluster.address is not None:
         return  # another machine's: Ray is asked
     if not asked:
@@ -154,11 +154,11 @@ def shared_memory(config: TrainConfig) -> Finding:
     return ok("shared memory", found)
 
 
-def disk(config: TrainConfig) -> Iterator[Finding]:
+def disk(config: TrainConfig, *, critic: bool = False) -> Iterator[Finding]:
     """Room for checkpoints where the run writes, and for Ray where it keeps its session."""
     folder = Path(config.output_dir).absolute()
     _, free = _space(folder)
-    needed = checkpoint_bytes(config)
+    needed = checkpoint_bytes(config, critic=critic)
     if not os.access(_existing(folder), os.W_OK):
         yield fault("disk", f"{_existing(folder)} can't be written", "choose another output_dir=")
     elif free < needed:
@@ -180,16 +180,18 @@ def disk(config: TrainConfig) -> Iterator[Finding]:
         )
 
 
-def checkpoint_bytes(config: TrainConfig) -> float:
+def checkpoint_bytes(config: TrainConfig, *, critic: bool = False) -> float:
     """Weights and two moments in float32, so often as they are on disk at once, and the export.
 
-    1 GiB where the model's size is unknown.
+    A critic is as large again, and not exported. 1 GiB where the model's size is unknown.
     """
     model = memory.architecture_of(config.model)
     if model is None:
         return float(GIB)
     copies = (config.trainer.keep_checkpoints or 1) + 1
-    return memory.num_parameters(model) * (12.0 * copies + 4.0 * config.trainer.export)
+    return memory.num_parameters(model) * (
+        12.0 * copies * (2 if critic else 1) + 4.0 * config.trainer.export
+    )
 
 
 def open_files() -> Finding:

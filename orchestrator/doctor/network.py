@@ -12,9 +12,9 @@ from orchestrator.doctor.findings import Finding, fault, note, ok
 CONNECT_S = 3.0
 
 
-def check(config: TrainConfig, *, references: bool) -> list[Finding]:
+def check(config: TrainConfig, *, references: bool, critic: bool = False) -> list[Finding]:
     """Ports, then Ray, then NCCL."""
-    return [ports(), *ray_resources(config, references=references), *nccl(config)]
+    return [ports(), *ray_resources(config, references=references, critic=critic), *nccl(config)]
 
 
 def ports() -> Finding:
@@ -36,12 +36,19 @@ def ports() -> Finding:
             )
 
 
-def ray_resources(config: TrainConfig, *, references: bool) -> Iterator[Finding]:
+def ray_resources(
+    config: TrainConfig, *, references: bool, critic: bool = False
+) -> Iterator[Finding]:
     """What every process asks of Ray against what Ray has, or will have."""
-    from orchestrator.cluster import bundles
+    from orchestrator.placement import bundles
 
     ranks = config.learner.num_ranks
-    wanted = bundles(config, num_ranks=ranks, num_references=ranks if references else 0)
+    wanted = bundles(
+        config,
+        num_ranks=ranks,
+        num_references=ranks if references else 0,
+        num_critics=config.critic.num_ranks if critic else 0,
+    )
     cpus, gpus = (sum(bundle[kind] for bundle in wanted) for kind in ("CPU", "GPU"))
     address = config.cluster.address
     if address is None:

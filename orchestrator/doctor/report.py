@@ -12,11 +12,11 @@ from orchestrator.doctor.findings import Finding, fault, faults, ok
 
 def examine(config: TrainConfig, algorithm: Algorithm) -> list[Finding]:
     """Every finding about this machine and this configuration; starts no engine."""
-    references = needs_reference(algorithm)
+    references, critic = needs_reference(algorithm), algorithm.needs_critic
     findings = [_plan(config, algorithm)]
-    findings += machine.check(config, references=references)
+    findings += machine.check(config, references=references, critic=critic)
     findings += inputs.check(config)
-    findings += network.check(config, references=references)
+    findings += network.check(config, references=references, critic=critic)
     return findings
 
 
@@ -34,6 +34,7 @@ def require_machine(config: TrainConfig, algorithm: Algorithm) -> None:
     Raises:
         ValueError: with every fault and its remedy.
     """
-    found = faults(machine.check(config, references=needs_reference(algorithm)))
+    references, critic = needs_reference(algorithm), algorithm.needs_critic
+    found = faults(machine.check(config, references=references, critic=critic))
     if found:
         raise ValueError("; ".join(f"{f.subject}: {f.text} ({f.remedy})" for f in found))

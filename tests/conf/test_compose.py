@@ -9,7 +9,17 @@ import conf
 from conf.compose import ConfigError, complete, compose
 
 ROOT = Path(conf.__file__).parent
-GROUPS = ("model", "data", "reward", "rollout", "learner", "cluster", "schedule", "tracking")
+GROUPS = (
+    "model",
+    "data",
+    "reward",
+    "rollout",
+    "learner",
+    "critic",
+    "cluster",
+    "schedule",
+    "tracking",
+)
 LONG = ["rollout.max_model_len=8192", "learner.token_budget=8192"]
 NEEDS = {  # members that leave a path to the user
     ("model", "hf"): ["model.path=/somewhere"],
@@ -66,6 +76,13 @@ def test_the_default_run_is_the_quickstart():
         ("learner.num_ranks=1000", "exceeds the 128 sequences"),
         ("learner.sequence_parallel_size=2", "=2: must divide learner.num_ranks=1"),
         ("learner.sequence_parallel_size=0", "=0: must divide learner.num_ranks=1"),
+        ("critic.zero_stage=4", "critic.zero_stage=4: must be 0, 1, 2 or 3"),
+        ("critic.optimizer.lr=0", "critic.optimizer.lr=0.0: must be positive"),
+        ("critic.token_budget=30", "critic.token_budget=30: is below the longest sequence"),
+        ("critic.updates_per_step=3", "must divide trainer.prompts_per_step=16"),
+        ("critic.warmup_steps=20", "leaves none of trainer.total_steps=20 to the policy"),
+        ("critic.num_ranks=2", "exceeds learner.num_ranks=1.*placement=dedicated"),
+        ("cluster.critic.placement=aside", "must be one of shared, dedicated"),
         ("model.path=/somewhere", "either model.path"),
         ("a=b=c", "mismatched input"),
     ],
@@ -74,6 +91,18 @@ def test_bad_values_are_named(override, message):
     with pytest.raises(ConfigError, match=message) as caught:
         compose([override])
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_critic_takes_from_the_learner_what_is_not_its_own():
+    overrides = ["learner.zero_stage=2", "learner.num_ranks=2", "trainer.updates_per_step=4"]
+    _, config = compose([*overrides, "learner.optimizer.max_grad_norm=0.5"])
+    assert (config.critic.zero_stage, config.critic.num_ranks) == (2, 2)
+    assert config.critic.updates_per_step == 4
+    assert config.critic.optimizer.max_grad_norm == 0.5
+    assert config.critic.optimizer.lr == 1e-5
+    _, config = compose([*overrides, "critic.zero_stage=0", "critic.updates_per_step=1"])
+    assert (config.critic.zero_stage, config.learner.zero_stage) == (0, 2)
+    assert (config.critic.updates_per_step, config.trainer.updates_per_step) == (1, 4)
 
 
 def test_a_folder_of_ones_own(tmp_path):

@@ -33,7 +33,7 @@ def test_the_glossary_lists_what_the_orchestrator_emits():
         for path in (ROOT / room).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    areas = "reward|rollout|groups|samples|staleness|mismatch|credit|learner"
+                    areas = "reward|rollout|groups|samples|staleness|mismatch|credit|learner|critic"
                     pattern = rf"^({areas}|publication|ledger|time)/\w+$"
                     if re.match(pattern, node.value):
                         emitted.add(node.value)

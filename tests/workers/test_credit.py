@@ -8,7 +8,7 @@ from algorithms.advantages.outcome import GroupRelative
 from algorithms.aggregations import TokenMean
 from algorithms.algorithm import Algorithm
 from algorithms.policy_losses.clipped import ClippedRatio
-from workers.credit import assign_credit
+from workers.credit import assign_credit, critic_metrics
 from workers.plans import CreditPlan, Slice, step_table
 
 ALGORITHM = Algorithm(
@@ -48,3 +48,15 @@ def test_group_advantages_land_on_trained_tokens():
     assert rows[2] == pytest.approx([0, -0.7071064, -0.7071064, -0.7071064], abs=1e-5)
     assert rows[3] == [0, 0, 0]  # filtered: its reward counts, its tokens do not train
     assert metrics["credit/zero_frac"] == 0.0
+
+
+def test_explained_variance_is_what_values_foretold():
+    returns = np.array([0.0, 1.0, 2.0, 3.0], dtype=np.float32)  # variance 1.25
+    assert critic_metrics(returns, returns)["critic/explained_variance"] == 1.0
+    constant = np.full(4, 7.0, dtype=np.float32)
+    assert critic_metrics(constant, returns)["critic/explained_variance"] == 0.0
+    # returns - values = 0, 1, 2, 1: mean 1, variance 0.5, and 1 - 0.5 / 1.25 = 0.6
+    found = critic_metrics(np.array([0.0, 0.0, 0.0, 2.0], dtype=np.float32), returns)
+    assert found["critic/explained_variance"] == pytest.approx(0.6)
+    assert (found["critic/value_mean"], found["critic/return_mean"]) == (0.5, 1.5)
+    assert critic_metrics(returns, constant)["critic/explained_variance"] == 0.0

@@ -56,8 +56,7 @@ def loss_inputs(
         old_is_current: the policy that started the step is the current one, so its columns need
             not be there: they are the current ones, detached.
     """
-    given = {name: value for name, value in batch.columns.items() if name in _FIELDS}
-    given |= {name: value for name, value in batch.sequence_columns.items() if name in _FIELDS}
+    given = known_columns(batch)
     current = {"logprobs": logprobs, "entropy": entropy}
     if old_is_current:
         for name, source in IDENTITIES.items():
@@ -73,6 +72,12 @@ def loss_inputs(
         "sequence_ids": batch.sequence_ids,
     }
     return LossInputs(**values)
+
+
+def known_columns(batch: PackedBatch) -> dict[str, Tensor]:
+    """Columns [N] or [S] of a batch that `LossInputs` has a name for."""
+    columns = {**batch.columns, **batch.sequence_columns}
+    return {name: value for name, value in columns.items() if name in _FIELDS}
 
 
 def check_columns(

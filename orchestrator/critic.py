@@ -1,0 +1,119 @@
+"""The critic as the trainer sees it: values before credit, a fit to the returns after it.
+
+It has its own division of a step into updates, ranks and micro-batches; the rows are the policy's.
+Where it shares the learner's placement the two learn in turn; elsewhere it learns beside it.
+In the first `critic.warmup_steps` steps it learns and the policy does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from algorithms.algorithm import Algorithm
+from conf.schema import TrainConfig
+from orchestrator.batch import StepBatch, plan_updates
+from workers.critic_group import CriticGroup
+from workers.critic_worker import CriticReport
+from workers.group import Pending
+from workers.partition import SequenceCost
+from workers.plans import RankPlan
+from workers.policy_group import Trajectories
+
+FOLDER = "critic"  # in a checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A step's updates of the critic, begun."""
+
+    pending: Pending
+
+    def result(self) -> dict[str, float]:
+        """Metrics, which are global on every rank, once all ranks are done."""
+        reports: list[CriticReport] = self.pending.result()
+        return dict(reports[0].metrics)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticStep:
+    """What the critic does in one step.
+
+    Attributes:
+        group: its ranks.
+        plans: who of them computes what.
+        rows: the step's trajectories.
+        alone: the policy does not train in this step.
+        in_turn: it stands where the learner does, so that only one of them trains at a time.
+    """
+
+    group: CriticGroup
+    plans: tuple[RankPlan, ...]
+    rows: Trajectories
+    alone: bool
+    in_turn: bool
+
+    def values(self) -> list[Any]:
+        """Start to say the values of the rows; references to `values` columns."""
+        return self.group.values(self.plans, self.rows)
+
+    def fit(self, computed: Sequence[Any]) -> Fit:
+        """Start the updates on the returns among the computed columns; in turn, finish them."""
+        fit = Fit(pending=self.group.train(self.plans, self.rows, computed))
+        if self.in_turn:
+            fit.result()
+        return fit
+
+
+@dataclass(kw_only=True)
+class Critic:
+    """The critic of a run."""
+
+    group: CriticGroup
+    algorithm: Algorithm
+    config: TrainConfig
+    cost: SequenceCost = field(init=False)
+
+    def __post_init__(self) -> None:
+        limit_s = self.config.cluster.timeouts.start_s
+        shape = self.group.workers.call_first("shape", timeout_s=limit_s)
+        self.cost = SequenceCost.of_model(**shape)
+
+    def step(self, step: int, batch: StepBatch, rows: Trajectories) -> CriticStep:
+        """Divide a step among the ranks."""
+        critic = self.config.critic
+        plan = plan_updates(
+            batch,
+            self.algorithm,
+            num_updates=critic.updates_per_step,
+            num_passes=critic.epochs_per_step,
+            seed=(self.config.seed, step),
+            num_ranks=critic.num_ranks,
+            token_budget=critic.token_budget,
+            cost=self.cost,
+        )
+        return CriticStep(
+            group=self.group,
+            plans=plan.ranks,
+            rows=rows,
+            alone=step <= critic.warmup_steps,
+            in_turn=self.config.cluster.critic.shared,
+        )
+
+    def save(self, checkpoint: Path) -> None:
+        """Write the critic's part into the folder of a checkpoint."""
+        self._call("save", checkpoint)
+
+    def load(self, checkpoint: Path) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            WorkerError: when the checkpoint holds no critic, or another one.
+        """
+        self._call("load", checkpoint)
+
+    def _call(self, method: str, checkpoint: Path) -> None:
+        limit_s = self.config.cluster.timeouts.checkpoint_s
+        self.group.workers.call(method, str(checkpoint / FOLDER), timeout_s=limit_s)

@@ -1,0 +1,60 @@
+"""What a run asks of Ray: the resources of every process, and whether the cluster has them.
+
+A bundle is what one process gets; a shared critic is the exception, two processes in one bundle.
+`capacity.py` does the same sum on the configuration, before Ray is asked.
+"""
+
+from __future__ import annotations
+
+import ray
+
+from conf.schema import TrainConfig
+
+
+class PlacementError(ValueError):
+    """The cluster can't hold the run; the message shows the arithmetic."""
+
+
+def bundles(
+    config: TrainConfig, *, num_ranks: int, num_references: int, num_critics: int = 0
+) -> list[dict[str, float]]:
+    """Resources of every process: engines, learner ranks, reference ranks, critic ranks.
+
+    A shared critic has no bundle of its own: its rank r takes half of the GPU of learner rank r,
+    in that rank's bundle, which is as many CPUs larger.
+    """
+    cluster = config.cluster
+    shared = num_critics if cluster.critic.shared else 0
+    roles = [
+        (config.rollout.num_engines, cluster.rollout, config.rollout.tensor_parallel_size),
+        (num_ranks, cluster.learner, 1),
+        (num_references, cluster.reference, 1),
+        (num_critics - shared, cluster.critic, 1),
+    ]
+    wanted = [
+        {"CPU": role.num_cpus, "GPU": role.num_gpus * devices}
+        for count, role, devices in roles
+        for _ in range(count)
+    ]
+    for rank in range(shared):
+        wanted[config.rollout.num_engines + rank]["CPU"] += cluster.critic.num_cpus
+    return wanted
+
+
+def check_resources(config: TrainConfig, wanted: list[dict[str, float]]) -> None:
+    """Refuse a run that the cluster can't hold.
+
+    Raises:
+        PlacementError: with what is wanted, what there is, and what to lower.
+    """
+    have = ray.cluster_resources()
+    for kind in ("GPU", "CPU"):
+        total = sum(bundle[kind] for bundle in wanted)
+        if total > have.get(kind, 0.0):
+            raise PlacementError(
+                f"cluster={config.cluster.name} asks for {total:g} {kind}s: "
+                f"{config.rollout.num_engines} engines x tensor_parallel_size "
+                f"{config.rollout.tensor_parallel_size} + {config.learner.num_ranks} learner ranks "
+                f"(+ reference and critic ranks, if any), but Ray has {have.get(kind, 0.0):g}; "
+                "lower rollout.num_engines or learner.num_ranks, or choose another cluster="
+            )

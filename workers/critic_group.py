@@ -1,0 +1,35 @@
+"""The driver's side of a group of critic ranks: plans in, references to `values` columns out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from workers.group import Pending, WorkerGroup
+from workers.plans import RankPlan
+from workers.policy_group import Trajectories
+
+
+class CriticGroup:
+    """All ranks of one critic."""
+
+    def __init__(self, workers: WorkerGroup, *, train_s: float) -> None:
+        self.workers = workers
+        self._train_s = train_s
+
+    def values(self, plans: Sequence[RankPlan], rows: Trajectories) -> list[Any]:
+        """Start a no-grad pass; one reference per rank to a record batch of `values`."""
+        return [
+            handle.values.remote(plan, rows.slices, *rows.batches)
+            for handle, plan in zip(self.workers.handles, plans, strict=True)
+        ]
+
+    def train(
+        self, plans: Sequence[RankPlan], rows: Trajectories, computed: Sequence[Any]
+    ) -> Pending:
+        """Start the optimizer updates; the result is every rank's `CriticReport`."""
+        reports = [
+            handle.train.remote(plan, rows.slices, len(computed), *computed, *rows.batches)
+            for handle, plan in zip(self.workers.handles, plans, strict=True)
+        ]
+        return Pending(self.workers.role, "train", reports, self._train_s)

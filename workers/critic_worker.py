@@ -1,0 +1,114 @@
+"""The critic role: one DeepSpeed rank in a Ray actor that says values and learns them.
+
+Plans and references to Arrow batches in; a `values` column and metrics out. What a rank computes is
+in `engines/critic_engine.py`. The critic is trained and saved, never published: engines do not need
+it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import pyarrow as pa
+
+from algorithms.algorithm import Algorithm
+from workers.engines.zero_settings import ZeroSettings
+from workers.micro_batches import as_columns, packed_rows
+from workers.plans import RankPlan, Slice, step_table
+from workers.rank_worker import RankWorker
+from workers.trajectory import join_computed
+
+if TYPE_CHECKING:
+    from workers.engines.critic_engine import CriticEngine
+    from workers.engines.process_group import ProcessGroupSettings
+    from workers.engines.results import UpdateResult
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CriticReport:
+    """What a step did to the critic.
+
+    Attributes:
+        metrics: over all ranks; averaged over the step's updates.
+        non_finite: tensors whose gradient was not finite, for the updates that were skipped.
+    """
+
+    metrics: Mapping[str, float]
+    non_finite: tuple[str, ...]
+
+
+class CriticWorker(RankWorker):
+    """One rank of a critic."""
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        world_size: int,
+        settings: ZeroSettings,
+        algorithm: Algorithm,
+        timeout_s: float,
+    ) -> None:
+        super().__init__(rank=rank, world_size=world_size, settings=settings, timeout_s=timeout_s)
+        self._algorithm = algorithm
+
+    def build_engine(self, group: ProcessGroupSettings) -> CriticEngine:
+        """Load the backbone; `group` says where its ranks meet."""
+        from workers.engines.critic_engine import CriticEngine
+
+        return CriticEngine(self._settings, group)
+
+    @property
+    def _engine(self) -> CriticEngine:
+        return cast("CriticEngine", self._zero)
+
+    def values(
+        self, plan: RankPlan, slices: Sequence[Slice], *batches: pa.RecordBatch
+    ) -> pa.RecordBatch:
+        """Column `values` of this rank's rows, before the step's updates."""
+        table = step_table(slices, batches)
+        packed = [packed_rows(table, micro, ()) for micro in plan.micro_batches]
+        return as_columns(plan, {"values": self._engine.values(packed)})
+
+    def train(
+        self,
+        plan: RankPlan,
+        slices: Sequence[Slice],
+        num_computed: int,
+        *batches: pa.RecordBatch,
+    ) -> CriticReport:
+        """The step's optimizer updates on `returns`.
+
+        The column `values` holds what this critic said at credit time: while it is fitted, those
+        are the old values that clipping compares with.
+        """
+        table = join_computed(step_table(slices, batches[num_computed:]), batches[:num_computed])
+        renamed = {"values": "old_values"}
+        table = table.rename_columns([renamed.get(name, name) for name in table.column_names])
+        names = [name for name in table.column_names if name in self._algorithm.value_columns]
+        results: list[UpdateResult] = []
+        for once in plan.passes:
+            updates = [
+                [packed_rows(table, micro, names) for micro in update] for update in once.updates
+            ]
+            results += self._engine.train(updates, self._algorithm)
+        return _report(results)
+
+
+def _report(updates: Sequence[UpdateResult]) -> CriticReport:
+    metrics = {"critic/steps": float(sum(not update.skipped for update in updates))}
+    for update in updates:
+        own = {
+            "critic/loss": update.metrics["loss"],
+            "critic/grad_norm": update.grad_norm,
+            "critic/lr": update.lr,
+            **{name: value for name, value in update.metrics.items() if "/" in name},
+        }
+        for name, value in own.items():
+            metrics[name] = metrics.get(name, 0.0) + value / len(updates)
+    return CriticReport(
+        metrics=metrics,
+        non_finite=tuple(name for update in updates for name in update.non_finite),
+    )
