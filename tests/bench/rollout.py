@@ -37,6 +37,7 @@ from workers.prompts import PromptEncoder
 from workers.requests import GroupRequest
 
 RUN_LIMIT_S = 900.0
+WARM_UP = 2  # rounds that are not counted
 
 
 @contextmanager
@@ -56,10 +57,13 @@ def running(overrides: list[str], *, with_policy: bool) -> Iterator[tuple[Any, A
         yield config, sources, roles
 
 
-def pool_seconds(roles: Roles, config: Any, sources: Any, rounds: int) -> list[float]:
-    """Seconds per generated token of every round of one batch through the pool."""
+Round = tuple[float, int]  # seconds and generated tokens of a batch
+
+
+def pool_rounds(roles: Roles, config: Any, sources: Any, rounds: int) -> list[Round]:
+    """Batches through the pool, one after the other."""
     prompts, samples = sources.train, config.rollout.samples_per_prompt
-    seconds = []
+    found = []
     for number in range(rounds):
         requests = [
             GroupRequest(
@@ -80,11 +84,11 @@ def pool_seconds(roles: Roles, config: Any, sources: Any, rounds: int) -> list[f
         roles.rollouts.submit(requests)
         groups = roles.rollouts.wait([request.group_id for request in requests])
         passed = time.perf_counter() - began
-        seconds.append(passed / sum(meta.num_sampled for group in groups for meta in group.metas))
-    return seconds
+        found.append((passed, sum(meta.num_sampled for group in groups for meta in group.metas)))
+    return found
 
 
-async def bare_seconds(job: dict[str, Any]) -> list[float]:
+async def bare_rounds(job: dict[str, Any]) -> list[Round]:
     """The same batches through `AsyncLLM` alone; runs in a process of its own."""
     from vllm import AsyncEngineArgs, SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -108,7 +112,7 @@ async def bare_seconds(job: dict[str, Any]) -> list[float]:
             drawn = len(output.outputs[0].token_ids)
         return drawn
 
-    seconds = []
+    found = []
     for number in range(job["rounds"]):
         began = time.perf_counter()
         counts = await asyncio.gather(
@@ -118,12 +122,12 @@ async def bare_seconds(job: dict[str, Any]) -> list[float]:
                 for k in range(job["samples"])
             )
         )
-        seconds.append((time.perf_counter() - began) / sum(counts))
+        found.append((time.perf_counter() - began, sum(counts)))
     engine.shutdown()
-    return seconds
+    return found
 
 
-def measure_bare(config: Any, sources: Any, rounds: int) -> list[float]:
+def measure_bare(config: Any, sources: Any, rounds: int) -> list[Round]:
     """Starts the process in which vLLM runs alone."""
     settings = vllm_settings(config, str(sources.model_path), engine_id=0)
     encoder = PromptEncoder(str(sources.model_path), config.data.max_prompt_tokens)
@@ -146,8 +150,7 @@ def measure_bare(config: Any, sources: Any, rounds: int) -> list[float]:
     )
     if done.returncode:
         raise RuntimeError(f"bare vLLM exited {done.returncode}:\n{done.stderr[-2000:]}")
-    seconds: list[float] = json.loads(done.stdout.splitlines()[-1])
-    return seconds
+    return [(seconds, tokens) for seconds, tokens in json.loads(done.stdout.splitlines()[-1])]
 
 
 def copy_seconds(num_bytes: int) -> float:
@@ -165,9 +168,12 @@ def compare_generation(overrides: list[str], rounds: int) -> None:
     """Prints tokens/s of the pool and of vLLM alone."""
     one = [*overrides, "rollout.num_engines=1"]
     with running(one, with_policy=False) as (config, sources, roles):
-        pool = pool_seconds(roles, config, sources, rounds)[2:]
-    bare = measure_bare(config, sources, rounds)[2:]
-    rates = {name: 1 / statistics.median(s) for name, s in (("pool", pool), ("bare vLLM", bare))}
+        pool = pool_rounds(roles, config, sources, rounds)[WARM_UP:]
+    bare = measure_bare(config, sources, rounds)[WARM_UP:]
+    rates = {
+        name: statistics.median(tokens / seconds for seconds, tokens in found)
+        for name, found in (("pool", pool), ("bare vLLM", bare))
+    }
     print(f"\n{'generation':<22}{'tokens/s':>10}")
     for name, rate in rates.items():
         print(f"{name:<22}{rate:>10.0f}")
@@ -200,7 +206,7 @@ def main() -> int:
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.bare:
-        print(json.dumps(asyncio.run(bare_seconds(json.load(sys.stdin)))))
+        print(json.dumps(asyncio.run(bare_rounds(json.load(sys.stdin)))))
         return 0
     os.chdir(Path(__file__).resolve().parents[2])
     overrides = [f"experiment={options.experiment}"]

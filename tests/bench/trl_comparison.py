@@ -9,7 +9,8 @@ It prints the median seconds of a step and the reward at the end of each, for ev
 threads, and the ratio of the best medians. What it is not: a comparison at any other size.
 
 Ballast's step samples with vLLM in its own process, scores in killable processes, trains, publishes
-the weights with attestation and records every token; TRL's does all in one process. A second of
+the weights with attestation and records every token; TRL's does all in one process, and samples
+with transformers. What bare vLLM takes to sample the same batch is printed beside. A second of
 Ballast is `time/step_s` of `metrics.jsonl`, or the time between the steps' records where that is
 longer; TRL's is the time between the ends of its steps.
 
@@ -30,6 +31,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import rollout
+
+from conf.compose import compose
+from orchestrator.sources import prepare
 from workers.models.cache import cache_dir
 from workers.models.tiny import build_tiny
 from workers.tasks.copy import build_copy
@@ -174,7 +179,17 @@ def measure_trl(python: Path, steps: int, threads: int, folder: Path) -> Measure
     )
 
 
-def report(runs: Sequence[Measured], steps: int) -> str:
+def measure_vllm(threads: int) -> float:
+    """Seconds in which bare vLLM samples the batch of one step: what any loop on it takes at least.
+
+    The same engine settings, prompts and seeds, in a process of its own, with nothing around it.
+    """
+    _, config = compose([*WORK, f"cluster.rollout.threads={threads}"])
+    rounds = rollout.measure_bare(config, prepare(config), 12)[rollout.WARM_UP :]
+    return statistics.median(seconds for seconds, _ in rounds)
+
+
+def report(runs: Sequence[Measured], bare_s: float, steps: int) -> str:
     """A row per run and the ratio of the best."""
     lines = [f"{'trainer':<9}{'threads':>8}{'s/step':>9}{'p10':>9}{'p90':>9}{'reward':>9}"]
     for one in runs:
@@ -191,7 +206,9 @@ def report(runs: Sequence[Measured], steps: int) -> str:
     lines.append(
         f"\nmedian of steps {WARM_UP + 1} to {steps}, reward of the last {LAST}; the best of each: "
         f"Ballast {ballast.median_s:.3f} s with {ballast.threads} threads, TRL {trl.median_s:.3f} "
-        f"s with {trl.threads}: Ballast takes {ballast.median_s / trl.median_s:.2f} of TRL's time"
+        f"s with {trl.threads}: Ballast takes {ballast.median_s / trl.median_s:.2f} of TRL's time\n"
+        f"vLLM alone samples a step's batch in {bare_s:.3f} s, "
+        f"{bare_s / trl.median_s:.2f} of TRL's whole step, which samples with transformers"
     )
     return "\n".join(lines)
 
@@ -223,7 +240,8 @@ def main() -> int:
                 print(f"running both with {threads} threads", flush=True)
                 runs.append(measure_ballast(options.steps, threads, Path(folder)))
                 runs.append(measure_trl(python, options.steps, threads, Path(folder)))
-    print(report(runs, options.steps))
+    bare_s = min(measure_vllm(threads) for threads in options.threads)
+    print(report(runs, bare_s, options.steps))
     return 0
 
 
