@@ -162,10 +162,14 @@ def policy_share(
 
 
 def critic_share(config: TrainConfig, model: ArchitectureConfig) -> Share:
-    """One rank of the critic: a learner of its own settings, of the policy's architecture."""
+    """One rank of the critic: a learner of its own settings, of the policy's architecture.
+
+    Its ranks never share a micro-batch.
+    """
     names = [item.name for item in fields(config.learner) if hasattr(config.critic, item.name)]
     own = {name: getattr(config.critic, name) for name in names}
-    alike = replace(config, learner=replace(config.learner, **own))
+    learner = replace(config.learner, **own, sequence_parallel_size=1)
+    alike = replace(config, learner=learner)
     share = policy_share(alike, model, num_ranks=config.critic.num_ranks, trains=True)
     return replace(share, role="critic")
 

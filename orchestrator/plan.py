@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from algorithms.algorithm import Algorithm
 from conf.schema import LearnerConfig, TrainConfig
-from orchestrator import capacity
+from orchestrator import capacity, profiling
 
 
 def check(config: TrainConfig, algorithm: Algorithm) -> None:
@@ -120,6 +120,8 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
         ),
         ("cluster", capacity.describe(config, algorithm).replace("\n", f"\n{'':>12}")),
     ]
+    profile = profiling.describe(config)
+    rows += [("profile", profile)] if profile else []
     return "\n".join(f"{name:>10}  {text}" for name, text in rows)
 
 

@@ -24,6 +24,7 @@ from orchestrator.evaluation import Evaluator, Scores
 from orchestrator.ledger import Ledger
 from orchestrator.manifest import write_manifest
 from orchestrator.producer import Producer
+from orchestrator.profiling import StepProfiler
 from orchestrator.progress import Progress
 from orchestrator.publication import Publisher
 from orchestrator.recovery import EngineRecovery
@@ -150,6 +151,12 @@ def _assemble(
         producer=Producer(roles.rollouts, sources.train, ledger, config),
         ledger=ledger,
         publisher=publisher,
+        profiler=StepProfiler(
+            workers=roles.learner.workers,
+            settings=config.learner.profile,
+            folder=run_dir / "profiles",
+            timeout_s=config.cluster.timeouts.train_s,
+        ),
         evaluator=None
         if sources.heldout is None
         else Evaluator(roles.rollouts, sources.heldout, config),

@@ -33,6 +33,7 @@ from orchestrator.critic import Critic, CriticStep
 from orchestrator.evaluation import Evaluator, Scores
 from orchestrator.ledger import Ledger
 from orchestrator.producer import Producer, Taken
+from orchestrator.profiling import StepProfiler
 from orchestrator.publication import Publisher
 from workers.partition import SequenceCost
 from workers.plans import CreditPlan, RankPlan
@@ -59,6 +60,7 @@ class Trainer:
     producer: Producer
     ledger: Ledger
     publisher: Publisher
+    profiler: StepProfiler
     evaluator: Evaluator | None
     checkpoints: CheckpointStore
     recorder: Recorder | None
@@ -126,7 +128,7 @@ class Trainer:
                 rows,
                 scored,
             )
-        with clock.span("train"):
+        with clock.span("train"), self.profiler.step(step):
             computed = [*scored, advantages]
             logprobs, trained = self._train(plan.ranks, rows, computed, critic)
         with clock.span("publish"):

@@ -18,6 +18,7 @@ from workers.engines.zero_settings import ZeroSettings
 
 if TYPE_CHECKING:
     from workers.engines.process_group import ProcessGroupSettings
+    from workers.engines.profiler import RankProfiler
     from workers.engines.zero_rank import ZeroRank
 
 # DeepSpeed takes seconds to import, and the driver imports this module to launch its actors; so the
@@ -39,6 +40,7 @@ class RankWorker:
         self._rank, self._world_size = rank, world_size
         self._settings, self._timeout_s = settings, timeout_s
         self._zero: ZeroRank
+        self._profiler: RankProfiler | None = None
 
     def open_port(self) -> str:
         """`host:port` on this node where the ranks may meet."""
@@ -87,6 +89,20 @@ class RankWorker:
     def load(self, folder: str) -> None:
         """Continue from a checkpoint."""
         self._zero.load(Path(folder))
+
+    def start_profile(self, target: str | None, memory: bool) -> None:
+        """Record what follows, to files that begin with `target`; None leaves this rank alone."""
+        if target is not None:
+            from workers.engines.profiler import RankProfiler
+
+            zero = self._zero
+            self._profiler = RankProfiler(zero.module, zero.device, Path(target), memory=memory)
+
+    def stop_profile(self) -> None:
+        """Write what was recorded, if anything was."""
+        if self._profiler is not None:
+            self._profiler.finish()
+        self._profiler = None
 
     def close(self) -> None:
         """Leave the other ranks in order."""

@@ -19,7 +19,7 @@ from conf.schema.cluster import (
 )
 from conf.schema.critic import CriticConfig
 from conf.schema.data import DataConfig
-from conf.schema.learner import LearnerConfig, OptimizerConfig
+from conf.schema.learner import LearnerConfig, OptimizerConfig, ProfileConfig
 from conf.schema.model import ArchitectureConfig, ModelConfig
 from conf.schema.reward import RewardConfig
 from conf.schema.rollout import RolloutConfig, SamplingConfig
@@ -38,6 +38,7 @@ __all__ = [
     "LearnerConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "ProfileConfig",
     "RewardConfig",
     "RoleConfig",
     "RolloutConfig",

@@ -35,6 +35,15 @@ class OptimizerConfig:
 
 
 @dataclass(kw_only=True)
+class ProfileConfig:
+    """Steps whose optimizer updates are recorded, for Perfetto and PyTorch's memory viewer."""
+
+    steps: list[int] = field(default_factory=list)  # none: nothing is recorded, at no cost
+    ranks: list[int] = field(default_factory=lambda: [0])
+    memory: bool = False  # allocations too; on CUDA also a snapshot with their stacks
+
+
+@dataclass(kw_only=True)
 class LearnerConfig:
     """The policy under DeepSpeed ZeRO: ranks, stage, memory, optimizer."""
 
@@ -48,6 +57,7 @@ class LearnerConfig:
     offload_optimizer: bool = False  # optimizer state in host memory; ZeRO 1 to 3
     offload_params: bool = False  # parameters in host memory; ZeRO 3
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     deepspeed: dict[str, Any] = field(default_factory=dict)  # raw, merged over ours
 
     @property
@@ -76,6 +86,12 @@ class LearnerConfig:
             "learner.zero_stage",
             self.zero_stage,
             "must be 0, 1, 2 or 3",
+        )
+        require(
+            all(0 <= rank < self.num_ranks for rank in self.profile.ranks),
+            "learner.profile.ranks",
+            self.profile.ranks,
+            f"must be ranks of the learner, 0 to {self.num_ranks - 1}",
         )
         for name in ("token_budget", "head_chunk"):
             value = getattr(self, name)

@@ -66,6 +66,12 @@ class TrainConfig:
             self.learner.token_budget,
             f"is below the longest sequence, {longest} tokens; raise it",
         )
+        require(
+            all(1 <= step <= self.trainer.total_steps for step in self.learner.profile.steps),
+            "learner.profile.steps",
+            self.learner.profile.steps,
+            f"must be steps of the run, 1 to trainer.total_steps={self.trainer.total_steps}",
+        )
         sequences = self.sequences_per_update
         require(
             sequences >= self.learner.num_data_parallel,

@@ -83,6 +83,8 @@ def test_the_default_run_is_the_quickstart():
         ("critic.warmup_steps=20", "leaves none of trainer.total_steps=20 to the policy"),
         ("critic.num_ranks=2", "exceeds learner.num_ranks=1.*placement=dedicated"),
         ("cluster.critic.placement=aside", "must be one of shared, dedicated"),
+        ("learner.profile.ranks=[1]", r"profile.ranks=\[1\]: must be ranks of the learner, 0 to 0"),
+        ("learner.profile.steps=[99]", r"profile.steps=\[99\]: must be steps of the run, 1 to"),
         ("model.path=/somewhere", "either model.path"),
         ("a=b=c", "mismatched input"),
     ],

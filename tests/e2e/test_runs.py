@@ -218,7 +218,8 @@ def test_ranks_that_share_their_micro_batches_train_as_one(folder):
     one = tiny(folder, "alone", *common)
     assert one.returncode == 0, one.stdout[-3000:] + one.stderr[-3000:]
     shared = ["learner.num_ranks=2", "learner.sequence_parallel_size=2", "learner.zero_stage=3"]
-    two = tiny(folder, "shared", *common, *shared)
+    recorded = ["learner.profile.steps=[2]", "learner.profile.ranks=[1]"]
+    two = tiny(folder, "shared", *common, *shared, *recorded)
     assert two.returncode == 0, two.stdout[-3000:] + two.stderr[-3000:]
     assert "1 groups of 2 ranks" in two.stdout
     for own, other in zip(metrics(folder / "alone"), metrics(folder / "shared"), strict=True):
@@ -228,6 +229,8 @@ def test_ranks_that_share_their_micro_batches_train_as_one(folder):
         for name in ("learner/loss", "learner/grad_norm", "policy/entropy", "mismatch/abs_mean"):
             assert other[name] == pytest.approx(own[name], rel=1e-4, abs=1e-5), name
         assert other["publication/probe_gap_max"] <= 1e-5
+    profiles = folder / "shared" / "profiles"
+    assert [path.name for path in profiles.iterdir()] == ["step_000002_rank_001.trace.json"]
     tables = [
         pq.read_table(folder / name / "rollouts" / "step_000001.parquet").to_pydict()
         for name in ("alone", "shared")

@@ -137,9 +137,14 @@ def test_ranks_that_share_a_micro_batch_halve_its_activations():
     for size in (1, 2):
         overrides = ["experiment=cpgd_qwen25_7b", f"learner.sequence_parallel_size={size}"]
         _, config = compose(overrides)
-        parts = memory.policy_share(config, SMALL, num_ranks=4, trains=True).parts
-        kept.append(parts["activations"] - memory.HEAD_BYTES)
-    assert kept[1] == kept[0] / 2
+        shares = (
+            memory.policy_share(config, SMALL, num_ranks=4, trains=True),
+            memory.critic_share(config, SMALL),
+        )
+        kept.append([share.parts["activations"] - memory.HEAD_BYTES for share in shares])
+    (learner, critic), (shared, same) = kept
+    assert shared == learner / 2
+    assert same == critic
 
 
 def test_offloading_takes_the_optimizer_off_the_gpu():
