@@ -1,0 +1,53 @@
+"""Ranks that share their micro-batches get one plan, and answer for it once."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from workers.group import WorkerGroup
+from workers.plans import MicroBatchPlan, RankPlan
+from workers.policy_group import PolicyGroup, Trajectories
+
+
+class Rank:
+    """A rank that answers with its number and the rows it was given."""
+
+    def __init__(self, rank: int) -> None:
+        self.score = SimpleNamespace(remote=lambda plan, *_: (rank, rows_of(plan)))
+
+
+def rows_of(plan: RankPlan) -> list[int]:
+    return [int(row) for micro in plan.micro_batches for row in micro.rows]
+
+
+def plan(*rows: int) -> RankPlan:
+    return RankPlan(updates=((MicroBatchPlan(rows=np.asarray(rows), weights={}),),))
+
+
+ROWS = Trajectories(slices=(), batches=())
+
+
+@pytest.mark.parametrize(
+    ("ranks_per_plan", "answers"),
+    [
+        (1, [(0, [0, 1]), (1, [2]), (2, [3]), (3, [4])]),
+        (2, [(0, [0, 1]), (2, [2])]),
+        (4, [(0, [0, 1])]),
+    ],
+)
+def test_the_first_of_those_that_share_answers(
+    ranks_per_plan: int, answers: list[tuple[int, list[int]]]
+) -> None:
+    workers = WorkerGroup("learner", [Rank(rank) for rank in range(4)])
+    group = PolicyGroup(workers, train_s=1.0, ranks_per_plan=ranks_per_plan)
+    plans = [plan(0, 1), plan(2), plan(3), plan(4)][: 4 // ranks_per_plan]
+    assert group.score(plans, ROWS, logprobs="old_logprobs", entropy=None) == answers
+
+
+def test_a_plan_too_many_or_too_few_is_an_error() -> None:
+    workers = WorkerGroup("learner", [Rank(rank) for rank in range(4)])
+    group = PolicyGroup(workers, train_s=1.0, ranks_per_plan=2)
+    for plans in ([plan(0)], [plan(0), plan(1), plan(2)]):
+        with pytest.raises(ValueError, match="zip"):
+            group.score(plans, ROWS, logprobs="old_logprobs", entropy=None)
