@@ -16,7 +16,6 @@ from algorithms.algorithm import Algorithm
 from conf.schema import TrainConfig
 from orchestrator.batch import StepBatch, plan_updates
 from workers.critic_group import CriticGroup
-from workers.critic_worker import CriticReport
 from workers.group import Pending
 from workers.partition import SequenceCost
 from workers.plans import RankPlan
@@ -33,8 +32,8 @@ class Fit:
 
     def result(self) -> dict[str, float]:
         """Metrics, which are global on every rank, once all ranks are done."""
-        reports: list[CriticReport] = self.pending.result()
-        return dict(reports[0].metrics)
+        metrics: dict[str, float] = self.pending.result()[0]
+        return metrics
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,9 +27,9 @@ class CriticGroup:
     def train(
         self, plans: Sequence[RankPlan], rows: Trajectories, computed: Sequence[Any]
     ) -> Pending:
-        """Start the optimizer updates; the result is every rank's `CriticReport`."""
-        reports = [
+        """Start the optimizer updates; the result is every rank's metrics."""
+        metrics = [
             handle.train.remote(plan, rows.slices, len(computed), *computed, *rows.batches)
             for handle, plan in zip(self.workers.handles, plans, strict=True)
         ]
-        return Pending(self.workers.role, "train", reports, self._train_s)
+        return Pending(self.workers.role, "train", metrics, self._train_s)

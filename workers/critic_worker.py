@@ -7,8 +7,7 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import pyarrow as pa
@@ -24,19 +23,6 @@ if TYPE_CHECKING:
     from workers.engines.critic_engine import CriticEngine
     from workers.engines.process_group import ProcessGroupSettings
     from workers.engines.results import UpdateResult
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CriticReport:
-    """What a step did to the critic.
-
-    Attributes:
-        metrics: over all ranks; averaged over the step's updates.
-        non_finite: tensors whose gradient was not finite, for the updates that were skipped.
-    """
-
-    metrics: Mapping[str, float]
-    non_finite: tuple[str, ...]
 
 
 class CriticWorker(RankWorker):
@@ -78,8 +64,8 @@ class CriticWorker(RankWorker):
         slices: Sequence[Slice],
         num_computed: int,
         *batches: pa.RecordBatch,
-    ) -> CriticReport:
-        """The step's optimizer updates on `returns`.
+    ) -> dict[str, float]:
+        """The step's optimizer updates on `returns`: their metrics, equal on every rank.
 
         The column `values` holds what this critic said at credit time: while it is fitted, those
         are the old values that clipping compares with.
@@ -94,10 +80,11 @@ class CriticWorker(RankWorker):
                 [packed_rows(table, micro, names) for micro in update] for update in once.updates
             ]
             results += self._engine.train(updates, self._algorithm)
-        return _report(results)
+        return _averaged(results)
 
 
-def _report(updates: Sequence[UpdateResult]) -> CriticReport:
+def _averaged(updates: Sequence[UpdateResult]) -> dict[str, float]:
+    """Metrics of a step: the mean over its updates, and how many were applied."""
     metrics = {"critic/steps": float(sum(not update.skipped for update in updates))}
     for update in updates:
         own = {
@@ -108,7 +95,4 @@ def _report(updates: Sequence[UpdateResult]) -> CriticReport:
         }
         for name, value in own.items():
             metrics[name] = metrics.get(name, 0.0) + value / len(updates)
-    return CriticReport(
-        metrics=metrics,
-        non_finite=tuple(name for update in updates for name in update.non_finite),
-    )
+    return metrics
