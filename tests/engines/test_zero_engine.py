@@ -204,31 +204,6 @@ def test_resumed_equals_uninterrupted_to_the_bit(model: Path, tmp_path: Path, st
         assert one.tobytes() == other.tobytes()
 
 
-def test_broken_or_foreign_checkpoints_are_refused(model: Path, tmp_path: Path) -> None:
-    engine = engine_of(model, 1)
-    folder = tmp_path / "checkpoint"
-    with pytest.raises(ValueError, match="not a finished checkpoint"):
-        engine.load(folder)
-    engine.save(folder)
-    engine.close()
-    other = engine_of(model, 0)
-    with pytest.raises(ValueError, match="saved with zero_stage=1, this engine has 0"):
-        other.load(folder)
-    other.close()
-    victim = next(path for path in folder.rglob("*optim_states.pt"))
-    victim.write_bytes(victim.read_bytes()[:-100])
-    again = engine_of(model, 1)
-    with pytest.raises(ValueError, match="were written: restore it"):
-        again.load(folder)
-    manifest = json.loads((folder / "engine.json").read_text())
-    manifest["files"] = {}
-    manifest["parameters"]["model.norm.weight"] = [33]
-    (folder / "engine.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=r"another model: model\.norm\.weight"):
-        again.load(folder)
-    again.close()
-
-
 @pytest.mark.parametrize("stage", [0, 3])
 def test_export_is_the_same_model(model: Path, tmp_path: Path, stage: int) -> None:
     engine = engine_of(model, stage)

@@ -2,15 +2,12 @@
 
 import ctypes
 import os
-import random
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import deepspeed
 import deepspeed.ops
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -119,24 +116,3 @@ def device_of(settings: ProcessGroupSettings) -> torch.device:
     if settings.backend == "gloo":
         return torch.device("cpu")
     return torch.device("cuda", settings.local_rank)
-
-
-def random_state() -> dict[str, Any]:
-    """State of every random generator of this process."""
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),  # noqa: NPY002
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Undo everything that happened since `random_state`."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])  # noqa: NPY002
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state_all(state["cuda"])

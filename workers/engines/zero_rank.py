@@ -201,20 +201,27 @@ class ZeroRank:
             raise ValueError(f"this engine only scores (optimizer is None): it has no {what}")
         return self.settings.optimizer
 
+    def snapshot(self) -> checkpoint_files.Snapshot:
+        """What this rank is to write of a checkpoint, copied to host memory; no communication."""
+        return checkpoint_files.take_snapshot(
+            self._engine, self.module, self.settings, self.progress
+        )
+
     def save(self, folder: str | Path) -> None:
         """Write weights, optimizer, progress and random states; every rank its part."""
-        self._optimizer_settings("checkpoint")
-        checkpoint_files.save(folder, self._engine, self.module, self.settings, self.progress)
+        self.snapshot().write(Path(folder))
+        if self.world_size > 1:
+            dist.barrier()
 
     def load(self, folder: str | Path) -> None:
-        """Continue to the bit from `save`, with equal model, stage and ranks.
+        """Continue from a checkpoint of this model, of any ZeRO stage and number of ranks.
+
+        With the stage and ranks that saved it, to the bit.
 
         Raises:
-            ValueError: not a checkpoint, an incomplete one, or one of another model or layout.
+            ValueError: not a checkpoint, a damaged one, or one of another model or optimizer.
         """
-        self._optimizer_settings("checkpoint")
-        values = checkpoint_files.load(folder, self._engine, self.module, self.settings)
-        self.progress = Progress(**values)
+        self.progress = checkpoint_files.load(folder, self._engine, self.module, self.settings)
 
     def offload_states(self) -> None:
         """Move optimizer and gradient state to the host; nothing to do where it is there."""
