@@ -158,7 +158,11 @@ class Cluster:
 
         return Roles(
             rollout_workers=rollouts,
-            rollouts=RolloutPool(rollouts, silence_s=config.cluster.timeouts.engine_s),
+            rollouts=RolloutPool(
+                rollouts,
+                silence_s=config.cluster.timeouts.engine_s,
+                together=config.schedule.max_staleness == 0,
+            ),
             rewards=rewards,
             learner=policy(learner),
             reference=policy(reference) if num_references else None,

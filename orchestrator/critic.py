@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from algorithms.algorithm import Algorithm
@@ -20,8 +19,6 @@ from workers.group import Pending
 from workers.partition import SequenceCost
 from workers.plans import RankPlan
 from workers.policy_group import Trajectories
-
-FOLDER = "critic"  # in a checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,19 +97,3 @@ class Critic:
             alone=step <= critic.warmup_steps,
             in_turn=self.config.cluster.critic.shared,
         )
-
-    def save(self, checkpoint: Path) -> None:
-        """Write the critic's part into the folder of a checkpoint."""
-        self._call("save", checkpoint)
-
-    def load(self, checkpoint: Path) -> None:
-        """Continue from a checkpoint.
-
-        Raises:
-            WorkerError: when the checkpoint holds no critic, or another one.
-        """
-        self._call("load", checkpoint)
-
-    def _call(self, method: str, checkpoint: Path) -> None:
-        limit_s = self.config.cluster.timeouts.checkpoint_s
-        self.group.workers.call(method, str(checkpoint / FOLDER), timeout_s=limit_s)

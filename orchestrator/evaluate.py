@@ -16,7 +16,7 @@ from rich.table import Table
 
 from algorithms.algorithm import Algorithm
 from conf.compose import complete, compose
-from conf.schema import TrainConfig
+from conf.schema import TrainConfig, TrainerConfig
 from orchestrator.checkpoint import Checkpoint, CheckpointStore
 from orchestrator.cluster import Cluster
 from orchestrator.evaluation import Evaluator, Scores
@@ -51,7 +51,7 @@ def evaluate(path: Path, overrides: list[str], config_dir: str | None, output: P
         if checkpoint is not None:
             roles.learner.workers.call(
                 "load",
-                str(checkpoint.learner_dir),
+                str(checkpoint.folder("learner")),
                 timeout_s=config.cluster.timeouts.checkpoint_s,
             )
             Publisher(roles, config, probe_prompts=sources.train).begin(version)
@@ -75,7 +75,7 @@ def _resolve(
             "nor a checkpoint of one"
         )
     wanted = None if path == run_dir else path.name
-    checkpoint = CheckpointStore(run_dir, keep=0).latest(wanted)
+    checkpoint = CheckpointStore(run_dir, TrainerConfig()).latest(wanted)
     if checkpoint is None:
         raise ValueError(f"{path} holds no complete checkpoint; give the run's final/ folder")
     raw = OmegaConf.merge(

@@ -2,7 +2,8 @@
 
 A prompt is pending until it is submitted, in flight until its group is taken, and then trained at a
 step or dropped for a reason. The state is saved with every checkpoint; what was in flight then is
-pending again, so a resumed run trains each prompt exactly once per epoch.
+pending again unless its finished group was saved too, so a resumed run trains each prompt exactly
+once per epoch.
 """
 
 from __future__ import annotations
@@ -46,6 +47,13 @@ class Ledger:
     def _go_to(self, epoch: int, cursor: int) -> None:
         self._epoch, self._cursor = epoch, cursor
         self._order = self._prompts.order(epoch=epoch, seed=self._seed, shuffle=self._shuffle)
+
+    def claim(self, epoch: int, row: int) -> None:
+        """A prompt that was in flight when the state was saved still is: its group was kept."""
+        if (epoch, row) not in self._returned:
+            raise ValueError(f"prompt {row} of epoch {epoch} was not in flight; can't be claimed")
+        self._returned.remove((epoch, row))
+        self._in_flight[(epoch, row)] = None
 
     def trained(self, epoch: int, row: int, step: int) -> None:
         """The prompt's group was trained at `step`."""

@@ -10,7 +10,7 @@ fresh one. Nothing here learns, scores or publishes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from conf.schema import SamplingConfig, TrainConfig
@@ -127,6 +127,20 @@ class Producer:
                 dropped[why] += 1
                 self._ledger.dropped(epoch, row, why)
         return Taken(groups=tuple(chosen), dropped=dropped, failed=failed, num_late=num_late)
+
+    def finished_groups(self) -> list[RolloutGroup]:
+        """Groups that are sampled and scored and that nobody has taken, oldest first."""
+        for group in self._pool.poll(wait=False):
+            self._finished[group.group_id] = group
+        return [self._finished[name] for name in self._entries if name in self._finished]
+
+    def adopt(self, groups: Sequence[RolloutGroup]) -> None:
+        """Take over what `finished_groups` of an earlier process returned."""
+        for group in groups:
+            epoch, row = (int(number) for number in group.group_id.split("-"))
+            self._ledger.claim(epoch, row)
+            self._entries[group.group_id] = (epoch, row)
+            self._finished[group.group_id] = group
 
     def _next_group(self) -> RolloutGroup:
         """The oldest group in flight once it is finished, or the first that is."""

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from algorithms.algorithm import Algorithm
 from conf.schema import TrainConfig
 from orchestrator import summary
+from orchestrator.buffered import BufferedGroups
 from orchestrator.checkpoint import Checkpoint, CheckpointStore
 from orchestrator.cluster import Cluster, Roles
 from orchestrator.critic import Critic
@@ -28,10 +29,12 @@ from orchestrator.profiling import StepProfiler
 from orchestrator.progress import Progress
 from orchestrator.publication import Publisher
 from orchestrator.recovery import EngineRecovery
+from orchestrator.saving import Keeper, RankKeeper, Saver
 from orchestrator.sources import Sources, prepare
 from orchestrator.tracking import Tracker, truncate_metrics
 from orchestrator.trainer import Trainer
 from workers.partition import SequenceCost
+from workers.random_state import RandomGenerators
 from workers.recorder import Recorder
 
 
@@ -56,7 +59,6 @@ def train(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
     sources = prepare(config)
     run_dir, checkpoint = open_run(config)
     write_run_manifest(run_dir, raw, sources)
-    store = CheckpointStore(run_dir, keep=config.trainer.keep_checkpoints)
     os.chdir(run_dir)  # Ray puts the driver's folder first on the path of every worker
     history = History()
     cluster = Cluster(
@@ -71,7 +73,7 @@ def train(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
         version = checkpoint.version if checkpoint else 0
         roles = cluster.launch(environment=environment, scorer=scorer, version=version)
         tracker = Tracker(run_dir, config.tracking, run_name=config.run_name)
-        trainer = _assemble(config, algorithm, sources, roles, run_dir, store)
+        trainer = _assemble(config, algorithm, sources, roles, run_dir)
 
         def on_step(step: int, metrics: dict[str, float]) -> None:
             tracker.log(step, metrics)
@@ -100,18 +102,18 @@ def open_run(config: TrainConfig) -> tuple[Path, Checkpoint | None]:
     """The run's folder, and where to go on from.
 
     Raises:
-        ValueError: when the folder holds another run and `resume` does not say what to do.
+        ValueError: when the checkpoint to go on from is damaged.
     """
     run_dir = Path(config.output_dir).absolute() / config.run_name
-    store = CheckpointStore(run_dir, keep=config.trainer.keep_checkpoints)
-    checkpoint = store.latest()
+    checkpoint = None
     if config.resume == "auto":
+        checkpoint = CheckpointStore(run_dir, config.trainer).latest()
         truncate_metrics(run_dir, checkpoint.step if checkpoint else 0)
     elif (run_dir / "metrics.jsonl").exists():
         number = 2
         while run_dir.with_name(f"{config.run_name}-{number}").exists():
             number += 1
-        run_dir, checkpoint = run_dir.with_name(f"{config.run_name}-{number}"), None
+        run_dir = run_dir.with_name(f"{config.run_name}-{number}")
     run_dir.mkdir(parents=True, exist_ok=True)
     return run_dir, checkpoint
 
@@ -134,8 +136,11 @@ def _assemble(
     sources: Sources,
     roles: Roles,
     run_dir: Path,
-    store: CheckpointStore,
 ) -> Trainer:
+    limit_s = config.cluster.timeouts.checkpoint_s
+    recorder = (
+        Recorder(run_dir / "rollouts", timeout_s=limit_s) if config.tracking.rollouts else None
+    )
     ledger = Ledger(sources.train, seed=config.seed, shuffle=config.data.shuffle)
     publisher = Publisher(roles, config, probe_prompts=sources.train)
     roles.rollouts.recover = EngineRecovery(
@@ -143,12 +148,19 @@ def _assemble(
         publisher.republish,
         start_s=config.cluster.timeouts.start_s,
     ).tend
+    producer = Producer(roles.rollouts, sources.train, ledger, config)
+    keepers: dict[str, Keeper] = {
+        "learner": RankKeeper(roles.learner.workers, timeout_s=limit_s),
+        "buffered": BufferedGroups(producer, timeout_s=limit_s),
+    }
+    if roles.critic is not None:
+        keepers["critic"] = RankKeeper(roles.critic.workers, timeout_s=limit_s)
     shape = roles.learner.workers.call_first("shape", timeout_s=config.cluster.timeouts.start_s)
     return Trainer(
         config=config,
         algorithm=algorithm,
         roles=roles,
-        producer=Producer(roles.rollouts, sources.train, ledger, config),
+        producer=producer,
         ledger=ledger,
         publisher=publisher,
         profiler=StepProfiler(
@@ -160,10 +172,13 @@ def _assemble(
         evaluator=None
         if sources.heldout is None
         else Evaluator(roles.rollouts, sources.heldout, config),
-        checkpoints=store,
-        recorder=Recorder(run_dir / "rollouts", timeout_s=config.cluster.timeouts.checkpoint_s)
-        if config.tracking.rollouts
-        else None,
+        saver=Saver(
+            CheckpointStore(run_dir, config.trainer),
+            parts={"ledger": ledger, "random": RandomGenerators()},
+            keepers=keepers,
+            before_commit=recorder.flush if recorder is not None else lambda: None,
+        ),
+        recorder=recorder,
         cost=SequenceCost.of_model(**shape),
         critic=Critic(group=roles.critic, algorithm=algorithm, config=config)
         if roles.critic is not None
@@ -176,14 +191,7 @@ def _assemble(
 def _begin(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
     """Bring engines and learner to the state that the first step starts from."""
     if checkpoint is not None:
-        trainer.ledger.load_state_dict(checkpoint.ledger)
-        trainer.roles.learner.workers.call(
-            "load",
-            str(checkpoint.learner_dir),
-            timeout_s=trainer.config.cluster.timeouts.checkpoint_s,
-        )
-        if trainer.critic is not None:
-            trainer.critic.load(checkpoint.path)
+        trainer.saver.restore(checkpoint)
         trainer.version = checkpoint.version
     trainer.publisher.begin(trainer.version)
     if checkpoint is None:

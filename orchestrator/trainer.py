@@ -16,7 +16,8 @@ trajectories go from the engines through the object store to the ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,6 @@ import torch
 from algorithms.algorithm import Algorithm
 from conf.schema import TrainConfig
 from orchestrator.batch import StepBatch, assemble, batch_metrics, plan_updates, usable_rows
-from orchestrator.checkpoint import CheckpointStore
 from orchestrator.clock import Clock
 from orchestrator.cluster import Roles
 from orchestrator.critic import Critic, CriticStep
@@ -35,6 +35,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.producer import Producer, Taken
 from orchestrator.profiling import StepProfiler
 from orchestrator.publication import Publisher
+from orchestrator.saving import Saver
 from workers.partition import SequenceCost
 from workers.plans import CreditPlan, RankPlan
 from workers.policy_group import PolicyGroup, Trajectories, training_metrics
@@ -62,7 +63,7 @@ class Trainer:
     publisher: Publisher
     profiler: StepProfiler
     evaluator: Evaluator | None
-    checkpoints: CheckpointStore
+    saver: Saver
     recorder: Recorder | None
     cost: SequenceCost
     critic: Critic | None
@@ -76,25 +77,36 @@ class Trainer:
         Returns:
             Why training ended before, or nothing.
         """
-        last, ended = self.config.trainer.total_steps, ""
-        for step in range(first_step, last + 1):
-            try:
-                metrics = self.step(step)
-            except NothingLeftError as reason:
-                if step == first_step:
-                    raise
-                ended = f"ended after step {step - 1}: {reason}"
-                self.evaluate(step - 1)
-                self.save(step - 1)
-                break
-            self.on_step(step, metrics)
-            if step == last or _due(step, self.config.trainer.eval_every):
-                self.evaluate(step)
-            if step == last or _due(step, self.config.trainer.checkpoint_every):
-                self.save(step)
+        try:
+            ended = self._run(first_step)
+            self.saver.finish()
+        except BaseException:
+            self.saver.finish_quietly()
+            raise
         if self.recorder is not None:
             self.recorder.flush()
         return ended
+
+    def _run(self, first_step: int) -> str:
+        last = self.config.trainer.total_steps
+        metrics: dict[str, float] = {}
+        for step in range(first_step, last + 1):
+            try:
+                trained = self.step(step)
+            except NothingLeftError as reason:
+                if step == first_step:
+                    raise
+                self.save(step - 1, metrics | self.evaluate(step - 1))
+                return f"ended after step {step - 1}: {reason}"
+            metrics = trained | self.saver.poll()
+            self.on_step(step, metrics)
+            if step == last or _due(step, self.config.trainer.eval_every):
+                metrics |= self.evaluate(step)
+            if step == first_step:
+                self._check_best_metric(metrics)
+            if step == last or _due(step, self.config.trainer.checkpoint_every):
+                self.save(step, metrics)
+        return ""
 
     def step(self, step: int) -> dict[str, float]:
         """Take groups, score, credit, train, publish."""
@@ -212,20 +224,29 @@ class Trainer:
         stepped = trained["learner/steps"] > 0 and trained["learner/grad_norm"] > 0
         return self.publisher.publish(self.version, stepped=stepped)
 
-    def evaluate(self, step: int) -> None:
-        """Score the held-out prompts with the engines' present weights."""
-        if self.evaluator is not None:
-            self.on_scores(step, self.evaluator.run(self.version))
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Score the held-out prompts with the engines' present weights: `eval/...`."""
+        if self.evaluator is None:
+            return {}
+        scores = self.evaluator.run(self.version)
+        self.on_scores(step, scores)
+        return {f"eval/{name}": value for name, value in scores.metrics.items()}
 
-    def save(self, step: int) -> None:
-        """Write a complete checkpoint of the state after `step`."""
-        folder = self.checkpoints.begin(step)
-        self.roles.learner.workers.call(
-            "save", str(folder), timeout_s=self.config.cluster.timeouts.checkpoint_s
-        )
-        if self.critic is not None:
-            self.critic.save(folder.parent)
-        self.checkpoints.commit(step, version=self.version, ledger=self.ledger.state_dict())
+    def save(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take a checkpoint of the state after `step`, written while the next steps run."""
+        score = metrics.get(self.config.trainer.best_metric)
+        self.saver.begin(step, version=self.version, score=score)
+
+    def _check_best_metric(self, measured: Mapping[str, float]) -> None:
+        """Refuse a name that no checkpoint would ever be judged by."""
+        trainer = self.config.trainer
+        scored = trainer.best_metric.startswith("eval/") and self.evaluator is not None
+        if trainer.keep_best and not scored and trainer.best_metric not in measured:
+            near = difflib.get_close_matches(trainer.best_metric, measured, n=1, cutoff=0.0)
+            raise ValueError(
+                f"trainer.best_metric={trainer.best_metric!r} is not measured by this run; did you "
+                f"mean {near[0]}? trainer.keep_best=0 keeps the newest checkpoints only"
+            )
 
 
 def _due(step: int, every: int) -> bool:

@@ -46,6 +46,18 @@ def set_random_state(state: dict[str, Any]) -> None:
             torch.cuda.set_rng_state(_decode(one), device)
 
 
+class RandomGenerators:
+    """This process's generators as a part of a checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where they stand."""
+        return random_state()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put them back there."""
+        set_random_state(state)
+
+
 def _encode(state: Tensor) -> str:
     """A generator's uint8 state [n] in base64."""
     return base64.b64encode(state.numpy().tobytes()).decode("ascii")

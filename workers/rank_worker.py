@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import gc
 import socket
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
 import ray.util
 
+from workers.durable_files import FileRecord
 from workers.engines.zero_settings import ZeroSettings
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class RankWorker:
         self._settings, self._timeout_s = settings, timeout_s
         self._zero: ZeroRank
         self._profiler: RankProfiler | None = None
+        self._written: Future[list[FileRecord]]
 
     def open_port(self) -> str:
         """`host:port` on this node where the ranks may meet."""
@@ -82,9 +85,22 @@ class RankWorker:
             "hidden_size": int(config.hidden_size),
         }
 
-    def save(self, folder: str) -> None:
-        """Write this rank's part of a checkpoint."""
-        self._zero.save(Path(folder))
+    def begin_save(self, folder: str) -> None:
+        """Copy this rank's state to host memory, and begin to write it to an existing folder."""
+        snapshot = self._zero.snapshot()
+        writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._written = writer.submit(snapshot.write, Path(folder))
+        writer.shutdown(wait=False)
+
+    def saved(self, wait: bool) -> list[FileRecord] | None:
+        """What the last `begin_save` wrote; None while it is still writing and `wait` is False.
+
+        Raises:
+            OSError: when the disk took no more.
+        """
+        if not wait and not self._written.done():
+            return None
+        return self._written.result()
 
     def load(self, folder: str) -> None:
         """Continue from a checkpoint."""

@@ -45,10 +45,12 @@ class RolloutPool:
     Args:
         group: the workers.
         silence_s: a worker that does not answer its heartbeat for so long is killed.
+        together: groups submitted at once are sampled in one batch, so that equal submissions give
+            equal bits; for schedules in which nothing else is in flight then.
     """
 
-    def __init__(self, group: WorkerGroup, *, silence_s: float) -> None:
-        self._group = group
+    def __init__(self, group: WorkerGroup, *, silence_s: float, together: bool) -> None:
+        self._group, self._together = group, together
         self._silence_s = silence_s
         self.health = [Health.HEALTHY] * len(group)
         self.recover: Callable[[bool], None] = self._stop  # True: wait until all engines sample
@@ -88,7 +90,7 @@ class RolloutPool:
             self._requests[request.group_id] = (worker, request)
             shares.setdefault(worker, []).append(request)
         for worker, share in shares.items():
-            self._group.handles[worker].submit.remote(share)
+            self._group.handles[worker].submit.remote(share, self._together)
             self._ensure_open(worker)
 
     def _ensure_open(self, worker: int) -> None:
@@ -98,8 +100,8 @@ class RolloutPool:
             self._open[metas] = (worker, batch)
             self._answered[worker] = time.monotonic()
 
-    def poll(self) -> list[RolloutGroup]:
-        """Groups that finished, possibly none; waits a heartbeat at most.
+    def poll(self, *, wait: bool = True) -> list[RolloutGroup]:
+        """Groups that finished, possibly none; waits a heartbeat at most, or not at all.
 
         Raises:
             WorkerError: when a worker keeps dying, or sampling fails for another reason.
@@ -111,7 +113,8 @@ class RolloutPool:
             self.recover(False)
         if not self._open:
             return []
-        ready, _ = ray.wait(list(self._open), num_returns=1, timeout=HEARTBEAT_S)
+        limit_s = HEARTBEAT_S if wait else 0.0
+        ready, _ = ray.wait(list(self._open), num_returns=1, timeout=limit_s)
         finished = [group for ref in ready for group in self._answer(ref)]
         self._judge_silence()
         return finished

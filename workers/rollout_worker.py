@@ -65,8 +65,15 @@ class RolloutWorker:
         gc.freeze()
         return ray.util.get_node_ip_address()
 
-    async def submit(self, requests: list[GroupRequest]) -> None:
-        """Begin to sample; returns at once."""
+    async def submit(self, requests: list[GroupRequest], together: bool) -> None:
+        """Begin to sample, all in one batch or as they come; returns when all have begun."""
+        if not together:
+            self._begin(requests)
+            return
+        async with self._engine.together(sum(request.num_samples for request in requests)):
+            self._begin(requests)
+
+    def _begin(self, requests: list[GroupRequest]) -> None:
         for request in requests:
             task = asyncio.get_running_loop().create_task(self._sample_group(request))
             self._groups[request.group_id] = task

@@ -140,6 +140,15 @@ def to_record_batch(trajectories: Sequence[Trajectory]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
 
+def from_record_batch(batch: pa.RecordBatch) -> list[Trajectory]:
+    """The trajectories of `to_record_batch`."""
+    rows = batch.to_pylist()
+    for row in rows:
+        for name in ("reward_parts", "timings"):
+            row[name] = dict(row[name])
+    return [Trajectory(**row) for row in rows]
+
+
 def to_table(batches: Sequence[pa.RecordBatch]) -> pa.Table:
     """A step's trajectories as one table; row r is what every `row` column counts."""
     return pa.Table.from_batches(list(batches), schema=SCHEMA)

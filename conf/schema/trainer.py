@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from conf.schema.checks import require
+from conf.schema.checks import choose, require
 
 
 @dataclass(kw_only=True)
@@ -18,6 +18,9 @@ class TrainerConfig:
     eval_every: int = 0  # steps; 0: only before the first and after the last step
     checkpoint_every: int = 10  # steps; 0: only at the end
     keep_checkpoints: int = 2  # the newest ones; 0 keeps all
+    keep_best: int = 1  # and those with the best `best_metric`; 0 keeps none for it
+    best_metric: str = "reward/mean"  # of the checkpoint's own step, as in metrics.jsonl
+    best_is: str = "max"  # or min
     export: bool = True  # write the final policy as a Hugging Face folder
 
     def check(self) -> None:
@@ -25,9 +28,18 @@ class TrainerConfig:
         for name in ("total_steps", "prompts_per_step", "updates_per_step", "epochs_per_step"):
             value = getattr(self, name)
             require(value >= 1, f"trainer.{name}", value, "must be at least 1")
-        for name in ("eval_every", "checkpoint_every", "keep_checkpoints"):
+        for name in ("eval_every", "checkpoint_every", "keep_checkpoints", "keep_best"):
             value = getattr(self, name)
             require(value >= 0, f"trainer.{name}", value, "must not be negative")
+        choose("trainer.best_is", self.best_is, ("max", "min"))
+        if self.keep_best and self.checkpoint_every and self.best_metric.startswith("eval/"):
+            require(
+                self.eval_every > 0 and self.checkpoint_every % self.eval_every == 0,
+                "trainer.best_metric",
+                self.best_metric,
+                "is measured only when the held-out prompts are scored; set trainer.eval_every to "
+                f"a divisor of trainer.checkpoint_every={self.checkpoint_every}",
+            )
         require(
             self.prompts_per_step % self.updates_per_step == 0,
             "trainer.updates_per_step",

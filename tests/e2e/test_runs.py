@@ -6,6 +6,7 @@ other (train, resume, evaluate), so that the stack starts as seldom as possible.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,10 +133,8 @@ def test_resume_goes_on_from_the_last_checkpoint(first, folder):
     run, _ = first
     before = metrics(run)
     # As if the driver had died in step 3: the checkpoint of step 3 was never written.
-    for name in ("step_000003",):
-        for path in sorted((run / "checkpoints" / name).rglob("*"), reverse=True):
-            path.unlink() if path.is_file() else path.rmdir()
-        (run / "checkpoints" / name).rmdir()
+    shutil.rmtree(run / "checkpoints" / "step_000003")
+    third = pq.read_table(run / "rollouts" / "step_000003.parquet")
     saved = (run / "config.yaml").read_text()
     done = tiny(
         folder,
@@ -155,9 +154,13 @@ def test_resume_goes_on_from_the_last_checkpoint(first, folder):
     assert "total_steps: 3" in saved
     after = metrics(run)
     assert [line["step"] for line in after] == [1, 2, 3, 4]
-    assert after[2]["reward/mean"] == before[2]["reward/mean"]  # the same prompts, seeds, weights
-    assert after[2]["learner/loss"] == pytest.approx(before[2]["learner/loss"], abs=1e-6)
-    ledger = json.loads((run / "checkpoints" / "step_000004" / "state.json").read_text())["ledger"]
+    again = pq.read_table(run / "rollouts" / "step_000003.parquet")
+    for column in set(third.column_names) - {"timings"}:  # to the bit, on two ranks of ZeRO-2
+        assert third[column].combine_chunks().equals(again[column].combine_chunks()), column
+    for metric in ("reward/mean", "learner/loss", "learner/grad_norm"):
+        assert after[2][metric] == before[2][metric]
+    state = json.loads((run / "checkpoints" / "step_000004" / "state.json").read_text())
+    ledger = state["parts"]["ledger"]
     # One fate for every prompt that was handed out: trained at one step, or dropped by the filter.
     fates = Counter(ledger["fate"]["0"].values())
     dropped = fates.pop("dropped:filtered", 0)

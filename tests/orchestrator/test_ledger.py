@@ -66,3 +66,15 @@ def test_other_data_is_refused(prompts, tmp_path):
     names = {"prompt_column": "prompt", "ground_truth_column": "ground_truth"}
     with pytest.raises(ValueError, match="not the prompt file"):
         Ledger(PromptSet(other, **names), seed=1, shuffle=True).load_state_dict(state)
+
+
+def test_a_kept_group_is_not_handed_out_again(prompts):
+    ledger = Ledger(prompts, seed=1, shuffle=True)
+    entries = take(ledger, 3)
+    resumed = Ledger(prompts, seed=1, shuffle=True)
+    resumed.load_state_dict(ledger.state_dict())
+    resumed.claim(*entries[1])
+    resumed.trained(*entries[1], step=1)
+    assert take(resumed, 4)[:2] == [entries[0], entries[2]]
+    with pytest.raises(ValueError, match="was not in flight"):
+        resumed.claim(*entries[1])

@@ -9,6 +9,7 @@ from workers.trajectory import (
     Trajectory,
     computed_columns,
     describe,
+    from_record_batch,
     join_computed,
     to_record_batch,
     to_table,
@@ -45,6 +46,9 @@ def test_record_batch_round_trip():
     assert first["rollout_logprobs"] == [0.0, 0.0, -0.5, -0.25]
     assert dict(first["reward_parts"]) == {"exact": 0.0, "positions": 1.0}
     assert second["reward"] is None and second["outcome"] == "failed:timeout"
+    assert [describe(one) for one in from_record_batch(batch)][1].outcome == "failed:timeout"
+    exact = trajectory(0, timings={"generate": 0.25, "reward": 0.125})  # what float32 can hold
+    assert from_record_batch(to_record_batch([exact])) == [exact]
 
 
 def test_metadata_is_what_the_driver_sees():

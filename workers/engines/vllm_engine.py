@@ -11,6 +11,7 @@ Every wait is bounded, because a dead EngineCore leaves its callers pending for 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ __all__ = ["EngineTimeoutError", "Sample", "Sampling", "VLLMEngine", "VLLMSettin
 
 
 SHUTDOWN_TIMEOUT_S = 10.0  # EngineCore is killed after it
+TOGETHER_S = 5.0  # longest that requests wait for those they are to be batched with
 
 
 class EngineTimeoutError(TimeoutError):
@@ -168,6 +170,25 @@ class VLLMEngine:
         async with self._bounded(f"abort of {len(request_ids)} requests"):
             await self._live().abort(list(request_ids))
 
+    @asynccontextmanager
+    async def together(self, count: int) -> AsyncIterator[None]:
+        """The `count` requests that are begun inside enter the same batch, all of them.
+
+        What is computed beside what decides how a processor rounds. Begun one by one while the
+        engine runs, equal requests would meet in other company every time; begun together, equal
+        requests give equal bits. Requests that stay away for `TOGETHER_S` are not waited for.
+        """
+        async with self._bounded("together"):
+            await self._freeze(clear_cache=False)
+        arrived = self._live().output_processor.get_num_unfinished_requests
+        wanted, deadline = arrived() + count, time.monotonic() + TOGETHER_S
+        try:
+            yield
+            while arrived() < wanted and time.monotonic() < deadline:
+                await asyncio.sleep(0)
+        finally:
+            await self.resume()
+
     # ---- weights: the four methods of vLLM's weight-sync client, and what surrounds them ----
 
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
@@ -211,10 +232,7 @@ class VLLMEngine:
     async def pause(self) -> None:
         """Freezes running requests in place; with `recompute_kv` their cache is dropped too."""
         async with self._bounded("pause"):
-            # AsyncLLM.pause_generation adds a sleep of 20 ms that is only for its callers' comfort.
-            await self._live().engine_core.pause_scheduler_async(
-                mode="keep", clear_cache=self.settings.recompute_kv
-            )
+            await self._freeze(clear_cache=self.settings.recompute_kv)
 
     async def resume(self) -> None:
         """Continues frozen requests."""
@@ -317,14 +335,20 @@ class VLLMEngine:
                 f"{what} within {seconds:g} s"
             ) from error
 
+    async def _freeze(self, *, clear_cache: bool) -> None:
+        # AsyncLLM.pause_generation adds a sleep of 20 ms that is only for its callers' comfort.
+        await self._live().engine_core.pause_scheduler_async(mode="keep", clear_cache=clear_cache)
+
     async def _finish(
         self, prompt_token_ids: list[int], request_id: str, params: SamplingParams
     ) -> RequestOutput:
+        from vllm.inputs import tokens_input
+
         what = f"request {request_id!r} ({len(prompt_token_ids)} prompt tokens)"
         last: RequestOutput | None = None
         async with self._bounded(what, self.settings.request_timeout_s):
-            prompt = {"prompt_token_ids": prompt_token_ids}
-            async for output in self._live().generate(prompt, params, request_id):  # type: ignore[arg-type]
+            prompt = tokens_input(prompt_token_ids)
+            async for output in self._live().generate(prompt, params, request_id):
                 last = output
         assert last is not None, what
         assert last.finished, what

@@ -1,0 +1,71 @@
+"""Finished groups on disk: sampled and scored, not yet trained, kept with a checkpoint.
+
+Ray tasks beside the run write the trajectories and read them back, so that no token passes through
+the driver. Data flows from the object store to one Arrow file and from there to the object store;
+the driver sees what it always sees, metadata and places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from workers.durable_files import FileRecord, write_file
+from workers.group import Pending
+from workers.plans import Slice, step_table
+from workers.rollout_pool import RolloutGroup
+from workers.trajectory import SCHEMA, TrajectoryMeta, describe, from_record_batch
+
+FILE = "groups.arrow"
+
+
+@ray.remote(num_cpus=0, max_retries=1)
+def _write(path: str, slices: Sequence[Slice], *batches: pa.RecordBatch) -> FileRecord:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, SCHEMA) as file:
+        file.write_table(step_table(slices, batches))
+    return write_file(Path(path), [sink.getvalue()])
+
+
+@ray.remote(num_cpus=0, max_retries=1, num_returns=2)
+def _read(path: str) -> tuple[list[TrajectoryMeta], pa.RecordBatch]:
+    with pa.OSFile(path) as source:
+        table = pa.ipc.open_file(source).read_all().combine_chunks()
+    batch = table.to_batches()[0]
+    return [describe(trajectory) for trajectory in from_record_batch(batch)], batch
+
+
+def begin_write(folder: Path, groups: Sequence[RolloutGroup], *, timeout_s: float) -> Pending:
+    """Begin to write at least one group; the answer is one `FileRecord`."""
+    batches: list[Any] = []
+    slices = []
+    for group in groups:
+        if group.batch not in batches:
+            batches.append(group.batch)
+        source = batches.index(group.batch)
+        slices.append(Slice(batch=source, start=group.start, length=len(group.metas)))
+    ref = _write.remote(str(folder / FILE), slices, *batches)
+    return Pending("checkpoint", "write groups", [ref], timeout_s)
+
+
+def read_groups(folder: Path, *, timeout_s: float) -> list[RolloutGroup]:
+    """The groups of `begin_write`, in their order; none where nothing was written."""
+    if not (folder / FILE).exists():
+        return []
+    answer, batch = _read.remote(str(folder / FILE))
+    metas: list[TrajectoryMeta] = Pending(
+        "checkpoint", "read groups", [answer], timeout_s
+    ).result()[0]
+    groups, start = [], 0
+    while start < len(metas):
+        group_id, end = metas[start].group_id, start
+        while end < len(metas) and metas[end].group_id == group_id:
+            end += 1
+        siblings = tuple(metas[start:end])
+        groups.append(RolloutGroup(group_id=group_id, metas=siblings, batch=batch, start=start))
+        start = end
+    return groups
