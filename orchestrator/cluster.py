@@ -17,6 +17,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from algorithms.algorithm import Algorithm
 from conf.schema import ClusterConfig, TrainConfig
+from orchestrator.colocation import make_room
 from orchestrator.placement import PlacementError, bundles, check_resources
 from orchestrator.settings import critic_settings, policy_settings, vllm_settings
 from workers import USER_PATH_VARIABLE
@@ -133,18 +134,20 @@ class Cluster:
                 f"placement_strategy={config.cluster.placement_strategy} can't place {wanted} on "
                 f"this cluster in {limit_s:g} s; choose another strategy or cluster="
             )
-        num_engines = config.rollout.num_engines
+        first = 0 if config.cluster.colocated else config.rollout.num_engines
         rewards = self._launch_rewards(scorer)
         rollouts = self._launch_rollouts(environment)
-        learner = self._launch_policy("learner", num_engines, num_ranks)
-        reference = self._launch_policy("reference", num_engines + num_ranks, num_references)
+        learner = self._launch_policy("learner", first, num_ranks)
+        own = 0 if config.cluster.colocated else num_ranks
+        reference = self._launch_policy("reference", first + own, num_references)
         critic = self._launch_critic(
-            num_engines
-            if config.cluster.critic.shared
-            else num_engines + num_ranks + num_references,
+            first if config.cluster.critic.shared else first + num_ranks + num_references,
             num_critics,
         )
         starting = [rollouts.start("start", version, rewards.handles, timeout_s=limit_s)]
+        if config.cluster.colocated and with_policy:
+            starting.pop().result()
+            make_room(rollouts, timeout_s=limit_s)
         starting += [self._connect(group) for group in (learner, reference, critic) if len(group)]
         for pending in starting:
             pending.result()

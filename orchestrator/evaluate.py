@@ -19,6 +19,7 @@ from conf.compose import complete, compose
 from conf.schema import TrainConfig, TrainerConfig
 from orchestrator.checkpoint import Checkpoint, CheckpointStore
 from orchestrator.cluster import Cluster
+from orchestrator.colocation import Turns
 from orchestrator.evaluation import Evaluator, Scores
 from orchestrator.publication import Publisher
 from orchestrator.sources import prepare
@@ -54,7 +55,8 @@ def evaluate(path: Path, overrides: list[str], config_dir: str | None, output: P
                 str(checkpoint.folder("learner")),
                 timeout_s=config.cluster.timeouts.checkpoint_s,
             )
-            Publisher(roles, config, probe_prompts=sources.train).begin(version)
+            turns = Turns(roles.rollout_workers, roles.learner.workers, config)
+            Publisher(roles, config, probe_prompts=sources.train, turns=turns).begin(version)
         scores = Evaluator(roles.rollouts, sources.heldout, config).run(version)
     scores.write(output)
     _print(scores, path, output)

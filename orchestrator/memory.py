@@ -24,6 +24,8 @@ RESERVE_BYTES = 4 * GIB
 HEAD_BYTES = 3 * 64 * 2**20  # logits, softmax and gradient of one chunk of the language-model head
 LIVE_PARAMETERS = 100_000_000  # that ZeRO-3 keeps gathered, workers/engines/zero_settings.py
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# What a role that takes turns keeps on the GPU out of turn, orchestrator/colocation.py.
+RESTING = {"rollout": ("reserve",), "learner": ("weights", "gradients", "reserve")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,11 @@ class Share:
     def total(self) -> float:
         """Bytes."""
         return sum(self.parts.values())
+
+    def resting(self) -> Share:
+        """What stays on the GPU while a colocated role is not at work."""
+        kept = {name: size for name, size in self.parts.items() if name in RESTING[self.role]}
+        return Share(role=self.role, parts=kept)
 
     def __str__(self) -> str:
         terms = " + ".join(f"{name} {size / GIB:.1f}" for name, size in self.parts.items() if size)
@@ -208,7 +215,8 @@ def shares(
 def check(config: TrainConfig, *, references: bool, critic: bool = False) -> None:
     """Refuse what a GPU of `cluster.gpu_memory_gib` can't hold.
 
-    Roles with less than a whole GPU share one, so what they keep is added. Nothing is checked where
+    Roles with less than a whole GPU share one, so what they keep is added; of colocated roles, what
+    engines and learner keep in each other's turn. Nothing is checked where
     the GPU's memory or the model's sizes are unknown.
 
     Raises:
@@ -223,7 +231,13 @@ def check(config: TrainConfig, *, references: bool, critic: bool = False) -> Non
     present = shares(config, model, references=references, critic=critic)
     cluster = config.cluster
     shared = [share for share in present if cluster.gpus_of(share.role, critic=critic) < 1]
-    for together in [*([share] for share in present if share not in shared), shared]:
+    at_once = [*([share] for share in present if share not in shared), shared]
+    if cluster.colocated:
+        at_once = [
+            [share.resting() if share.role == role else share for share in present]
+            for role in ("rollout", "learner")
+        ]
+    for together in at_once:
         total = sum(share.total for share in together)
         if total > have * GIB:
             raise ValueError(

@@ -1,6 +1,7 @@
 """What a run asks of Ray: the resources of every process, and whether the cluster has them.
 
-A bundle is what one process gets; a shared critic is the exception, two processes in one bundle.
+A bundle is what one process gets; a shared critic is the exception, two processes in one bundle,
+and so are colocated roles.
 `capacity.py` does the same sum on the configuration, before Ray is asked.
 """
 
@@ -21,7 +22,8 @@ def bundles(
     """Resources of every process: engines, learner ranks, reference ranks, critic ranks.
 
     A shared critic has no bundle of its own: its rank r takes half of the GPU of learner rank r,
-    in that rank's bundle, which is as many CPUs larger.
+    in that rank's bundle, which is as many CPUs larger. Colocated roles share: bundle k is for
+    engine k, learner rank k and reference rank k.
     """
     cluster = config.cluster
     shared = num_critics if cluster.critic.shared else 0
@@ -31,6 +33,14 @@ def bundles(
         (num_references, cluster.reference, 1),
         (num_critics - shared, cluster.critic, 1),
     ]
+    if cluster.colocated:
+        return [
+            {
+                "CPU": sum(role.num_cpus for count, role, _ in roles if k < count),
+                "GPU": sum(role.num_gpus for count, role, _ in roles if k < count),
+            }
+            for k in range(config.rollout.num_engines)
+        ]
     wanted = [
         {"CPU": role.num_cpus, "GPU": role.num_gpus * devices}
         for count, role, devices in roles

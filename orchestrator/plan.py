@@ -34,6 +34,12 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
             f"algorithm={algorithm.name} reads {', '.join(sorted(missing))}, which no role of this "
             f"configuration produces; {remedy}"
         )
+    if config.cluster.colocated and algorithm.needs_critic:
+        raise ValueError(
+            f"cluster={config.cluster.name} has turns for engines and learner, and none for the "
+            f"critic of algorithm={algorithm.name}; choose an algorithm without one, or a cluster= "
+            "with cluster.colocated=false"
+        )
     _check_critic(config, algorithm)
     capacity.check(config, algorithm)
 

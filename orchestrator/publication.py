@@ -14,6 +14,7 @@ from itertools import chain
 
 from conf.schema import TrainConfig
 from orchestrator.cluster import Roles
+from orchestrator.colocation import Turns
 from workers.prompts import PromptSet
 from workers.weight_sync.attestation import (
     Attestation,
@@ -32,8 +33,10 @@ PLAUSIBLE_NOISE = 0.2  # mean |gap| of log-probs above which no arithmetic type 
 class Publisher:
     """All publications of a run."""
 
-    def __init__(self, roles: Roles, config: TrainConfig, *, probe_prompts: PromptSet) -> None:
-        self._roles, self._config = roles, config
+    def __init__(
+        self, roles: Roles, config: TrainConfig, *, probe_prompts: PromptSet, turns: Turns
+    ) -> None:
+        self._roles, self._config, self._turns = roles, config, turns
         self._prompts = probe_prompts
         self._limit_s = config.cluster.timeouts.publish_s
         self._version, self._stepped = 0, False  # of the last publication
@@ -106,7 +109,9 @@ class Publisher:
     def _send(self) -> tuple[PublishReport, list[EngineEvidence], list[float]]:
         """What the sender, every engine that lives, and the learner say of a publication."""
         learner, rollouts = self._roles.learner.workers, self._roles.rollout_workers
+        self._turns.receive()
         report: PublishReport = learner.call("publish", self._version, timeout_s=self._limit_s)[0]
+        self._turns.generate()
         engines = rollouts.start("attest", self._probe, timeout_s=self._limit_s)
         own = learner.start("probe", self._probe, timeout_s=self._limit_s)
         answers = engines.survivors()

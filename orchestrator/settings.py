@@ -18,6 +18,7 @@ def vllm_settings(config: TrainConfig, model_path: str, *, engine_id: int) -> VL
         max_num_seqs=rollout.max_num_seqs,
         tensor_parallel_size=rollout.tensor_parallel_size,
         kv_cache_memory_bytes=int(rollout.kv_cache_gib * 2**30),
+        sleeps=config.cluster.colocated,
         seed=config.seed,
         weight_transfer_backend=rollout.transport,
         engine_id=engine_id,

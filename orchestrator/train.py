@@ -20,6 +20,7 @@ from orchestrator import summary
 from orchestrator.buffered import BufferedGroups
 from orchestrator.checkpoint import Checkpoint, CheckpointStore
 from orchestrator.cluster import Cluster, Roles
+from orchestrator.colocation import Turns
 from orchestrator.critic import Critic
 from orchestrator.evaluation import Evaluator, Scores
 from orchestrator.ledger import Ledger
@@ -142,7 +143,8 @@ def _assemble(
         Recorder(run_dir / "rollouts", timeout_s=limit_s) if config.tracking.rollouts else None
     )
     ledger = Ledger(sources.train, seed=config.seed, shuffle=config.data.shuffle)
-    publisher = Publisher(roles, config, probe_prompts=sources.train)
+    turns = Turns(roles.rollout_workers, roles.learner.workers, config)
+    publisher = Publisher(roles, config, probe_prompts=sources.train, turns=turns)
     roles.rollouts.recover = EngineRecovery(
         roles,
         publisher.republish,
@@ -179,6 +181,7 @@ def _assemble(
             before_commit=recorder.flush if recorder is not None else lambda: None,
         ),
         recorder=recorder,
+        turns=turns,
         cost=SequenceCost.of_model(**shape),
         critic=Critic(group=roles.critic, algorithm=algorithm, config=config)
         if roles.critic is not None

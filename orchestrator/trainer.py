@@ -29,6 +29,7 @@ from conf.schema import TrainConfig
 from orchestrator.batch import StepBatch, assemble, batch_metrics, plan_updates, usable_rows
 from orchestrator.clock import Clock
 from orchestrator.cluster import Roles
+from orchestrator.colocation import Turns
 from orchestrator.critic import Critic, CriticStep
 from orchestrator.evaluation import Evaluator, Scores
 from orchestrator.ledger import Ledger
@@ -65,6 +66,7 @@ class Trainer:
     evaluator: Evaluator | None
     saver: Saver
     recorder: Recorder | None
+    turns: Turns
     cost: SequenceCost
     critic: Critic | None
     on_step: Callable[[int, dict[str, float]], None]
@@ -128,6 +130,8 @@ class Trainer:
             cost=self.cost,
         )
         critic = None if self.critic is None else self.critic.step(step, batch, rows)
+        with clock.span("switch"):
+            self.turns.learn()
         with clock.span("score"):
             scored = self._score(plan.ranks, rows)
             scored += [] if critic is None else critic.values()
@@ -153,6 +157,7 @@ class Trainer:
             **credit_metrics,
             **trained,
             **published,
+            **self.turns.metrics(),
             **_dropped_metrics(taken),
             **self.roles.rollouts.metrics(),
             **{f"ledger/{name}": float(n) for name, n in self.ledger.counts().items()},

@@ -106,6 +106,18 @@ class RankWorker:
         """Continue from a checkpoint."""
         self._zero.load(Path(folder))
 
+    def offload_states(self) -> None:
+        """Move optimizer state to host memory; parameters stay."""
+        self._zero.offload_states()
+
+    def reload_states(self) -> None:
+        """Bring back what `offload_states` moved."""
+        self._zero.reload_states()
+
+    def device_bytes(self) -> int:
+        """Memory in use on this rank's GPU by all processes together; 0 on CPU."""
+        return self._zero.device_bytes()
+
     def start_profile(self, target: str | None, memory: bool) -> None:
         """Record what follows, to files that begin with `target`; None leaves this rank alone."""
         if target is not None:

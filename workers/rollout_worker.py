@@ -198,7 +198,7 @@ class RolloutWorker:
         return [self._encoder.encode(prompt)[0] for prompt in prompts]
 
     async def engine_call(self, method: str, *args: Any) -> Any:
-        """One of the engine's weight-transfer or attestation methods, by name."""
+        """One of the engine's methods for weights, attestation or sleep, by name."""
         return await getattr(self._engine, method)(*args)
 
     async def shutdown(self) -> None:

@@ -81,6 +81,7 @@ class ClusterConfig:
     gpus_per_node: int | None = None  # null: not known before Ray is asked
     gpu_memory_gib: float | None = None  # of one GPU; null: not checked
     placement_strategy: str = "PACK"
+    colocated: bool = False  # engine k and learner rank k share a GPU and take turns on it
     rollout: RoleConfig = field(default_factory=RoleConfig)
     learner: RoleConfig = field(default_factory=RoleConfig)
     reference: RoleConfig = field(default_factory=RoleConfig)
@@ -102,6 +103,14 @@ class ClusterConfig:
             "cluster.placement_strategy",
             self.placement_strategy,
             ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"),
+        )
+        together = self.rollout.num_gpus + self.learner.num_gpus + self.reference.num_gpus
+        require(
+            not self.colocated or together <= 1 + 1e-6,
+            "cluster.colocated",
+            self.colocated,
+            f"the roles ask for {together:g} of the GPU that they share; lower "
+            "cluster.rollout.num_gpus, cluster.learner.num_gpus or cluster.reference.num_gpus",
         )
 
     def gpus_of(self, role: str, *, critic: bool) -> float:

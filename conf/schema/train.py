@@ -81,6 +81,8 @@ class TrainConfig:
             f"micro-batches count once: {self.learner.num_data_parallel})",
         )
         self._check_critic(longest)
+        if self.cluster.colocated:
+            self._check_turns()
 
     def _check_critic(self, longest: int) -> None:
         """What the critic must agree on with the rest; `longest` is a sequence in tokens."""
@@ -126,6 +128,36 @@ class TrainConfig:
                 "more than one GPU can't be shared with the critic; set "
                 "cluster.critic.placement=dedicated",
             )
+
+    def _check_turns(self) -> None:
+        """Engines sleep while the learner works, each on the GPU of its own learner rank."""
+        require(
+            self.schedule.max_staleness == 0,
+            "schedule.max_staleness",
+            self.schedule.max_staleness,
+            "colocated engines sleep while the learner works and can't sample ahead; set it to 0, "
+            "or choose a cluster= with cluster.colocated=false",
+        )
+        require(
+            self.rollout.tensor_parallel_size == 1,
+            "rollout.tensor_parallel_size",
+            self.rollout.tensor_parallel_size,
+            "a colocated engine has the GPU of one learner rank; set it to 1, or choose a cluster= "
+            "with cluster.colocated=false",
+        )
+        require(
+            self.rollout.num_engines == self.learner.num_ranks,
+            "rollout.num_engines",
+            self.rollout.num_engines,
+            f"colocated engines and learner ranks pair up; set it to learner.num_ranks = "
+            f"{self.learner.num_ranks}",
+        )
+        require(
+            self.rollout.transport != "nccl",
+            "rollout.transport",
+            self.rollout.transport,
+            "NCCL refuses two processes on one GPU, and colocated ones are; set it to ipc",
+        )
 
     @property
     def sequences_per_step(self) -> int:

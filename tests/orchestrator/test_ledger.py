@@ -49,6 +49,7 @@ def test_resume_hands_out_what_was_in_flight_and_nothing_twice(prompts):
     assert sorted(row for epoch, row in seen if epoch == 0) == [0, 1, 2, 3, 4]
     assert resumed.fate(*entries[0]) == "trained:1"
     assert resumed.fate(*entries[1]) == "dropped:filtered"
+    assert resumed.counts() == {"trained": 1, "dropped": 1, "in_flight": 3}
 
 
 def test_a_prompt_is_settled_once(prompts):

@@ -46,12 +46,18 @@ def test_neighbours_chunks_and_all_rows_agree() -> None:
         name: pa.chunked_array([column.slice(0, 1), column.slice(1)])
         for name, column in COLUMNS.items()
     }
-    for rows in ([1, 2], [2], None):
+    for rows in ([1, 2], [2], [0, 1, 2], [2, 0, 1], [1, 1], None):
         one, other = pack(COLUMNS, rows), pack(chunked, rows)
         chosen = [0, 1, 2] if rows is None else rows
         want = [token for row in chosen for token in COLUMNS["tokens"][row].as_py()]
         assert one.tokens.tolist() == other.tokens.tolist() == want
         assert one.loss_mask.tolist() == other.loss_mask.tolist()
+
+
+@pytest.mark.parametrize("rows", [[3], [-1], [0, 3]])
+def test_a_row_that_is_not_there_is_refused(rows: list[int]) -> None:
+    with pytest.raises(IndexError, match="of a table of 3"):
+        pack(COLUMNS, rows)
 
 
 def test_filler_trains_nothing() -> None:

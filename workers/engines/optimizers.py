@@ -3,10 +3,18 @@
 from typing import Any
 
 import torch
+from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from torch import Tensor, nn
 
 from workers.engines.packed_model import PackedModel
 from workers.engines.zero_settings import OptimizerSettings
+
+#: Where DeepSpeed keeps the float32 partitions that it steps, by ZeRO stage.
+MASTER_WEIGHTS = {
+    1: "single_partition_of_fp32_groups",
+    2: "single_partition_of_fp32_groups",
+    3: "fp32_partitioned_groups_flat",
+}
 
 
 def build_optimizer(settings: OptimizerSettings, policy: PackedModel) -> torch.optim.Optimizer:
@@ -28,15 +36,22 @@ def build_optimizer(settings: OptimizerSettings, policy: PackedModel) -> torch.o
 
 
 def move_states(engine: Any, device: torch.device, *, stage: int) -> None:
-    """Move optimizer (and, on stage 3, gradient) state of a DeepSpeed engine to `device`."""
+    """Move what only an optimizer step needs to `device`: its state and its master weights.
+
+    DeepSpeed moves them by itself for its own FusedAdam alone; its gradient buffer of stage 3 it
+    does move. Parameters stay where they are.
+    """
     if stage == 3:
         if device.type == "cpu":
-            engine.offload_states()
+            buffers = [OffloadStateTypeEnum.lp_grads, OffloadStateTypeEnum.contiguous_grad_buffer]
+            engine.offload_states(include=buffers, pin_memory=False)
         else:
             engine.reload_states()
-        return
+    for master in getattr(engine.optimizer, MASTER_WEIGHTS.get(stage, ""), []):
+        master.data = master.data.to(device)
     for state in engine.optimizer.state.values():
         for key, value in state.items():
             if isinstance(value, Tensor) and value.dim():
                 state[key] = value.to(device)
-    torch.cuda.empty_cache()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -98,6 +98,7 @@ class VLLMSettings:
         tensor_parallel_size: devices (or CPU processes) of one engine.
         kv_cache_memory_bytes: key/value cache; None lets vLLM take a share of the memory.
         gpu_memory_utilization: that share; None keeps vLLM's own default.
+        sleeps: `sleep` is to free device memory; vLLM then allocates from pools that it can unmap.
         seed: of the engine; every request carries its own besides.
         weight_transfer_backend: "shm", "gloo", "nccl" or "ipc".
         engine_id: which engine this is among those of the run (ranks in a transfer group
@@ -119,6 +120,7 @@ class VLLMSettings:
     tensor_parallel_size: int = 1
     kv_cache_memory_bytes: int | None = None
     gpu_memory_utilization: float | None = None
+    sleeps: bool = False
     seed: int = 0
     weight_transfer_backend: str = "shm"
     engine_id: int = 0
@@ -170,6 +172,8 @@ class VLLMSettings:
         }
         if self.gpu_memory_utilization is not None:
             derived["gpu_memory_utilization"] = self.gpu_memory_utilization
+        if self.sleeps and self.device == "cuda":
+            derived["enable_sleep_mode"] = True
         if self.tensor_parallel_size == 1:
             derived["distributed_executor_backend"] = "uni"
         if self.device == "cpu":

@@ -224,14 +224,25 @@ class ZeroRank:
         self.progress = checkpoint_files.load(folder, self._engine, self.module, self.settings)
 
     def offload_states(self) -> None:
-        """Move optimizer and gradient state to the host; nothing to do where it is there."""
-        if self.device.type != "cpu" and self.settings.optimizer is not None:
-            move_states(self._engine, torch.device("cpu"), stage=self.settings.engine_stage)
+        """Move optimizer state to the host; nothing to do where it is there."""
+        self._move_states(torch.device("cpu"))
 
     def reload_states(self) -> None:
         """Bring back what `offload_states` moved."""
-        if self.device.type != "cpu" and self.settings.optimizer is not None:
-            move_states(self._engine, self.device, stage=self.settings.engine_stage)
+        self._move_states(self.device)
+
+    def _move_states(self, device: torch.device) -> None:
+        settings = self.settings
+        moves = self.device.type != "cpu" and not settings.offload_optimizer
+        if moves and settings.optimizer is not None:
+            move_states(self._engine, device, stage=settings.engine_stage)
+
+    def device_bytes(self) -> int:
+        """Memory in use on this rank's device by all processes together; 0 on CPU."""
+        if self.device.type == "cpu":
+            return 0
+        free, total = torch.cuda.mem_get_info(self.device)
+        return total - free
 
     def close(self) -> None:
         """Release the model, and leave the process group if this engine joined it."""
