@@ -13,8 +13,8 @@ calls do nothing; on CPU everything happens, and vLLM's sleep frees nothing.
 
 vLLM sleeps at level 2, which drops the weights. Level 1 copies them to host memory and back in
 every step, and what it would bring back is replaced at once: a publication is always complete, and
-attested tensor by tensor. A checkpoint is written between publications, so for it the engines sleep
-at level 1 and keep what they have.
+attested tensor by tensor. A checkpoint copies the learner's state to host memory, where it already
+is while engines sample, so it needs no turn.
 """
 
 from __future__ import annotations

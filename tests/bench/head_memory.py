@@ -4,9 +4,9 @@
 
 What it is: forward and backward of log-probs from hidden states [M, H] and a weight [V, H], once by
 way of the logits [M, V] in float32 and once by `chunked_logprobs`. Memory is the peak above hidden
-states, weight and both of their gradients. What does not grow is the claim; seconds are printed
-because the chunked head computes its logits twice. A plain head above `--limit-gib` is not run, and
-its memory is written as the multiple of one [M, V] that the runs before it took.
+states, weight and both of their gradients. Seconds (CPU seconds on CPU) are printed because the
+chunked head computes its logits twice. A plain head above `--limit-gib` is not run; what it would
+take is extrapolated from the last one that was, and stands in brackets.
 
 The hidden size is small because it costs time and no memory that the two heads differ in.
 On CPU every measurement is a forked process of its own.
@@ -67,7 +67,8 @@ def measure(head: str, tokens: int, vocab: int, options: argparse.Namespace) -> 
     else:
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
         before = resident("VmRSS")
-    began = time.perf_counter()
+    clock = time.perf_counter if on_cuda else time.process_time
+    began = clock()
     if head == "plain":
         logprobs = plain_logprobs(hidden, weight, targets)
     else:
@@ -78,7 +79,7 @@ def measure(head: str, tokens: int, vocab: int, options: argparse.Namespace) -> 
         peak = torch.cuda.max_memory_allocated() - before
     else:
         peak = resident("VmHWM") - before
-    return Measured(peak_bytes=int(peak), seconds=time.perf_counter() - began)
+    return Measured(peak_bytes=int(peak), seconds=clock() - began)
 
 
 def apart(head: str, tokens: int, vocab: int, options: argparse.Namespace) -> Measured:

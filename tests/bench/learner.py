@@ -1,6 +1,6 @@
 """What packing and the chunked head save: tokens/s and peak memory of forward and backward.
 
-    python tests/bench/learner.py [--layers 4] [--rows 8] [--length-limit 512] [--sequences 32]
+    python tests/bench/learner.py [--layers 4] [--rows 8] [--length-limit 512] [--sequences 24]
 
 What it is: one optimizer update's worth of the policy loss on sequences whose lengths are those of
 a reasoning run (log-normal, a twentieth of it cut at the length limit, all scaled down by 32), cut
@@ -299,7 +299,7 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--layers", type=int, help="4; on cuda 30")
-    parser.add_argument("--sequences", type=int, help="32; on cuda 256")
+    parser.add_argument("--sequences", type=int, help="24; on cuda 256")
     parser.add_argument("--rows", type=int, default=8, help="budget / length limit")
     parser.add_argument("--length-limit", type=int, help="512; on cuda 8192")
     parser.add_argument("--vocab", type=int, default=49152)
@@ -310,7 +310,7 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     on_cuda = options.device.startswith("cuda")
     options.layers = options.layers or (30 if on_cuda else 4)
-    options.sequences = options.sequences or (256 if on_cuda else 32)
+    options.sequences = options.sequences or (256 if on_cuda else 24)
     options.length_limit = options.length_limit or (8192 if on_cuda else 512)
     options.bf16 = on_cuda if options.bf16 is None else options.bf16
     return options
