@@ -174,6 +174,28 @@ def test_a_paused_engine_times_out_with_the_name_of_the_request(engine, loop):
     )
 
 
+def test_an_engine_samples_only_when_all_its_memory_is_back(engine, loop):
+    sampling = Sampling(max_tokens=4, ignore_eos=True)
+
+    async def run():
+        before = await engine.generate(PROMPT, request_id="awake", sampling=sampling, seed=1)
+        await engine.sleep(2)
+        task = asyncio.create_task(
+            engine.generate(PROMPT, request_id="asleep", sampling=sampling, seed=1)
+        )
+        await asyncio.sleep(0.2)
+        done = [task.done()]
+        await engine.wake(["weights"])
+        await asyncio.sleep(0.2)
+        done.append(task.done())
+        await engine.wake(["kv_cache"])
+        return done, before, await task
+
+    done, before, after = loop.run_until_complete(run())
+    assert done == [False, False]
+    assert after == before
+
+
 def test_the_prefix_cache_is_not_reset_under_running_requests(engine, loop):
     async def run():
         sampling = Sampling(max_tokens=400, ignore_eos=True)

@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 import zero_matrix  # noqa: E402
 
+from workers.engines.optimizers import move_states  # noqa: E402
 from workers.engines.process_group import ProcessGroupSettings  # noqa: E402
 from workers.engines.zero_engine import ZeroEngine  # noqa: E402
 from workers.engines.zero_settings import OptimizerSettings, ZeroSettings, deepspeed_config  # noqa: E402
@@ -301,6 +302,23 @@ def test_offloaded_state_trains_the_same(model: Path, stage: int, params: bool) 
     take_steps(moved, 3)
     want, got = plain.probe([[3, 9, 4, 11]])[0], moved.probe([[3, 9, 4, 11]])[0]
     assert abs(want - got).max() < 1e-5
+    moved.close()
+    plain.close()
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_state_that_was_moved_away_and_back_trains_the_same(model: Path, stage: int) -> None:
+    """On CPU both places are one; what is tested is that nothing is lost on the way."""
+    plain, moved = engine_of(model, stage), engine_of(model, stage)
+    take_steps(plain, 3)
+    for _ in range(3):
+        move_states(moved._engine, torch.device("cpu"), stage=stage)
+        if stage == 3:
+            assert moved._engine.optimizer.offloaded_states
+            moved._engine.reload_states()
+        take_steps(moved, 1)
+    want, got = plain.probe([[3, 9, 4, 11]])[0], moved.probe([[3, 9, 4, 11]])[0]
+    assert want.tobytes() == got.tobytes()
     moved.close()
     plain.close()
 
