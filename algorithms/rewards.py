@@ -17,7 +17,8 @@ from algorithms.validation import check_at_least, check_ordered, check_positive
 class OverlongPenalty(RewardShaping):
     """R += min(-(len - (max_length - buffer)) / buffer * factor, 0). DAPO (2503.14476) Eq. 13.
 
-    Zero up to `max_length - buffer`, then linear down to `-factor` at `max_length` and beyond.
+    Zero up to `max_length - buffer`, then linear down to `-factor` at `max_length` and beyond. A
+    budget that is no longer than the buffer has no room for a ramp: nothing is penalised.
 
     Attributes:
         max_length: generation budget in tokens.
@@ -30,16 +31,19 @@ class OverlongPenalty(RewardShaping):
     factor: float = 1.0
 
     def __post_init__(self) -> None:
+        check_positive("max_length", self.max_length)
         check_positive("buffer", self.buffer)
         check_at_least("factor", self.factor, 0.0)
-        if self.buffer > self.max_length:
-            raise ValueError(
-                f"buffer={self.buffer} exceeds max_length={self.max_length}; "
-                "shorten the buffer or raise max_length"
-            )
+
+    @property
+    def ramps(self) -> bool:
+        """False where the budget has no room for the buffer."""
+        return self.buffer < self.max_length
 
     def __call__(self, inputs: RewardInputs) -> Tensor:
         """See :class:`algorithms.parts.RewardShaping`."""
+        if not self.ramps:
+            return inputs.rewards
         excess = inputs.response_lengths - (self.max_length - self.buffer)
         ramp = excess.clamp(0, self.buffer).to(inputs.rewards.dtype) / self.buffer
         return inputs.rewards - self.factor * ramp

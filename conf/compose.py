@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from conf.duplicates import check_duplicates, searched_folders
 from conf.schema import TrainConfig
 
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
@@ -49,10 +50,18 @@ def compose(
         arguments.append(f"hydra.searchpath=[file://{config_dir}]")
     with initialize_config_module("conf", version_base="1.3"):
         try:
-            config = hydra_compose("train", overrides=arguments)
+            config = hydra_compose("train", overrides=arguments, return_hydra_config=True)
+            sources = config.hydra.runtime.config_sources
+            OmegaConf.set_struct(config, False)
+            del config["hydra"]
             OmegaConf.resolve(config)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(_explain(error)) from error
+    try:
+        folders = searched_folders([(source.path, source.schema) for source in sources])
+        check_duplicates(folders, config.algorithm.get("name"))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     return complete(config)
 
 

@@ -141,10 +141,13 @@ def policy_share(
     """
     learner = config.learner
     stage, parameters = learner.zero_stage, num_parameters(model)
+    offloaded = learner.offload_params
+    if not trains:
+        stage, offloaded = config.reference.stage(learner), config.reference.offloads(learner)
     divided = 4.0 * parameters / num_ranks
     whole = 4.0 * parameters
     weights = divided if stage == 3 else whole
-    parts = {"weights": 0.0 if stage == 3 and learner.offload_params else weights}
+    parts = {"weights": 0.0 if stage == 3 and offloaded else weights}
     if trains:
         on_device = not learner.offload_optimizer
         parts["gradients"] = divided if stage >= 2 else whole

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from algorithms.algorithm import Algorithm
+from algorithms.conformance.rehearsal import rehearse
+from algorithms.rewards import OverlongPenalty
 from conf.schema import LearnerConfig, TrainConfig
 from orchestrator import capacity, profiling
 
@@ -41,6 +43,7 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
             "with cluster.colocated=false"
         )
     _check_critic(config, algorithm)
+    rehearse(algorithm)
     capacity.check(config, algorithm)
 
 
@@ -72,6 +75,22 @@ PRODUCED = frozenset(
         "rewards",
     }
 )
+
+
+def _notes(config: TrainConfig, algorithm: Algorithm) -> list[str]:
+    """What is allowed and may surprise."""
+    budget = config.rollout.sampling.max_new_tokens
+    return [
+        f"reward_shaping.{key} never applies: responses have at most {budget} tokens, its ramp "
+        + (
+            f"begins after {part.max_length - part.buffer}"
+            if part.ramps
+            else f"of {part.buffer} has no room in max_length={part.max_length}; set buffer"
+        )
+        for key, part in algorithm.reward_shaping.items()
+        if isinstance(part, OverlongPenalty)
+        and not (part.ramps and budget > part.max_length - part.buffer)
+    ]
 
 
 def describe(config: TrainConfig, algorithm: Algorithm) -> str:
@@ -119,6 +138,7 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
             f"{learner.optimizer.name} lr {learner.optimizer.lr:g}",
         ),
         *([("critic", _critic(config))] if algorithm.needs_critic else []),
+        *[("note", text) for text in _notes(config, algorithm)],
         (
             "schedule",
             f"{schedule.name}, max_staleness {schedule.max_staleness}, trained in the order "

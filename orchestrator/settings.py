@@ -30,10 +30,10 @@ def vllm_settings(config: TrainConfig, model_path: str, *, engine_id: int) -> VL
 
 def policy_settings(config: TrainConfig, model_path: str, *, trains: bool) -> ZeroSettings:
     """What a rank of the learner, or of a policy that only scores, is told."""
-    learner = config.learner
+    learner, reference = config.learner, config.reference
     return ZeroSettings(
         model=model_path,
-        zero_stage=learner.zero_stage,
+        zero_stage=learner.zero_stage if trains else reference.stage(learner),
         dtype="bf16" if config.model.dtype == "bfloat16" else "float32",
         optimizer=optimizer_settings(config) if trains else None,
         gradient_checkpointing=learner.gradient_checkpointing,
@@ -41,7 +41,7 @@ def policy_settings(config: TrainConfig, model_path: str, *, trains: bool) -> Ze
         head_chunk=learner.head_chunk,
         sequence_parallel_size=learner.sequence_parallel_size,
         offload_optimizer=learner.offload_optimizer and trains,
-        offload_params=learner.offload_params,
+        offload_params=learner.offload_params if trains else reference.offloads(learner),
         deepspeed=learner.deepspeed,
     )
 

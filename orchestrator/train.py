@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from algorithms.algorithm import Algorithm
 from conf.schema import TrainConfig
 from orchestrator import summary
+from orchestrator.adaptation import Adaptation
 from orchestrator.buffered import BufferedGroups
 from orchestrator.checkpoint import Checkpoint, CheckpointStore
 from orchestrator.cluster import Cluster, Roles
@@ -107,7 +108,7 @@ def open_run(config: TrainConfig) -> tuple[Path, Checkpoint | None]:
     """
     run_dir = Path(config.output_dir).absolute() / config.run_name
     checkpoint = None
-    if config.resume == "auto":
+    if config.resume != "never":
         checkpoint = CheckpointStore(run_dir, config.trainer).latest()
         truncate_metrics(run_dir, checkpoint.step if checkpoint else 0)
     elif (run_dir / "metrics.jsonl").exists():
@@ -157,6 +158,9 @@ def _assemble(
     }
     if roles.critic is not None:
         keepers["critic"] = RankKeeper(roles.critic.workers, timeout_s=limit_s)
+    if roles.reference is not None and not algorithm.reference.frozen:
+        keepers["reference"] = RankKeeper(roles.reference.workers, timeout_s=limit_s)
+    adaptation = Adaptation(algorithm, learner=roles.learner, reference=roles.reference)
     shape = roles.learner.workers.call_first("shape", timeout_s=config.cluster.timeouts.start_s)
     return Trainer(
         config=config,
@@ -171,12 +175,13 @@ def _assemble(
             folder=run_dir / "profiles",
             timeout_s=config.cluster.timeouts.train_s,
         ),
+        adaptation=adaptation,
         evaluator=None
         if sources.heldout is None
         else Evaluator(roles.rollouts, sources.heldout, config),
         saver=Saver(
             CheckpointStore(run_dir, config.trainer),
-            parts={"ledger": ledger, "random": RandomGenerators()},
+            parts={"ledger": ledger, "random": RandomGenerators(), "adaptation": adaptation},
             keepers=keepers,
             before_commit=recorder.flush if recorder is not None else lambda: None,
         ),

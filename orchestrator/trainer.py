@@ -8,6 +8,7 @@
                  the returns
     learner      advantages, new weights     all of the above             its ranks
     publisher    an attested version         the learner's weights        learner and engines
+    adaptation   coefficients, a reference   metrics, learner's weights   learner and reference
 
 One loop serves every schedule: `schedule.max_staleness: 0` is synchronous training; with s > 0 the
 engines sample up to s batches ahead while the learner trains. The driver handles metadata only;
@@ -26,6 +27,7 @@ import torch
 
 from algorithms.algorithm import Algorithm
 from conf.schema import TrainConfig
+from orchestrator.adaptation import Adaptation
 from orchestrator.batch import StepBatch, assemble, batch_metrics, plan_updates, usable_rows
 from orchestrator.clock import Clock
 from orchestrator.cluster import Roles
@@ -37,6 +39,7 @@ from orchestrator.producer import Producer, Taken
 from orchestrator.profiling import StepProfiler
 from orchestrator.publication import Publisher
 from orchestrator.saving import Saver
+from orchestrator.skipped_steps import NonFiniteGradientsError, check_skipped
 from workers.partition import SequenceCost
 from workers.plans import CreditPlan, RankPlan
 from workers.policy_group import PolicyGroup, Trajectories, training_metrics
@@ -63,6 +66,7 @@ class Trainer:
     ledger: Ledger
     publisher: Publisher
     profiler: StepProfiler
+    adaptation: Adaptation
     evaluator: Evaluator | None
     saver: Saver
     recorder: Recorder | None
@@ -100,6 +104,9 @@ class Trainer:
                     raise
                 self.save(step - 1, metrics | self.evaluate(step - 1))
                 return f"ended after step {step - 1}: {reason}"
+            except NonFiniteGradientsError:
+                self.save(step, {})  # skipped steps changed nothing: these weights are good
+                raise
             metrics = trained | self.saver.poll()
             self.on_step(step, metrics)
             if step == last or _due(step, self.config.trainer.eval_every):
@@ -111,7 +118,7 @@ class Trainer:
         return ""
 
     def step(self, step: int) -> dict[str, float]:
-        """Take groups, score, credit, train, publish."""
+        """Take groups, score, credit, train, publish, and let follow what follows the policy."""
         clock = Clock()
         with clock.span("generate"):
             taken = self.producer.take(step, self.version, self._why_not)
@@ -128,6 +135,7 @@ class Trainer:
             num_ranks=self.config.learner.num_data_parallel,
             token_budget=self.config.learner.token_budget,
             cost=self.cost,
+            coefficients=self.adaptation.coefficients,
         )
         critic = None if self.critic is None else self.critic.step(step, batch, rows)
         with clock.span("switch"):
@@ -140,6 +148,7 @@ class Trainer:
                     rewards=batch.shaped_rewards,
                     group_ids=batch.group_ids,
                     trained=batch.trained,
+                    coefficients=self.adaptation.coefficients,
                 ),
                 rows,
                 scored,
@@ -149,6 +158,8 @@ class Trainer:
             logprobs, trained = self._train(plan.ranks, rows, computed, critic)
         with clock.span("publish"):
             published = self._publish(trained)
+        with clock.span("follow"):
+            followed = self.adaptation.follow({**credit_metrics, **trained}, len(batch.metas))
         if self.recorder is not None:
             self.recorder.write(step, batch.slices, batch.batches, [*computed, *logprobs])
         metrics = {
@@ -158,6 +169,7 @@ class Trainer:
             **trained,
             **published,
             **self.turns.metrics(),
+            **followed,
             **_dropped_metrics(taken),
             **self.roles.rollouts.metrics(),
             **{f"ledger/{name}": float(n) for name, n in self.ledger.counts().items()},
@@ -219,6 +231,7 @@ class Trainer:
         if critic is None or not critic.alone:
             logprobs, reports = self.roles.learner.train(plans, rows, computed)
             trained = training_metrics(reports)
+            check_skipped(reports, limit=self.config.learner.max_skipped_steps)
         return logprobs, trained if fit is None else {**trained, **fit.result()}
 
     def _publish(self, trained: dict[str, float]) -> dict[str, float]:

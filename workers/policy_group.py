@@ -76,6 +76,31 @@ class PolicyGroup:
         of_rank = [plan for plan in plans for _ in range(self._ranks_per_plan)]
         return list(zip(self.workers.handles, of_rank, strict=True))
 
+    def follow(self, policy: PolicyGroup, *, share: float) -> None:
+        """Move these weights towards another group's: (1 - share) own + share theirs.
+
+        Layer by layer through the object store, so that neither side, whatever its ZeRO stage, ever
+        holds more than one layer in full; with `share` 1 the copy is exact to the bit. This side
+        must have no optimizer.
+
+        Raises:
+            WorkerError: a rank did not answer, or the two are not the same model.
+        """
+        theirs, limit_s = policy.workers, self._train_s
+        moved = 0
+        for number in range(theirs.call_first("num_layers", timeout_s=limit_s)):
+            # The second value is what the driver waits for; the first it never fetches.
+            read = [h.read_layer.options(num_returns=2).remote(number) for h in theirs.handles]
+            Pending(theirs.role, "read_layer", [done for _, done in read], limit_s).result()
+            tensors = read[0][0]
+            moved += self.workers.call("move_layer", share, tensors, timeout_s=limit_s)[0]
+        have = len(self.workers.call_first("parameter_names", timeout_s=limit_s))
+        if moved != have:
+            raise ValueError(
+                f"{self.workers.role} has {have} tensors, {theirs.role} gave {moved}: both must be "
+                "the same model"
+            )
+
 
 def training_metrics(reports: Sequence[TrainReport]) -> dict[str, float]:
     """What the ranks report, as one: their metrics are global already, their gaps are not."""

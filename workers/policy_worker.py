@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from workers.engines.process_group import ProcessGroupSettings
     from workers.engines.zero_engine import ZeroEngine
     from workers.weight_sync.publication import PublishReport, TrainerEndpoint
+    from workers.weight_sync.source import ZeroSource
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,12 +42,14 @@ class TrainReport:
         metrics: over all ranks; averaged over the step's updates.
         steps_taken: updates that were applied.
         non_finite: tensors whose gradient was not finite, for the updates that were skipped.
+        skipped_in_a_row: the longest run of skipped updates that ends in this step or goes on.
         gap_sum, gap_max, gap_tokens: |log pi_old - log mu| over this rank's trained tokens.
     """
 
     metrics: Mapping[str, float]
     steps_taken: int
     non_finite: tuple[str, ...]
+    skipped_in_a_row: int
     gap_sum: float
     gap_max: float
     gap_tokens: int
@@ -133,6 +137,7 @@ class PolicyWorker(RankWorker):
         """
         table = join_computed(step_table(slices, batches[num_computed:]), batches[:num_computed])
         names = [name for name in table.column_names if name in self._read_columns()]
+        skipped = self._engine.progress.skipped_in_a_row
         trained = train_passes(
             self._engine,
             self._algorithm.with_coefficients(plan.coefficients),
@@ -143,7 +148,8 @@ class PolicyWorker(RankWorker):
             temperature=self._temperature,
             old_is_current="old_logprobs" not in names and len(plan.updates) == 1,
         )
-        return as_columns(plan.passes[-1], {"logprobs": trained.logprobs}), _report(trained)
+        columns = as_columns(plan.passes[-1], {"logprobs": trained.logprobs})
+        return columns, _report(trained, skipped)
 
     def _read_columns(self) -> frozenset[str]:
         """Per-token columns of the table that the loss, or a metric of every algorithm, reads."""
@@ -190,6 +196,32 @@ class PolicyWorker(RankWorker):
         report = self._endpoint.publish(version)
         return replace(report, lost=frozenset(self._client.lost if self._client else ()))
 
+    def num_layers(self) -> int:
+        """Into how many pieces `read_layer` divides the policy."""
+        return self._source().num_layers
+
+    def read_layer(self, number: int) -> tuple[dict[str, Any] | None, None]:
+        """Full tensors of a layer as float32 arrays, on rank 0; collective. Then an empty answer.
+
+        float32 holds bf16 and float16 exactly.
+        """
+        tensors = self._source().layer(number)
+        if self._rank:
+            return None, None
+        return {name: tensor.float().cpu().numpy() for name, tensor in tensors}, None
+
+    def move_layer(self, share: float, tensors: Mapping[str, Any]) -> int:
+        """Go `share` of the way to another policy's layer; how many tensors that was."""
+        source = self._source()
+        for name, values in tensors.items():
+            source.move(name, torch.tensor(values), share)
+        return len(tensors)
+
+    def _source(self) -> ZeroSource:
+        from workers.weight_sync.source import ZeroSource
+
+        return ZeroSource(self._engine.hf_model, rank=self._rank, world_size=self._world_size)
+
     def parameter_names(self) -> list[str]:
         """Every parameter that a publication must deliver, from the module itself."""
         from workers.weight_sync.source import expected_names
@@ -213,8 +245,8 @@ class PolicyWorker(RankWorker):
         super().close()
 
 
-def _report(trained: Trained) -> TrainReport:
-    """Join the updates of a step."""
+def _report(trained: Trained, skipped: int) -> TrainReport:
+    """Join the updates of a step; `skipped` updates in a row came before it."""
     count = len(trained.updates)
     metrics: dict[str, float] = {}
     for update in trained.updates:
@@ -225,10 +257,18 @@ def _report(trained: Trained) -> TrainReport:
         }
         for name, value in own.items():
             metrics[name] = metrics.get(name, 0.0) + value / count
+    runs = list(
+        accumulate(
+            (update.skipped for update in trained.updates),
+            lambda run, now: run + 1 if now else 0,
+            initial=skipped,
+        )
+    )
     return TrainReport(
         metrics=metrics,
         steps_taken=sum(not update.skipped for update in trained.updates),
         non_finite=tuple(name for update in trained.updates for name in update.non_finite),
+        skipped_in_a_row=max(runs[1:], default=0),
         gap_sum=float(trained.gaps.sum()),
         gap_max=float(trained.gaps.max(initial=0.0)),
         gap_tokens=len(trained.gaps),

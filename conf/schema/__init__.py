@@ -21,6 +21,7 @@ from conf.schema.critic import CriticConfig
 from conf.schema.data import DataConfig
 from conf.schema.learner import LearnerConfig, OptimizerConfig, ProfileConfig
 from conf.schema.model import ArchitectureConfig, ModelConfig
+from conf.schema.reference import ReferenceConfig
 from conf.schema.reward import RewardConfig
 from conf.schema.rollout import RolloutConfig, SamplingConfig
 from conf.schema.schedule import ScheduleConfig
@@ -39,6 +40,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "ProfileConfig",
+    "ReferenceConfig",
     "RewardConfig",
     "RoleConfig",
     "RolloutConfig",

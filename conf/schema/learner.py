@@ -56,6 +56,7 @@ class LearnerConfig:
     head_chunk: int | None = None  # rows of [chunk, vocabulary] held at a time; null: 64 MiB
     offload_optimizer: bool = False  # optimizer state in host memory; ZeRO 1 to 3
     offload_params: bool = False  # parameters in host memory; ZeRO 3
+    max_skipped_steps: int = 5  # updates in a row with a non-finite gradient that end the run
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     deepspeed: dict[str, Any] = field(default_factory=dict)  # raw, merged over ours
@@ -93,7 +94,7 @@ class LearnerConfig:
             self.profile.ranks,
             f"must be ranks of the learner, 0 to {self.num_ranks - 1}",
         )
-        for name in ("token_budget", "head_chunk"):
+        for name in ("token_budget", "head_chunk", "max_skipped_steps"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"learner.{name}", value, "must be at least 1")
         self.optimizer.check("learner.optimizer")

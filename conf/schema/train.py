@@ -13,6 +13,7 @@ from conf.schema.critic import CriticConfig
 from conf.schema.data import DataConfig
 from conf.schema.learner import LearnerConfig
 from conf.schema.model import ModelConfig
+from conf.schema.reference import ReferenceConfig
 from conf.schema.reward import RewardConfig
 from conf.schema.rollout import RolloutConfig
 from conf.schema.schedule import ScheduleConfig
@@ -27,7 +28,7 @@ class TrainConfig:
     run_name: str = "run"
     output_dir: str = "runs"
     seed: int = 0
-    resume: str = "never"  # never: the folder must be new; auto: go on from its last checkpoint
+    resume: str = "never"  # auto: go on from the folder's last checkpoint; changed: see resuming.py
     dry_run: bool = False
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     algorithm: Any = MISSING
@@ -38,6 +39,7 @@ class TrainConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -51,7 +53,7 @@ class TrainConfig:
         for section in vars(self).values():
             if hasattr(section, "check"):
                 section.check()
-        choose("resume", self.resume, ("never", "auto"))
+        choose("resume", self.resume, ("never", "auto", "changed"))
         longest = self.data.max_prompt_tokens + self.rollout.sampling.max_new_tokens
         require(
             longest <= self.rollout.max_model_len,
@@ -71,6 +73,12 @@ class TrainConfig:
             "learner.profile.steps",
             self.learner.profile.steps,
             f"must be steps of the run, 1 to trainer.total_steps={self.trainer.total_steps}",
+        )
+        require(
+            not self.reference.offload_params or self.reference.stage(self.learner) == 3,
+            "reference.offload_params",
+            self.reference.offload_params,
+            "needs reference.zero_stage=3; other stages keep all weights on every rank",
         )
         sequences = self.sequences_per_update
         require(

@@ -24,7 +24,11 @@ OPTIONS = sorted((path.parent.name, path.stem) for path in (CONF / "algorithm").
 def _hydra() -> Iterator[None]:
     GlobalHydra.instance().clear()
     ConfigStore.instance().store(
-        name="algorithm_only", node={"defaults": [{"algorithm": "grpo"}, "_self_"]}
+        name="algorithm_only",
+        node={
+            "defaults": [{"algorithm": "grpo"}, "_self_"],
+            "rollout": {"sampling": {"max_new_tokens": 16}},
+        },
     )
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         yield

@@ -39,7 +39,11 @@ MIXES = [
 def build(*overrides: str) -> Algorithm:
     GlobalHydra.instance().clear()
     ConfigStore.instance().store(
-        name="algorithm_only", node={"defaults": [{"algorithm": "grpo"}, "_self_"]}
+        name="algorithm_only",
+        node={
+            "defaults": [{"algorithm": "grpo"}, "_self_"],
+            "rollout": {"sampling": {"max_new_tokens": 16}},
+        },
     )
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         config = compose("algorithm_only", overrides=list(overrides))

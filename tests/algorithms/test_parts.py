@@ -91,6 +91,13 @@ def test_golden_overlong_penalty() -> None:
     torch.testing.assert_close(shaped, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("budget", [5, 4096])
+def test_a_budget_without_room_for_the_buffer_is_not_penalised(budget: int) -> None:
+    shaping = OverlongPenalty(max_length=budget, buffer=4096)
+    assert shaping(rewarded([1.0, 0.0], [1, budget])).tolist() == [1.0, 0.0]
+    assert not shaping.ramps
+
+
 def test_reward_shaping_runs_in_order() -> None:
     shaping = {"cut": TruncationReward(value=-2.0), "clip": ClipReward(low=-1.0, high=1.0)}
     algorithm = composed(reward_shaping=shaping)
@@ -208,7 +215,8 @@ BAD: list[tuple[Callable[[], object], str]] = [
     (lambda: BatchRelative(baseline="median"), "baseline='median'"),
     (lambda: ReinforcePlusPlus(whiten="yes"), "whiten='yes'"),
     (lambda: GeneralizedAdvantage(lam=1.5), "lam=1.5"),
-    (lambda: OverlongPenalty(max_length=10, buffer=20), "buffer=20 exceeds max_length=10"),
+    (lambda: OverlongPenalty(max_length=0, buffer=20), "max_length=0 is not positive"),
+    (lambda: OverlongPenalty(max_length=10, buffer=0), "buffer=0 is not positive"),
     (lambda: CorrectLikelihood(coefficient=-0.1), "coefficient=-0.1"),
     (lambda: ClippedValue(clip=0.0), "clip=0.0"),
     (lambda: composed(name=""), "name=''"),

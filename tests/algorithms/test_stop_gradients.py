@@ -34,7 +34,8 @@ def load(name: str) -> Algorithm:
             body = OmegaConf.merge(body, part)
         else:
             body = OmegaConf.merge(body, {group: part})
-    algorithm = instantiate(body, _convert_="all")
+    root = {"rollout": {"sampling": {"max_new_tokens": 16}}, "algorithm": body}
+    algorithm = instantiate(OmegaConf.create(root).algorithm, _convert_="all")
     assert isinstance(algorithm, Algorithm)
     return algorithm
 

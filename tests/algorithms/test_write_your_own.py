@@ -30,7 +30,11 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(str(tmp_path))
     GlobalHydra.instance().clear()
     ConfigStore.instance().store(
-        name="algorithm_only", node={"defaults": [{"algorithm": "grpo"}, "_self_"]}
+        name="algorithm_only",
+        node={
+            "defaults": [{"algorithm": "grpo"}, "_self_"],
+            "rollout": {"sampling": {"max_new_tokens": 16}},
+        },
     )
     with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
         yield tmp_path

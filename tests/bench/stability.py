@@ -209,7 +209,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     ConfigStore.instance().store(
-        name="algorithm_only", node={"defaults": [{"algorithm": "grpo"}, "_self_"]}
+        name="algorithm_only",
+        node={
+            "defaults": [{"algorithm": "grpo"}, "_self_"],
+            "rollout": {"sampling": {"max_new_tokens": 16}},
+        },
     )
     results = {}
     print(HEADER)

@@ -48,3 +48,45 @@ def test_one_pass_of_one_update_needs_no_actor():
 def test_the_rule_decides_whether_a_reference_runs(overrides, roles):
     assert planned(*overrides)["roles"].startswith(roles)
     assert ("reference" in planned(*overrides)["roles"]) == ("ref" in roles)
+
+
+def test_overlong_shaping_follows_the_budget_and_says_where_it_never_applies():
+    rows = planned("algorithm=dapo")
+    assert "max_length=5" in rows["algorithm"]
+    assert "overlong never applies: responses have at most 5 tokens" in rows["note"]
+    room = planned("algorithm=dapo", "algorithm.reward_shaping.overlong.buffer=2")
+    assert "note" not in room
+    longer = planned(
+        "algorithm=dapo",
+        "algorithm.reward_shaping.overlong.max_length=100",
+        "algorithm.reward_shaping.overlong.buffer=20",
+    )
+    assert longer["note"].endswith("its ramp begins after 80")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            [
+                "algorithm=grpo",
+                "algorithm/controller=adaptive_kl",
+                "algorithm.controllers.kl.metric=reference/kl_k3",
+            ],
+            "metric='reference/kl_k3' is not measured by this algorithm; did you mean 'ref",
+        ),
+        (["algorithm/reference=refreshed"], "has nothing to move"),
+        (["reference.offload_params=true"], "needs reference.zero_stage=3"),
+        (["trainer.epochs_per_step=0"], "trainer.epochs_per_step=0: must be at least 1"),
+        (["learner.max_skipped_steps=0"], "learner.max_skipped_steps=0: must be at least 1"),
+        (["algorithm.policy_loss.clip_high=-0.1"], "clip_high=-0.1 is below 0"),
+        (["algorithm.regularizers.drift.coefficient=-1"], "coefficient=-1 is below 0"),
+        (["algorithm=rpg", "algorithm.policy_loss.divergence=jsd"], "divergence='jsd' is unknown"),
+        (["algorithm/gate=erc", "algorithm.gates.erc.low=-0.1"], "low=-0.1"),
+        (["algorithm/correction=icepop", "algorithm.correction.low=9"], "low=9 is not below high"),
+        (["algorithm/correction=tis", "algorithm.bypass=true"], "counts pi_old / mu twice"),
+    ],
+)
+def test_what_cannot_be_is_named_before_anything_starts(overrides, message):
+    with pytest.raises(Exception, match=message):
+        planned(*overrides)

@@ -94,10 +94,23 @@ class ZeroSource:
             for name, parameter in self._parameters
         ]
 
+    @property
+    def num_layers(self) -> int:
+        """How many runs of parameters are gathered together: decoder layers, and the rest."""
+        return len(self._layers())
+
+    def _layers(self) -> list[list[tuple[str, nn.Parameter]]]:
+        by_layer = groupby(self._parameters, key=lambda item: _layer(item[0]))
+        return [list(members) for _, members in by_layer]
+
+    def layer(self, number: int) -> list[tuple[str, Tensor]]:
+        """The full tensors of one layer; a collective under ZeRO-3, in lock-step on all ranks."""
+        return self._gathered(self._layers()[number])
+
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """Yields every full tensor; a collective under ZeRO-3, in the same order on all ranks."""
-        for _, members in groupby(self._parameters, key=lambda item: _layer(item[0])):
-            yield from self._gathered(list(members))
+        for number in range(self.num_layers):
+            yield from self.layer(number)
 
     def shards(self) -> Iterator[Shard]:
         """Yields what this rank contributes; over all ranks every element appears exactly once.
@@ -132,6 +145,35 @@ class ZeroSource:
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._dtype).contiguous() if self._dtype else tensor.contiguous()
 
+    def move(self, name: str, target: Tensor, share: float) -> None:
+        """Change the module's parameter: (1 - share) own + share `target`; 1 copies it to the bit.
+
+        No communication: every rank changes what it holds. For parameters that no optimizer steps,
+        which keeps copies of its own.
+
+        Args:
+            name: as iteration yields it.
+            target: full tensor, on any device.
+            share: of the target, in (0, 1].
+
+        Raises:
+            ValueError: no such parameter, or one of another shape.
+        """
+        parameter = dict(self._parameters).get(name)
+        if parameter is None or _full_shape(parameter) != tuple(target.shape):
+            mine = "is missing" if parameter is None else f"has shape {_full_shape(parameter)}"
+            raise ValueError(
+                f"{name} {mine} here and {tuple(target.shape)} in the policy that is copied: both "
+                "must be the same model"
+            )
+        flat = target.reshape(-1)  # [n]
+        if _is_partitioned(parameter):
+            offset, held = self._partition(name, parameter)
+            _blend(held, flat[offset : offset + held.numel()], share)
+        # DeepSpeed may keep small partitioned parameters whole from one pass to the next.
+        if parameter.numel() == flat.numel():
+            _blend(parameter.detach().view(-1), flat, share)
+
     def _partition(self, name: str, parameter: Any) -> tuple[int, Tensor]:
         held = parameter.ds_tensor  # [ds_tensor.ds_numel], the last rank's padded at the end
         if held.numel() != held.ds_numel or held.ds_numel == 0:
@@ -147,6 +189,15 @@ class ZeroSource:
         offset = self.rank * held.ds_numel
         count = max(0, min(held.ds_numel, parameter.ds_numel - offset))
         return offset, held.detach().view(-1)[:count]
+
+
+def _blend(held: Tensor, target: Tensor, share: float) -> None:
+    """Write (1 - share) held + share target into `held` [n]."""
+    there = target.to(held.device, held.dtype)
+    if share == 1.0:
+        held.copy_(there)
+    else:
+        held.lerp_(there, share)
 
 
 def _is_partitioned(parameter: nn.Parameter) -> bool:

@@ -1,0 +1,41 @@
+"""One small batch through an algorithm before anything starts: what would raise later raises now.
+
+What it is: the first fault a run would meet (a part that returns the wrong shape, an advantage that
+is not finite) and the names of what the algorithm reports. What it is not: a proof of anything; the
+checks of this package are.
+"""
+
+import difflib
+
+import torch
+
+from algorithms.algorithm import Algorithm
+from algorithms.conformance.batches import credit_inputs, metadata_of, random_inputs
+
+
+def rehearse(algorithm: Algorithm) -> frozenset[str]:
+    """Credit, loss and weights of a random batch; names of all that is measured on the way.
+
+    Raises:
+        ValueError: what a part's output or a controller's metric lacks.
+    """
+    inputs = random_inputs(dtype=torch.float32)
+    credit = algorithm.credit(credit_inputs())
+    loss = algorithm.token_loss(inputs)
+    num_sequences = 0 if inputs.rewards is None else len(inputs.rewards)
+    weights = algorithm.sequence_weights(metadata_of(inputs, num_sequences))
+    missing = sorted(set(loss.terms) - set(weights))
+    if missing:
+        raise ValueError(
+            f"no weights for the loss term {', '.join(missing)}; add them to `weights`"
+        )
+    measured = frozenset(credit.metrics) | frozenset(loss.metrics)
+    for key, controller in algorithm.controllers.items():
+        if controller.metric not in measured:
+            near = difflib.get_close_matches(controller.metric, sorted(measured), n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"controllers.{key}.metric={controller.metric!r} is not measured by this algorithm"
+                f"{hint} It has {', '.join(sorted(measured))}"
+            )
+    return measured

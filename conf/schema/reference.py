@@ -1,0 +1,35 @@
+"""The reference policy: how it lies in memory; whether it runs and follows, the algorithm says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from conf.schema.checks import require
+from conf.schema.learner import LearnerConfig
+
+
+@dataclass(kw_only=True)
+class ReferenceConfig:
+    """The reference under DeepSpeed ZeRO, on as many ranks as the learner."""
+
+    zero_stage: int | None = None  # 3 divides its weights over the ranks; null: the learner's
+    offload_params: bool | None = None  # weights in host memory, ZeRO 3; null: the learner's
+
+    def check(self) -> None:
+        """Name the value that can't be, and the remedy."""
+        require(
+            self.zero_stage in (None, 0, 1, 2, 3),
+            "reference.zero_stage",
+            self.zero_stage,
+            "must be 0, 1, 2 or 3, or null for the learner's",
+        )
+
+    def stage(self, learner: LearnerConfig) -> int:
+        """Its own ZeRO stage, or the learner's."""
+        return learner.zero_stage if self.zero_stage is None else self.zero_stage
+
+    def offloads(self, learner: LearnerConfig) -> bool:
+        """Whether its weights lie in host memory."""
+        if self.offload_params is None:
+            return learner.offload_params and self.stage(learner) == 3
+        return self.offload_params

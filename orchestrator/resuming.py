@@ -1,0 +1,61 @@
+"""Whether a run that is resumed is still the same run: its algorithm, key by key.
+
+Reads the `config.yaml` that the run wrote; starts nothing. Optimizer moments, a reference and
+adapted coefficients belong to the algorithm that made them, and an override that was not repeated
+would change the run without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from conf.schema import TrainConfig
+
+SHOWN = 4
+
+
+def check_same_algorithm(raw: DictConfig, config: TrainConfig) -> None:
+    """Refuse to go on with another algorithm than the run's, unless told to.
+
+    Raises:
+        ValueError: names the file, the keys and both values.
+    """
+    saved = Path(config.output_dir).absolute() / config.run_name / "config.yaml"
+    if config.resume != "auto" or not saved.exists():
+        return
+    before = _plain(OmegaConf.select(OmegaConf.load(saved), "algorithm"))
+    now = _plain(raw.algorithm)
+    changed = [
+        f"{key}: {_shown(before, key)} -> {_shown(now, key)}"
+        for key in sorted(before.keys() | now.keys())
+        if _shown(before, key) != _shown(now, key)
+    ]
+    if changed:
+        more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+        raise ValueError(
+            f"resume=auto with another algorithm than {saved}: {'; '.join(changed[:SHOWN])}{more}. "
+            "Repeat that run's overrides, choose another run_name, or say resume=changed to go on "
+            "with this one"
+        )
+
+
+def _shown(values: dict[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "absent"
+
+
+def _plain(node: Any) -> dict[str, Any]:
+    """Dotted key -> value of every leaf; an empty mapping is no leaf."""
+
+    def walk(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    plain = OmegaConf.to_container(node, resolve=True) if node is not None else {}
+    return dict(walk(plain, "algorithm."))

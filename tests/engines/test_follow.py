@@ -1,0 +1,107 @@
+"""A reference takes over a learner's weights: exact, whatever the ZeRO stage on either side."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from workers.engines.process_group import ProcessGroupSettings
+from workers.engines.zero_engine import ZeroEngine
+from workers.engines.zero_settings import ZeroSettings
+from workers.weight_sync.source import ZeroSource
+
+HERE = Path(__file__).parent
+PAIRS = ((0, 0, False), (0, 3, False), (2, 3, True), (3, 0, False), (3, 3, False))
+NAMES = ("0 to 0", "0 to 3", "2 to 3 offloaded", "3 to 0", "3 to 3")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tied Llama of 2 layers whose vocabulary (21) divides unevenly over two ranks."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    network = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=21,
+            hidden_size=32,
+            intermediate_size=45,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
+        )
+    )
+    for parameter in network.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    network.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What rank 0 of two saw of every pair of stages."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"world_size": 2, "port": port, "model": str(model), "pairs": PAIRS}
+    ranks = []
+    for rank in range(2):
+        path = folder / f"job{rank}.json"
+        path.write_text(json.dumps({"rank": rank, "out": str(folder / "out.pt"), **common}))
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
+        command = [sys.executable, str(HERE / "follow_rank.py"), str(path)]
+        ranks.append(
+            subprocess.Popen(
+                command,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    try:
+        outputs = [process.communicate(timeout=300)[0] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    for process, output in zip(ranks, outputs, strict=True):
+        assert process.returncode == 0, output[-4000:]
+    return torch.load(folder / "out.pt")
+
+
+@pytest.mark.parametrize("pair", NAMES)
+def test_a_copy_is_the_learner_to_the_bit(results: dict, pair: str) -> None:
+    seen = results[pair]
+    assert seen["copy"].keys() == seen["learner"].keys()
+    for name, value in seen["learner"].items():
+        assert torch.equal(seen["copy"][name], value), name
+        assert not torch.equal(seen["before"][name], value), name  # the step changed everything
+    # and it is what the next pass computes with, wherever parameters were kept whole
+    assert torch.equal(seen["scored copy"], seen["scored learner"])
+    assert not torch.equal(seen["scored before"], seen["scored learner"])
+
+
+@pytest.mark.parametrize("pair", NAMES)
+def test_a_share_is_an_average(results: dict, pair: str) -> None:
+    seen = results[pair]
+    for name, value in seen["half"].items():
+        middle = (seen["before"][name] + seen["learner"][name]) / 2
+        torch.testing.assert_close(value, middle, rtol=1e-6, atol=1e-7)
+
+
+def test_another_model_is_refused(model: Path) -> None:
+    engine = ZeroEngine(ZeroSettings(model=str(model), optimizer=None), ProcessGroupSettings())
+    source = ZeroSource(engine.hf_model)
+    with pytest.raises(ValueError, match=r"model.norm.weight has shape \(32,\) here and \(7,\)"):
+        source.move("model.norm.weight", torch.zeros(7), 1.0)
+    with pytest.raises(ValueError, match=r"lora_A is missing here and \(2, 2\)"):
+        source.move("lora_A", torch.zeros(2, 2), 1.0)
+    engine.close()
