@@ -79,6 +79,12 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
     model = memory.architecture_of(config.model)
     if model is not None:
         check_heads(model.num_heads, model.num_kv_heads, config.learner.sequence_parallel_size)
+    transport = config.rollout.transport
+    if cluster.num_nodes > 1 and transport in ("shm", "ipc"):
+        raise ValueError(
+            f"rollout.transport={transport}: reaches engines of its own node only, and cluster="
+            f"{cluster.name} has {cluster.num_nodes} nodes; choose nccl, or gloo without GPUs"
+        )
     memory.check(config, references=references, critic=critic)
 
 

@@ -123,7 +123,8 @@ class Cluster:
         wanted = bundles(
             config, num_ranks=num_ranks, num_references=num_references, num_critics=num_critics
         )
-        check_resources(config, wanted)
+        if not config.cluster.autoscaled:
+            check_resources(config, wanted)
         limit_s = config.cluster.timeouts.start_s
         self._placement = placement_group(
             [{k: v for k, v in bundle.items() if v} for bundle in wanted],

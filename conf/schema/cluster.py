@@ -80,6 +80,7 @@ class ClusterConfig:
     num_nodes: int = 1
     gpus_per_node: int | None = None  # null: not known before Ray is asked
     gpu_memory_gib: float | None = None  # of one GPU; null: not checked
+    autoscaled: bool = False  # nodes may be added while a run waits for its placement
     placement_strategy: str = "PACK"
     colocated: bool = False  # engine k and learner rank k share a GPU and take turns on it
     rollout: RoleConfig = field(default_factory=RoleConfig)

@@ -105,7 +105,7 @@ def nccl(config: TrainConfig) -> Iterator[Finding]:
         yield note(
             "NCCL",
             "this machine has no GPU to ask",
-            "run the doctor on a GPU node: ballast submit does",
+            "run ballast doctor on a node that has one",
         )
     elif not torch.cuda.is_available():
         yield fault(

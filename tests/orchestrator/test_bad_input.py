@@ -5,6 +5,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from omegaconf import OmegaConf
 
 from conf.compose import compose
 from orchestrator.cli import main
@@ -141,3 +142,18 @@ def test_the_command_line_prints_one_line_and_exits_with_2(overrides, message, c
     error = capsys.readouterr().err.strip()
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+def test_the_folder_of_another_models_run_is_left_as_it_is(model, tmp_path, capsys):
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    raw, _ = compose(["experiment=quickstart"])
+    OmegaConf.save(raw, run / "config.yaml")
+    (run / "metrics.jsonl").write_text('{"step": 7}\n')
+    overrides = ["experiment=tiny", f"output_dir={tmp_path / 'runs'}", "run_name=mine"]
+    assert main(["train", *overrides, "resume=auto"]) == 2
+    assert "is a run of model=smollm2, not of tiny: choose another run_name=" in (
+        capsys.readouterr().err
+    )
+    assert (run / "metrics.jsonl").read_text() == '{"step": 7}\n'
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "metrics.jsonl"]
