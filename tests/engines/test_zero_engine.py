@@ -75,7 +75,8 @@ def plain_gradient(network: torch.nn.Module) -> tuple[dict[str, torch.Tensor], d
         "ratio_max": float(every.max()),
         "ratio_min": float(every.min()),
     }
-    return {name: p.grad.clone() for name, p in network.named_parameters()}, metrics
+    trained = ((name, p) for name, p in network.named_parameters() if p.requires_grad)
+    return {name: p.grad.clone() for name, p in trained}, metrics
 
 
 def run_ranks(tmp_path: Path, world_size: int, **job: object) -> dict[str, dict[str, torch.Tensor]]:

@@ -19,6 +19,7 @@ from algorithms.inputs import LossInputs, TokenLoss
 NUM_ROWS = 10
 TEMPERATURE = 0.8
 GRADIENT_LR = 100.0  # so large that weights minus weights is the gradient in full precision
+CASES = (("gradient", GRADIENT_LR, 1), ("weights", 0.1, 3))  # name, rate, steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ def weights() -> dict[str, np.ndarray]:
 
 def main(job: dict) -> None:
     """Run every case of the job on this rank."""
+    from workers.engines.lora_settings import LoraSettings
     from workers.engines.process_group import ProcessGroupSettings, join, leave
     from workers.engines.zero_engine import ZeroEngine
     from workers.engines.zero_settings import OptimizerSettings, ZeroSettings
@@ -77,7 +79,7 @@ def main(job: dict) -> None:
             if count > 1 and rank == world - 1:
                 pieces = [*pieces[:-2], np.concatenate(pieces[-2:]), cut[:0]]
             update = [pack(rows(), piece, weights=weights()) for piece in pieces]
-            for name, lr, steps in (("gradient", GRADIENT_LR, 1), ("weights", 0.1, 3)):
+            for name, lr, steps in job.get("cases", CASES):
                 optimizer = OptimizerSettings(name="sgd", lr=lr, max_grad_norm=job["max_grad_norm"])
                 engine = ZeroEngine(
                     ZeroSettings(
@@ -86,9 +88,12 @@ def main(job: dict) -> None:
                         optimizer=optimizer,
                         gradient_checkpointing=job["checkpointing"],
                         head_chunk=7,
+                        adapter=LoraSettings(**job["lora"]) if "lora" in job else None,
                     ),
                     group,
                 )
+                if "lora" in job:  # must leave no trace in the gradient
+                    engine.score(update, temperature=TEMPERATURE, base=True)
                 done = [
                     engine.train([update], TwoTermLoss(), temperature=TEMPERATURE)
                     for _ in range(steps)

@@ -61,6 +61,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         factor = weight.to(ctx.product_dtype)  # [V, H]
         grad_hidden = torch.empty_like(hidden)
         grad_weight: Tensor | None = None  # [V, H] float32
+        trains = ctx.needs_input_grad[1]  # not where the head is frozen beside an adapter
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         for rows in _chunks(hidden.shape[0], ctx.chunk_rows):
             z = _logits(hidden[rows], factor, bias)  # [m, V]
@@ -76,19 +77,27 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 grad_bias.add_(grad_z.sum(dim=0))
             grad_raw = grad_z.to(ctx.product_dtype)
             grad_hidden[rows] = (grad_raw @ factor).to(hidden.dtype)
-            chunk = hidden[rows].to(ctx.product_dtype)
-            # The first product is taken as it is: filling 100 MB with zeros to add to costs more.
-            if grad_weight is None:
-                grad_weight = (grad_raw.t() @ chunk).float()
-            elif ctx.product_dtype == torch.float32:
-                grad_weight.addmm_(grad_raw.t(), chunk)
-            else:
-                grad_weight.add_(grad_raw.t() @ chunk)
+            if trains:
+                chunk = hidden[rows].to(ctx.product_dtype)
+                grad_weight = _add_product_(grad_weight, grad_raw.t(), chunk)
             del z, slope, grad_z, grad_raw  # or the next chunk's would lie beside them
-        if grad_weight is None:
+        if grad_weight is None and trains:
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
         grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
-        return grad_hidden, grad_weight.to(weight.dtype), grad_bias, *([None] * 6)
+        return grad_hidden, grad_weight, grad_bias, *([None] * 6)
+
+
+def _add_product_(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """total + left @ right [V, H] in float32, in place where there is a total.
+
+    The first product is taken as it is: filling 100 MB with zeros to add to costs more.
+    """
+    if total is None:
+        return (left @ right).float()
+    if left.dtype == torch.float32:
+        return total.addmm_(left, right)
+    return total.add_(left @ right)
 
 
 def _chunks(num_rows: int, chunk_rows: int) -> list[slice]:

@@ -7,16 +7,20 @@ Legend: N tokens of a packed batch, S sequences, n tokens of this rank's part of
 M tokens of that part whose next token trains.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from workers.engines.attention import VARLEN_SDPA, check_attention
 from workers.engines.chunked_head import ChunkedHead
+from workers.engines.lora import adapter_disabled, adapter_name, attach_lora
+from workers.engines.lora_settings import LoraSettings
 from workers.engines.packed_model import PackedModel, check_model_folder
 
 
@@ -29,6 +33,7 @@ class PolicyModel(PackedModel):
         autocast: dtype of the matrix products where it is not that of the weights.
         head_chunk: rows of logits held at a time; None keeps a chunk at 64 MiB.
         sequence_group: ranks that share every batch, or None.
+        adapter: trains instead of the model's own weights, which are frozen; None trains those.
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class PolicyModel(PackedModel):
         autocast: torch.dtype | None = None,
         head_chunk: int | None = None,
         sequence_group: dist.ProcessGroup | None = None,
+        adapter: LoraSettings | None = None,
     ) -> None:
         super().__init__(
             model, attention=attention, autocast=autocast, sequence_group=sequence_group
@@ -52,6 +58,9 @@ class PolicyModel(PackedModel):
                 head.weight, getattr(head, "bias", None), softcap=softcap, chunk_rows=head_chunk
             )
         )
+        self.adapter = adapter
+        if adapter is not None:
+            attach_lora(model, adapter)
 
     def forward(
         self,
@@ -97,6 +106,31 @@ class PolicyModel(PackedModel):
         logprobs = at_predicted(picked)
         return logprobs, None if picked_entropy is None else at_predicted(picked_entropy)
 
+    def hf_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """See `PackedModel`; with an adapter, its matrices alone."""
+        named = super().hf_named_parameters()
+        return ((n, p) for n, p in named if self.adapter is None or adapter_name(n) is not None)
+
+    def enable_gradient_checkpointing(self, *, reentrant: bool) -> None:
+        """See `PackedModel`."""
+        super().enable_gradient_checkpointing(reentrant=reentrant)
+        if reentrant and self.adapter is not None:
+            # A reentrant block has no gradient unless an input wants one, and what frozen
+            # embeddings put out does not.
+            self.model.enable_input_require_grads()
+
+    @contextlib.contextmanager
+    def base(self) -> Iterator[None]:
+        """Inside the block the policy is the model that its adapter was attached to.
+
+        Raises:
+            ValueError: without an adapter that model is gone once the policy has trained.
+        """
+        if self.adapter is None:
+            raise ValueError("this policy has no adapter to switch off: score a reference policy")
+        with adapter_disabled(self.model):
+            yield
+
 
 def load_policy_model(
     folder: str | Path,
@@ -106,6 +140,7 @@ def load_policy_model(
     autocast: torch.dtype | None = None,
     head_chunk: int | None = None,
     sequence_group: dist.ProcessGroup | None = None,
+    adapter: LoraSettings | None = None,
 ) -> PolicyModel:
     """Read a Hugging Face model folder; the other arguments are those of `PolicyModel`.
 
@@ -125,6 +160,7 @@ def load_policy_model(
         autocast=autocast,
         head_chunk=head_chunk,
         sequence_group=sequence_group,
+        adapter=adapter,
     )
 
 

@@ -6,8 +6,10 @@ written is `ZeroRank`'s; the engine knows neither Ray nor the algorithm.
 Every method is collective: all ranks call it, in the same order, with equally many micro-batches.
 """
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +19,13 @@ from torch import Tensor, nn
 
 from algorithms.inputs import TokenLoss
 from workers.engines.hf_export import export_hf
+from workers.engines.lora import adapter_name, save_adapter
 from workers.engines.policy_model import PolicyModel, load_policy_model
 from workers.engines.results import Scores, TrainResult
 from workers.engines.weighted_loss import TokenLossAlgorithm, check_columns, loss_inputs
 from workers.engines.zero_rank import ZeroRank
 from workers.packing import PackedBatch, pack_sequences
+from workers.weight_sync.lora_source import export_source
 from workers.weight_sync.source import ZeroSource
 
 
@@ -36,6 +40,7 @@ class ZeroEngine(ZeroRank):
             autocast=self.autocast_dtype,
             head_chunk=self.settings.head_chunk,
             sequence_group=self.sequence_group,
+            adapter=self.settings.adapter,
         )
 
     @property
@@ -50,13 +55,21 @@ class ZeroEngine(ZeroRank):
         return self.policy.model
 
     def score(
-        self, micro_batches: Sequence[PackedBatch], *, temperature: float, entropy: bool = False
+        self,
+        micro_batches: Sequence[PackedBatch],
+        *,
+        temperature: float,
+        entropy: bool = False,
+        base: bool = False,
     ) -> Scores:
-        """Log-probs, and entropies if asked, of every row; no gradient is kept."""
+        """Log-probs, and entropies if asked, of every row; no gradient is kept.
+
+        With `base` they are those of the model that the adapter was attached to.
+        """
         logprobs: list[npt.NDArray[np.float32]] = []
         entropies: list[npt.NDArray[np.float32]] = []
         self.policy.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self.policy.base() if base else contextlib.nullcontext():
             for batch in micro_batches:
                 scored, uncertainty = self._logprobs(batch, temperature, entropy)
                 logprobs += batch.split(scored)
@@ -113,15 +126,26 @@ class ZeroEngine(ZeroRank):
         return logprobs, uncertainty
 
     def export_hf(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """Write a Hugging Face folder, shard by shard; rank 0 writes."""
-        weights = ZeroSource(self.hf_model, rank=self.rank, world_size=self.world_size, dtype=dtype)
+        """Write a Hugging Face folder, shard by shard; rank 0 writes.
+
+        An adapter is merged into it, and stands by itself, as peft writes it, in `adapter/`.
+        """
+        place: dict[str, Any] = {"rank": self.rank, "world_size": self.world_size, "dtype": dtype}
         export_hf(
             folder,
-            weights,
+            export_source(self.hf_model, **place),
             config=self.policy.model.config,
             source=self.settings.model,
             dtype=dtype,
             writes=self.rank == 0,
         )
+        if self.settings.adapter is not None:
+            save_adapter(
+                Path(folder) / "adapter",
+                ZeroSource(self.hf_model, rename=adapter_name, **place),
+                model=self.hf_model,
+                base=self.settings.model,
+                writes=self.rank == 0,
+            )
         if self.world_size > 1:
             dist.barrier()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from workers.engines.lora_settings import LoraSettings
 from workers.engines.schedules import check_schedule
 
 # Raw DeepSpeed keys that would change what is differentiated, or belong to a setting of ours.
@@ -67,6 +68,7 @@ class ZeroSettings:
         dtype: "float32", or "bf16": float32 weights, matrix products under bf16 autocast,
             log-probs float32.
         optimizer: None for a policy that only scores (a reference).
+        adapter: trains instead of the weights of `model`, which are frozen; None trains those.
         gradient_checkpointing: recompute layers in the backward pass.
         attention: a name of `attention.ATTENTION_NAMES`.
         head_chunk: rows of logits held at a time; None keeps a chunk at 64 MiB.
@@ -79,6 +81,7 @@ class ZeroSettings:
     zero_stage: int = 0
     dtype: Literal["float32", "bf16"] = "float32"
     optimizer: OptimizerSettings | None = field(default_factory=OptimizerSettings)
+    adapter: LoraSettings | None = None
     gradient_checkpointing: bool = False
     attention: str = "varlen_sdpa"
     head_chunk: int | None = None

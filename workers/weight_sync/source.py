@@ -9,7 +9,8 @@ Tied parameters appear once, under the first name; vLLM ties its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -46,13 +47,29 @@ class Shard:
     flat: Tensor
 
 
-def expected_names(module: nn.Module, rename: Callable[[str], str] | None = None) -> list[str]:
+def expected_names(
+    module: nn.Module, rename: Callable[[str], str | None] | None = None
+) -> list[str]:
     """Names every tensor that a publication of the module must contain.
 
     Derived from the module alone, so that it can be held against what a source really sent.
     """
-    names = [name for name, _ in module.named_parameters(remove_duplicate=True)]
-    return [rename(name) for name in names] if rename else names
+    return [name for name, _ in _named(module, rename)]
+
+
+def gathered(parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
+    """Parameters are whole inside the block; a collective where ZeRO-3 has divided them.
+
+    They are views of a buffer that is freed on leaving: clone what must outlive the block.
+    """
+    partitioned = [parameter for parameter in parameters if _is_partitioned(parameter)]
+    stack = ExitStack()
+    stack.enter_context(torch.no_grad())
+    if partitioned:
+        import deepspeed
+
+        stack.enter_context(deepspeed.zero.GatheredParameters(partitioned))
+    return stack
 
 
 class ZeroSource:
@@ -63,7 +80,8 @@ class ZeroSource:
         rank: this rank among those that hold the same model.
         world_size: their number.
         dtype: of the engine; None sends the parameters' own.
-        rename: parameter name to the name the engine loads; None keeps it.
+        rename: parameter name to the name the engine loads, or to None to leave it out; without
+            one everything keeps its name.
     """
 
     def __init__(
@@ -73,17 +91,14 @@ class ZeroSource:
         rank: int = 0,
         world_size: int = 1,
         dtype: torch.dtype | None = None,
-        rename: Callable[[str], str] | None = None,
+        rename: Callable[[str], str | None] | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be in [0, {world_size}), got {rank}")
         self.rank = rank
         self.world_size = world_size
         self._dtype = dtype
-        self._parameters: list[tuple[str, nn.Parameter]] = [
-            (rename(name) if rename else name, parameter)
-            for name, parameter in module.named_parameters(remove_duplicate=True)
-        ]
+        self._parameters = _named(module, rename)
 
     def metadata(self) -> list[ParameterMeta]:
         """Describes what iteration yields, without communication."""
@@ -122,28 +137,30 @@ class ZeroSource:
                 all ranks.
         """
         for name, parameter in self._parameters:
-            if _is_partitioned(parameter):
-                offset, flat = self._partition(name, parameter)
-            else:
-                full = parameter.detach().reshape(-1)  # [n]
-                share = -(-full.numel() // self.world_size)
-                offset = self.rank * share
-                flat = full[offset : offset + share]
+            offset, flat = self._held(name, parameter)
             if flat.numel():
                 yield Shard(name=name, offset=offset, flat=flat)
 
     def _gathered(self, group: list[tuple[str, nn.Parameter]]) -> list[tuple[str, Tensor]]:
-        partitioned = [parameter for _, parameter in group if _is_partitioned(parameter)]
-        if not partitioned:
-            return [(name, self._cast(parameter.detach())) for name, parameter in group]
-        import deepspeed
+        with gathered([parameter for _, parameter in group]):
+            return [(name, self._whole(parameter)) for name, parameter in group]
 
-        # Inside the gather the parameters are views of a buffer that is freed on leaving.
-        with torch.no_grad(), deepspeed.zero.GatheredParameters(partitioned):
-            return [(name, self._cast(parameter.detach()).clone()) for name, parameter in group]
+    def _whole(self, parameter: nn.Parameter) -> Tensor:
+        """A full tensor that outlives a gather."""
+        tensor = self._cast(parameter.detach())
+        return tensor.clone() if _is_partitioned(parameter) else tensor
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._dtype).contiguous() if self._dtype else tensor.contiguous()
+
+    def _held(self, name: str, parameter: nn.Parameter) -> tuple[int, Tensor]:
+        """This rank's slice: where it begins in the flattened tensor, and the slice [n]."""
+        if _is_partitioned(parameter):
+            return self._partition(name, parameter)
+        full = parameter.detach().reshape(-1)  # [n]
+        share = -(-full.numel() // self.world_size)
+        offset = self.rank * share
+        return offset, full[offset : offset + share]
 
     def move(self, name: str, target: Tensor, share: float) -> None:
         """Change the module's parameter: (1 - share) own + share `target`; 1 copies it to the bit.
@@ -189,6 +206,14 @@ class ZeroSource:
         offset = self.rank * held.ds_numel
         count = max(0, min(held.ds_numel, parameter.ds_numel - offset))
         return offset, held.detach().view(-1)[:count]
+
+
+def _named(
+    module: nn.Module, rename: Callable[[str], str | None] | None
+) -> list[tuple[str, nn.Parameter]]:
+    found = module.named_parameters(remove_duplicate=True)
+    named = [(rename(name) if rename else name, parameter) for name, parameter in found]
+    return [(name, parameter) for name, parameter in named if name is not None]
 
 
 def _blend(held: Tensor, target: Tensor, share: float) -> None:

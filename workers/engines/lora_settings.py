@@ -1,0 +1,91 @@
+"""What a low-rank adapter is told before it is attached, and the names it goes by.
+
+Imports neither torch nor peft: a driver can validate settings without them.
+"""
+
+import json
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+ALL_LINEAR = "all-linear"
+# What peft puts before the names of the base model in the tensors of an adapter; vLLM takes it off.
+PEFT_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraSettings:
+    """LoRA (2106.09685): y = W x + (alpha / rank) B A x, with W frozen.
+
+    There is no dropout: the policy that is trained must be the one that is scored and published.
+
+    Attributes:
+        rank: rows of A [rank, in] and columns of B [out, rank].
+        alpha: the product is scaled by alpha / rank.
+        target_modules: "all-linear", or last parts of the names of linear layers ("q_proj").
+        publish: "merged" sends W + (alpha / rank) B A under W's name; "adapter" sends A and B,
+            which the engine applies beside its own W.
+        seed: of A's random start, equal on all ranks; B starts at zero.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    target_modules: str | tuple[str, ...] = ALL_LINEAR
+    publish: Literal["merged", "adapter"] = "merged"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"LoRA rank={self.rank}: must be at least 1")
+        if not self.alpha > 0:
+            raise ValueError(f"LoRA alpha={self.alpha}: must be positive")
+        if not self.target_modules:
+            raise ValueError(
+                f"LoRA target_modules={self.target_modules!r} names no layer: "
+                f"give {ALL_LINEAR!r} or names such as q_proj"
+            )
+        if self.publish not in ("merged", "adapter"):
+            raise ValueError(f"LoRA publish={self.publish!r}: choose merged or adapter")
+
+
+def unmatched_targets(targets: str | Sequence[str], modules: Iterable[str]) -> list[str]:
+    """Targets that are the end of no module's name, whole parts compared; sorted."""
+    wanted = set() if targets == ALL_LINEAR else {targets} if isinstance(targets, str) else {*targets}
+    for module in modules:
+        wanted -= {name for name in wanted if f".{module}".endswith(f".{name}")}
+    return sorted(wanted)
+
+
+def linear_names(folder: Path) -> list[str]:
+    """Modules of a model folder that hold a matrix inside a layer, read from the files' headers.
+
+    The driver's view: no weight is read, no model is built. Embeddings and heads are left out.
+    """
+    found = set()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        found |= {
+            name.removesuffix(".weight")
+            for name, tensor in header.items()
+            if name.endswith(".weight") and len(tensor["shape"]) == 2 and _in_layer(name)
+        }
+    return sorted(found)
+
+
+def check_targets(targets: str | Sequence[str], modules: Sequence[str]) -> None:
+    """Raise ValueError if a target is the name of no module that an adapter can stand beside."""
+    unmatched = unmatched_targets(targets, modules)
+    if unmatched:
+        choices = sorted({name.rpartition(".")[2] for name in modules})
+        raise ValueError(
+            f"model.adapter.target_modules: {', '.join(unmatched)} is no linear layer of this "
+            f"model; choose among {', '.join(choices)}, or {ALL_LINEAR}"
+        )
+
+
+def _in_layer(name: str) -> bool:
+    return any(part.isdigit() for part in name.split("."))
