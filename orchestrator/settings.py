@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from conf.schema import OptimizerConfig, TrainConfig
+from workers.engines.lora_settings import LoraSettings
 from workers.engines.vllm_settings import VLLMSettings
 from workers.engines.zero_settings import OptimizerSettings, ZeroSettings
 
@@ -22,6 +23,7 @@ def vllm_settings(config: TrainConfig, model_path: str, *, engine_id: int) -> VL
         seed=config.seed,
         weight_transfer_backend=rollout.transport,
         engine_id=engine_id,
+        adapter_rank=_adapter_rank(config),
         request_timeout_s=timeouts.request_s,
         control_timeout_s=timeouts.publish_s,
         engine_kwargs=rollout.engine_kwargs,
@@ -36,6 +38,7 @@ def policy_settings(config: TrainConfig, model_path: str, *, trains: bool) -> Ze
         zero_stage=learner.zero_stage if trains else reference.stage(learner),
         dtype="bf16" if config.model.dtype == "bfloat16" else "float32",
         optimizer=optimizer_settings(config) if trains else None,
+        adapter=adapter_settings(config) if trains else None,
         gradient_checkpointing=learner.gradient_checkpointing,
         attention=learner.attention,
         head_chunk=learner.head_chunk,
@@ -62,6 +65,26 @@ def critic_settings(config: TrainConfig, critic_path: str) -> ZeroSettings:
         offload_params=critic.offload_params,
         deepspeed=critic.deepspeed,
     )
+
+
+def adapter_settings(config: TrainConfig) -> LoraSettings | None:
+    """The learner's adapter, or None where its own weights train."""
+    adapter = config.model.adapter
+    if not adapter.trains:
+        return None
+    targets = adapter.target_modules
+    return LoraSettings(
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        target_modules=targets if isinstance(targets, str) else tuple(targets),
+        publish="adapter" if adapter.publish == "adapter" else "merged",
+        seed=config.seed,
+    )
+
+
+def _adapter_rank(config: TrainConfig) -> int | None:
+    adapter = adapter_settings(config)
+    return adapter.rank if adapter is not None and adapter.publish == "adapter" else None
 
 
 def optimizer_settings(config: TrainConfig) -> OptimizerSettings:

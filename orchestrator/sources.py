@@ -13,6 +13,7 @@ from pathlib import Path
 from hydra.utils import instantiate
 
 from conf.schema import DataConfig, ModelConfig, TrainConfig
+from workers.engines.lora_settings import check_targets, linear_names
 from workers.engines.zero_settings import check_heads
 from workers.prompts import PromptSet
 
@@ -31,8 +32,8 @@ def prepare(config: TrainConfig) -> Sources:
     """Build or find the model and the prompts.
 
     Raises:
-        ValueError: on a model folder without weights, a missing column, an empty or unreadable
-            Parquet file; names the path and the remedy.
+        ValueError: on a model folder without weights or without the layers to adapt, a missing
+            column, an empty or unreadable Parquet file; names the path and the remedy.
     """
     model_path = model_folder(config.model)
     check_context(model_path, config.rollout.max_model_len)
@@ -41,6 +42,8 @@ def prepare(config: TrainConfig) -> Sources:
     if config.critic.model is not None:
         critic_path = Path(config.critic.model).absolute()
         check_vocabulary(critic_path, model_path)
+    if config.model.adapter.trains:
+        check_targets(config.model.adapter.target_modules, linear_names(model_path))
     train, heldout = prompt_sets(config.data)
     return Sources(model_path=model_path, critic_path=critic_path, train=train, heldout=heldout)
 

@@ -165,7 +165,7 @@ class PolicyWorker(RankWorker):
 
         Called again when an engine was restarted, it meets all of them anew.
         """
-        from workers.weight_sync.source import ZeroSource
+        from workers.weight_sync.lora_source import publication_source
         from workers.weight_sync.transport import trainer_endpoint
 
         if self._endpoint is not None:
@@ -174,8 +174,9 @@ class PolicyWorker(RankWorker):
         self._client = client
         self._endpoint = trainer_endpoint(
             transport,
-            source=ZeroSource(
+            source=publication_source(
                 self._engine.hf_model,
+                self._settings.adapter,
                 rank=self._rank,
                 world_size=self._world_size,
                 dtype=getattr(torch, dtype),
@@ -224,9 +225,11 @@ class PolicyWorker(RankWorker):
 
     def parameter_names(self) -> list[str]:
         """Every parameter that a publication must deliver, from the module itself."""
+        from workers.weight_sync.lora_source import published_name
         from workers.weight_sync.source import expected_names
 
-        return expected_names(self._engine.hf_model)
+        model = self._engine.hf_model
+        return expected_names(model, published_name(model, self._settings.adapter))
 
     def probe(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probs of fixed sequences at temperature 1, first tokens 0.0."""

@@ -20,7 +20,7 @@ from conf.schema.cluster import (
 from conf.schema.critic import CriticConfig
 from conf.schema.data import DataConfig
 from conf.schema.learner import LearnerConfig, OptimizerConfig, ProfileConfig
-from conf.schema.model import ArchitectureConfig, ModelConfig
+from conf.schema.model import AdapterConfig, ArchitectureConfig, ModelConfig
 from conf.schema.reference import ReferenceConfig
 from conf.schema.reward import RewardConfig
 from conf.schema.rollout import RolloutConfig, SamplingConfig
@@ -31,6 +31,7 @@ from conf.schema.trainer import TrainerConfig
 
 __all__ = [
     "ActorRoleConfig",
+    "AdapterConfig",
     "ArchitectureConfig",
     "ClusterConfig",
     "CriticConfig",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
@@ -40,6 +40,37 @@ class ArchitectureConfig:
 
 
 @dataclass(kw_only=True)
+class AdapterConfig:
+    """What trains: the policy's own weights, or low-rank matrices beside them."""
+
+    name: str = "none"  # none, lora
+    rank: int = 16
+    alpha: float = 32.0  # the product B A is scaled by alpha / rank
+    target_modules: Any = "all-linear"  # or a list of names of linear layers, such as q_proj
+    publish: str = "merged"  # into the engines' weights, or as an adapter beside them
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is an adapter, which then is all that trains."""
+        return self.name != "none"
+
+    def check(self) -> None:
+        """Name the value that can't be, and the remedy."""
+        choose("model.adapter.name", self.name, ("none", "lora"))
+        require(self.rank >= 1, "model.adapter.rank", self.rank, "must be at least 1")
+        require(self.alpha > 0, "model.adapter.alpha", self.alpha, "must be positive")
+        targets = self.target_modules
+        named = isinstance(targets, list) and all(isinstance(name, str) for name in targets)
+        require(
+            targets == "all-linear" or (named and bool(targets)),
+            "model.adapter.target_modules",
+            targets,
+            "must be all-linear or a list of layer names, such as [q_proj,v_proj]",
+        )
+        choose("model.adapter.publish", self.publish, ("merged", "adapter"))
+
+
+@dataclass(kw_only=True)
 class ModelConfig:
     """The policy: a Hugging Face folder, or a command of this project that builds one."""
 
@@ -48,9 +79,11 @@ class ModelConfig:
     build: Any = None  # `_target_` of a function that returns such a folder (cached)
     dtype: str = "float32"  # of the learner's forward and backward; weights stay float32
     architecture: ArchitectureConfig | None = None  # null: read from the folder, if it is there
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
 
     def check(self) -> None:
         """Name the value that can't be, and the remedy."""
+        self.adapter.check()
         choose("model.dtype", self.dtype, ("float32", "bfloat16"))
         require(
             (self.path is None) != (self.build is None),

@@ -80,6 +80,16 @@ class TrainConfig:
             self.reference.offload_params,
             "needs reference.zero_stage=3; other stages keep all weights on every rank",
         )
+        adapter = self.model.adapter
+        require(
+            not adapter.trains
+            or adapter.publish == "merged"
+            or self.rollout.transport in ("shm", "gloo"),
+            "model.adapter.publish",
+            adapter.publish,
+            f"goes by rollout.transport=shm or gloo, not {self.rollout.transport}; "
+            "choose one of them, or publish=merged",
+        )
         sequences = self.sequences_per_update
         require(
             sequences >= self.learner.num_data_parallel,

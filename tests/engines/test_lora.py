@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 import zero_matrix  # noqa: E402
-from test_zero_engine import batches, model, plain_gradient, run_ranks, take_steps  # noqa: E402, F401
+from test_zero_engine import batches, plain_gradient, run_ranks, take_steps  # noqa: E402
 
 from workers.engines.lora_settings import LoraSettings, check_targets, linear_names  # noqa: E402
 from workers.engines.zero_engine import ZeroEngine  # noqa: E402

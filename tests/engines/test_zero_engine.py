@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -21,29 +21,6 @@ from workers.engines.process_group import ProcessGroupSettings  # noqa: E402
 from workers.engines.zero_engine import ZeroEngine  # noqa: E402
 from workers.engines.zero_settings import OptimizerSettings, ZeroSettings, deepspeed_config  # noqa: E402
 from workers.packing import pack  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tied Llama of 2 layers, hidden 32, vocabulary 20, with weights large enough to matter."""
-    folder = tmp_path_factory.mktemp("model")
-    config = LlamaConfig(
-        vocab_size=20,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(0)
-    network = LlamaForCausalLM(config)
-    for parameter in network.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.2)
-    network.save_pretrained(folder)
-    (folder / "tokenizer_config.json").write_text("{}")
-    return folder
 
 
 def plain_gradient(network: torch.nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, float]]:

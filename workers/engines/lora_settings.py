@@ -52,7 +52,9 @@ class LoraSettings:
 
 def unmatched_targets(targets: str | Sequence[str], modules: Iterable[str]) -> list[str]:
     """Targets that are the end of no module's name, whole parts compared; sorted."""
-    wanted = set() if targets == ALL_LINEAR else {targets} if isinstance(targets, str) else {*targets}
+    if targets == ALL_LINEAR:
+        return []
+    wanted = {targets} if isinstance(targets, str) else {*targets}
     for module in modules:
         wanted -= {name for name in wanted if f".{module}".endswith(f".{name}")}
     return sorted(wanted)

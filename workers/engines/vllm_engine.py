@@ -23,6 +23,7 @@ from workers.weight_sync.attestation import EngineEvidence
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
     from vllm.outputs import CompletionOutput, RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -31,6 +32,7 @@ __all__ = ["EngineTimeoutError", "Sample", "Sampling", "VLLMEngine", "VLLMSettin
 
 SHUTDOWN_TIMEOUT_S = 10.0  # EngineCore is killed after it
 TOGETHER_S = 5.0  # longest that requests wait for those they are to be batched with
+ADAPTER_ID = 1  # vLLM's number of the only adapter
 
 
 class EngineTimeoutError(TimeoutError):
@@ -47,6 +49,7 @@ class VLLMEngine:
     def __init__(self, settings: VLLMSettings) -> None:
         self.settings = settings
         self._engine: AsyncLLM | None = None
+        self._adapter: LoRARequest | None = None
 
     # ---- life ----
 
@@ -225,9 +228,22 @@ class VLLMEngine:
         """Labels the new weights, forgets keys and values of the old ones, and goes on."""
         async with self._bounded("finish_weight_update"):
             await self._live().finish_weight_update(weight_version)
+            if self.settings.adapter_rank is not None:
+                await self._apply_adapter()
             if self.settings.recompute_kv:
                 await self.reset_prefix_cache()
             await self.resume()
+
+    async def _apply_adapter(self) -> None:
+        """Puts the adapter that arrived in the place of the last one.
+
+        After vLLM's own end of an update, which forgets every adapter.
+        """
+        from vllm.lora.request import LoRARequest
+
+        await self._live().collective_rpc("apply_adapter", args=(ADAPTER_ID,))
+        # The path is never read: vLLM looks there only for an id that it does not hold.
+        self._adapter = LoRARequest("policy", ADAPTER_ID, "published")
 
     async def pause(self) -> None:
         """Freezes running requests in place; with `recompute_kv` their cache is dropped too."""
@@ -347,8 +363,10 @@ class VLLMEngine:
         what = f"request {request_id!r} ({len(prompt_token_ids)} prompt tokens)"
         last: RequestOutput | None = None
         async with self._bounded(what, self.settings.request_timeout_s):
-            prompt = tokens_input(prompt_token_ids)
-            async for output in self._live().generate(prompt, params, request_id):
+            outputs = self._live().generate(
+                tokens_input(prompt_token_ids), params, request_id, lora_request=self._adapter
+            )
+            async for output in outputs:
                 last = output
         assert last is not None, what
         assert last.finished, what

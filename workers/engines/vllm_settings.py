@@ -28,8 +28,11 @@ RESERVED_ENGINE_KWARGS: Mapping[str, str] = {
     "max_model_len": "set max_model_len instead",
     "tensor_parallel_size": "set tensor_parallel_size instead",
     "enable_prefix_caching": "set enable_prefix_caching instead",
+    "enable_lora": "choose model/adapter=lora model.adapter.publish=adapter",
     "pipeline_parallel_size": "an update is only atomic against engine steps without pipelining",
 }
+# What vLLM takes for `max_lora_rank`.
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +110,8 @@ class VLLMSettings:
         enable_prefix_caching: shares the prompt's keys and values within a group.
         recompute_kv: an update in mid-generation recomputes the running requests' keys and values
             under the new weights; without it they continue on stale ones.
+        adapter_rank: rank of a LoRA adapter, where publications bring A and B beside frozen
+            weights; None where they bring weights of the model.
         request_timeout_s: longest wait for one response.
         control_timeout_s: longest wait for anything else.
         engine_kwargs: raw `AsyncEngineArgs` keywords; they win over what is derived here.
@@ -127,6 +132,7 @@ class VLLMSettings:
     enforce_eager: bool = True
     enable_prefix_caching: bool = True
     recompute_kv: bool = True
+    adapter_rank: int | None = None
     request_timeout_s: float = 600.0
     control_timeout_s: float = 300.0
     engine_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -141,6 +147,11 @@ class VLLMSettings:
         if self.tensor_parallel_size < 1:
             raise ValueError(
                 f"tensor_parallel_size must be at least 1, got {self.tensor_parallel_size}"
+            )
+        if self.adapter_rank is not None and self.adapter_rank > LORA_RANKS[-1]:
+            raise ValueError(
+                f"adapter_rank={self.adapter_rank}: vLLM applies adapters up to rank "
+                f"{LORA_RANKS[-1]}; lower it, or publish the adapter merged"
             )
         if self.max_num_seqs < 1:
             raise ValueError(f"max_num_seqs must be at least 1, got {self.max_num_seqs}")
@@ -170,6 +181,9 @@ class VLLMSettings:
             "enable_log_requests": False,
             "use_tqdm_on_load": False,
         }
+        if self.adapter_rank is not None:
+            slots = next(rank for rank in LORA_RANKS if rank >= self.adapter_rank)
+            derived |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": slots}
         if self.gpu_memory_utilization is not None:
             derived["gpu_memory_utilization"] = self.gpu_memory_utilization
         if self.sleeps and self.device == "cuda":

@@ -12,6 +12,7 @@ from typing import Any
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from workers.engines.lifeline import follow_owner
+from workers.weight_sync.adapters import apply_adapter
 from workers.weight_sync.diagnosis import stale_weights, unlike_expected
 from workers.weight_sync.recording import ReceiptRecorder
 
@@ -47,6 +48,11 @@ class WeightSyncExtension:
         return {
             name: list(value) for name, value in self.weight_transfer_engine.fingerprints().items()
         }
+
+    def apply_adapter(self, adapter_id: int) -> None:
+        """Makes the adapter of the last publication the one that requests ask for."""
+        received = dict(self.weight_transfer_engine.received())
+        apply_adapter(self.model_runner, received, adapter_id)
 
     def diagnose(self, expected: dict[str, list[int]] | None = None) -> dict[str, str]:
         """Returns the reason for every parameter whose live weight is not what was published."""

@@ -6,7 +6,7 @@ W [out, in] and trained factors A [r, in], B [out, r] to (name, tensor) pairs:
     merged    W + (alpha / r) B A, summed in float32, under the base model's names
     adapter   A and (alpha / r) B under peft's names, for engines that keep W themselves
 
-Engines load W from the folder that the learner started from, so what no adapter touches is not sent.
+Engines load W from the folder that the learner started from: what no adapter touches is not sent.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ import torch
 from torch import Tensor, nn
 
 from workers.engines.lora import ADAPTER, adapter_name, base_name, lora_layers
+from workers.engines.lora_settings import LoraSettings
 from workers.weight_sync.source import Shard, ZeroSource, gathered, layer_of
 
 Rename = Callable[[str], str | None]
 
 
-def published_name(module: nn.Module, publish: str) -> Rename | None:
+def published_name(module: nn.Module, adapter: LoraSettings | None) -> Rename | None:
     """Which parameters a publication of `module` delivers, and their names.
 
     Derived from the module alone. None where there is no adapter: everything, as it is called.
     Engines fuse siblings (q, k and v) into one matrix and reload it whole, so a merged publication
     has every parameter of a block in which one layer is adapted.
     """
-    adapted = lora_layers(module)
-    if not adapted:
+    if adapter is None:
         return None
-    if publish == "adapter":
+    if adapter.publish == "adapter":
         return adapter_name
-    blocks = {name.rpartition(".")[0] for name in adapted}
+    blocks = {name.rpartition(".")[0] for name in lora_layers(module)}
 
     def merged(name: str) -> str | None:
         name = base_name(name)
@@ -47,11 +47,18 @@ def published_name(module: nn.Module, publish: str) -> Rename | None:
 
 
 def publication_source(
-    module: nn.Module, publish: str, *, rank: int, world_size: int, dtype: torch.dtype
+    module: nn.Module,
+    adapter: LoraSettings | None,
+    *,
+    rank: int,
+    world_size: int,
+    dtype: torch.dtype,
 ) -> ZeroSource:
     """What a publication reads: all of a module, or what its adapter changes."""
-    rename = published_name(module, publish)
-    kind = ZeroSource if rename is None else ScaledSource if publish == "adapter" else MergedSource
+    kind = ZeroSource
+    if adapter is not None:
+        kind = ScaledSource if adapter.publish == "adapter" else MergedSource
+    rename = published_name(module, adapter)
     return kind(module, rank=rank, world_size=world_size, dtype=dtype, rename=rename)
 
 

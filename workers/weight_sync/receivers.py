@@ -27,6 +27,7 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 
+from workers.weight_sync.adapters import is_adapter
 from workers.weight_sync.fingerprint import Fingerprint, fingerprint
 from workers.weight_sync.gloo import BroadcastGroup, pieces
 from workers.weight_sync.layout import Layout
@@ -112,6 +113,8 @@ class FlatReceiver(WeightTransferEngine[Any, Any]):
             raise RuntimeError("update before init: call init_weight_transfer_engine first")
         self._buffer = self._fetch(update_info)
         self._names = frozenset(update_info.names)
+        if is_adapter(self._names):
+            return  # beside weights that stay; `apply_adapter` follows vLLM's end of the update
         initialize_layerwise_reload(self.model)
         self.model.load_weights((name, tensor.to(self.device)) for name, tensor in self.received())
         finalize_layerwise_reload(self.model, self.model_config)
