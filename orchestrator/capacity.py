@@ -46,9 +46,9 @@ def gpus_asked(
     return terms
 
 
-def needs_reference(algorithm: Algorithm) -> bool:
-    """Whether the run has a reference role."""
-    return "ref_logprobs" in algorithm.required_columns
+def needs_reference(config: TrainConfig, algorithm: Algorithm) -> bool:
+    """Whether the run has a reference role; beside an adapter the learner holds that policy."""
+    return "ref_logprobs" in algorithm.required_columns and not config.model.adapter.trains
 
 
 def check(config: TrainConfig, algorithm: Algorithm) -> None:
@@ -57,7 +57,7 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
     Raises:
         ValueError: with the arithmetic and what to change.
     """
-    cluster, references = config.cluster, needs_reference(algorithm)
+    cluster, references = config.cluster, needs_reference(config, algorithm)
     critic = algorithm.needs_critic
     if cluster.gpus_per_node is not None:
         have = cluster.num_nodes * cluster.gpus_per_node
@@ -101,7 +101,7 @@ def _check_context(config: TrainConfig) -> None:
 
 def describe(config: TrainConfig, algorithm: Algorithm) -> str:
     """GPUs asked and had, then what each role keeps on its GPU."""
-    cluster, references = config.cluster, needs_reference(algorithm)
+    cluster, references = config.cluster, needs_reference(config, algorithm)
     critic = algorithm.needs_critic
     asked = sum(gpus for _, gpus in gpus_asked(config, references=references, critic=critic))
     text = f"{cluster.name}, {asked:g} GPUs"

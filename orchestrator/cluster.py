@@ -17,6 +17,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from algorithms.algorithm import Algorithm
 from conf.schema import ClusterConfig, TrainConfig
+from orchestrator.capacity import needs_reference
 from orchestrator.colocation import make_room
 from orchestrator.placement import PlacementError, bundles, check_resources
 from orchestrator.settings import critic_settings, policy_settings, vllm_settings
@@ -116,7 +117,7 @@ class Cluster:
         """
         config = self._config
         num_ranks = config.learner.num_ranks if with_policy else 0
-        references = with_policy and "ref_logprobs" in self._algorithm.required_columns
+        references = with_policy and needs_reference(config, self._algorithm)
         num_references = num_ranks if references else 0
         critic_runs = with_policy and with_critic and self._algorithm.needs_critic
         num_critics = config.critic.num_ranks if critic_runs else 0
@@ -153,13 +154,9 @@ class Cluster:
         for pending in starting:
             pending.result()
 
-        def policy(ranks: WorkerGroup) -> PolicyGroup:
-            return PolicyGroup(
-                ranks,
-                train_s=config.cluster.timeouts.train_s,
-                ranks_per_plan=config.learner.sequence_parallel_size,
-            )
-
+        # With an adapter the learner still holds the policy that it started from.
+        free = num_ranks and "ref_logprobs" in self._algorithm.required_columns
+        without_adapter = self._policy(learner, base=True) if free else None
         return Roles(
             rollout_workers=rollouts,
             rollouts=RolloutPool(
@@ -168,11 +165,19 @@ class Cluster:
                 together=config.schedule.max_staleness == 0,
             ),
             rewards=rewards,
-            learner=policy(learner),
-            reference=policy(reference) if num_references else None,
+            learner=self._policy(learner),
+            reference=self._policy(reference) if num_references else without_adapter,
             critic=CriticGroup(critic, train_s=config.cluster.timeouts.train_s)
             if num_critics
             else None,
+        )
+
+    def _policy(self, ranks: WorkerGroup, *, base: bool = False) -> PolicyGroup:
+        return PolicyGroup(
+            ranks,
+            train_s=self._config.cluster.timeouts.train_s,
+            ranks_per_plan=self._config.learner.sequence_parallel_size,
+            base=base,
         )
 
     def _env(self, threads: int) -> dict[str, str]:

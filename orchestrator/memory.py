@@ -112,6 +112,20 @@ def num_parameters(model: ArchitectureConfig) -> int:
     return model.num_layers * layer + embeddings + model.hidden_size
 
 
+def num_trained(config: TrainConfig, model: ArchitectureConfig) -> int:
+    """Parameters with a gradient: all, or A and B beside every linear layer, (in + out) x rank.
+
+    An adapter on fewer layers is counted as one on all of them.
+    """
+    adapter = config.model.adapter
+    if not adapter.trains:
+        return num_parameters(model)
+    queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    attention = 2 * (model.hidden_size + queries) + 2 * (model.hidden_size + keys)
+    feed_forward = 3 * (model.hidden_size + model.intermediate_size)
+    return model.num_layers * adapter.rank * (attention + feed_forward)
+
+
 def kv_bytes_per_token(model: ArchitectureConfig, config: TrainConfig) -> float:
     """Keys and values of one token on one device of an engine."""
     heads = max(1.0, model.num_kv_heads / config.rollout.tensor_parallel_size)
@@ -144,9 +158,9 @@ def policy_share(
     offloaded = learner.offload_params
     if not trains:
         stage, offloaded = config.reference.stage(learner), config.reference.offloads(learner)
-    divided = 4.0 * parameters / num_ranks
-    whole = 4.0 * parameters
-    weights = divided if stage == 3 else whole
+    weights = 4.0 * parameters / num_ranks if stage == 3 else 4.0 * parameters
+    whole = 4.0 * num_trained(config, model)
+    divided = whole / num_ranks
     parts = {"weights": 0.0 if stage == 3 and offloaded else weights}
     if trains:
         on_device = not learner.offload_optimizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from algorithms.algorithm import Algorithm
 from algorithms.conformance.rehearsal import rehearse
 from algorithms.rewards import OverlongPenalty
-from conf.schema import LearnerConfig, TrainConfig
+from conf.schema import AdapterConfig, LearnerConfig, TrainConfig
 from orchestrator import capacity, profiling
 
 
@@ -43,6 +43,7 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
             "with cluster.colocated=false"
         )
     _check_critic(config, algorithm)
+    _check_adapter(config, algorithm)
     rehearse(algorithm)
     capacity.check(config, algorithm)
 
@@ -93,6 +94,25 @@ def _notes(config: TrainConfig, algorithm: Algorithm) -> list[str]:
     ]
 
 
+def _check_adapter(config: TrainConfig, algorithm: Algorithm) -> None:
+    rule = algorithm.reference
+    if config.model.adapter.trains and not (rule.frozen or rule.old_policy):
+        raise ValueError(
+            f"model/adapter={config.model.adapter.name} scores the reference by switching the "
+            f"adapter off, so algorithm.reference={rule!r} has no weights to move; choose "
+            "algorithm/reference=frozen, or model/adapter=none"
+        )
+
+
+def _adapter(adapter: AdapterConfig) -> str:
+    targets = adapter.target_modules
+    where = targets if isinstance(targets, str) else ", ".join(targets)
+    how = "merged" if adapter.publish == "merged" else "by itself"
+    return (
+        f"{adapter.name}, rank {adapter.rank}, alpha {adapter.alpha:g}, on {where}; published {how}"
+    )
+
+
 def describe(config: TrainConfig, algorithm: Algorithm) -> str:
     """What would run, in a dozen lines."""
     trainer, rollout, learner = config.trainer, config.rollout, config.learner
@@ -101,8 +121,10 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
     roles = ["rollout", "reward", "learner"]
     if trainer.num_updates > 1 or "old_logprobs" in algorithm.credit_columns:
         roles.append(f"actor ({cluster.actor.placement} with the learner)")
-    if "ref_logprobs" in columns:
+    if capacity.needs_reference(config, algorithm):
         roles.append("reference")
+    elif "ref_logprobs" in columns:
+        roles.append("reference (the learner with its adapter switched off)")
     if algorithm.needs_critic:
         where = "beside the learner" if cluster.critic.shared else "dedicated"
         roles.append(f"critic ({where})")
@@ -137,6 +159,7 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
             f"{learner.num_ranks} ranks, ZeRO-{learner.zero_stage}, {config.model.dtype}, "
             f"{learner.optimizer.name} lr {learner.optimizer.lr:g}",
         ),
+        *([("adapter", _adapter(config.model.adapter))] if config.model.adapter.trains else []),
         *([("critic", _critic(config))] if algorithm.needs_critic else []),
         *[("note", text) for text in _notes(config, algorithm)],
         (

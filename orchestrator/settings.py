@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from conf.schema import OptimizerConfig, TrainConfig
-from workers.engines.lora_settings import LoraSettings
+from workers.engines.lora_settings import LoraSettings, adapted_leaves, linear_names
 from workers.engines.vllm_settings import VLLMSettings
 from workers.engines.zero_settings import OptimizerSettings, ZeroSettings
 
@@ -23,7 +26,7 @@ def vllm_settings(config: TrainConfig, model_path: str, *, engine_id: int) -> VL
         seed=config.seed,
         weight_transfer_backend=rollout.transport,
         engine_id=engine_id,
-        adapter_rank=_adapter_rank(config),
+        **_adapter_slots(config, model_path),
         request_timeout_s=timeouts.request_s,
         control_timeout_s=timeouts.publish_s,
         engine_kwargs=rollout.engine_kwargs,
@@ -82,9 +85,13 @@ def adapter_settings(config: TrainConfig) -> LoraSettings | None:
     )
 
 
-def _adapter_rank(config: TrainConfig) -> int | None:
+def _adapter_slots(config: TrainConfig, model_path: str) -> dict[str, Any]:
+    """What an engine keeps free for an adapter that is published by itself."""
     adapter = adapter_settings(config)
-    return adapter.rank if adapter is not None and adapter.publish == "adapter" else None
+    if adapter is None or adapter.publish == "merged":
+        return {}
+    layers = adapted_leaves(adapter.target_modules, linear_names(Path(model_path)))
+    return {"adapter_rank": adapter.rank, "adapter_layers": layers}
 
 
 def optimizer_settings(config: TrainConfig) -> OptimizerSettings:

@@ -32,10 +32,15 @@ class PolicyGroup:
         train_s: longest that a step's updates may take.
         ranks_per_plan: neighbouring ranks that share their micro-batches: they get the same plan,
             and as each of them answers for all of it, the first one's answer is taken.
+        base: they score as the model that their adapter was attached to: a reference that takes no
+            memory and no process of its own.
     """
 
-    def __init__(self, workers: WorkerGroup, *, train_s: float, ranks_per_plan: int = 1) -> None:
+    def __init__(
+        self, workers: WorkerGroup, *, train_s: float, ranks_per_plan: int = 1, base: bool = False
+    ) -> None:
         self.workers = workers
+        self._base = base
         self._train_s = train_s
         self._ranks_per_plan = ranks_per_plan
 
@@ -44,7 +49,9 @@ class PolicyGroup:
     ) -> list[Any]:
         """Start a no-grad pass; one reference per plan to a record batch of the named columns."""
         columns = [
-            handle.score.remote(plan, rows.slices, logprobs, entropy, *rows.batches)
+            handle.score.remote(
+                plan, rows.slices, logprobs, entropy, *rows.batches, base=self._base
+            )
             for handle, plan in self._assigned(plans)
         ]
         return columns[:: self._ranks_per_plan]

@@ -93,6 +93,7 @@ class PolicyWorker(RankWorker):
         logprobs: str,
         entropy: str | None,
         *batches: pa.RecordBatch,
+        base: bool = False,
     ) -> pa.RecordBatch:
         """No-grad log-probs, and entropies if named, of this rank's rows.
 
@@ -102,11 +103,12 @@ class PolicyWorker(RankWorker):
             logprobs: name of the column of log-probs.
             entropy: name of the column of entropies, or None.
             batches: trajectories.
+            base: of the model that the policy's adapter was attached to, instead of the policy.
         """
         table = step_table(slices, batches)
         packed = [packed_rows(table, micro, ()) for micro in plan.micro_batches]
         scored = self._engine.score(
-            packed, temperature=self._temperature, entropy=entropy is not None
+            packed, temperature=self._temperature, entropy=entropy is not None, base=base
         )
         columns = {logprobs: scored.logprobs}
         if entropy is not None and scored.entropies is not None:

@@ -12,7 +12,7 @@ from orchestrator.doctor.findings import Finding, fault, faults, ok
 
 def examine(config: TrainConfig, algorithm: Algorithm) -> list[Finding]:
     """Every finding about this machine and this configuration; starts no engine."""
-    references, critic = needs_reference(algorithm), algorithm.needs_critic
+    references, critic = needs_reference(config, algorithm), algorithm.needs_critic
     findings = [_plan(config, algorithm)]
     findings += machine.check(config, references=references, critic=critic)
     findings += inputs.check(config)
@@ -34,7 +34,7 @@ def require_machine(config: TrainConfig, algorithm: Algorithm) -> None:
     Raises:
         ValueError: with every fault and its remedy.
     """
-    references, critic = needs_reference(algorithm), algorithm.needs_critic
+    references, critic = needs_reference(config, algorithm), algorithm.needs_critic
     found = faults(machine.check(config, references=references, critic=critic))
     if found:
         raise ValueError("; ".join(f"{f.subject}: {f.text} ({f.remedy})" for f in found))

@@ -11,6 +11,7 @@ from conf.compose import ConfigError, complete, compose
 ROOT = Path(conf.__file__).parent
 GROUPS = (
     "model",
+    "model/adapter",
     "data",
     "reward",
     "rollout",
@@ -86,6 +87,11 @@ def test_the_default_run_is_the_quickstart():
         ("learner.profile.ranks=[1]", r"profile.ranks=\[1\]: must be ranks of the learner, 0 to 0"),
         ("learner.profile.steps=[99]", r"profile.steps=\[99\]: must be steps of the run, 1 to"),
         ("model.path=/somewhere", "either model.path"),
+        ("model/adapter=lore", "unknown model/adapter 'lore'; did you mean 'lora'?"),
+        ("model.adapter.rank=0", "model.adapter.rank=0: must be at least 1"),
+        ("model.adapter.alpha=-1", "model.adapter.alpha=-1.0: must be positive"),
+        ("model.adapter.target_modules=q_proj", "'q_proj': must be all-linear or a list"),
+        ("model.adapter.publish=both", "one of merged, adapter"),
         ("a=b=c", "mismatched input"),
     ],
 )

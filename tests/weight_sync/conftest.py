@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from workers.engines.lora_settings import adapted_leaves, linear_names
 from workers.engines.vllm_engine import VLLMEngine, VLLMSettings, engine_env
 from workers.models.tiny import build_tiny
 
@@ -62,7 +63,7 @@ class Engines:
 
 
 @contextmanager
-def running(model: Path, transport: str, num_engines: int) -> Iterator[Engines]:
+def running(model: Path, transport: str, num_engines: int, **more: Any) -> Iterator[Engines]:
     """Engines on a model folder, ended on leaving."""
     settings = [
         VLLMSettings(
@@ -70,6 +71,7 @@ def running(model: Path, transport: str, num_engines: int) -> Iterator[Engines]:
             kv_cache_memory_bytes=64 << 20,
             weight_transfer_backend=transport,
             engine_id=engine_id,
+            **more,
         )
         for engine_id in range(num_engines)
     ]
@@ -95,6 +97,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shm_engine(tiny_model: Path) -> Iterator[Engines]:
     """One engine on shared memory."""
     with running(tiny_model, "shm", 1) as engines:
+        yield engines
+
+
+@pytest.fixture(scope="module")
+def adapter_engine(tiny_model: Path) -> Iterator[Engines]:
+    """One engine on shared memory that keeps its weights and takes adapters of rank 3."""
+    layers = adapted_leaves("all-linear", linear_names(tiny_model))
+    with running(tiny_model, "shm", 1, adapter_rank=3, adapter_layers=layers) as engines:
         yield engines
 
 

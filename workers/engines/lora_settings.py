@@ -89,5 +89,16 @@ def check_targets(targets: str | Sequence[str], modules: Sequence[str]) -> None:
         )
 
 
+def adapted_leaves(targets: str | Sequence[str], modules: Iterable[str]) -> tuple[str, ...]:
+    """Last parts of the names of the modules that `targets` select, such as `q_proj`; sorted."""
+    chosen = [targets] if isinstance(targets, str) else targets
+    found = {
+        module.rpartition(".")[2]
+        for module in modules
+        if targets == ALL_LINEAR or any(f".{module}".endswith(f".{name}") for name in chosen)
+    }
+    return tuple(sorted(found))
+
+
 def _in_layer(name: str) -> bool:
     return any(part.isdigit() for part in name.split("."))

@@ -112,6 +112,8 @@ class VLLMSettings:
             under the new weights; without it they continue on stale ones.
         adapter_rank: rank of a LoRA adapter, where publications bring A and B beside frozen
             weights; None where they bring weights of the model.
+        adapter_layers: last parts of the names of the layers that it adapts. vLLM is told, because
+            it would adapt the head as well, and then cannot score prompts beside other requests.
         request_timeout_s: longest wait for one response.
         control_timeout_s: longest wait for anything else.
         engine_kwargs: raw `AsyncEngineArgs` keywords; they win over what is derived here.
@@ -133,6 +135,7 @@ class VLLMSettings:
     enable_prefix_caching: bool = True
     recompute_kv: bool = True
     adapter_rank: int | None = None
+    adapter_layers: tuple[str, ...] = ()
     request_timeout_s: float = 600.0
     control_timeout_s: float = 300.0
     engine_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -148,11 +151,7 @@ class VLLMSettings:
             raise ValueError(
                 f"tensor_parallel_size must be at least 1, got {self.tensor_parallel_size}"
             )
-        if self.adapter_rank is not None and self.adapter_rank > LORA_RANKS[-1]:
-            raise ValueError(
-                f"adapter_rank={self.adapter_rank}: vLLM applies adapters up to rank "
-                f"{LORA_RANKS[-1]}; lower it, or publish the adapter merged"
-            )
+        self._check_adapter()
         if self.max_num_seqs < 1:
             raise ValueError(f"max_num_seqs must be at least 1, got {self.max_num_seqs}")
         if not self.recompute_kv and self.enable_prefix_caching:
@@ -160,6 +159,17 @@ class VLLMSettings:
                 "recompute_kv=False keeps stale keys and values, which a shared prefix would hand "
                 "to new requests: set enable_prefix_caching=False with it"
             )
+
+    def _check_adapter(self) -> None:
+        if self.adapter_rank is None:
+            return
+        if self.adapter_rank > LORA_RANKS[-1]:
+            raise ValueError(
+                f"adapter_rank={self.adapter_rank}: vLLM applies adapters up to rank "
+                f"{LORA_RANKS[-1]}; lower it, or publish the adapter merged"
+            )
+        if not self.adapter_layers:
+            raise ValueError(f"adapter_rank={self.adapter_rank} needs adapter_layers: name them")
 
     def engine_args(self) -> dict[str, Any]:
         """Returns the keywords of `AsyncEngineArgs`."""
@@ -183,7 +193,12 @@ class VLLMSettings:
         }
         if self.adapter_rank is not None:
             slots = next(rank for rank in LORA_RANKS if rank >= self.adapter_rank)
-            derived |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": slots}
+            derived |= {
+                "enable_lora": True,
+                "max_loras": 1,
+                "max_lora_rank": slots,
+                "lora_target_modules": list(self.adapter_layers),
+            }
         if self.gpu_memory_utilization is not None:
             derived["gpu_memory_utilization"] = self.gpu_memory_utilization
         if self.sleeps and self.device == "cuda":
