@@ -104,3 +104,12 @@ def test_temperature_zero_is_refused() -> None:
     hidden, weight, _, targets = tensors()
     with pytest.raises(ValueError, match="temperature=0"):
         chunked_logprobs(hidden, weight, targets, temperature=0.0)
+
+
+def test_a_frozen_weight_costs_no_gradient() -> None:
+    trained, frozen = tensors(), tensors()
+    frozen[1].requires_grad_(False)
+    for hidden, weight, _, targets in (trained, frozen):
+        chunked_logprobs(hidden, weight, targets, chunk_rows=5)[0].sum().backward()
+    assert torch.equal(frozen[0].grad, trained[0].grad)
+    assert frozen[1].grad is None
