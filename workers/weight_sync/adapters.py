@@ -51,6 +51,12 @@ def apply_adapter(runner: Any, tensors: Mapping[str, Tensor], adapter_id: int) -
             f"vLLM has no LoRA for {', '.join(unknown[:4])}: take these layers out of "
             "model.adapter.target_modules, or set model.adapter.publish=merged"
         )
+    # Half a layer cannot be applied; attestation says what did not arrive.
+    adapter.loras = {
+        name: layer
+        for name, layer in adapter.loras.items()
+        if layer.lora_a is not None and layer.lora_b is not None
+    }
     manager.remove_adapter(adapter_id)
     manager.add_adapter(adapter)
     manager.activate_adapter(adapter_id)
