@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from conf.schema import ArchitectureConfig, ModelConfig, TrainConfig
+from conf.schema import AdapterConfig, ArchitectureConfig, ModelConfig, TrainConfig
 
 GIB = 2**30
 # CUDA context, buffers of NCCL and cuBLAS, what the allocator can't reuse, and the chunk of a
@@ -188,12 +188,13 @@ def policy_share(
 def critic_share(config: TrainConfig, model: ArchitectureConfig) -> Share:
     """One rank of the critic: a learner of its own settings, of the policy's architecture.
 
-    Its ranks never share a micro-batch.
+    Its ranks never share a micro-batch, and all of its weights train.
     """
     names = [item.name for item in fields(config.learner) if hasattr(config.critic, item.name)]
     own = {name: getattr(config.critic, name) for name in names}
     learner = replace(config.learner, **own, sequence_parallel_size=1)
-    alike = replace(config, learner=learner)
+    whole = replace(config.model, adapter=AdapterConfig())
+    alike = replace(config, learner=learner, model=whole)
     share = policy_share(alike, model, num_ranks=config.critic.num_ranks, trains=True)
     return replace(share, role="critic")
 

@@ -11,10 +11,16 @@ from workers.policy_group import PolicyGroup, Trajectories
 
 
 class Rank:
-    """A rank that answers with its number and the rows it was given."""
+    """A rank that answers with its number and the rows it was given; notes as what it scored."""
 
     def __init__(self, rank: int) -> None:
-        self.score = SimpleNamespace(remote=lambda plan, *_: (rank, rows_of(plan)))
+        self.scored_base: list[bool] = []
+
+        def score(plan: RankPlan, *_: object, base: bool) -> tuple[int, list[int]]:
+            self.scored_base.append(base)
+            return rank, rows_of(plan)
+
+        self.score = SimpleNamespace(remote=score)
 
 
 def rows_of(plan: RankPlan) -> list[int]:
@@ -51,3 +57,12 @@ def test_a_plan_too_many_or_too_few_is_an_error() -> None:
     for plans in ([plan(0)], [plan(0), plan(1), plan(2)]):
         with pytest.raises(ValueError, match="zip"):
             group.score(plans, ROWS, logprobs="old_logprobs", entropy=None)
+
+
+def test_a_learner_with_an_adapter_is_its_own_reference() -> None:
+    rank = Rank(0)
+    workers = WorkerGroup("learner", [rank])
+    learner, reference = (PolicyGroup(workers, train_s=1.0, base=base) for base in (False, True))
+    learner.score([plan(0)], ROWS, logprobs="old_logprobs", entropy=None)
+    reference.score([plan(0)], ROWS, logprobs="ref_logprobs", entropy=None)
+    assert rank.scored_base == [False, True]
