@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 HERE = Path(__file__).parent
@@ -205,14 +206,13 @@ def test_resumed_equals_uninterrupted_to_the_bit(model: Path, tmp_path: Path, st
         assert one.tobytes() == other.tobytes()
 
 
-def test_a_checkpoint_holds_no_frozen_matrix(model: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_of_the_adapter_alone(model: Path, tmp_path: Path) -> None:
     engine = trained(model, 3)
     engine.save(tmp_path / "checkpoint")
     engine.close()
-    (states,) = (tmp_path / "checkpoint").rglob("*model_states.pt")
-    saved = torch.load(states, weights_only=False)
-    assert saved.get("frozen_param_fragments") is None
-    assert not [name for name in saved["module"] if name.endswith("base_layer.weight")]
+    names = load_file(tmp_path / "checkpoint" / "rank_00000.safetensors").keys()
+    assert len(names) == 28 * 3  # A and B of 14 matrices: weight and AdamW's two moments
+    assert all(".lora_" in name for name in names)
     other = engine_of(model, 3, adapter=LoraSettings(rank=5))
     with pytest.raises(ValueError, match=r"another model: .*lora_A"):
         other.load(tmp_path / "checkpoint")
