@@ -149,7 +149,7 @@ class Cluster:
         starting = [rollouts.start("start", version, rewards.handles, timeout_s=limit_s)]
         if config.cluster.colocated and with_policy:
             starting.pop().result()
-            make_room(rollouts, timeout_s=limit_s)
+            make_room(rollouts, config)
         starting += [self._connect(group) for group in (learner, reference, critic) if len(group)]
         for pending in starting:
             pending.result()

@@ -12,9 +12,10 @@ answered, so that no two of them hold the same memory. Where roles have devices 
 calls do nothing; on CPU everything happens, and vLLM's sleep frees nothing.
 
 vLLM sleeps at level 2, which drops the weights. Level 1 copies them to host memory and back in
-every step, and what it would bring back is replaced at once: a publication is always complete, and
-attested tensor by tensor. A checkpoint copies the learner's state to host memory, where it already
-is while engines sample, so it needs no turn.
+every step, and what it would bring back is replaced at once: a publication is complete, and
+attested tensor by tensor. Only with an adapter it is not, and the engines sleep at level 1.
+A checkpoint copies the learner's state to host memory, where it already is while engines sample, so
+it needs no turn.
 """
 
 from __future__ import annotations
@@ -24,13 +25,19 @@ from typing import Any
 from conf.schema import TrainConfig
 from workers.group import WorkerGroup
 
-DROP_WEIGHTS = 2  # vLLM's level of sleep
+DROP_WEIGHTS, KEEP_WEIGHTS = 2, 1  # vLLM's levels of sleep
 WEIGHTS, CACHE = ["weights"], ["kv_cache"]  # vLLM's names of what wakes
 
 
-def make_room(engines: WorkerGroup, *, timeout_s: float) -> None:
+def make_room(engines: WorkerGroup, config: TrainConfig) -> None:
     """Engines that have just started sleep, so that the learner can load; `receive` wakes them."""
-    engines.call("engine_call", "sleep", DROP_WEIGHTS, timeout_s=timeout_s)
+    limit_s = config.cluster.timeouts.start_s
+    engines.call("engine_call", "sleep", _level(config), timeout_s=limit_s)
+
+
+def _level(config: TrainConfig) -> int:
+    """Publications beside an adapter bring back only what it changes."""
+    return KEEP_WEIGHTS if config.model.adapter.trains else DROP_WEIGHTS
 
 
 class Turns:
@@ -45,13 +52,14 @@ class Turns:
     def __init__(self, engines: WorkerGroup, learner: WorkerGroup, config: TrainConfig) -> None:
         self._engines, self._learner = engines, learner
         self._colocated = config.cluster.colocated
+        self._level = _level(config)
         self._limit_s = config.cluster.timeouts.publish_s
         self._metrics: dict[str, float] = {}
 
     def learn(self) -> None:
-        """Engines drop weights and cache; then the learner's optimizer state is brought back."""
+        """Engines give up weights and cache; then the learner's optimizer state is brought back."""
         if self._colocated:
-            self._engines_do("sleep", DROP_WEIGHTS)
+            self._engines_do("sleep", self._level)
             self._metrics["colocation/engines_asleep_bytes"] = self._used_bytes()
             self._learner.call("reload_states", timeout_s=self._limit_s)
 

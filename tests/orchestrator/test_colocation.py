@@ -64,9 +64,20 @@ def test_one_holds_the_memory_at_a_time() -> None:
 
 
 def test_engines_make_room_before_the_learner_loads() -> None:
+    _, config = compose(["experiment=tiny", "cluster.colocated=true"])
     _, engines, calls = turns("cluster.colocated=true")
-    make_room(engines, timeout_s=1.0)  # type: ignore[arg-type]
+    make_room(engines, config)  # type: ignore[arg-type]
     assert calls == [("engines", "engine_call", "sleep", 2)]
+
+
+def test_what_an_adapter_does_not_change_stays_in_host_memory() -> None:
+    overrides = ["cluster.colocated=true", "model/adapter=lora"]
+    _, config = compose(["experiment=tiny", *overrides])
+    taking, engines, calls = turns(*overrides)
+    make_room(engines, config)  # type: ignore[arg-type]
+    taking.learn()
+    sleeping = ("engines", "engine_call", "sleep", 1)
+    assert calls == [sleeping, sleeping, ("learner", "reload_states")]
 
 
 def test_nothing_happens_on_devices_of_their_own() -> None:
