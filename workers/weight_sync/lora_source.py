@@ -12,7 +12,6 @@ Engines load W from the folder that the learner started from: what no adapter to
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from workers.engines.lora import ADAPTER, adapter_name, base_name, lora_layers
 from workers.engines.lora_settings import LoraSettings
-from workers.weight_sync.source import Shard, ZeroSource, gathered, layer_of
+from workers.weight_sync.source import Shard, ZeroSource, gathered
 
 Rename = Callable[[str], str | None]
 
@@ -78,12 +77,11 @@ class MergedSource(ZeroSource):
 
     def __init__(self, module: nn.Module, **arguments: Any) -> None:
         super().__init__(module, **arguments)
-        self._layers = {f"{name}.weight": layer for name, layer in lora_layers(module).items()}
+        self._adapted = {f"{name}.weight": layer for name, layer in lora_layers(module).items()}
 
     def shards(self) -> Iterator[Shard]:
         """See `ZeroSource.shards`; under ZeRO-3 the small factors are gathered, a collective."""
-        for _, members in groupby(self._parameters, key=lambda item: layer_of(item[0])):
-            group = list(members)
+        for group in self._layers():
             merged = []
             with gathered(self._factors(group)):
                 for name, parameter in group:
@@ -97,7 +95,7 @@ class MergedSource(ZeroSource):
         with gathered([parameter for _, parameter in group] + self._factors(group)):
             found = []
             for name, parameter in group:
-                if name in self._layers:
+                if name in self._adapted:
                     flat = self._merged(name, 0, parameter.detach().reshape(-1))
                     found.append((name, self._cast(flat.view(parameter.shape))))
                 else:
@@ -105,14 +103,14 @@ class MergedSource(ZeroSource):
             return found
 
     def _factors(self, group: list[tuple[str, nn.Parameter]]) -> list[nn.Parameter]:
-        layers = [self._layers[name] for name, _ in group if name in self._layers]
+        layers = [self._adapted[name] for name, _ in group if name in self._adapted]
         return [
             factor[ADAPTER].weight for layer in layers for factor in (layer.lora_A, layer.lora_B)
         ]
 
     def _merged(self, name: str, offset: int, flat: Tensor) -> Tensor:
         """Elements [offset, offset + n) of the merged weight from those of the base, `flat` [n]."""
-        layer = self._layers.get(name)
+        layer = self._adapted.get(name)
         if layer is None or not flat.numel():
             return flat
         a = layer.lora_A[ADAPTER].weight.detach().float()  # [r, in]
