@@ -13,7 +13,7 @@ from orchestrator.cli import main
 ROOT = Path(conf.__file__).parent
 EXPERIMENTS = {path.stem: path for path in (ROOT / "experiment").glob("*.yaml")}
 RECIPES = sorted(name for name, path in EXPERIMENTS.items() if "base/" in path.read_text())
-CLUSTERS = sorted(p.stem for p in (ROOT / "cluster").glob("*.yaml") if "base/" in p.read_text())
+CLUSTERS = sorted(p.stem for p in (ROOT / "cluster").glob("*.yaml") if "defaults:" in p.read_text())
 
 
 def test_there_is_a_recipe_for_every_paper_and_budget():
