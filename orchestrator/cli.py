@@ -1,4 +1,4 @@
-"""The command line: `ballast train | eval | data | model | doctor | check-algorithm`.
+"""The command line: `ballast train | submit | doctor | eval | data | ...`.
 
 Only argument parsing happens here; every heavy import stays inside the command that needs it, so
 that `--help` answers at once. Overrides follow Hydra's grammar (`key=value`, `group=member`).
@@ -10,7 +10,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 EPILOG = """examples:
@@ -19,6 +19,7 @@ EPILOG = """examples:
   ballast train experiment=quickstart algorithm=cpgd learner.num_ranks=2 learner.zero_stage=3
   ballast train --config-dir my_conf algorithm=my_loss dry_run=true
   ballast eval runs/quickstart/final rollout.eval_samples_per_prompt=8
+  ballast submit --address http://head:8265 experiment=tiny output_dir=/shared/runs
 """
 
 
@@ -52,9 +53,47 @@ def build_parser() -> argparse.ArgumentParser:
     overrides(model)
     doctor = command("doctor", "Say whether a run could work on this machine, and what to mend.")
     overrides(doctor)
+    _add_cluster_commands(command, overrides)
     check = command("check-algorithm", "Run the conformance kit on an algorithm.")
     overrides(check)
     return parser
+
+
+def _add_cluster_commands(
+    command: Callable[[str, str], argparse.ArgumentParser],
+    overrides: Callable[[argparse.ArgumentParser], None],
+) -> None:
+    """`submit`, and what one does with what was submitted."""
+
+    def on_cluster(name: str, text: str) -> argparse.ArgumentParser:
+        added = command(name, text)
+        added.add_argument(
+            "--address", help="of the dashboard, such as http://head:8265 (RAY_API_SERVER_ADDRESS)"
+        )
+        return added
+
+    submit = on_cluster("submit", "Train on a Ray cluster: the overrides of `train`, as a Ray job.")
+    submit.add_argument("--working-dir", help="a folder to send along; the run starts in it")
+    submit.add_argument("--wheel", help="this project's wheel, for a cluster without the project")
+    submit.add_argument(
+        "--env", action="append", default=[], help="NAME=VALUE, or NAME for its value here"
+    )
+    submit.add_argument(
+        "--secret", action="append", default=[], help="NAME of a secret that the cluster must have"
+    )
+    submit.add_argument("--no-wait", action="store_true", help="return when it is submitted")
+    overrides(submit)
+    on_cluster("jobs", "List a cluster's jobs.")
+    logs = on_cluster("logs", "Print a job's log.")
+    logs.add_argument("job", help="the job's id")
+    logs.add_argument("--follow", action="store_true", help="to the job's end")
+    stop = on_cluster("stop", "Stop a job after its step, with a checkpoint.")
+    stop.add_argument("job", help="the job's id")
+    stop.add_argument("--timeout", type=float, default=3600.0, help="longest wait, in seconds")
+    nodes = command("nodes", "Wait until a cluster's nodes have joined, and list them.")
+    nodes.add_argument("--address", required=True, help="of Ray's head, HOST:PORT")
+    nodes.add_argument("--wait-for", type=int, default=1, help="how many nodes there shall be")
+    nodes.add_argument("--timeout", type=float, default=600.0, help="longest wait, in seconds")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, more = build_parser().parse_known_args(arguments)
     if flags := [word for word in more if word.startswith("-")]:
         build_parser().error(f"unknown option {flags[0]}; overrides are written key=value")
-    options.overrides += more  # overrides may stand after options, too
+    if more and not hasattr(options, "overrides"):
+        build_parser().error(f"ballast {options.command} takes no {more[0]!r}")
+    if more:
+        options.overrides += more  # overrides may stand after options, too
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)  # a user's own modules, after everything installed
@@ -74,6 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from hydra.errors import InstantiationException
 
     from orchestrator import commands
+    from orchestrator.stop import EXIT_CODE, StoppedError
 
     run = getattr(commands, options.command.replace("-", "_"))
     try:
@@ -84,6 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"ballast {options.command}: {error}", file=sys.stderr)
         return 2
+    except StoppedError as error:
+        print(f"ballast {options.command}: {error}", file=sys.stderr)
+        return EXIT_CODE
     except RuntimeError as error:
         print(f"ballast {options.command}: {type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -19,6 +19,7 @@ from algorithms.algorithm import Algorithm
 from conf.schema import ClusterConfig, TrainConfig
 from orchestrator.capacity import needs_reference
 from orchestrator.colocation import make_room
+from orchestrator.nodes import describe_engines, engine_nodes
 from orchestrator.placement import PlacementError, bundles, check_resources
 from orchestrator.settings import critic_settings, policy_settings, vllm_settings
 from workers import USER_PATH_VARIABLE
@@ -171,6 +172,10 @@ class Cluster:
             if num_critics
             else None,
         )
+
+    def where_engines_are(self) -> str:
+        """A line that names the node of every engine."""
+        return describe_engines(engine_nodes(self._placement, self._config.rollout.num_engines))
 
     def _policy(self, ranks: WorkerGroup, *, base: bool = False) -> PolicyGroup:
         return PolicyGroup(

@@ -30,8 +30,10 @@ def train(options: Namespace) -> int:
     print(plan.describe(config, algorithm))
     if not config.dry_run:
         from orchestrator.doctor.report import require_machine
+        from orchestrator.jobs.submission import load_secrets
         from orchestrator.train import train as run
 
+        load_secrets()
         require_machine(config, algorithm)
         run(raw, config, algorithm)
     return 0
@@ -55,6 +57,43 @@ def doctor(options: Namespace) -> int:
     findings = examine(config, instantiate(raw.algorithm, _convert_="all"))
     print(table(findings))
     return 1 if faults(findings) else 0
+
+
+def nodes(options: Namespace) -> int:
+    """Wait for a cluster's nodes and list them."""
+    from orchestrator.nodes import table, wait_for_nodes
+
+    found = wait_for_nodes(options.address, count=options.wait_for, timeout_s=options.timeout)
+    print(table(found))
+    return 0
+
+
+def submit(options: Namespace) -> int:
+    """Send a run to a cluster and follow it."""
+    from orchestrator.jobs import commands
+
+    return commands.submit(options)
+
+
+def jobs(options: Namespace) -> int:
+    """List a cluster's jobs."""
+    from orchestrator.jobs import commands
+
+    return commands.jobs(options)
+
+
+def logs(options: Namespace) -> int:
+    """Print or follow a job's log."""
+    from orchestrator.jobs import commands
+
+    return commands.logs(options)
+
+
+def stop(options: Namespace) -> int:
+    """Stop a job with a checkpoint."""
+    from orchestrator.jobs import commands
+
+    return commands.stop(options)
 
 
 def data(options: Namespace) -> int:

@@ -62,6 +62,7 @@ def train(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
     if config.resume == "auto":
         require_same_model(Path(config.output_dir).absolute() / config.run_name, config)
     run_dir, checkpoint = open_run(config)
+    progress.say(f"run folder  {run_dir}")
     write_run_manifest(run_dir, raw, sources)
     os.chdir(run_dir)  # Ray puts the driver's folder first on the path of every worker
     history = History()
@@ -76,6 +77,7 @@ def train(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
         progress.say("starting engines ...")
         version = checkpoint.version if checkpoint else 0
         roles = cluster.launch(environment=environment, scorer=scorer, version=version)
+        progress.say(cluster.where_engines_are())
         tracker = Tracker(run_dir, config.tracking, run_name=config.run_name)
         trainer = _assemble(config, algorithm, sources, roles, run_dir)
 
@@ -93,7 +95,8 @@ def train(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
 
         trainer.on_step, trainer.on_scores = on_step, on_scores
         _begin(trainer, checkpoint)
-        ended = trainer.run(1 if checkpoint is None else checkpoint.step + 1)
+        with trainer.stop:
+            ended = trainer.run(1 if checkpoint is None else checkpoint.step + 1)
         if ended:
             progress.say(ended)
         export = _export(config, roles, run_dir)

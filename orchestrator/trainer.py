@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ from orchestrator.profiling import StepProfiler
 from orchestrator.publication import Publisher
 from orchestrator.saving import Saver
 from orchestrator.skipped_steps import NonFiniteGradientsError, check_skipped
+from orchestrator.stop import StoppedError, StopRequest
 from workers.partition import SequenceCost
 from workers.plans import CreditPlan, RankPlan
 from workers.policy_group import PolicyGroup, Trajectories, training_metrics
@@ -76,12 +77,16 @@ class Trainer:
     on_step: Callable[[int, dict[str, float]], None]
     on_scores: Callable[[int, Scores], None]
     version: int = 0
+    stop: StopRequest = field(default_factory=StopRequest)
 
     def run(self, first_step: int) -> str:
         """Train from `first_step` to `trainer.total_steps`, both counted from 1.
 
         Returns:
             Why training ended before, or nothing.
+
+        Raises:
+            StoppedError: when it was asked to stop, and everything is on disk.
         """
         try:
             ended = self._run(first_step)
@@ -91,6 +96,8 @@ class Trainer:
             raise
         if self.recorder is not None:
             self.recorder.flush()
+        if ended and self.stop.requested:
+            raise StoppedError(ended)
         return ended
 
     def _run(self, first_step: int) -> str:
@@ -113,8 +120,11 @@ class Trainer:
                 metrics |= self.evaluate(step)
             if step == first_step:
                 self._check_best_metric(metrics)
-            if step == last or _due(step, self.config.trainer.checkpoint_every):
+            stopping = self.stop.requested and step < last
+            if step == last or stopping or _due(step, self.config.trainer.checkpoint_every):
                 self.save(step, metrics)
+            if stopping:
+                return f"stopped after step {step}, saved; resume=auto goes on from there"
         return ""
 
     def step(self, step: int) -> dict[str, float]:

@@ -1,0 +1,1 @@
+"""`ballast submit | jobs | logs | stop`: training as a Ray job on a cluster of other machines."""

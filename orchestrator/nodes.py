@@ -1,0 +1,88 @@
+"""Nodes of a Ray cluster: waiting until they have joined, and which process stands on which.
+
+`ballast nodes` is what a start script waits with; `train` says where its engines are.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.util import placement_group_table
+
+PROBE_S = 2.0
+
+
+def wait_for_nodes(address: str, *, count: int, timeout_s: float) -> list[dict[str, Any]]:
+    """The living nodes of the cluster at `address`, once there are `count` of them.
+
+    Raises:
+        ValueError: when they have not all joined in time; says how many have.
+    """
+    deadline = time.monotonic() + timeout_s
+    host, _, port = address.rpartition(":")
+    while not _listens(host, int(port)):  # Ray itself gives up on a head that is not there yet
+        if time.monotonic() > deadline:
+            raise ValueError(
+                f"no Ray head at {address} after {timeout_s:g} s; start it: ray start --head"
+            )
+        time.sleep(PROBE_S)
+    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    try:
+        while len(nodes := _living()) < count:
+            if time.monotonic() > deadline:
+                raise ValueError(
+                    f"{len(nodes)} of {count} nodes joined {address} in {timeout_s:g} s: "
+                    f"{', '.join(node['NodeManagerAddress'] for node in nodes)}; look at the "
+                    "others' log of ray start"
+                )
+            time.sleep(PROBE_S)
+        return nodes
+    finally:
+        ray.shutdown()
+
+
+def _living() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=PROBE_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def table(nodes: Sequence[dict[str, Any]]) -> str:
+    """A line per node: address, logical CPUs, GPUs."""
+    rows = []
+    for node in nodes:
+        have = node["Resources"]
+        rows.append(
+            f"{node['NodeManagerAddress']:<16} {node['NodeID'][:8]}  "
+            f"{have.get('CPU', 0):g} CPUs  {have.get('GPU', 0):g} GPUs"
+        )
+    return "\n".join(rows)
+
+
+def engine_nodes(placement: Any, num_engines: int) -> list[str]:
+    """The node of every engine, `address (id)`; the engines are the placement's first bundles."""
+    names = {
+        node["NodeID"]: f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
+        for node in ray.nodes()
+    }
+    placed = placement_group_table(placement)["bundles_to_node_id"]
+    return [names[placed[bundle]] for bundle in range(num_engines)]
+
+
+def describe_engines(nodes: Sequence[str]) -> str:
+    """`4 engines on 2 nodes: 10.0.0.1 (ab12cd34): 0, 1; ...`."""
+    by_node: dict[str, list[str]] = {}
+    for engine, node in enumerate(nodes):
+        by_node.setdefault(node, []).append(str(engine))
+    places = "; ".join(f"{node}: {', '.join(engines)}" for node, engines in by_node.items())
+    return f"{len(nodes)} engines on {len(by_node)} nodes: {places}"
