@@ -56,6 +56,7 @@ def start_ray(config: ClusterConfig) -> None:
         ray.init(address=config.address, **common)
         return
     own: dict[str, Any] = {
+        "address": "local",  # or Ray would join a cluster that happens to run on this machine
         "num_cpus": config.num_cpus,
         "object_store_memory": int(config.object_store_gib * 2**30),
         "include_dashboard": False,
