@@ -92,6 +92,8 @@ def test_the_default_run_is_the_quickstart():
         ("model.adapter.alpha=-1", "model.adapter.alpha=-1.0: must be positive"),
         ("model.adapter.target_modules=q_proj", "'q_proj': must be all-linear or a list"),
         ("model.adapter.publish=both", "one of merged, adapter"),
+        ("trainer.best_is=mean", "trainer.best_is='mean': must be one of max, min"),
+        ("trainer.best_metric=eval/mean", "set trainer.eval_every to a divisor"),
         ("a=b=c", "mismatched input"),
     ],
 )

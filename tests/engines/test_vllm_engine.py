@@ -100,6 +100,47 @@ def test_a_seed_decides_a_response_whatever_is_batched(engine, loop):
     assert len({tuple(sample.tokens) for sample in group}) == 7
 
 
+def test_what_is_begun_together_gives_the_same_bits_however_it_arrives(engine, loop):
+    """One batch of 48, its requests sent at once or in three bursts with pauses between them."""
+    sampling = Sampling(max_tokens=8)
+    prompts = [[5 + i % 40, 17, 9, 30][: 2 + i % 3] for i in range(48)]
+
+    async def sample(label, pause_s):
+        async def one(number):
+            await asyncio.sleep(pause_s * (number % 3))
+            return await engine.generate(
+                prompts[number], request_id=f"{label}{number}", sampling=sampling, seed=number
+            )
+
+        await engine.reset_prefix_cache()
+        order = sorted(range(48), key=lambda number: number % 3)  # as they arrive in bursts
+        async with engine.together(48):
+            tasks = {number: asyncio.create_task(one(number)) for number in order}
+        return [await tasks[number] for number in range(48)]
+
+    first, second, third = (
+        loop.run_until_complete(sample(label, pause_s))
+        for label, pause_s in (("once", 0.0), ("bursts", 0.03), ("again", 0.01))
+    )
+    for other in (second, third):
+        assert [one.tokens for one in first] == [one.tokens for one in other]
+        assert [one.logprobs for one in first] == [one.logprobs for one in other]
+
+
+def test_requests_that_stay_away_are_not_waited_for(engine, loop, monkeypatch):
+    monkeypatch.setattr("workers.engines.vllm_engine.TOGETHER_S", 0.2)
+    sampling = Sampling(max_tokens=3, ignore_eos=True)
+
+    async def fewer():
+        async with engine.together(2):
+            task = asyncio.create_task(
+                engine.generate(PROMPT, request_id="one", sampling=sampling, seed=1)
+            )
+        return await task
+
+    assert len(loop.run_until_complete(fewer()).tokens) == 3
+
+
 def test_a_stop_token_is_part_of_the_response_and_not_of_its_text(engine, loop, folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     group = loop.run_until_complete(

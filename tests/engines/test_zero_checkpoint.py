@@ -192,3 +192,29 @@ def test_a_policy_that_only_scores_keeps_its_weights(
         assert abs(engine.probe([[3, 4, 5, 6]])[0] - want).max() < 1e-6
     for engine in (third, reference, learner):  # the first one owns the process group
         engine.close()
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_state_in_host_memory_goes_on_to_the_bit(model: Path, tmp_path: Path, stage: int) -> None:
+    """Offloaded optimizer state (and, on stage 3, parameters) is saved and read like any other."""
+
+    def engine() -> ZeroEngine:
+        settings = ZeroSettings(
+            model=str(model),
+            zero_stage=stage,
+            optimizer=checkpoint_rank.OPTIMIZER,
+            offload_optimizer=True,
+            offload_params=stage == 3,
+        )
+        return ZeroEngine(settings)
+
+    whole = engine()
+    take_step(whole)
+    whole.save(tmp_path / "checkpoint")
+    want = [take_step(whole), take_step(whole)]
+    whole.close()
+    resumed = engine()
+    resumed.load(tmp_path / "checkpoint")
+    got = [take_step(resumed), take_step(resumed)]
+    resumed.close()
+    assert got == want
