@@ -181,7 +181,7 @@ def fits(config, algorithm, cluster):
         kind: sum(count * resources.get(kind, 0) for count, resources in have.values())
         for kind in ("CPU", "GPU")
     }
-    references = needs_reference(algorithm)
+    references = needs_reference(config, algorithm)
     gpus = sum(count for _, count in gpus_asked(config, references=references))
     ranks = config.learner.num_ranks
     cpus = config.rollout.num_engines * config.cluster.rollout.num_cpus
