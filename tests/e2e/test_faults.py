@@ -84,6 +84,6 @@ def test_engines_and_scorers_die_and_nothing_is_lost(tmp_path):
     assert set(trained.values()) == {1}
     assert len(trained) == STEPS * 16
     state = json.loads((run / "checkpoints" / f"step_{STEPS:06d}" / "state.json").read_text())
-    assert Counter(state["ledger"]["fate"]["0"].values()) == {
+    assert Counter(state["parts"]["ledger"]["fate"]["0"].values()) == {
         f"trained:{step}": 16 for step in range(1, STEPS + 1)
     }
