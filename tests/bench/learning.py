@@ -1,6 +1,6 @@
 """Every shipped algorithm learns `experiment=tiny` on the real stack: final reward and steps.
 
-    python tests/bench/learning.py [ALGORITHM ...] [--steps 120] [--updates 2] [--write]
+    python tests/bench/learning.py [ALGORITHM ...] [--steps 100] [--updates 2] [--write]
 
 What it is: one run of the console command per member of `conf/algorithm`, a random 0.4 M model
 that learns to copy five digits with vLLM, DeepSpeed and attested publication. Two updates share a
@@ -88,6 +88,7 @@ def learn(name: str, options: argparse.Namespace, folder: Path) -> Learned:
         f"trainer.updates_per_step={options.updates}",
         f"seed={options.seed}",
         "schedule.max_refill_rounds=2",  # near the end dynamic sampling rejects nearly every group
+        *(f"cluster.{role}.threads=1" for role in ("rollout", "learner", "reference", "critic")),
         "trainer.checkpoint_every=0",
         "trainer.export=false",
         "tracking.rollouts=false",
@@ -128,7 +129,7 @@ def parse() -> argparse.Namespace:
     shipped = sorted(path.stem for path in (ROOT / "conf" / "algorithm").glob("*.yaml"))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("algorithms", nargs="*", metavar="ALGORITHM", help="all, if none is named")
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--updates", type=int, default=2, help="optimizer updates of a step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true", help="into algorithms/README.md")
