@@ -30,6 +30,7 @@ class Taken:
     dropped: Counter[str] = field(default_factory=Counter)  # groups, by reason
     failed: Counter[str] = field(default_factory=Counter)  # samples, by outcome
     num_late: int = 0  # groups that train though they are staler than the bound
+    rewards: tuple[float, ...] = ()  # of every scored sample, also of groups that do not train
 
 
 def draw_settings(config: SamplingConfig) -> Sampling:
@@ -107,6 +108,7 @@ class Producer:
         budget = wanted * self._config.schedule.max_refill_rounds
         chosen: list[RolloutGroup] = []
         num_late = 0
+        rewards: list[float] = []
         dropped: Counter[str] = Counter()
         failed: Counter[str] = Counter()
         self._begin_up_to(self._config.schedule.max_staleness + 1, version)
@@ -116,6 +118,7 @@ class Producer:
                 self._begin(min(wanted - len(chosen), left), version)
             group = self._next_group()
             failed.update(m.outcome for m in group.metas if m.outcome != "scored")
+            rewards += [meta.reward for meta in group.metas if meta.reward is not None]
             epoch, row = self._entries.pop(group.group_id)
             late = self._staleness(group, version) > self._config.schedule.max_staleness
             why = self._unusable(group, version) or may_train(group)
@@ -126,7 +129,13 @@ class Producer:
             else:
                 dropped[why] += 1
                 self._ledger.dropped(epoch, row, why)
-        return Taken(groups=tuple(chosen), dropped=dropped, failed=failed, num_late=num_late)
+        return Taken(
+            groups=tuple(chosen),
+            dropped=dropped,
+            failed=failed,
+            num_late=num_late,
+            rewards=tuple(rewards),
+        )
 
     def finished_groups(self) -> list[RolloutGroup]:
         """Groups that are sampled and scored and that nobody has taken, oldest first."""

@@ -287,5 +287,6 @@ def _dropped_metrics(taken: Taken) -> dict[str, float]:
         "groups/dropped": float(taken.dropped.total()),
         "groups/filtered": float(taken.dropped["filtered"]),
         "staleness/groups_late": float(taken.num_late),
+        "reward/sampled_mean": float(np.mean(taken.rewards)),
         "samples/failed": float(taken.failed.total()),
     }

@@ -44,7 +44,7 @@ class Learned:
 
     Attributes:
         name: of the algorithm.
-        rewards: mean reward of every step.
+        rewards: mean reward of all samples of every step, of filtered groups too.
         held_out: greedy score on prompts that were not trained on, at the end.
     """
 
@@ -109,7 +109,7 @@ def learn(name: str, options: argparse.Namespace, folder: Path) -> Learned:
         raise RuntimeError(f"{name} exited {done.returncode}:\n{done.stdout[-2000:]}")
     lines = (folder / name / "metrics.jsonl").read_text().splitlines()
     logged = [json.loads(line) for line in lines]
-    rewards = tuple(row["reward/mean"] for row in logged if "reward/mean" in row)
+    rewards = tuple(row["reward/sampled_mean"] for row in logged if "time/step_s" in row)
     held_out = [row["eval/mean"] for row in logged if "eval/mean" in row]
     return Learned(name=name, rewards=rewards, held_out=held_out[-1])
 

@@ -105,6 +105,7 @@ def test_refills_stop_at_their_bound(prompts):
     taken = source.take(1, 0, lambda group: None if group.group_id == "0-0" else "filtered")
     assert len(taken.groups) == 1
     assert taken.dropped == {"filtered": 11}
+    assert taken.rewards == (1.0,) * 24  # both samples of all twelve groups
     assert engines.waiting == []  # nothing is left in flight to be stale in the next step
 
 
