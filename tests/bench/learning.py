@@ -31,7 +31,7 @@ RUN_LIMIT_S = 1800.0
 # Advantages that no standard deviation divides are as small as the first rewards' differences; the
 # experiment's entropy bonus of 0.05 would outweigh them.
 SMALL_ENTROPY = "algorithm.regularizers.entropy.coefficient=0.005"
-KNOBS = {"rpg": [SMALL_ENTROPY], "rpg_differentiable": [SMALL_ENTROPY]}
+UNDIVIDED = ("dr_grpo", "gpg", "reinforce", "rloo", "rpg", "rpg_differentiable")
 HEADER = (
     f"| algorithm | first reward | final reward | steps to {GOAL:g} | held-out, greedy |\n"
     "|---|---|---|---|---|\n"
@@ -83,11 +83,12 @@ def learn(name: str, options: argparse.Namespace, folder: Path) -> Learned:
     """
     command = [
         *(sys.executable, "-m", "orchestrator.cli", "train", "experiment=tiny"),
-        *(f"algorithm={name}", *KNOBS.get(name, [])),
+        f"algorithm={name}",
+        *([SMALL_ENTROPY] if name in UNDIVIDED else []),
         f"trainer.total_steps={options.steps}",
         f"trainer.updates_per_step={options.updates}",
         f"seed={options.seed}",
-        "schedule.max_refill_rounds=2",  # near the end dynamic sampling rejects nearly every group
+        "schedule.max_refill_rounds=4",  # near the end dynamic sampling rejects nearly every group
         *(f"cluster.{role}.threads=1" for role in ("rollout", "learner", "reference", "critic")),
         "trainer.checkpoint_every=0",
         "trainer.export=false",
