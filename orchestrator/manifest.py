@@ -11,8 +11,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from conf.schema import TrainConfig
-
 PACKAGES = (
     "torch",
     "vllm",
@@ -48,25 +46,6 @@ def write_manifest(
         "packages": {name: _version(name) for name in PACKAGES if _version(name)},
     }
     (run_dir / "manifest.json").write_text(json.dumps(record, indent=2) + "\n")
-
-
-def require_same_model(run_dir: Path, config: TrainConfig) -> None:
-    """Refuse to go on with the folder of a run of another model.
-
-    Raises:
-        ValueError: names both models; the folder is as it was.
-    """
-    saved = run_dir / "config.yaml"
-    if not saved.exists():
-        return
-    before = OmegaConf.load(saved)
-    was = (before.model.name, Path(before.model.path or "").name)
-    wanted = (config.model.name, Path(config.model.path or "").name)
-    if was != wanted:
-        raise ValueError(
-            f"{run_dir} is a run of model={' '.join(filter(None, was))}, not of "
-            f"{' '.join(filter(None, wanted))}: choose another run_name=, or that model="
-        )
 
 
 def _version(package: str) -> str | None:

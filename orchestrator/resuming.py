@@ -1,4 +1,4 @@
-"""Whether a run that is resumed is still the same run: its algorithm, key by key.
+"""Whether a run that is resumed is still the same run: its model, and its algorithm key by key.
 
 Reads the `config.yaml` that the run wrote; starts nothing. Optimizer moments, a reference and
 adapted coefficients belong to the algorithm that made them, and an override that was not repeated
@@ -16,6 +16,35 @@ from omegaconf import DictConfig, OmegaConf
 from conf.schema import TrainConfig
 
 SHOWN = 4
+ADAPTER_KEYS = ("name", "rank", "alpha", "target_modules")  # of what the weights are
+
+
+def check_same_model(config: TrainConfig) -> None:
+    """Refuse to go on in the folder of a run of another model, or of another adapter beside it.
+
+    Raises:
+        ValueError: names the folder and both models; the folder is as it was.
+    """
+    run_dir = Path(config.output_dir).absolute() / config.run_name
+    saved = run_dir / "config.yaml"
+    if config.resume == "never" or not saved.exists():
+        return
+    before, now = OmegaConf.load(saved).model, OmegaConf.structured(config.model)
+    was, wanted = (
+        {
+            "name": model.name,
+            "path": Path(model.path or "").name,
+            **{f"adapter.{key}": model.adapter[key] for key in ADAPTER_KEYS},
+        }
+        for model in (before, now)
+    )
+    if was != wanted:
+        differing = [key for key in wanted if was[key] != wanted[key]]
+        had = ", ".join(f"model.{key}={was[key]}" for key in differing)
+        asked = ", ".join(str(wanted[key]) for key in differing)
+        raise ValueError(
+            f"{run_dir} is a run of {had}, not of {asked}: choose another run_name=, or that model="
+        )
 
 
 def check_same_algorithm(raw: DictConfig, config: TrainConfig) -> None:

@@ -25,7 +25,7 @@ from orchestrator.colocation import Turns
 from orchestrator.critic import Critic
 from orchestrator.evaluation import Evaluator, Scores
 from orchestrator.ledger import Ledger
-from orchestrator.manifest import require_same_model, write_manifest
+from orchestrator.manifest import write_manifest
 from orchestrator.producer import Producer
 from orchestrator.profiling import StepProfiler
 from orchestrator.progress import Progress
@@ -59,8 +59,6 @@ def train(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
     environment = instantiate(raw.environment, _convert_="all")
     progress.say("preparing model and prompts ...")
     sources = prepare(config)
-    if config.resume == "auto":
-        require_same_model(Path(config.output_dir).absolute() / config.run_name, config)
     run_dir, checkpoint = open_run(config)
     progress.say(f"run folder  {run_dir}")
     write_run_manifest(run_dir, raw, sources)

@@ -152,7 +152,7 @@ def test_the_folder_of_another_models_run_is_left_as_it_is(model, tmp_path, caps
     (run / "metrics.jsonl").write_text('{"step": 7}\n')
     overrides = ["experiment=tiny", f"output_dir={tmp_path / 'runs'}", "run_name=mine"]
     assert main(["train", *overrides, "resume=auto"]) == 2
-    assert "is a run of model=smollm2, not of tiny: choose another run_name=" in (
+    assert "is a run of model.name=smollm2, not of tiny: choose another run_name=" in (
         capsys.readouterr().err
     )
     assert (run / "metrics.jsonl").read_text() == '{"step": 7}\n'

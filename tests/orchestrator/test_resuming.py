@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from conf.compose import compose
-from orchestrator.resuming import check_same_algorithm
+from orchestrator.resuming import check_same_algorithm, check_same_model
 
 
 def composed(folder, *overrides):
@@ -36,3 +36,17 @@ def test_another_algorithm_is_refused_and_can_be_asked_for(saved):
     check_same_algorithm(*composed(saved, "resume=changed"))
     check_same_algorithm(*composed(saved, "resume=never"))
     check_same_algorithm(*composed(saved, "resume=auto", "run_name=b"))  # nothing to go on from
+
+
+def test_another_adapter_is_another_model(tmp_path):
+    lora = ["model/adapter=lora", "resume=auto"]
+    saved = tmp_path / "a"
+    saved.mkdir()
+    raw, config = compose(["experiment=tiny", f"output_dir={tmp_path}", "run_name=a", *lora])
+    OmegaConf.save(raw, saved / "config.yaml")
+    check_same_model(config)
+    _, other = compose(
+        ["experiment=tiny", f"output_dir={tmp_path}", "run_name=a", *lora, "model.adapter.alpha=8"]
+    )
+    with pytest.raises(ValueError, match=r"is a run of model.adapter.alpha=\S+, not of 8"):
+        check_same_model(other)
