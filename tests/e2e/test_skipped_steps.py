@@ -32,7 +32,7 @@ def test_it_stops_saves_and_can_go_on(tmp_path):
     done = train(tmp_path, 3e38, "trainer.total_steps=9")
     assert done.returncode == 1, done.stdout[-3000:]
     assert "NonFiniteGradientsError: 2 optimizer steps in a row" in done.stderr
-    assert "model.embed_tokens.weight" in done.stderr
+    assert "no tensor by itself, the norm over all of them" in done.stderr
     assert "step 1/9" in done.stdout
     assert "step 2/9" not in done.stdout
     assert (tmp_path / "wild" / "checkpoints" / "step_000002" / "state.json").is_file()
