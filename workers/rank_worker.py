@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import socket
+from abc import ABC, abstractmethod
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 # engine is imported where it starts.
 
 
-class RankWorker:
+class RankWorker(ABC):
     """One rank of a model under ZeRO.
 
     Args:
@@ -68,9 +69,9 @@ class RankWorker:
         gc.collect()
         gc.freeze()  # full collections over all that is imported would stall the steps
 
+    @abstractmethod
     def build_engine(self, group: ProcessGroupSettings) -> ZeroRank:
         """The engine of this role."""
-        raise NotImplementedError
 
     def shape(self) -> dict[str, int]:
         """What a sequence costs: parameters, layers, hidden size."""

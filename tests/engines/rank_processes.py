@@ -7,17 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).parents[2]
 
 
-def run_ranks(script: str | Path, tmp_path: Path, world_size: int, **job: object) -> dict:
-    """Run `script JOB.json` once per rank, and return what rank 0 saved to the job's `out`."""
+def run_ranks(script: str | Path, tmp_path: Path, world_size: int, **job: object) -> Path:
+    """Run `script JOB.json` once per rank; returns the job's `out`, where rank 0 saves."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    out = tmp_path / "results.pt"
+    out = tmp_path / "results"
     ranks = []
     for rank in range(world_size):
         path = tmp_path / f"job{rank}.json"
@@ -43,4 +41,4 @@ def run_ranks(script: str | Path, tmp_path: Path, world_size: int, **job: object
             process.kill()
     for process, output in zip(ranks, outputs, strict=True):
         assert process.returncode == 0, output[-4000:]
-    return torch.load(out)
+    return out

@@ -1,15 +1,14 @@
 """A reference takes over a learner's weights: exact, whatever the ZeRO stage on either side."""
 
-import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parent))
+from rank_processes import run_ranks
 
 from workers.engines.process_group import ProcessGroupSettings
 from workers.engines.zero_engine import ZeroEngine
@@ -48,33 +47,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """What rank 0 of two saw of every pair of stages."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {"world_size": 2, "port": port, "model": str(model), "pairs": PAIRS}
-    ranks = []
-    for rank in range(2):
-        path = folder / f"job{rank}.json"
-        path.write_text(json.dumps({"rank": rank, "out": str(folder / "out.pt"), **common}))
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
-        command = [sys.executable, str(HERE / "follow_rank.py"), str(path)]
-        ranks.append(
-            subprocess.Popen(
-                command,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    try:
-        outputs = [process.communicate(timeout=300)[0] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    for process, output in zip(ranks, outputs, strict=True):
-        assert process.returncode == 0, output[-4000:]
-    return torch.load(folder / "out.pt")
+    saved = run_ranks(HERE / "follow_rank.py", folder, 2, model=str(model), pairs=PAIRS)
+    return torch.load(saved)
 
 
 @pytest.mark.parametrize("pair", NAMES)

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 import zero_matrix  # noqa: E402
-from test_zero_engine import batches, plain_gradient, run_ranks, take_steps  # noqa: E402
+from rank_processes import run_ranks  # noqa: E402
+from test_zero_engine import batches, plain_gradient, take_steps  # noqa: E402
 
 from workers.engines.lora_settings import (  # noqa: E402
     LoraSettings,
@@ -107,7 +108,8 @@ def test_every_layout_takes_the_steps_of_plain_autograd(
     micro_batches: list[int],
     checkpointing: bool,
 ) -> None:
-    results = run_ranks(
+    saved = run_ranks(
+        zero_matrix.__file__,
         tmp_path,
         world_size,
         model=str(model),
@@ -118,6 +120,7 @@ def test_every_layout_takes_the_steps_of_plain_autograd(
         lora=LORA,
         cases=[["weights", RATE, STEPS]],
     )
+    results = torch.load(saved)
     assert len(results) == len(stages) * len(micro_batches)
     plain = dict(AutoModelForCausalLM.from_pretrained(model).named_parameters())
     for got in results.values():

@@ -1,9 +1,5 @@
 """Ranks that share their micro-batches compute what one rank computes, and half the tokens each."""
 
-import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 import sequence_parallel_rank  # noqa: E402
+from rank_processes import run_ranks  # noqa: E402
 
 from workers.engines.process_group import ProcessGroupSettings  # noqa: E402
 from workers.engines.zero_engine import ZeroEngine  # noqa: E402
@@ -53,34 +50,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return folders
 
 
-def run_ranks(tmp_path: Path, world_size: int, jobs: list[dict]) -> list[list[dict]]:
+def found_by(tmp_path: Path, world_size: int, jobs: list[dict]) -> list[list[dict]]:
     """What every rank found, `[rank][job]`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
-    ranks = []
-    for rank in range(world_size):
-        path = tmp_path / f"job{rank}.json"
-        place = {"rank": rank, "world_size": world_size, "port": port, "out": str(tmp_path / "out")}
-        path.write_text(json.dumps({**place, "jobs": jobs}))
-        ranks.append(
-            subprocess.Popen(
-                [sys.executable, sequence_parallel_rank.__file__, str(path)],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    try:
-        outputs = [process.communicate(timeout=300)[0] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    for process, output in zip(ranks, outputs, strict=True):
-        assert process.returncode == 0, output[-4000:]
-    return [torch.load(tmp_path / f"out.{rank}") for rank in range(world_size)]
+    out = run_ranks(sequence_parallel_rank.__file__, tmp_path, world_size, jobs=jobs)
+    return [torch.load(f"{out}.{rank}") for rank in range(world_size)]
 
 
 def alone(model: str) -> dict[str, dict[str, torch.Tensor]]:
@@ -107,7 +80,7 @@ def test_two_ranks_that_share_equal_one(models: dict[str, str], tmp_path: Path) 
         {"model": folder, "stages": stages[name], "sequence_parallel_size": 2}
         for name, folder in models.items()
     ]
-    ranks = run_ranks(tmp_path, 2, jobs)
+    ranks = found_by(tmp_path, 2, jobs)
     longest = max(batch.num_tokens for batch in sequence_parallel_rank.micro_batches(0, 1))
     assert longest % 2 == 1
     for number, (name, folder) in enumerate(models.items()):
@@ -130,7 +103,7 @@ def test_groups_of_ranks_that_share_train_on_different_rows(
         {"model": models["llama"], "stages": [0, 1, 2, 3], "sequence_parallel_size": size}
         for size in (2, 4)
     ]
-    ranks = run_ranks(tmp_path, 4, jobs)
+    ranks = found_by(tmp_path, 4, jobs)
     want = alone(models["llama"])
     for rank, found in enumerate(ranks):
         for size, cases in zip((2, 4), found, strict=True):

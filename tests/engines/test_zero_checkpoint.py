@@ -1,9 +1,6 @@
 """Checkpoints of the ZeRO engine: to the bit in one layout, to rounding in another, or refused."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 sys.path.insert(0, str(Path(__file__).parent))
 import checkpoint_rank
 from checkpoint_rank import engine_of, take_step
+from rank_processes import run_ranks
 
 from workers.engines.zero_engine import ZeroEngine
 from workers.engines.zero_settings import OptimizerSettings, ZeroSettings
@@ -65,44 +63,16 @@ def test_another_stage_and_number_of_ranks_go_on_with_the_same_loss(
 ) -> None:
     """One rank -> two ranks of another stage -> one rank of yet another."""
     folder, third, fourth = saved
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    job = {
-        "model": str(model),
-        "folder": str(folder),
-        "stages": [0, 1, 2, 3],
-        "load_stage": {0: 3, 1: 0, 2: 1, 3: 2},
-        "out": str(tmp_path / "losses.json"),
-        "world_size": 2,
-        "port": port,
-    }
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    ranks = []
-    for rank in (0, 1):
-        path = tmp_path / f"job{rank}.json"
-        path.write_text(json.dumps({**job, "rank": rank}))
-        command = [sys.executable, checkpoint_rank.__file__, str(path)]
-        ranks.append(
-            subprocess.Popen(
-                command,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    try:
-        outputs = [process.communicate(timeout=300)[0] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    for process, output in zip(ranks, outputs, strict=True):
-        assert process.returncode == 0, output[-4000:]
-    losses = json.loads((tmp_path / "losses.json").read_text())
+    saved_losses = run_ranks(
+        checkpoint_rank.__file__,
+        tmp_path,
+        2,
+        model=str(model),
+        folder=str(folder),
+        stages=[0, 1, 2, 3],
+        load_stage={0: 3, 1: 0, 2: 1, 3: 2},
+    )
+    losses = json.loads(saved_losses.read_text())
     assert sorted(losses) == ["0", "1", "2", "3"]
     for stage, loss in losses.items():
         assert loss == pytest.approx(third, abs=1e-5), f"two ranks, stage {stage}"

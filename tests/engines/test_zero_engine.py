@@ -1,10 +1,6 @@
 """The ZeRO engine against plain autograd, and its checkpoint, export and refusals."""
 
-import json
 import math
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +11,7 @@ from transformers import AutoModelForCausalLM
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 import zero_matrix  # noqa: E402
+from rank_processes import run_ranks  # noqa: E402
 
 from workers.engines.optimizers import move_states  # noqa: E402
 from workers.engines.process_group import ProcessGroupSettings  # noqa: E402
@@ -56,41 +53,6 @@ def plain_gradient(network: torch.nn.Module) -> tuple[dict[str, torch.Tensor], d
     return {name: p.grad.clone() for name, p in trained}, metrics
 
 
-def run_ranks(tmp_path: Path, world_size: int, **job: object) -> dict[str, dict[str, torch.Tensor]]:
-    """Start the ranks of `zero_matrix` and return what rank 0 saved."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    out = tmp_path / "results.pt"
-    ranks = []
-    for rank in range(world_size):
-        path = tmp_path / f"job{rank}.json"
-        path.write_text(
-            json.dumps(
-                {"rank": rank, "world_size": world_size, "port": port, "out": str(out), **job}
-            )
-        )
-        root = str(Path(zero_matrix.__file__).parents[2])
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-        ranks.append(
-            subprocess.Popen(
-                [sys.executable, zero_matrix.__file__, str(path)],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    try:
-        outputs = [process.communicate(timeout=300)[0] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    for process, output in zip(ranks, outputs, strict=True):
-        assert process.returncode == 0, output[-4000:]
-    return torch.load(out)
-
-
 def expected(model: Path, max_grad_norm: float) -> dict[str, dict[str, torch.Tensor]]:
     """Weights after one step at the gradient's rate and after three small ones, and metrics."""
     found = {}
@@ -118,7 +80,8 @@ def expected(model: Path, max_grad_norm: float) -> dict[str, dict[str, torch.Ten
 def test_one_gradient_whatever_the_layout(
     model: Path, tmp_path: Path, world_size: int, checkpointing: bool, max_grad_norm: float
 ) -> None:
-    results = run_ranks(
+    saved = run_ranks(
+        zero_matrix.__file__,
         tmp_path,
         world_size,
         model=str(model),
@@ -127,6 +90,7 @@ def test_one_gradient_whatever_the_layout(
         checkpointing=checkpointing,
         max_grad_norm=max_grad_norm,
     )
+    results = torch.load(saved)
     assert len(results) == 16
     want = expected(model, max_grad_norm)
     start = dict(AutoModelForCausalLM.from_pretrained(model).named_parameters())

@@ -13,6 +13,7 @@ Legend: N tokens of a micro-batch.
 """
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ from workers.packing import PackedBatch
 LossOf = Callable[[PackedBatch], tuple[Tensor, TokenLoss]]
 
 
-class ZeroRank:
+class ZeroRank(ABC):
     """A model under ZeRO on this rank.
 
     Args:
@@ -86,9 +87,9 @@ class ZeroRank:
             assert settings.optimizer is not None
             self._guard = GradientGuard(optimizer, settings.optimizer.max_grad_norm)
 
+    @abstractmethod
     def build_module(self) -> PackedModel:
         """The model of `settings`, read from its folder; the subclass's choice of class."""
-        raise NotImplementedError
 
     def _load(self, config: dict[str, Any]) -> PackedModel:
         # transformers asks this object whether to partition weights while it reads them. It is
