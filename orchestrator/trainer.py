@@ -78,6 +78,7 @@ class Trainer:
     on_scores: Callable[[int, Scores], None]
     version: int = 0
     stop: StopRequest = field(default_factory=StopRequest)
+    make_clock: Callable[[], Clock] = Clock
 
     def run(self, first_step: int) -> str:
         """Train from `first_step` to `trainer.total_steps`, both counted from 1.
@@ -129,7 +130,7 @@ class Trainer:
 
     def step(self, step: int) -> dict[str, float]:
         """Take groups, score, credit, train, publish, and let follow what follows the policy."""
-        clock = Clock()
+        clock = self.make_clock()
         with clock.span("generate"):
             taken = self.producer.take(step, self.version, self._why_not)
         self.producer.run_ahead(self.version)
