@@ -11,26 +11,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from conf.schema import SamplingConfig, TrainConfig
 from orchestrator.batch import usable_rows
+from orchestrator.groups import Taken
 from orchestrator.ledger import Ledger
 from workers.engines.vllm_settings import Sampling
 from workers.prompts import PromptSet
 from workers.requests import GroupRequest
 from workers.rollout_pool import RolloutGroup, RolloutPool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Taken:
-    """Groups of one step, and what was dropped on the way."""
-
-    groups: tuple[RolloutGroup, ...]
-    dropped: Counter[str] = field(default_factory=Counter)  # groups, by reason
-    failed: Counter[str] = field(default_factory=Counter)  # samples, by outcome
-    num_late: int = 0  # groups that train though they are staler than the bound
-    rewards: tuple[float, ...] = ()  # of every scored sample, also of groups that do not train
 
 
 def draw_settings(config: SamplingConfig) -> Sampling:
@@ -45,7 +34,7 @@ def draw_settings(config: SamplingConfig) -> Sampling:
 
 
 class Producer:
-    """Groups out of prompts, without end."""
+    """Groups out of prompts, without end: a `GroupSource`."""
 
     def __init__(
         self, pool: RolloutPool, prompts: PromptSet, ledger: Ledger, config: TrainConfig
@@ -136,6 +125,10 @@ class Producer:
             num_late=num_late,
             rewards=tuple(rewards),
         )
+
+    def metrics(self) -> dict[str, float]:
+        """How the engines fare."""
+        return self._pool.metrics()
 
     def finished_groups(self) -> list[RolloutGroup]:
         """Groups that are sampled and scored and that nobody has taken, oldest first."""

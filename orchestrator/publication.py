@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import chain
+from typing import Protocol
 
 from conf.schema import TrainConfig
 from orchestrator.cluster import Roles
@@ -30,8 +31,23 @@ PROBE_TOKENS = 64  # of each prompt, at most
 PLAUSIBLE_NOISE = 0.2  # mean |gap| of log-probs above which no arithmetic type explains it
 
 
+class Publishing(Protocol):
+    """What the training loop asks of whoever spreads its weights."""
+
+    def begin(self, version: int) -> dict[str, float]:
+        """Bring whoever samples to the learner's present weights, before the first step."""
+
+    def publish(self, version: int, *, stepped: bool) -> dict[str, float]:
+        """Spread the learner's weights under the label `version`; metrics.
+
+        Args:
+            version: one more than the last.
+            stepped: whether the optimizer changed anything since.
+        """
+
+
 class Publisher:
-    """All publications of a run."""
+    """All publications of a run: `Publishing` to its engines."""
 
     def __init__(
         self, roles: Roles, config: TrainConfig, *, probe_prompts: PromptSet, turns: Turns

@@ -34,10 +34,10 @@ from orchestrator.cluster import Roles
 from orchestrator.colocation import Turns
 from orchestrator.critic import Critic, CriticStep
 from orchestrator.evaluation import Evaluator, Scores
+from orchestrator.groups import GroupSource, NothingLeftError, NothingToTrainError, Taken
 from orchestrator.ledger import Ledger
-from orchestrator.producer import Producer, Taken
 from orchestrator.profiling import StepProfiler
-from orchestrator.publication import Publisher
+from orchestrator.publication import Publishing
 from orchestrator.saving import Saver
 from orchestrator.skipped_steps import NonFiniteGradientsError, check_skipped
 from orchestrator.stop import StoppedError, StopRequest
@@ -48,14 +48,6 @@ from workers.recorder import Recorder
 from workers.rollout_pool import RolloutGroup
 
 
-class NothingToTrainError(RuntimeError):
-    """A step in which no group may train; the message counts why."""
-
-
-class NothingLeftError(NothingToTrainError):
-    """The filters rejected every group: whatever can be learned here has been, or can't be."""
-
-
 @dataclass(kw_only=True)
 class Trainer:
     """One training run, from its first step to its last."""
@@ -63,9 +55,9 @@ class Trainer:
     config: TrainConfig
     algorithm: Algorithm
     roles: Roles
-    producer: Producer
+    producer: GroupSource
     ledger: Ledger
-    publisher: Publisher
+    publisher: Publishing
     profiler: StepProfiler
     adaptation: Adaptation
     evaluator: Evaluator | None
@@ -182,7 +174,7 @@ class Trainer:
             **self.turns.metrics(),
             **followed,
             **_dropped_metrics(taken),
-            **self.roles.rollouts.metrics(),
+            **self.producer.metrics(),
             **{f"ledger/{name}": float(n) for name, n in self.ledger.counts().items()},
             "ledger/epoch_frac": self.ledger.epoch_frac,
             **clock.metrics(),
