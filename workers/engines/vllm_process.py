@@ -1,0 +1,107 @@
+"""vLLM's `AsyncLLM` as a process that is started, bounded, put to sleep and ended.
+
+The ground under the other two: `vllm_weights` changes the weights of what runs here, `vllm_engine`
+samples from it. Nothing here knows what is asked; every wait is bounded, because a dead EngineCore
+leaves its callers pending for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from workers.engines.lifeline import declare_owner
+from workers.engines.vllm_settings import VLLMSettings
+from workers.health import EngineDiedError
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+SHUTDOWN_TIMEOUT_S = 10.0  # EngineCore is killed after it
+
+
+class EngineTimeoutError(TimeoutError):
+    """The engine did not answer in time; the message names what was waited for."""
+
+
+class VLLMProcess:
+    """One running vLLM.
+
+    Args:
+        settings: what to run. The process must have been started with `engine_env(settings, ...)`.
+    """
+
+    def __init__(self, settings: VLLMSettings) -> None:
+        self.settings = settings
+        self._engine: AsyncLLM | None = None
+
+    async def start(self, version: int = 0) -> None:
+        """Starts EngineCore and labels the weights of the model folder.
+
+        Args:
+            version: the label until the first publication.
+        """
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        declare_owner()
+        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**self.settings.engine_args()))
+        await self.set_version(version)
+
+    async def set_version(self, version: int) -> None:
+        """Labels the weights in use without changing them."""
+        async with self._bounded("set_version"):
+            await self._live().update_weight_version(str(version))
+
+    async def shutdown(self) -> None:
+        """Ends EngineCore and its workers; safe to call twice."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.shutdown(timeout=SHUTDOWN_TIMEOUT_S)
+
+    async def sleep(self, level: int = 1) -> None:
+        """Frees device memory: 1 keeps the weights in host memory, 2 drops them."""
+        async with self._bounded(f"sleep(level={level})"):
+            await self._live().sleep(level)
+
+    async def wake(self, tags: list[str] | None = None) -> None:
+        """Takes device memory back ("weights", "kv_cache", or both with None)."""
+        async with self._bounded(f"wake(tags={tags})"):
+            await self._live().wake_up(tags)
+
+    def check_health(self) -> None:
+        """Looks whether EngineCore lives; asks it nothing.
+
+        Raises:
+            EngineDiedError: it is gone, or was never started.
+        """
+        if self._live().errored:
+            raise self._death()
+
+    def _death(self) -> EngineDiedError:
+        return EngineDiedError(f"the EngineCore of engine {self.settings.engine_id} is gone")
+
+    def _live(self) -> AsyncLLM:
+        if self._engine is None:
+            raise EngineDiedError("the engine is not running: call start() first")
+        return self._engine
+
+    @asynccontextmanager
+    async def _bounded(self, what: str, timeout_s: float | None = None) -> AsyncIterator[None]:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        seconds = timeout_s or self.settings.control_timeout_s
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except EngineTimeoutError:
+            raise
+        except EngineDeadError as error:
+            raise self._death() from error
+        except TimeoutError as error:
+            raise EngineTimeoutError(
+                f"engine {self.settings.engine_id} ({self.settings.model_path}) did not answer "
+                f"{what} within {seconds:g} s"
+            ) from error
