@@ -181,6 +181,22 @@ class WorkerGroup:
         """Call rank 0 alone."""
         return self.start_one(0, method, *args, timeout_s=timeout_s).result()[0]
 
+    def ready(self, refs: Sequence[Any], *, timeout_s: float) -> list[Any]:
+        """Those of several calls that have answered; waits for the first, `timeout_s` at most."""
+        first, waiting = ray.wait(list(refs), num_returns=1, timeout=timeout_s)
+        if not first or not waiting:
+            return list(first)
+        more, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
+        return [*first, *more]
+
+    def answer(self, ref: Any) -> Any:
+        """What a call answered, or raised."""
+        return ray.get(ref)
+
+    def kill(self, rank: int) -> None:
+        """End a process that may hang; one that was launched with `restarts` comes back."""
+        ray.kill(self.handles[rank], no_restart=False)
+
     def stop(self, *, method: str | None = None, timeout_s: float = 20.0) -> None:
         """End the processes, after a last call if one is named; never raises."""
         if method is not None:

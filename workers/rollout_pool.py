@@ -12,12 +12,12 @@ only asks for it, by the `recover` that its owner gave.
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 import ray.exceptions
 
 from workers.group import WorkerError, WorkerGroup, died
@@ -26,6 +26,8 @@ from workers.requests import GroupRequest
 from workers.trajectory import TrajectoryMeta
 
 HEARTBEAT_S = 5.0  # how long a worker may hold an open `collect` without a finished group
+HEARTBEATS_PER_S = 20.0  # of all workers: each costs the driver about a millisecond
+JUDGE_EVERY_S = 1.0
 MAX_DEATHS = 3  # of one worker without a finished group in between
 
 
@@ -47,27 +49,43 @@ class RolloutPool:
         silence_s: a worker that does not answer its heartbeat for so long is killed.
         together: groups submitted at once are sampled in one batch, so that equal submissions give
             equal bits; for schedules in which nothing else is in flight then.
+        clock: seconds that never go back.
     """
 
-    def __init__(self, group: WorkerGroup, *, silence_s: float, together: bool) -> None:
-        self._group, self._together = group, together
+    def __init__(
+        self,
+        group: WorkerGroup,
+        *,
+        silence_s: float,
+        together: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._group, self._together, self._clock = group, together, clock
         self._silence_s = silence_s
         self.health = [Health.HEALTHY] * len(group)
         self.recover: Callable[[bool], None] = self._stop  # True: wait until all engines sample
         self._load = [0] * len(group)  # samples outstanding
-        self._answered = [time.monotonic()] * len(group)
+        self._answered = [clock()] * len(group)
+        self._judged = clock()  # when silence was last looked at
         self._deaths = [0] * len(group)  # since the last finished group
         self._last_words = ""
         self._lost = self._resampled = 0
         self._requests: dict[str, tuple[int, GroupRequest]] = {}
         self._homeless: list[GroupRequest] = []  # while no engine samples
         self._open: dict[Any, tuple[int, Any]] = {}  # metas ref -> worker, batch ref
+        self._heard: set[int] = set()  # workers with an open call
         self._kept: list[RolloutGroup] = []  # finished while somebody waited for other groups
 
     @property
     def num_in_flight(self) -> int:
         """Groups submitted and not yet returned."""
         return len(self._requests) + len(self._homeless)
+
+    @property
+    def heartbeat_s(self) -> float:
+        """How long a worker may take to say that it lives: longer where there are many."""
+        shared = len(self._group) / HEARTBEATS_PER_S
+        return max(HEARTBEAT_S, min(shared, self._silence_s / 4))
 
     def metrics(self) -> dict[str, float]:
         """How the engines fare, since the start of the job."""
@@ -84,8 +102,11 @@ class RolloutPool:
             self._homeless.extend(requests)
             return
         shares: dict[int, list[GroupRequest]] = {}
+        least = [(self._load[worker], worker) for worker in sampling]
+        heapq.heapify(least)
         for request in requests:
-            worker = min(sampling, key=self._load.__getitem__)
+            load, worker = least[0]
+            heapq.heapreplace(least, (load + request.num_samples, worker))
             self._load[worker] += request.num_samples
             self._requests[request.group_id] = (worker, request)
             shares.setdefault(worker, []).append(request)
@@ -94,11 +115,12 @@ class RolloutPool:
             self._ensure_open(worker)
 
     def _ensure_open(self, worker: int) -> None:
-        if all(owner != worker for owner, _ in self._open.values()):
+        if worker not in self._heard:
             collect = self._group.handles[worker].collect.options(num_returns=2)
-            metas, batch = collect.remote(HEARTBEAT_S)
+            metas, batch = collect.remote(self.heartbeat_s)
             self._open[metas] = (worker, batch)
-            self._answered[worker] = time.monotonic()
+            self._heard.add(worker)
+            self._answered[worker] = self._clock()
 
     def poll(self, *, wait: bool = True) -> list[RolloutGroup]:
         """Groups that finished, possibly none; waits a heartbeat at most, or not at all.
@@ -113,22 +135,22 @@ class RolloutPool:
             self.recover(False)
         if not self._open:
             return []
-        limit_s = HEARTBEAT_S if wait else 0.0
-        ready, _ = ray.wait(list(self._open), num_returns=1, timeout=limit_s)
+        ready = self._group.ready(list(self._open), timeout_s=HEARTBEAT_S if wait else 0.0)
         finished = [group for ref in ready for group in self._answer(ref)]
         self._judge_silence()
         return finished
 
     def _answer(self, ref: Any) -> list[RolloutGroup]:
         worker, batch = self._open.pop(ref)
+        self._heard.discard(worker)
         try:
-            metas: list[TrajectoryMeta] = ray.get(ref)
+            metas: list[TrajectoryMeta] = self._group.answer(ref)
         except ray.exceptions.RayError as error:
             if not died(error):
                 raise WorkerError(f"rollout.collect, engine {worker}: {error}") from error
             self.lose(worker, str(error))
             return []
-        self._answered[worker] = time.monotonic()
+        self._answered[worker] = self._clock()
         self.health[worker] = after(self.health[worker], Event.ANSWERED)
         if metas:
             self._deaths[worker] = 0
@@ -138,13 +160,16 @@ class RolloutPool:
         return groups
 
     def _judge_silence(self) -> None:
+        if self._clock() - self._judged < JUDGE_EVERY_S:
+            return
+        self._judged = self._clock()
         for worker, _ in list(self._open.values()):
-            silence_s = time.monotonic() - self._answered[worker]
+            silence_s = self._clock() - self._answered[worker]
             if silence_s > self._silence_s:
                 # The process may hang rather than be gone; Ray constructs it anew.
-                ray.kill(self._group.handles[worker], no_restart=False)
+                self._group.kill(worker)
                 self.lose(worker, f"no heartbeat for {silence_s:.0f} s")
-            elif silence_s > 2 * HEARTBEAT_S:
+            elif silence_s > 2 * self.heartbeat_s:
                 self.health[worker] = after(self.health[worker], Event.SILENT)
 
     def lose(self, worker: int, why: str) -> None:
@@ -163,6 +188,7 @@ class RolloutPool:
                 f"group, the last time because: {why}"
             )
         self._open = {ref: own for ref, own in self._open.items() if own[0] != worker}
+        self._heard.discard(worker)
         self._load[worker] = 0
         orphans = [request for owner, request in self._requests.values() if owner == worker]
         for request in orphans:
