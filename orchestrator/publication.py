@@ -67,7 +67,7 @@ class Publisher:
         self._probe = self._choose_probe()
         learner = self._roles.learner.workers
         expected = learner.call_first("parameter_names", timeout_s=self._limit_s)
-        tolerance = Tolerance.absolute(config.rollout.probe_tolerance)
+        tolerance = Tolerance.rounding(config.rollout.probe_tolerance)
         if config.rollout.dtype != "float32" or config.model.dtype != "float32":
             self._version = version
             _, engines, own = self._send()

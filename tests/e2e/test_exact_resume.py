@@ -200,26 +200,35 @@ def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(folder):
 
 
 @pytest.mark.slow
-def test_groups_sampled_ahead_are_kept_and_every_prompt_is_trained_once(folder):
-    """Killed while engines run ahead: what was finished is trained, the rest is sampled again."""
-    overrides = ["schedule=one_step_off", "algorithm/correction=tis"]
-    process = start(folder, "ahead", *overrides)
+@pytest.mark.parametrize("schedule", ["one_step_off", "async"])
+def test_groups_sampled_ahead_are_kept_and_every_prompt_is_trained_once(folder, schedule):
+    """Killed while engines run ahead: what was finished is kept, the rest is sampled again."""
+    overrides = [f"schedule={schedule}", "rollout.num_engines=2", "algorithm/correction=tis"]
+    process = start(folder, schedule, *overrides)
     read_until(process, r"^step 4/")
-    store = folder / "ahead" / "checkpoints"
+    store = folder / schedule / "checkpoints"
     wait_for((store / "step_000003").exists)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(timeout=30)
-    wait_for(lambda: not marked("ahead"))
+    wait_for(lambda: not marked(schedule))
     kept = store / "step_000003" / "buffered" / "groups.arrow"
     buffered = pa.ipc.open_file(kept).read_all() if kept.exists() else None
-    run = run_to_end(folder, "ahead", "resume=auto", *overrides)
+    run = run_to_end(folder, schedule, "resume=auto", *overrides)
     tables = [pq.read_table(run / f"rollouts/step_{step:06d}.parquet") for step in range(1, 7)]
     groups = [name for table in tables for name in table["group_id"].unique().to_pylist()]
     assert len(groups) == len(set(groups)) == 6 * 32
     state = json.loads((store / "step_000006" / "state.json").read_text())
-    fates = Counter(state["parts"]["ledger"]["fate"]["0"].values())
-    assert fates == {f"trained:{step}": 32 for step in range(1, 7)}
-    if buffered is not None:
-        trained = {row["rollout_id"]: row["tokens"] for row in tables[3].to_pylist()}
+    settled = Counter(state["parts"]["ledger"]["fate"]["0"].values())
+    dropped = {fate: n for fate, n in settled.items() if fate.startswith("dropped:stale")}
+    trained = {f"trained:{step}": 32 for step in range(1, 7)}
+    assert settled == {**trained, **dropped}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "time/step_s" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert all(line["publication/probe_gap_max"] <= 1e-5 for line in steps)
+    bound = 1 if schedule == "one_step_off" else 4
+    assert all(line["staleness/max"] <= bound for line in steps)
+    if buffered is not None and not dropped:
+        after = {row["rollout_id"]: row["tokens"] for t in tables[3:] for row in t.to_pylist()}
         for row in buffered.to_pylist():
-            assert trained[row["rollout_id"]] == row["tokens"]
+            assert after[row["rollout_id"]] == row["tokens"]

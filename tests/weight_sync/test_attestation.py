@@ -108,6 +108,13 @@ def test_noise_floor_scales_mean_and_max():
     assert not tolerance.allows(ProbeGap(mean=0.1, max=1.1))
 
 
+def test_rounding_lets_one_token_differ_by_more_than_all():
+    tolerance = Tolerance.rounding(1e-4)
+    assert tolerance.allows(ProbeGap(mean=5e-7, max=1.8e-5))
+    assert not tolerance.allows(ProbeGap(mean=1.1e-5, max=1.8e-5))  # many tokens, a little
+    assert not tolerance.allows(ProbeGap(mean=5e-6, max=1.1e-4))  # one token, by much
+
+
 def test_impossible_arguments_are_refused():
     with pytest.raises(ValueError, match="got 1 from the learner and 2"):
         ProbeGap.between([0.0], [0.0, 1.0])
