@@ -14,7 +14,7 @@ from typing import Any
 
 from algorithms.algorithm import Algorithm
 from algorithms.references import ReferenceState
-from workers.policy_group import PolicyGroup
+from workers.policy_group import Policy
 
 
 class Adaptation:
@@ -26,9 +26,7 @@ class Adaptation:
         reference: the role that scores with it; None where no role runs.
     """
 
-    def __init__(
-        self, algorithm: Algorithm, *, learner: PolicyGroup, reference: PolicyGroup | None
-    ) -> None:
+    def __init__(self, algorithm: Algorithm, *, learner: Policy, reference: Policy | None) -> None:
         self._algorithm, self._learner, self._reference = algorithm, learner, reference
         self._state = ReferenceState()
         self.coefficients = algorithm.coefficients  # dotted path -> value of the step to come

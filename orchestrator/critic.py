@@ -8,14 +8,13 @@ In the first `critic.warmup_steps` steps it learns and the policy does not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from algorithms.algorithm import Algorithm
 from conf.schema import TrainConfig
 from orchestrator.batch import StepBatch, plan_updates
-from workers.critic_group import CriticGroup
-from workers.group import Pending
+from workers.critic_group import Answers, ValueFunction
 from workers.partition import SequenceCost
 from workers.plans import RankPlan
 from workers.policy_group import Trajectories
@@ -25,7 +24,7 @@ from workers.policy_group import Trajectories
 class Fit:
     """A step's updates of the critic, begun."""
 
-    pending: Pending
+    pending: Answers
 
     def result(self) -> dict[str, float]:
         """Metrics, which are global on every rank, once all ranks are done."""
@@ -45,7 +44,7 @@ class CriticStep:
         in_turn: it stands where the learner does, so that only one of them trains at a time.
     """
 
-    group: CriticGroup
+    group: ValueFunction
     plans: tuple[RankPlan, ...]
     rows: Trajectories
     alone: bool
@@ -67,15 +66,10 @@ class CriticStep:
 class Critic:
     """The critic of a run."""
 
-    group: CriticGroup
+    group: ValueFunction
     algorithm: Algorithm
     config: TrainConfig
-    cost: SequenceCost = field(init=False)
-
-    def __post_init__(self) -> None:
-        limit_s = self.config.cluster.timeouts.start_s
-        shape = self.group.workers.call_first("shape", timeout_s=limit_s)
-        self.cost = SequenceCost.of_model(**shape)
+    cost: SequenceCost
 
     def step(self, step: int, batch: StepBatch, rows: Trajectories) -> CriticStep:
         """Divide a step among the ranks."""

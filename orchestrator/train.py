@@ -168,7 +168,8 @@ def _assemble(
     return Trainer(
         config=config,
         algorithm=algorithm,
-        roles=roles,
+        learner=roles.learner,
+        reference=roles.reference,
         producer=producer,
         ledger=ledger,
         publisher=publisher,
@@ -191,12 +192,19 @@ def _assemble(
         recorder=recorder,
         turns=turns,
         cost=SequenceCost.of_model(**shape),
-        critic=Critic(group=roles.critic, algorithm=algorithm, config=config)
-        if roles.critic is not None
-        else None,
+        critic=_critic(config, algorithm, roles),
         on_step=lambda step, metrics: None,
         on_scores=lambda step, scores: None,
     )
+
+
+def _critic(config: TrainConfig, algorithm: Algorithm, roles: Roles) -> Critic | None:
+    if roles.critic is None:
+        return None
+    limit_s = config.cluster.timeouts.start_s
+    shape = roles.critic.workers.call_first("shape", timeout_s=limit_s)
+    cost = SequenceCost.of_model(**shape)
+    return Critic(group=roles.critic, algorithm=algorithm, config=config, cost=cost)
 
 
 def _begin(trainer: Trainer, checkpoint: Checkpoint | None) -> None:

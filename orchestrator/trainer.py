@@ -30,7 +30,6 @@ from conf.schema import TrainConfig
 from orchestrator.adaptation import Adaptation
 from orchestrator.batch import StepBatch, assemble, batch_metrics, plan_updates, usable_rows
 from orchestrator.clock import Clock
-from orchestrator.cluster import Roles
 from orchestrator.colocation import Turns
 from orchestrator.critic import Critic, CriticStep
 from orchestrator.evaluation import Evaluator, Scores
@@ -43,7 +42,7 @@ from orchestrator.skipped_steps import NonFiniteGradientsError, check_skipped
 from orchestrator.stop import StoppedError, StopRequest
 from workers.partition import SequenceCost
 from workers.plans import CreditPlan, RankPlan
-from workers.policy_group import PolicyGroup, Trajectories, training_metrics
+from workers.policy_group import Policy, Trajectories, training_metrics
 from workers.recorder import Recorder
 from workers.rollout_pool import RolloutGroup
 
@@ -54,7 +53,8 @@ class Trainer:
 
     config: TrainConfig
     algorithm: Algorithm
-    roles: Roles
+    learner: Policy
+    reference: Policy | None
     producer: GroupSource
     ledger: Ledger
     publisher: Publishing
@@ -146,7 +146,7 @@ class Trainer:
         with clock.span("score"):
             scored = self._score(plan.ranks, rows)
             scored += [] if critic is None else critic.values()
-            advantages, credit_metrics = self.roles.learner.credit(
+            advantages, credit_metrics = self.learner.credit(
                 CreditPlan(
                     rewards=batch.shaped_rewards,
                     group_ids=batch.group_ids,
@@ -210,12 +210,10 @@ class Trainer:
         wanted, early = self.algorithm.required_columns, self.algorithm.credit_columns
         several = self.config.trainer.num_updates > 1
         references: list[Any] = []
-        if self.roles.reference is not None:
-            references += self.roles.reference.score(
-                plans, rows, logprobs="ref_logprobs", entropy=None
-            )
+        if self.reference is not None:
+            references += self.reference.score(plans, rows, logprobs="ref_logprobs", entropy=None)
         if (several and wanted & {"old_logprobs", "old_entropy"}) or "old_logprobs" in early:
-            actor: PolicyGroup = self.roles.learner
+            actor = self.learner
             entropy = "old_entropy" if "old_entropy" in wanted else None
             references += actor.score(plans, rows, logprobs="old_logprobs", entropy=entropy)
         return references
@@ -232,7 +230,7 @@ class Trainer:
         logprobs: list[Any] = []
         trained: dict[str, float] = {}
         if critic is None or not critic.alone:
-            logprobs, reports = self.roles.learner.train(plans, rows, computed)
+            logprobs, reports = self.learner.train(plans, rows, computed)
             trained = training_metrics(reports)
             check_skipped(reports, limit=self.config.learner.max_skipped_steps)
         return logprobs, trained if fit is None else {**trained, **fit.result()}

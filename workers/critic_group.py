@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from workers.group import Pending, WorkerGroup
 from workers.plans import RankPlan
 from workers.policy_group import Trajectories
 
 
+class Answers(Protocol):
+    """Calls in flight."""
+
+    def result(self) -> list[Any]:
+        """What every rank answered, once all have."""
+
+
+class ValueFunction(Protocol):
+    """What the training loop asks of a critic."""
+
+    def values(self, plans: Sequence[RankPlan], rows: Trajectories) -> list[Any]:
+        """Start to say the values of a step's rows; references to `values` columns."""
+
+    def train(
+        self, plans: Sequence[RankPlan], rows: Trajectories, computed: Sequence[Any]
+    ) -> Answers:
+        """Start the updates on the returns among the computed columns; every rank's metrics."""
+
+
 class CriticGroup:
-    """All ranks of one critic."""
+    """All ranks of one critic: a `ValueFunction`."""
 
     def __init__(self, workers: WorkerGroup, *, train_s: float) -> None:
         self.workers = workers

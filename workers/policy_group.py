@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from workers.group import Pending, WorkerGroup
 from workers.plans import CreditPlan, RankPlan, Slice
@@ -24,8 +24,30 @@ class Trajectories:
     batches: Sequence[Any]
 
 
+class Policy(Protocol):
+    """What the training loop asks of a policy, as learner, actor or reference."""
+
+    def score(
+        self, plans: Sequence[RankPlan], rows: Trajectories, *, logprobs: str, entropy: str | None
+    ) -> list[Any]:
+        """Start a no-grad pass; references to the named columns."""
+
+    def credit(
+        self, plan: CreditPlan, rows: Trajectories, computed: Sequence[Any]
+    ) -> tuple[Any, Mapping[str, float]]:
+        """Advantages of the whole step: their reference, and metrics."""
+
+    def train(
+        self, plans: Sequence[RankPlan], rows: Trajectories, computed: Sequence[Any]
+    ) -> tuple[list[Any], list[TrainReport]]:
+        """Run the optimizer updates: `logprobs` columns and a report for every plan."""
+
+    def follow(self, policy: Any, *, share: float) -> None:
+        """Move these weights towards another policy's: (1 - share) own + share theirs."""
+
+
 class PolicyGroup:
-    """All ranks of one policy.
+    """All ranks of one policy: a `Policy`.
 
     Args:
         workers: its ranks.
