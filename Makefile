@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-gpu check format bench bench-learning clean clean-env
+.PHONY: help setup quickstart test test-slow test-gpu check format bench bench-learning bench-schedules clean clean-env
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | \
@@ -46,13 +46,18 @@ format: setup ## let ruff mend what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+# Not in `make bench`: hours, an environment of its own, or no benchmark by itself.
+APART := $(addprefix tests/bench/, learning.py schedules.py trl_comparison.py trl_grpo.py runs.py)
+
 bench: setup ## the benchmarks under tests/bench
-	@for script in $(filter-out tests/bench/learning.py, $(wildcard tests/bench/*.py)); do \
-	  [ -e "$$script" ] || { echo "no benchmark under tests/bench"; exit 1; }; \
+	@for script in $(filter-out $(APART), $(wildcard tests/bench/*.py)); do \
 	  echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 bench-learning: setup ## every algorithm learns on the real stack, into algorithms/README.md; an hour
 	@$(BIN)/python tests/bench/learning.py --write
+
+bench-schedules: setup ## asynchronous against synchronous training, into orchestrator/README.md; 40 minutes
+	@$(BIN)/python tests/bench/schedules.py --write
 
 clean: ## remove caches and build products; runs and .venv stay
 	@rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

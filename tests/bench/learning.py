@@ -12,22 +12,19 @@ table into algorithms/README.md between its markers; rows of algorithms that wer
 """
 
 import argparse
-import json
-import os
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from runs import ROOT, train
+
 README = ROOT / "algorithms" / "README.md"
 BEGIN, END = "<!-- learning: begin -->", "<!-- learning: end -->"
 GOAL = 0.9
 LAST = 5  # steps whose mean reward is the final one
-RUN_LIMIT_S = 1800.0
 # Advantages that no standard deviation divides are as small as the first rewards' differences; the
 # experiment's entropy bonus of 0.05 would outweigh them.
 SMALL_ENTROPY = "algorithm.regularizers.entropy.coefficient=0.005"
@@ -81,8 +78,10 @@ def learn(name: str, options: argparse.Namespace, folder: Path) -> Learned:
     Raises:
         RuntimeError: the run failed; the message ends with what it said last.
     """
-    command = [
-        *(sys.executable, "-m", "orchestrator.cli", "train", "experiment=tiny"),
+    logged = train(
+        name,
+        folder,
+        "experiment=tiny",
         f"algorithm={name}",
         *([SMALL_ENTROPY] if name in UNDIVIDED else []),
         f"trainer.total_steps={options.steps}",
@@ -90,26 +89,7 @@ def learn(name: str, options: argparse.Namespace, folder: Path) -> Learned:
         f"seed={options.seed}",
         "schedule.max_refill_rounds=4",  # near the end dynamic sampling rejects nearly every group
         *(f"cluster.{role}.threads=1" for role in ("rollout", "learner", "reference", "critic")),
-        "trainer.checkpoint_every=0",
-        "trainer.export=false",
-        "tracking.rollouts=false",
-        f"output_dir={folder}",
-        f"run_name={name}",
-    ]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=RUN_LIMIT_S,
-        check=False,
     )
-    if done.returncode:
-        raise RuntimeError(f"{name} exited {done.returncode}:\n{done.stdout[-2000:]}")
-    lines = (folder / name / "metrics.jsonl").read_text().splitlines()
-    logged = [json.loads(line) for line in lines]
     rewards = tuple(row["reward/sampled_mean"] for row in logged if "time/step_s" in row)
     held_out = [row["eval/mean"] for row in logged if "eval/mean" in row]
     return Learned(name=name, rewards=rewards, held_out=held_out[-1])

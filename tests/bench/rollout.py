@@ -28,6 +28,7 @@ from hydra.utils import instantiate
 
 from conf.compose import compose
 from orchestrator.cluster import Cluster, Roles
+from orchestrator.colocation import Turns
 from orchestrator.producer import draw_settings
 from orchestrator.publication import Publisher
 from orchestrator.settings import vllm_settings
@@ -188,7 +189,8 @@ def compare_publication(overrides: list[str], rounds: int, engines: int) -> None
     for transport in ("shm", "gloo"):
         own = [f"rollout.transport={transport}", f"rollout.num_engines={engines}"]
         with running([*overrides, *own], with_policy=True) as (config, sources, roles):
-            publisher = Publisher(roles, config, probe_prompts=sources.train)
+            turns = Turns(roles.rollout_workers, roles.learner.workers, config)
+            publisher = Publisher(roles, config, probe_prompts=sources.train, turns=turns)
             publisher.begin(0)
             found = [publisher.publish(1 + k, stepped=False) for k in range(rounds)]
         seconds = statistics.median(one["publication/total_s"] for one in found)
