@@ -99,11 +99,11 @@ class Publisher:
         """
         self._version, self._stepped = version, stepped
         pool = self._roles.rollouts
-        if all(health.samples for health in pool.health):
+        if len(pool.sampling()) == len(pool.engines):
             self._give()
         else:
             pool.recover(True)  # a transport reaches all engines or none
-        if not any(health.samples for health in pool.health):  # none outlived the publication
+        if not pool.sampling():  # none outlived the publication
             pool.recover(True)
         return self._metrics
 
@@ -131,7 +131,7 @@ class Publisher:
         engines = rollouts.start("attest", self._probe, timeout_s=self._limit_s)
         own = learner.start("probe", self._probe, timeout_s=self._limit_s)
         answers = engines.survivors()
-        for number in range(len(rollouts)):
+        for number in rollouts.ranks:
             if number in report.lost or number not in answers:
                 answers.pop(number, None)
                 self._roles.rollouts.lose(number, "it did not outlive a publication")

@@ -15,7 +15,7 @@ from ray.exceptions import ActorUnavailableError
 
 from orchestrator.cluster import Roles
 from workers.group import Pending, WorkerError
-from workers.health import Event, Health, after
+from workers.health import Event, Health
 
 UNPUBLISHED = -1  # the label of weights that no learner gave
 RETRY_S = 0.5
@@ -49,23 +49,23 @@ class EngineRecovery:
         Args:
             wait: return when every engine samples. Without it, wait only where none is left.
         """
-        health = self._pool.health
-        for worker, state in enumerate(health):
-            if state is Health.DEAD:
-                health[worker] = after(state, Event.RESTART)
+        engines = self._pool.engines
+        for worker, engine in engines.items():
+            if engine.health is Health.DEAD:
+                engine.see(Event.RESTART)
                 self._since[worker] = time.monotonic()
                 self._start(worker)
-        wait = wait or not any(state.samples for state in health)
+        wait = wait or not self._pool.sampling()
         for worker, pending in list(self._starting.items()):
             if wait or pending.ready():
                 self._finish(worker, self._starting.pop(worker))
-        started = [worker for worker, state in enumerate(health) if state is Health.STALE]
+        started = [worker for worker, own in engines.items() if own.health is Health.STALE]
         if started:
             self._republish()
         for worker in started:
-            if health[worker] is Health.STALE:  # and not lost again while it was published to
+            if engines[worker].health is Health.STALE:  # not lost again while it was published to
                 self._pool.admit(worker)
-        if wait and not all(state.samples for state in health):
+        if wait and len(self._pool.sampling()) < len(engines):
             self.tend(wait)  # the pool gives up on an engine that keeps dying
 
     def _start(self, worker: int) -> None:
@@ -84,4 +84,4 @@ class EngineRecovery:
             else:
                 self._pool.lose(worker, str(error))
             return
-        self._pool.health[worker] = after(self._pool.health[worker], Event.STARTED)
+        self._pool.engines[worker].see(Event.STARTED)

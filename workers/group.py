@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,7 @@ class Pending:
     method: str
     refs: Sequence[Any]
     timeout_s: float
+    ranks: Sequence[int] = ()  # of the calls, where these are not their positions
 
     def result(self) -> list[Any]:
         """Answers in rank order.
@@ -64,7 +65,7 @@ class Pending:
             left_s = max(0.0, deadline - time.monotonic())
             ready, waiting = ray.wait(waiting, num_returns=1, timeout=left_s)
             if not ready:
-                ranks = [rank for rank, ref in enumerate(self.refs) if ref in waiting]
+                ranks = [rank for rank, ref in self._by_rank() if ref in waiting]
                 raise WorkerError(
                     f"{self.role}.{self.method}: no answer from rank {ranks} in "
                     f"{self.timeout_s:g} s; look at that process's log, or raise the limit in "
@@ -80,9 +81,10 @@ class Pending:
             WorkerError: when a living rank failed or does not answer in time.
         """
         answers: dict[int, Any] = {}
-        for rank, ref in enumerate(self.refs):
+        for rank, ref in self._by_rank():
+            one = Pending(self.role, self.method, [ref], self.timeout_s, [rank])
             try:
-                answers[rank] = Pending(self.role, self.method, [ref], self.timeout_s).result()[0]
+                answers[rank] = one.result()[0]
             except WorkerError as error:
                 if not isinstance(error.__cause__, Exception) or not died(error.__cause__):
                     raise
@@ -93,8 +95,12 @@ class Pending:
         done, _ = ray.wait(list(self.refs), num_returns=len(self.refs), timeout=0)
         return len(done) == len(self.refs)
 
+    def _by_rank(self) -> list[tuple[int, Any]]:
+        return list(zip(self.ranks or range(len(self.refs)), self.refs, strict=True))
+
     def _raise_failure(self, ref: Any) -> None:
-        who = f"{self.role}.{self.method}, rank {list(self.refs).index(ref)}"
+        rank = next(rank for rank, own in self._by_rank() if own == ref)
+        who = f"{self.role}.{self.method}, rank {rank}"
         try:
             ray.get(ref)
         except ray.exceptions.RayTaskError as error:
@@ -105,11 +111,41 @@ class Pending:
 
 
 class WorkerGroup:
-    """The processes of one role, in rank order."""
+    """The processes of one role, in rank order.
 
-    def __init__(self, role: str, handles: Sequence[Any]) -> None:
+    Args:
+        role: what errors call them.
+        handles: of the actors; ranks are their positions unless they are a mapping from ranks.
+    """
+
+    def __init__(self, role: str, handles: Sequence[Any] | Mapping[int, Any]) -> None:
         self.role = role
-        self.handles = list(handles)
+        self._members = dict(handles if isinstance(handles, Mapping) else enumerate(handles))
+
+    @property
+    def ranks(self) -> list[int]:
+        """Who is in the group; not contiguous where members left."""
+        return list(self._members)
+
+    @property
+    def handles(self) -> list[Any]:
+        """The actors, in the order of `ranks`."""
+        return list(self._members.values())
+
+    def __getitem__(self, rank: int) -> Any:
+        return self._members[rank]
+
+    def only(self, ranks: Iterable[int]) -> WorkerGroup:
+        """A group of some of these processes, under the same ranks."""
+        return WorkerGroup(self.role, {rank: self._members[rank] for rank in ranks})
+
+    def add(self, rank: int, handle: Any) -> None:
+        """One more process."""
+        self._members[rank] = handle
+
+    def remove(self, rank: int) -> Any:
+        """Let go of a process, which goes on until its handle is killed."""
+        return self._members.pop(rank)
 
     @classmethod
     def launch(
@@ -150,12 +186,12 @@ class WorkerGroup:
         return cls(role, handles)
 
     def __len__(self) -> int:
-        return len(self.handles)
+        return len(self._members)
 
     def start(self, method: str, *args: Any, timeout_s: float, **kwargs: Any) -> Pending:
         """Call every rank with the same arguments and do not wait."""
         refs = [getattr(handle, method).remote(*args, **kwargs) for handle in self.handles]
-        return Pending(self.role, method, refs, timeout_s)
+        return Pending(self.role, method, refs, timeout_s, self.ranks)
 
     def start_each(
         self, method: str, first: Sequence[Any], *args: Any, timeout_s: float
@@ -165,7 +201,7 @@ class WorkerGroup:
             getattr(handle, method).remote(own, *args)
             for handle, own in zip(self.handles, first, strict=True)
         ]
-        return Pending(self.role, method, refs, timeout_s)
+        return Pending(self.role, method, refs, timeout_s, self.ranks)
 
     def call(self, method: str, *args: Any, timeout_s: float, **kwargs: Any) -> list[Any]:
         """Call every rank and wait for all answers."""
@@ -173,9 +209,8 @@ class WorkerGroup:
 
     def start_one(self, rank: int, method: str, *args: Any, timeout_s: float) -> Pending:
         """Call one rank and do not wait."""
-        return Pending(
-            self.role, method, [getattr(self.handles[rank], method).remote(*args)], timeout_s
-        )
+        ref = getattr(self._members[rank], method).remote(*args)
+        return Pending(self.role, method, [ref], timeout_s, [rank])
 
     def call_first(self, method: str, *args: Any, timeout_s: float) -> Any:
         """Call rank 0 alone."""
@@ -195,7 +230,7 @@ class WorkerGroup:
 
     def kill(self, rank: int) -> None:
         """End a process that may hang; one that was launched with `restarts` comes back."""
-        ray.kill(self.handles[rank], no_restart=False)
+        ray.kill(self._members[rank], no_restart=False)
 
     def stop(self, *, method: str | None = None, timeout_s: float = 20.0) -> None:
         """End the processes, after a last call if one is named; never raises."""

@@ -41,8 +41,33 @@ class RolloutGroup:
     start: int
 
 
+@dataclass(kw_only=True, slots=True)
+class EngineRecord:
+    """What the pool knows of one engine.
+
+    Attributes:
+        answered: when it last answered, or was given something to answer.
+        load: samples outstanding.
+        deaths: since its last finished group.
+        asked: whether a `collect` call is open.
+    """
+
+    answered: float
+    health: Health = Health.HEALTHY
+    load: int = 0
+    deaths: int = 0
+    asked: bool = False
+
+    def see(self, event: Event) -> None:
+        """Move on to the state that `event` leads to."""
+        self.health = after(self.health, event)
+
+
 class RolloutPool:
     """All rollout engines as one.
+
+    `engines` holds what is known of each, by its number; `recover`, which the owner sets, brings
+    dead ones back (True: wait until all sample).
 
     Args:
         group: the workers.
@@ -62,18 +87,14 @@ class RolloutPool:
     ) -> None:
         self._group, self._together, self._clock = group, together, clock
         self._silence_s = silence_s
-        self.health = [Health.HEALTHY] * len(group)
-        self.recover: Callable[[bool], None] = self._stop  # True: wait until all engines sample
-        self._load = [0] * len(group)  # samples outstanding
-        self._answered = [clock()] * len(group)
+        self.engines = {number: EngineRecord(answered=clock()) for number in group.ranks}
+        self.recover: Callable[[bool], None] = self._stop
         self._judged = clock()  # when silence was last looked at
-        self._deaths = [0] * len(group)  # since the last finished group
         self._last_words = ""
         self._lost = self._resampled = 0
         self._requests: dict[str, tuple[int, GroupRequest]] = {}
         self._homeless: list[GroupRequest] = []  # while no engine samples
-        self._open: dict[Any, tuple[int, Any]] = {}  # metas ref -> worker, batch ref
-        self._heard: set[int] = set()  # workers with an open call
+        self._open: dict[Any, tuple[int, Any]] = {}  # metas ref -> engine, batch ref
         self._kept: list[RolloutGroup] = []  # finished while somebody waited for other groups
 
     @property
@@ -90,37 +111,41 @@ class RolloutPool:
     def metrics(self) -> dict[str, float]:
         """How the engines fare, since the start of the job."""
         return {
-            "rollout/engines_healthy": float(sum(health.samples for health in self.health)),
+            "rollout/engines_healthy": float(len(self.sampling())),
             "rollout/engines_lost": float(self._lost),
             "rollout/groups_resampled": float(self._resampled),
         }
 
+    def sampling(self) -> list[int]:
+        """Numbers of the engines that may hold prompts."""
+        return [number for number, engine in self.engines.items() if engine.health.samples]
+
     def submit(self, requests: Sequence[GroupRequest]) -> None:
         """Give groups out; returns at once."""
-        sampling = [worker for worker, health in enumerate(self.health) if health.samples]
+        sampling = self.sampling()
         if not sampling:
             self._homeless.extend(requests)
             return
         shares: dict[int, list[GroupRequest]] = {}
-        least = [(self._load[worker], worker) for worker in sampling]
+        least = [(self.engines[number].load, number) for number in sampling]
         heapq.heapify(least)
         for request in requests:
-            load, worker = least[0]
-            heapq.heapreplace(least, (load + request.num_samples, worker))
-            self._load[worker] += request.num_samples
-            self._requests[request.group_id] = (worker, request)
-            shares.setdefault(worker, []).append(request)
-        for worker, share in shares.items():
-            self._group.handles[worker].submit.remote(share, self._together)
-            self._ensure_open(worker)
+            load, number = least[0]
+            heapq.heapreplace(least, (load + request.num_samples, number))
+            self.engines[number].load += request.num_samples
+            self._requests[request.group_id] = (number, request)
+            shares.setdefault(number, []).append(request)
+        for number, share in shares.items():
+            self._group[number].submit.remote(share, self._together)
+            self._ensure_open(number)
 
-    def _ensure_open(self, worker: int) -> None:
-        if worker not in self._heard:
-            collect = self._group.handles[worker].collect.options(num_returns=2)
+    def _ensure_open(self, number: int) -> None:
+        engine = self.engines[number]
+        if not engine.asked:
+            collect = self._group[number].collect.options(num_returns=2)
             metas, batch = collect.remote(self.heartbeat_s)
-            self._open[metas] = (worker, batch)
-            self._heard.add(worker)
-            self._answered[worker] = self._clock()
+            self._open[metas] = (number, batch)
+            engine.asked, engine.answered = True, self._clock()
 
     def poll(self, *, wait: bool = True) -> list[RolloutGroup]:
         """Groups that finished, possibly none; waits a heartbeat at most, or not at all.
@@ -131,7 +156,7 @@ class RolloutPool:
         if self._kept:
             kept, self._kept = self._kept, []
             return kept
-        if not all(health.samples for health in self.health):
+        if len(self.sampling()) < len(self.engines):
             self.recover(False)
         if not self._open:
             return []
@@ -141,64 +166,66 @@ class RolloutPool:
         return finished
 
     def _answer(self, ref: Any) -> list[RolloutGroup]:
-        worker, batch = self._open.pop(ref)
-        self._heard.discard(worker)
+        number, batch = self._open.pop(ref)
+        engine = self.engines[number]
+        engine.asked = False
         try:
             metas: list[TrajectoryMeta] = self._group.answer(ref)
         except ray.exceptions.RayError as error:
             if not died(error):
-                raise WorkerError(f"rollout.collect, engine {worker}: {error}") from error
-            self.lose(worker, str(error))
+                raise WorkerError(f"rollout.collect, engine {number}: {error}") from error
+            self.lose(number, str(error))
             return []
-        self._answered[worker] = self._clock()
-        self.health[worker] = after(self.health[worker], Event.ANSWERED)
+        engine.answered = self._clock()
+        engine.see(Event.ANSWERED)
         if metas:
-            self._deaths[worker] = 0
+            engine.deaths = 0
         groups = self._split(metas, batch)
-        if self._load[worker] > 0:
-            self._ensure_open(worker)
+        if engine.load > 0:
+            self._ensure_open(number)
         return groups
 
     def _judge_silence(self) -> None:
         if self._clock() - self._judged < JUDGE_EVERY_S:
             return
         self._judged = self._clock()
-        for worker, _ in list(self._open.values()):
-            silence_s = self._clock() - self._answered[worker]
+        for number, _ in list(self._open.values()):
+            engine = self.engines[number]
+            silence_s = self._clock() - engine.answered
             if silence_s > self._silence_s:
                 # The process may hang rather than be gone; Ray constructs it anew.
-                self._group.kill(worker)
-                self.lose(worker, f"no heartbeat for {silence_s:.0f} s")
+                self._group.kill(number)
+                self.lose(number, f"no heartbeat for {silence_s:.0f} s")
             elif silence_s > 2 * self.heartbeat_s:
-                self.health[worker] = after(self.health[worker], Event.SILENT)
+                engine.see(Event.SILENT)
 
-    def lose(self, worker: int, why: str) -> None:
-        """Take note that a worker is dead; its unfinished groups are sampled again elsewhere.
+    def lose(self, number: int, why: str) -> None:
+        """Take note that an engine is dead; its unfinished groups are sampled again elsewhere.
 
         Raises:
             WorkerError: it died several times without finishing a group.
         """
-        self.health[worker] = after(self.health[worker], Event.DIED)
-        self._last_words = f"rollout engine {worker} died: {why}"
+        engine = self.engines[number]
+        engine.see(Event.DIED)
+        self._last_words = f"rollout engine {number} died: {why}"
         self._lost += 1
-        self._deaths[worker] += 1
-        if self._deaths[worker] > MAX_DEATHS:
+        engine.deaths += 1
+        if engine.deaths > MAX_DEATHS:
             raise WorkerError(
-                f"rollout engine {worker} died {self._deaths[worker]} times without finishing a "
+                f"rollout engine {number} died {engine.deaths} times without finishing a "
                 f"group, the last time because: {why}"
             )
-        self._open = {ref: own for ref, own in self._open.items() if own[0] != worker}
-        self._heard.discard(worker)
-        self._load[worker] = 0
-        orphans = [request for owner, request in self._requests.values() if owner == worker]
+        self._open = {ref: own for ref, own in self._open.items() if own[0] != number}
+        engine.asked, engine.load = False, 0
+        orphans = [request for owner, request in self._requests.values() if owner == number]
         for request in orphans:
             del self._requests[request.group_id]
         self._resampled += len(orphans)
         self.submit(orphans)
 
-    def admit(self, worker: int) -> None:
-        """Let a worker sample again, once its weights are attested."""
-        self.health[worker] = after(self.health[worker], Event.ATTESTED)
+    def admit(self, number: int) -> None:
+        """Let an engine sample again, once its weights are attested."""
+        self.engines[number].see(Event.ATTESTED)
         homeless, self._homeless = self._homeless, []
         self.submit(homeless)
 
@@ -220,9 +247,9 @@ class RolloutPool:
         groups, start = [], 0
         while start < len(metas):
             group_id = metas[start].group_id
-            worker, request = self._requests.pop(group_id)
+            number, request = self._requests.pop(group_id)
             siblings = tuple(metas[start : start + request.num_samples])
-            self._load[worker] -= request.num_samples
+            self.engines[number].load -= request.num_samples
             groups.append(RolloutGroup(group_id=group_id, metas=siblings, batch=batch, start=start))
             start += request.num_samples
         return groups
