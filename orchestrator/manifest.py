@@ -11,6 +11,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from workers.models.vocabulary import tokenizer_digest
+
 PACKAGES = (
     "torch",
     "vllm",
@@ -38,6 +40,7 @@ def write_manifest(
     (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(config))
     record: dict[str, Any] = {
         "model": model,
+        "tokenizer_sha256": tokenizer_digest(Path(model)),
         "data_sha256": data,
         "seed": config.seed,
         "git": _git_revision(source_dir),

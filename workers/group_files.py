@@ -60,6 +60,11 @@ def read_groups(folder: Path, *, timeout_s: float) -> list[RolloutGroup]:
     metas: list[TrajectoryMeta] = Pending(
         "checkpoint", "read groups", [answer], timeout_s
     ).result()[0]
+    return split_groups(metas, batch)
+
+
+def split_groups(metas: Sequence[TrajectoryMeta], batch: Any) -> list[RolloutGroup]:
+    """Neighbouring rows of one group, in their order; `batch` refers to the rows' record batch."""
     groups, start = [], 0
     while start < len(metas):
         group_id, end = metas[start].group_id, start
