@@ -10,6 +10,7 @@ Legend: S sequences of a step, G groups, U optimizer updates, R ranks.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,15 @@ def usable_rows(group: RolloutGroup) -> list[int]:
         for row, meta in enumerate(group.metas)
         if meta.outcome == SCORED and meta.num_trained > 0
     ]
+
+
+def too_few(group: RolloutGroup, *, samples_per_prompt: int) -> str | None:
+    """Why a group has not the siblings to train: what became of most of them; None if it has."""
+    needed = 2 if samples_per_prompt > 1 else 1
+    if len(usable_rows(group)) >= needed:
+        return None
+    outcomes = Counter(meta.outcome for meta in group.metas)
+    return outcomes.most_common(1)[0][0].split(":", 1)[-1]
 
 
 def reward_inputs(metas: Sequence[TrajectoryMeta]) -> RewardInputs:

@@ -48,7 +48,13 @@ def gpus_asked(
 
 def needs_reference(config: TrainConfig, algorithm: Algorithm) -> bool:
     """Whether the run has a reference role; beside an adapter the learner holds that policy."""
-    return "ref_logprobs" in algorithm.required_columns and not config.model.adapter.trains
+    scored = "ref_logprobs" in algorithm.required_columns and not config.model.adapter.trains
+    return scored and config.trainer.learns
+
+
+def needs_critic(config: TrainConfig, algorithm: Algorithm) -> bool:
+    """Whether the run has a critic role."""
+    return algorithm.needs_critic and config.trainer.learns
 
 
 def check(config: TrainConfig, algorithm: Algorithm) -> None:
@@ -58,7 +64,7 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
         ValueError: with the arithmetic and what to change.
     """
     cluster, references = config.cluster, needs_reference(config, algorithm)
-    critic = algorithm.needs_critic
+    critic = needs_critic(config, algorithm)
     if cluster.gpus_per_node is not None:
         have = cluster.num_nodes * cluster.gpus_per_node
         terms = gpus_asked(config, references=references, critic=critic)
@@ -102,7 +108,7 @@ def _check_context(config: TrainConfig) -> None:
 def describe(config: TrainConfig, algorithm: Algorithm) -> str:
     """GPUs asked and had, then what each role keeps on its GPU."""
     cluster, references = config.cluster, needs_reference(config, algorithm)
-    critic = algorithm.needs_critic
+    critic = needs_critic(config, algorithm)
     asked = sum(gpus for _, gpus in gpus_asked(config, references=references, critic=critic))
     text = f"{cluster.name}, {asked:g} GPUs"
     if cluster.gpus_per_node is not None:

@@ -199,7 +199,7 @@ class Cluster:
         group = WorkerGroup.launch(
             "reward",
             RewardWorker,
-            num_workers=reward.num_workers,
+            num_workers=reward.num_workers if self._config.rollout.num_engines else 0,
             arguments=lambda rank: {
                 "scorer": scorer,
                 "num_processes": reward.num_processes,

@@ -22,11 +22,12 @@ def train(options: Namespace) -> int:
     extra = ("dry_run=true",) if options.dry_run else ()
     raw, config = _composed(options, extra=extra)
     from orchestrator import plan
-    from orchestrator.resuming import check_same_algorithm, check_same_model
+    from orchestrator.resuming import check_same_algorithm, check_same_model, check_same_roles
 
     algorithm = instantiate(raw.algorithm, _convert_="all")
     plan.check(config, algorithm)
     check_same_model(config)
+    check_same_roles(config)
     check_same_algorithm(raw, config)
     print(plan.describe(config, algorithm))
     if not config.dry_run:

@@ -55,6 +55,15 @@ class Ledger:
         self._returned.remove((epoch, row))
         self._in_flight[(epoch, row)] = None
 
+    def begin(self, epoch: int, row: int) -> None:
+        """Hand out one prompt out of turn: its group was sampled elsewhere."""
+        if self.fate(epoch, row) != "pending":
+            raise ValueError(
+                f"prompt {row} of epoch {epoch} is {self.fate(epoch, row)} already; its group is "
+                "there twice, and a prompt trains once per epoch"
+            )
+        self._in_flight[(epoch, row)] = None
+
     def trained(self, epoch: int, row: int, step: int) -> None:
         """The prompt's group was trained at `step`."""
         self._settle(epoch, row, f"trained:{step}")
@@ -86,8 +95,9 @@ class Ledger:
 
     @property
     def epoch_frac(self) -> float:
-        """Epochs handed out, as a fraction."""
-        return self._epoch + self._cursor / len(self._prompts)
+        """Epochs handed out, as a fraction; whatever was handed out has one of these fates."""
+        known = self._settled.total() + len(self._in_flight) + len(self._returned)
+        return known / len(self._prompts)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data for a checkpoint; prompts in flight are to be sampled again."""

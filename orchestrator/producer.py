@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from conf.schema import SamplingConfig, TrainConfig
-from orchestrator.batch import usable_rows
+from orchestrator.batch import too_few, usable_rows
 from orchestrator.groups import Taken
 from orchestrator.ledger import Ledger
 from workers.engines.vllm_settings import Sampling
@@ -154,11 +154,9 @@ class Producer:
         return self._finished.pop(wanted or next(iter(self._finished)))
 
     def _unusable(self, group: RolloutGroup, version: int) -> str | None:
-        usable = usable_rows(group)
-        needed = 2 if self._config.rollout.samples_per_prompt > 1 else 1
-        if len(usable) < needed:
-            outcomes = Counter(meta.outcome for meta in group.metas)
-            return outcomes.most_common(1)[0][0].split(":", 1)[-1]
+        few = too_few(group, samples_per_prompt=self._config.rollout.samples_per_prompt)
+        if few is not None:
+            return few
         staleness = self._staleness(group, version)
         bounded = self._config.schedule.stale == "drop"
         if bounded and staleness > self._config.schedule.max_staleness:

@@ -1,4 +1,4 @@
-"""Whether a run that is resumed is still the same run: its model, and its algorithm key by key.
+"""Whether a run that is resumed is still the same run: model, roles, and algorithm key by key.
 
 Reads the `config.yaml` that the run wrote; starts nothing. Optimizer moments, a reference and
 adapted coefficients belong to the algorithm that made them, and an override that was not repeated
@@ -45,6 +45,28 @@ def check_same_model(config: TrainConfig) -> None:
         raise ValueError(
             f"{run_dir} is a run of {had}, not of {asked}: choose another run_name=, or that model="
         )
+
+
+def check_same_roles(config: TrainConfig) -> None:
+    """Refuse to go on with engines where a recording was trained, or with a learner where none was.
+
+    The ledger of one says nothing that the other could go on from.
+
+    Raises:
+        ValueError: names the folder, the key and both values.
+    """
+    run_dir = Path(config.output_dir).absolute() / config.run_name
+    saved = run_dir / "config.yaml"
+    if config.resume == "never" or not saved.exists():
+        return
+    before, now = OmegaConf.load(saved), OmegaConf.structured(config)
+    for key, absent in (("rollout.replay.folder", None), ("trainer.learns", True)):
+        was, wanted = OmegaConf.select(before, key, default=absent), OmegaConf.select(now, key)
+        if was != wanted:
+            raise ValueError(
+                f"{run_dir} is a run with {key}={was}, not {wanted}: resume it as it was, or choose"
+                " another run_name="
+            )
 
 
 def check_same_algorithm(raw: DictConfig, config: TrainConfig) -> None:

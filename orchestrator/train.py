@@ -18,26 +18,23 @@ from algorithms.algorithm import Algorithm
 from conf.schema import TrainConfig
 from orchestrator import summary
 from orchestrator.adaptation import Adaptation
-from orchestrator.buffered import BufferedGroups
 from orchestrator.checkpoint import Checkpoint, CheckpointStore
 from orchestrator.cluster import Cluster, Roles
-from orchestrator.colocation import Turns
 from orchestrator.critic import Critic
-from orchestrator.evaluation import Evaluator, Scores
-from orchestrator.ledger import Ledger
+from orchestrator.evaluation import Scores
 from orchestrator.manifest import write_manifest
-from orchestrator.producer import Producer
 from orchestrator.profiling import StepProfiler
 from orchestrator.progress import Progress
-from orchestrator.publication import Publisher
-from orchestrator.recovery import EngineRecovery
+from orchestrator.replay import check_sources, open_recording
 from orchestrator.saving import Keeper, RankKeeper, Saver
 from orchestrator.sources import Sources, prepare
+from orchestrator.supply import Supply, from_engines, from_recording
 from orchestrator.tracking import Tracker, truncate_metrics
 from orchestrator.trainer import Trainer
 from workers.partition import SequenceCost
 from workers.random_state import RandomGenerators
 from workers.recorder import Recorder
+from workers.recording import discard_after
 
 
 @dataclass(kw_only=True)
@@ -57,8 +54,11 @@ def train(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
     progress = Progress(config.trainer.total_steps)
     scorer = instantiate(raw.reward.scorer, _convert_="all")
     environment = instantiate(raw.environment, _convert_="all")
+    recording = open_recording(config)
     progress.say("preparing model and prompts ...")
     sources = prepare(config)
+    if recording is not None:
+        check_sources(recording, sources)
     run_dir, checkpoint = open_run(config)
     progress.say(f"run folder  {run_dir}")
     write_run_manifest(run_dir, raw, sources)
@@ -72,12 +72,18 @@ def train(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
         critic_path=str(sources.critic_path),
     )
     with progress, cluster:
-        progress.say("starting engines ...")
+        progress.say("starting engines ..." if recording is None else "starting the learner ...")
         version = checkpoint.version if checkpoint else 0
         roles = cluster.launch(environment=environment, scorer=scorer, version=version)
-        progress.say(cluster.where_engines_are())
+        if recording is None:
+            progress.say(cluster.where_engines_are())
         tracker = Tracker(run_dir, config.tracking, run_name=config.run_name)
-        trainer = _assemble(config, algorithm, sources, roles, run_dir)
+        supply = (
+            from_engines(config, sources, roles)
+            if recording is None
+            else from_recording(config, sources, roles, recording)
+        )
+        trainer = _assemble(config, algorithm, roles, supply, run_dir)
 
         def on_step(step: int, metrics: dict[str, float]) -> None:
             tracker.log(step, metrics)
@@ -114,6 +120,7 @@ def open_run(config: TrainConfig) -> tuple[Path, Checkpoint | None]:
     if config.resume != "never":
         checkpoint = CheckpointStore(run_dir, config.trainer).latest()
         truncate_metrics(run_dir, checkpoint.step if checkpoint else 0)
+        discard_after(run_dir, checkpoint.step if checkpoint else 0)
     elif (run_dir / "metrics.jsonl").exists():
         number = 2
         while run_dir.with_name(f"{config.run_name}-{number}").exists():
@@ -138,26 +145,17 @@ def write_run_manifest(run_dir: Path, raw: DictConfig, sources: Sources) -> None
 def _assemble(
     config: TrainConfig,
     algorithm: Algorithm,
-    sources: Sources,
     roles: Roles,
+    supply: Supply,
     run_dir: Path,
 ) -> Trainer:
     limit_s = config.cluster.timeouts.checkpoint_s
     recorder = (
         Recorder(run_dir / "rollouts", timeout_s=limit_s) if config.tracking.rollouts else None
     )
-    ledger = Ledger(sources.train, seed=config.seed, shuffle=config.data.shuffle)
-    turns = Turns(roles.rollout_workers, roles.learner.workers, config)
-    publisher = Publisher(roles, config, probe_prompts=sources.train, turns=turns)
-    roles.rollouts.recover = EngineRecovery(
-        roles,
-        publisher.republish,
-        start_s=config.cluster.timeouts.start_s,
-    ).tend
-    producer = Producer(roles.rollouts, sources.train, ledger, config)
     keepers: dict[str, Keeper] = {
         "learner": RankKeeper(roles.learner.workers, timeout_s=limit_s),
-        "buffered": BufferedGroups(producer, timeout_s=limit_s),
+        **supply.keepers,
     }
     if roles.critic is not None:
         keepers["critic"] = RankKeeper(roles.critic.workers, timeout_s=limit_s)
@@ -170,9 +168,9 @@ def _assemble(
         algorithm=algorithm,
         learner=roles.learner,
         reference=roles.reference,
-        producer=producer,
-        ledger=ledger,
-        publisher=publisher,
+        producer=supply.groups,
+        ledger=supply.ledger,
+        publisher=supply.publisher,
         profiler=StepProfiler(
             workers=roles.learner.workers,
             settings=config.learner.profile,
@@ -180,17 +178,20 @@ def _assemble(
             timeout_s=config.cluster.timeouts.train_s,
         ),
         adaptation=adaptation,
-        evaluator=None
-        if sources.heldout is None
-        else Evaluator(roles.rollouts, sources.heldout, config),
+        evaluator=supply.evaluator,
         saver=Saver(
             CheckpointStore(run_dir, config.trainer),
-            parts={"ledger": ledger, "random": RandomGenerators(), "adaptation": adaptation},
+            parts={
+                "ledger": supply.ledger,
+                "random": RandomGenerators(),
+                "adaptation": adaptation,
+                **supply.parts,
+            },
             keepers=keepers,
             before_commit=recorder.flush if recorder is not None else lambda: None,
         ),
         recorder=recorder,
-        turns=turns,
+        turns=supply.turns,
         cost=SequenceCost.of_model(**shape),
         critic=_critic(config, algorithm, roles),
         on_step=lambda step, metrics: None,

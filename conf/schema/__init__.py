@@ -23,7 +23,7 @@ from conf.schema.learner import LearnerConfig, OptimizerConfig, ProfileConfig
 from conf.schema.model import AdapterConfig, ArchitectureConfig, ModelConfig
 from conf.schema.reference import ReferenceConfig
 from conf.schema.reward import RewardConfig
-from conf.schema.rollout import RolloutConfig, SamplingConfig
+from conf.schema.rollout import ReplayConfig, RolloutConfig, SamplingConfig
 from conf.schema.schedule import ScheduleConfig
 from conf.schema.tracking import TrackingConfig
 from conf.schema.train import TrainConfig
@@ -42,6 +42,7 @@ __all__ = [
     "OptimizerConfig",
     "ProfileConfig",
     "ReferenceConfig",
+    "ReplayConfig",
     "RewardConfig",
     "RoleConfig",
     "RolloutConfig",

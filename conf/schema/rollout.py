@@ -29,6 +29,24 @@ class SamplingConfig:
 
 
 @dataclass(kw_only=True)
+class ReplayConfig:
+    """A recorded run whose groups train in the place of what engines would sample."""
+
+    folder: str | None = None  # of that run, with its rollouts/; null: engines sample
+
+    @property
+    def replays(self) -> bool:
+        """Whether this run has a recording and no engines."""
+        return self.folder is not None
+
+    def check(self) -> None:
+        """Name the value that can't be, and the remedy."""
+        require(
+            self.folder != "", "rollout.replay.folder", self.folder, "name a recorded run's folder"
+        )
+
+
+@dataclass(kw_only=True)
 class RolloutConfig:
     """The rollout engines (vLLM) and what they sample."""
 
@@ -45,11 +63,17 @@ class RolloutConfig:
     transport: str = "shm"  # weight publication: shm, gloo, nccl, ipc
     probe_tolerance: float = 1e-4  # |learner - engine| of a probe token in float32; mean: a tenth
     engine_kwargs: dict[str, Any] = field(default_factory=dict)  # raw, to vLLM
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
 
     def check(self) -> None:
         """Name the value that can't be, and the remedy."""
+        require(
+            self.num_engines >= 1 or self.replay.replays,
+            "rollout.num_engines",
+            self.num_engines,
+            "must be at least 1",
+        )
         for name in (
-            "num_engines",
             "tensor_parallel_size",
             "samples_per_prompt",
             "eval_samples_per_prompt",
@@ -59,6 +83,7 @@ class RolloutConfig:
             require(value >= 1, f"rollout.{name}", value, "must be at least 1")
         choose("rollout.dtype", self.dtype, ("float32", "bfloat16", "float16"))
         choose("rollout.transport", self.transport, ("shm", "gloo", "nccl", "ipc"))
+        self.replay.check()
         self.sampling.check("rollout.sampling")
         self.eval_sampling.check("rollout.eval_sampling")
         require(self.kv_cache_gib > 0, "rollout.kv_cache_gib", self.kv_cache_gib, "must be > 0")

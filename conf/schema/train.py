@@ -44,6 +44,16 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
+    def __post_init__(self) -> None:
+        """Who does not run takes nothing, whatever `cluster=` would give it."""
+        if self.rollout.replay.replays:
+            self.rollout.num_engines, self.cluster.rollout.num_gpus = 0, 0.0
+            self.cluster.colocated = False
+        if not self.trainer.learns:
+            for role in (self.cluster.learner, self.cluster.reference, self.cluster.critic):
+                role.num_gpus = 0.0
+            self.cluster.colocated = False
+
     def check(self) -> None:
         """Check every section, then what they share.
 
@@ -54,20 +64,51 @@ class TrainConfig:
             if hasattr(section, "check"):
                 section.check()
         choose("resume", self.resume, ("never", "auto", "changed"))
-        longest = self.data.max_prompt_tokens + self.rollout.sampling.max_new_tokens
+        self._check_lengths()
+        self._check_roles()
+        if self.trainer.learns:
+            self._check_learner()
+        if self.cluster.colocated:
+            self._check_turns()
+
+    def _check_lengths(self) -> None:
+        """Prompt and response within the engines' context, and within the learner's budget."""
+        prompt, context = self.data.max_prompt_tokens, self.rollout.max_model_len
+        for name in ("sampling", "eval_sampling"):
+            new = getattr(self.rollout, name).max_new_tokens
+            require(
+                prompt + new <= context,
+                "rollout.max_model_len",
+                context,
+                f"is below data.max_prompt_tokens + rollout.{name}.max_new_tokens = {prompt} + "
+                f"{new} = {prompt + new}; raise it or lower one of those",
+            )
         require(
-            longest <= self.rollout.max_model_len,
-            "rollout.max_model_len",
-            self.rollout.max_model_len,
-            f"is below data.max_prompt_tokens + rollout.sampling.max_new_tokens = {longest}; "
-            "raise it or lower one of those",
-        )
-        require(
-            longest <= self.learner.token_budget,
+            not self.trainer.learns or self.longest <= self.learner.token_budget,
             "learner.token_budget",
             self.learner.token_budget,
-            f"is below the longest sequence, {longest} tokens; raise it",
+            f"is below the longest sequence, {self.longest} tokens; raise it",
         )
+
+    def _check_roles(self) -> None:
+        """What a run without engines, or without a learner, can't do."""
+        trainer, replays = self.trainer, self.rollout.replay.replays
+        lacks = "rollout=replay has no engine" if replays else "trainer=rollout_only has no learner"
+        require(
+            trainer.learns or not replays,
+            "trainer.learns",
+            trainer.learns,
+            "with rollout=replay nothing is left to do; choose trainer=train, or rollout=vllm",
+        )
+        require(
+            trainer.eval_every == 0 or (trainer.learns and not replays),
+            "trainer.eval_every",
+            trainer.eval_every,
+            f"{lacks}, so no held-out prompt is scored; set it to 0 and use ballast eval",
+        )
+
+    def _check_learner(self) -> None:
+        """What the learner must agree on with the rest."""
         require(
             all(1 <= step <= self.trainer.total_steps for step in self.learner.profile.steps),
             "learner.profile.steps",
@@ -98,18 +139,16 @@ class TrainConfig:
             f"exceeds the {sequences} sequences of one optimizer update (ranks that share their "
             f"micro-batches count once: {self.learner.num_data_parallel})",
         )
-        self._check_critic(longest)
-        if self.cluster.colocated:
-            self._check_turns()
+        self._check_critic()
 
-    def _check_critic(self, longest: int) -> None:
-        """What the critic must agree on with the rest; `longest` is a sequence in tokens."""
+    def _check_critic(self) -> None:
+        """What the critic must agree on with the rest."""
         critic, prompts = self.critic, self.trainer.prompts_per_step
         require(
-            longest <= critic.token_budget,
+            self.longest <= critic.token_budget,
             "critic.token_budget",
             critic.token_budget,
-            f"is below the longest sequence, {longest} tokens; raise it",
+            f"is below the longest sequence, {self.longest} tokens; raise it",
         )
         require(
             prompts % critic.updates_per_step == 0,
@@ -176,6 +215,11 @@ class TrainConfig:
             self.rollout.transport,
             "NCCL refuses two processes on one GPU, and colocated ones are; set it to ipc",
         )
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest trajectory that may train."""
+        return self.data.max_prompt_tokens + self.rollout.sampling.max_new_tokens
 
     @property
     def sequences_per_step(self) -> int:

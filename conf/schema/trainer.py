@@ -11,6 +11,7 @@ from conf.schema.checks import choose, require
 class TrainerConfig:
     """How long to train, how large a step is, and what happens every so many steps."""
 
+    learns: bool = True  # False: sample, score and record with the model as it is, no learner
     total_steps: int = 25
     prompts_per_step: int = 16  # groups per step
     updates_per_step: int = 1  # optimizer steps that share one rollout batch, in each pass over it

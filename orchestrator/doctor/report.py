@@ -5,14 +5,14 @@ from __future__ import annotations
 from algorithms.algorithm import Algorithm
 from conf.schema import TrainConfig
 from orchestrator import plan
-from orchestrator.capacity import needs_reference
+from orchestrator.capacity import needs_critic, needs_reference
 from orchestrator.doctor import inputs, machine, network
 from orchestrator.doctor.findings import Finding, fault, faults, ok
 
 
 def examine(config: TrainConfig, algorithm: Algorithm) -> list[Finding]:
     """Every finding about this machine and this configuration; starts no engine."""
-    references, critic = needs_reference(config, algorithm), algorithm.needs_critic
+    references, critic = needs_reference(config, algorithm), needs_critic(config, algorithm)
     findings = [_plan(config, algorithm)]
     findings += machine.check(config, references=references, critic=critic)
     findings += inputs.check(config)
@@ -34,7 +34,7 @@ def require_machine(config: TrainConfig, algorithm: Algorithm) -> None:
     Raises:
         ValueError: with every fault and its remedy.
     """
-    references, critic = needs_reference(config, algorithm), algorithm.needs_critic
+    references, critic = needs_reference(config, algorithm), needs_critic(config, algorithm)
     found = faults(machine.check(config, references=references, critic=critic))
     if found:
         raise ValueError("; ".join(f"{f.subject}: {f.text} ({f.remedy})" for f in found))

@@ -29,6 +29,7 @@ NEEDS = {  # members that leave a path to the user
     ("data", "dapo_math"): LONG,
     ("data", "dapo_math_english"): LONG,
     ("data", "klear_math"): LONG,
+    ("rollout", "replay"): ["rollout.replay.folder=/somewhere"],
     ("reward", "function"): ["reward.scorer.path=my.reward"],
 }
 
