@@ -21,7 +21,7 @@ from orchestrator.capacity import needs_reference
 from orchestrator.colocation import make_room
 from orchestrator.nodes import describe_engines, engine_nodes
 from orchestrator.placement import PlacementError, bundles, check_resources
-from orchestrator.settings import critic_settings, policy_settings, vllm_settings
+from orchestrator.settings import concurrency, critic_settings, policy_settings, vllm_settings
 from workers import USER_PATH_VARIABLE
 from workers.critic_group import CriticGroup
 from workers.critic_worker import CriticWorker
@@ -165,6 +165,7 @@ class Cluster:
                 rollouts,
                 silence_s=config.cluster.timeouts.engine_s,
                 together=config.schedule.max_staleness == 0,
+                concurrency=concurrency(config),
             ),
             rewards=rewards,
             learner=self._policy(learner),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.schema import OptimizerConfig, TrainConfig
+from workers.concurrency import Concurrency
 from workers.engines.lora_settings import LoraSettings, adapted_leaves, linear_names
 from workers.engines.vllm_settings import VLLMSettings
 from workers.engines.zero_settings import OptimizerSettings, ZeroSettings
@@ -67,6 +68,23 @@ def critic_settings(config: TrainConfig, critic_path: str) -> ZeroSettings:
         offload_optimizer=critic.offload_optimizer,
         offload_params=critic.offload_params,
         deepspeed=critic.deepspeed,
+    )
+
+
+def concurrency(config: TrainConfig) -> Concurrency | None:
+    """Where the limit of every engine starts; none where whole batches begin at once."""
+    rollout, control = config.rollout, config.rollout.concurrency
+    if config.schedule.max_staleness == 0 or not control.adaptive:
+        return None
+    lowest, limit, highest = control.bounds(
+        max_num_seqs=rollout.max_num_seqs, group_size=rollout.samples_per_prompt
+    )
+    return Concurrency(
+        limit=limit,
+        lowest=lowest,
+        highest=highest,
+        increase=control.increase or rollout.samples_per_prompt,
+        decrease=control.decrease,
     )
 
 

@@ -1,9 +1,9 @@
 """The driver's side of the rollout workers: groups out, finished groups in, no token in between.
 
-`submit` gives every group to the worker with the least outstanding samples; `poll` returns groups
-as they finish, in any order. Each worker always has one `collect` call open, which doubles as its
-heartbeat. The trajectories stay in the object store; a finished group is its metadata and the place
-of its rows.
+`submit` takes groups, which go to the workers as `routing` says; `poll` returns groups as they
+finish, in any order. A worker that holds groups has one `collect` call open, which doubles as its
+heartbeat and says how its engine fares. The trajectories stay in the object store; a finished group
+is its metadata and the place of its rows.
 
 A worker that dies, or whose heartbeat stops, loses its unfinished groups to the others, which
 sample them again with the same seeds. Bringing it back needs the learner's weights, so the pool
@@ -12,17 +12,18 @@ only asks for it, by the `recover` that its owner gave.
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray.exceptions
 
+from workers.concurrency import Concurrency, EngineLoad
 from workers.group import WorkerError, WorkerGroup, died
 from workers.health import Event, Health, after
-from workers.requests import GroupRequest
+from workers.requests import Collected, GroupRequest
+from workers.routing import Routing
 from workers.trajectory import TrajectoryMeta
 
 HEARTBEAT_S = 5.0  # how long a worker may hold an open `collect` without a finished group
@@ -47,14 +48,14 @@ class EngineRecord:
 
     Attributes:
         answered: when it last answered, or was given something to answer.
-        load: samples outstanding.
+        load: as it last reported.
         deaths: since its last finished group.
         asked: whether a `collect` call is open.
     """
 
     answered: float
     health: Health = Health.HEALTHY
-    load: int = 0
+    load: EngineLoad = field(default_factory=EngineLoad)
     deaths: int = 0
     asked: bool = False
 
@@ -74,6 +75,7 @@ class RolloutPool:
         silence_s: a worker that does not answer its heartbeat for so long is killed.
         together: groups submitted at once are sampled in one batch, so that equal submissions give
             equal bits; for schedules in which nothing else is in flight then.
+        concurrency: where the limit of every engine starts; None sets none, as `together` needs.
         clock: seconds that never go back.
     """
 
@@ -83,24 +85,25 @@ class RolloutPool:
         *,
         silence_s: float,
         together: bool,
+        concurrency: Concurrency | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        assert not (together and concurrency), "one batch can't be held back in parts"
         self._group, self._together, self._clock = group, together, clock
         self._silence_s = silence_s
         self.engines = {number: EngineRecord(answered=clock()) for number in group.ranks}
         self.recover: Callable[[bool], None] = self._stop
         self._judged = clock()  # when silence was last looked at
         self._last_words = ""
-        self._lost = self._resampled = 0
-        self._requests: dict[str, tuple[int, GroupRequest]] = {}
-        self._homeless: list[GroupRequest] = []  # while no engine samples
+        self._lost = self._resampled = self._preemptions = 0
+        self._routing = Routing(concurrency=concurrency)
         self._open: dict[Any, tuple[int, Any]] = {}  # metas ref -> engine, batch ref
         self._kept: list[RolloutGroup] = []  # finished while somebody waited for other groups
 
     @property
     def num_in_flight(self) -> int:
         """Groups submitted and not yet returned."""
-        return len(self._requests) + len(self._homeless)
+        return self._routing.num_groups
 
     @property
     def heartbeat_s(self) -> float:
@@ -110,7 +113,13 @@ class RolloutPool:
 
     def metrics(self) -> dict[str, float]:
         """How the engines fare, since the start of the job."""
+        loads = [engine.load for engine in self.engines.values()]
+        limits = [limit for n in self.sampling() if (limit := self._routing.limit(n)) is not None]
         return {
+            **({"rollout/concurrency": float(sum(limits))} if limits else {}),
+            "rollout/kv_usage": max(load.kv_usage for load in loads),
+            "rollout/waiting": float(sum(load.waiting for load in loads)),
+            "rollout/preemptions": float(self._preemptions),
             "rollout/engines_healthy": float(len(self.sampling())),
             "rollout/engines_lost": float(self._lost),
             "rollout/groups_resampled": float(self._resampled),
@@ -121,21 +130,12 @@ class RolloutPool:
         return [number for number, engine in self.engines.items() if engine.health.samples]
 
     def submit(self, requests: Sequence[GroupRequest]) -> None:
-        """Give groups out; returns at once."""
-        sampling = self.sampling()
-        if not sampling:
-            self._homeless.extend(requests)
-            return
-        shares: dict[int, list[GroupRequest]] = {}
-        least = [(self.engines[number].load, number) for number in sampling]
-        heapq.heapify(least)
-        for request in requests:
-            load, number = least[0]
-            heapq.heapreplace(least, (load + request.num_samples, number))
-            self.engines[number].load += request.num_samples
-            self._requests[request.group_id] = (number, request)
-            shares.setdefault(number, []).append(request)
-        for number, share in shares.items():
+        """Give groups out, as many as the engines may hold; returns at once."""
+        self._routing.add(requests)
+        self._give_out(self.sampling())
+
+    def _give_out(self, numbers: Sequence[int]) -> None:
+        for number, share in self._routing.assign(numbers).items():
             self._group[number].submit.remote(share, self._together)
             self._ensure_open(number)
 
@@ -170,7 +170,7 @@ class RolloutPool:
         engine = self.engines[number]
         engine.asked = False
         try:
-            metas: list[TrajectoryMeta] = self._group.answer(ref)
+            collected: Collected = self._group.answer(ref)
         except ray.exceptions.RayError as error:
             if not died(error):
                 raise WorkerError(f"rollout.collect, engine {number}: {error}") from error
@@ -178,10 +178,15 @@ class RolloutPool:
             return []
         engine.answered = self._clock()
         engine.see(Event.ANSWERED)
-        if metas:
+        engine.load = collected.load
+        self._preemptions += collected.load.preemptions
+        if collected.metas:
             engine.deaths = 0
-        groups = self._split(metas, batch)
-        if engine.load > 0:
+        self._routing.observe(number, collected.load)
+        groups = self._split(collected.metas, batch)
+        if engine.health.samples:
+            self._give_out([number])
+        if self._routing.outstanding(number):
             self._ensure_open(number)
         return groups
 
@@ -216,18 +221,14 @@ class RolloutPool:
                 f"group, the last time because: {why}"
             )
         self._open = {ref: own for ref, own in self._open.items() if own[0] != number}
-        engine.asked, engine.load = False, 0
-        orphans = [request for owner, request in self._requests.values() if owner == number]
-        for request in orphans:
-            del self._requests[request.group_id]
-        self._resampled += len(orphans)
-        self.submit(orphans)
+        engine.asked, engine.load = False, EngineLoad()
+        self._resampled += self._routing.orphan(number)
+        self._give_out(self.sampling())
 
     def admit(self, number: int) -> None:
         """Let an engine sample again, once its weights are attested."""
         self.engines[number].see(Event.ATTESTED)
-        homeless, self._homeless = self._homeless, []
-        self.submit(homeless)
+        self._give_out(self.sampling())
 
     def _stop(self, wait: bool) -> None:  # noqa: ARG002 - the signature of `recover`
         raise WorkerError(f"{self._last_words}, and nobody is there to restart it")
@@ -246,10 +247,13 @@ class RolloutPool:
     def _split(self, metas: Sequence[TrajectoryMeta], batch: Any) -> list[RolloutGroup]:
         groups, start = [], 0
         while start < len(metas):
-            group_id = metas[start].group_id
-            number, request = self._requests.pop(group_id)
-            siblings = tuple(metas[start : start + request.num_samples])
-            self.engines[number].load -= request.num_samples
-            groups.append(RolloutGroup(group_id=group_id, metas=siblings, batch=batch, start=start))
-            start += request.num_samples
+            group_id, end = metas[start].group_id, start
+            while end < len(metas) and metas[end].group_id == group_id:
+                end += 1
+            if self._routing.finish(group_id):
+                siblings = tuple(metas[start:end])
+                groups.append(
+                    RolloutGroup(group_id=group_id, metas=siblings, batch=batch, start=start)
+                )
+            start = end
         return groups

@@ -19,10 +19,10 @@ import ray.util
 from workers.engines.vllm_engine import Sample, VLLMEngine, VLLMSettings
 from workers.environments.single_turn import Environment
 from workers.prompts import PromptEncoder
-from workers.requests import GroupRequest
+from workers.requests import Collected, GroupRequest
 from workers.reward_client import RewardClient
 from workers.rewards.base import RewardSample
-from workers.trajectory import Trajectory, TrajectoryMeta, describe, to_record_batch
+from workers.trajectory import Trajectory, describe, to_record_batch
 
 
 class RolloutWorker:
@@ -78,7 +78,7 @@ class RolloutWorker:
             task = asyncio.get_running_loop().create_task(self._sample_group(request))
             self._groups[request.group_id] = task
 
-    async def collect(self, wait_s: float) -> tuple[list[TrajectoryMeta], pa.RecordBatch]:
+    async def collect(self, wait_s: float) -> tuple[Collected, pa.RecordBatch]:
         """Groups that finished, at least one unless `wait_s` passes first.
 
         Raises:
@@ -94,7 +94,9 @@ class RolloutWorker:
         while not self._finished.empty():
             groups.append(self._finished.get_nowait())
         trajectories = [trajectory for group in groups for trajectory in group]
-        return [describe(trajectory) for trajectory in trajectories], to_record_batch(trajectories)
+        metas = [describe(trajectory) for trajectory in trajectories]
+        collected = Collected(metas=metas, load=self._engine.load())
+        return collected, to_record_batch(trajectories)
 
     def _raise_failures(self) -> None:
         for task in self._groups.values():

@@ -47,6 +47,41 @@ class ReplayConfig:
 
 
 @dataclass(kw_only=True)
+class ConcurrencyConfig:
+    """How many samples one engine may hold: a limit that follows its cache and its queue.
+
+    Synchronous schedules begin a whole batch at once, whose bits repeat from run to run, and set no
+    limit.
+    """
+
+    adaptive: bool = True  # False: no limit in any schedule
+    start: int | None = None  # null: rollout.max_num_seqs
+    min: int | None = None  # null: rollout.samples_per_prompt, one group
+    max: int | None = None  # null: four times rollout.max_num_seqs
+    increase: int | None = None  # added by a report without pressure; null: one group
+    decrease: float = 0.8  # factor under pressure
+
+    def check(self, key: str) -> None:
+        """Check the values that stand under `key`."""
+        for name in ("start", "min", "max", "increase"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{key}.{name}", value, "must be at least 1")
+        require(
+            0 < self.decrease < 1,
+            f"{key}.decrease",
+            self.decrease,
+            "must be in (0, 1); adaptive=false turns the limit off",
+        )
+
+    def bounds(self, *, max_num_seqs: int, group_size: int) -> tuple[int, int, int]:
+        """Least, first and greatest limit, in samples."""
+        least = self.min or group_size
+        greatest = self.max or max(4 * max_num_seqs, least)
+        first = self.start or min(max(max_num_seqs, least), greatest)
+        return least, first, greatest
+
+
+@dataclass(kw_only=True)
 class RolloutConfig:
     """The rollout engines (vLLM) and what they sample."""
 
@@ -59,6 +94,7 @@ class RolloutConfig:
     dtype: str = "float32"  # of the engine's weights
     max_model_len: int = 128  # prompt and response, tokens
     max_num_seqs: int = 128  # decoded together by one engine
+    concurrency: ConcurrencyConfig = field(default_factory=ConcurrencyConfig)
     kv_cache_gib: float = 0.25  # per engine
     transport: str = "shm"  # weight publication: shm, gloo, nccl, ipc
     probe_tolerance: float = 1e-4  # |learner - engine| of a probe token in float32; mean: a tenth
@@ -84,6 +120,7 @@ class RolloutConfig:
         choose("rollout.dtype", self.dtype, ("float32", "bfloat16", "float16"))
         choose("rollout.transport", self.transport, ("shm", "gloo", "nccl", "ipc"))
         self.replay.check()
+        self._check_concurrency()
         self.sampling.check("rollout.sampling")
         self.eval_sampling.check("rollout.eval_sampling")
         require(self.kv_cache_gib > 0, "rollout.kv_cache_gib", self.kv_cache_gib, "must be > 0")
@@ -101,3 +138,16 @@ class RolloutConfig:
                 new_tokens,
                 f"leaves no room for a prompt within rollout.max_model_len={self.max_model_len}",
             )
+
+    def _check_concurrency(self) -> None:
+        key = "rollout.concurrency"
+        self.concurrency.check(key)
+        least, first, greatest = self.concurrency.bounds(
+            max_num_seqs=self.max_num_seqs, group_size=self.samples_per_prompt
+        )
+        require(
+            least <= first <= greatest,
+            key,
+            f"{{min: {least}, start: {first}, max: {greatest}}}",
+            "must be in this order; null chooses from rollout.max_num_seqs and the group size",
+        )

@@ -12,12 +12,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from workers.concurrency import EngineLoad
 from workers.engines.lifeline import declare_owner
 from workers.engines.vllm_settings import VLLMSettings
 from workers.health import EngineDiedError
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
+
+    from workers.engines.scheduler_watch import SchedulerWatch
 
 SHUTDOWN_TIMEOUT_S = 10.0  # EngineCore is killed after it
 
@@ -36,6 +39,7 @@ class VLLMProcess:
     def __init__(self, settings: VLLMSettings) -> None:
         self.settings = settings
         self._engine: AsyncLLM | None = None
+        self._watch: SchedulerWatch | None = None
 
     async def start(self, version: int = 0) -> None:
         """Starts EngineCore and labels the weights of the model folder.
@@ -46,8 +50,13 @@ class VLLMProcess:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        from workers.engines.scheduler_watch import SchedulerWatch
+
         declare_owner()
-        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**self.settings.engine_args()))
+        arguments = AsyncEngineArgs(**self.settings.engine_args())
+        self._engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[SchedulerWatch])
+        assert self._engine.logger_manager is not None
+        (self._watch,) = self._engine.logger_manager.stat_loggers
         await self.set_version(version)
 
     async def set_version(self, version: int) -> None:
@@ -70,6 +79,10 @@ class VLLMProcess:
         """Takes device memory back ("weights", "kv_cache", or both with None)."""
         async with self._bounded(f"wake(tags={tags})"):
             await self._live().wake_up(tags)
+
+    def load(self) -> EngineLoad:
+        """What the scheduler saw since the last call; asks EngineCore nothing."""
+        return EngineLoad() if self._watch is None else self._watch.report()
 
     def check_health(self) -> None:
         """Looks whether EngineCore lives; asks it nothing.
