@@ -1,4 +1,4 @@
-"""Where a step's wall time goes: named spans, in seconds."""
+"""Where a step's wall time goes, as the driver sees it: named spans, in seconds."""
 
 from __future__ import annotations
 
@@ -11,24 +11,35 @@ class Clock:
     """Starts when it is made.
 
     Args:
-        now: the time in seconds; a rehearsal gives its simulated one.
+        now: the time in seconds. The workers' spans are on the wall clock; a rehearsal gives its
+            simulated one.
+
+    Attributes:
+        began_s: when it was made.
+        spans: (name, begin, end) of every span, in order.
     """
 
-    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
-        self._now = now
-        self._began = now()
-        self._spans: dict[str, float] = {}
+    def __init__(self, now: Callable[[], float] = time.time) -> None:
+        self.now = now
+        self.began_s = now()
+        self.spans: list[tuple[str, float, float]] = []
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
         """Attribute what runs inside to `name`."""
-        began = self._now()
+        began = self.now()
         yield
-        self._spans[name] = self._spans.get(name, 0.0) + self._now() - began
+        self.spans.append((name, began, self.now()))
 
     def metrics(self) -> dict[str, float]:
         """`time/<name>_s` of every span, `time/other_s` and `time/step_s`."""
-        total = self._now() - self._began
-        spans = {f"time/{name}_s": seconds for name, seconds in self._spans.items()}
-        other = total - sum(self._spans.values())
-        return {**spans, "time/other_s": other, "time/step_s": total}
+        total = self.now() - self.began_s
+        seconds: dict[str, float] = {}
+        for name, began, ended in self.spans:
+            seconds[name] = seconds.get(name, 0.0) + ended - began
+        other = total - sum(seconds.values())
+        return {
+            **{f"time/{name}_s": value for name, value in seconds.items()},
+            "time/other_s": other,
+            "time/step_s": total,
+        }

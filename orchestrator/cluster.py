@@ -45,6 +45,14 @@ class Roles:
     reference: PolicyGroup | None
     critic: CriticGroup | None
 
+    @property
+    def groups(self) -> list[WorkerGroup]:
+        """Every process of the run, role by role."""
+        policies = [role.workers for role in (self.learner, self.reference, self.critic) if role]
+        # Where the learner scores as reference, the two are one group.
+        unique = {id(group): group for group in (self.rollout_workers, self.rewards, *policies)}
+        return list(unique.values())
+
 
 def start_ray(config: ClusterConfig) -> None:
     """Join the named cluster, or start a Ray of this run's own on this machine."""

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from conf.schema import TrainConfig
+from orchestrator import bubbles
 from orchestrator.evaluation import Scores
+from orchestrator.trace_file import FILE_NAME
 
 
 def describe(
@@ -27,6 +29,7 @@ def describe(
             f" -> {end:.3f} over the last {len(last)} steps",
             f"  time            {seconds:.0f} s in {len(steps)} steps,"
             f" {sum(s['rollout/tokens'] for s in steps):.0f} tokens sampled",
+            *_bubbles(config, steps),
         ]
     if len(scores) > 1:
         (first, before), (final, after) = scores[0], scores[-1]
@@ -40,12 +43,22 @@ def describe(
         *([f"  final model     {export}"] if export is not None else []),
         f"  metrics         {run_dir / 'metrics.jsonl'}",
         *([f"  rollouts        {run_dir / 'rollouts'}"] if config.tracking.rollouts else []),
+        *([f"  trace           {run_dir / FILE_NAME}"] if config.tracking.trace else []),
         f"next: ballast train experiment={config.run_name} algorithm=dapo"
         if config.run_name in ("quickstart", "tiny")
         else "next: the same command with resume=auto "
         f"trainer.total_steps={config.trainer.total_steps * 2}",
     ]
     return "\n".join(lines)
+
+
+def _bubbles(config: TrainConfig, steps: Sequence[dict[str, float]]) -> list[str]:
+    """Who did what in the steps, and the largest bubble with its remedy."""
+    shares = bubbles.mean_shares(steps)
+    if not shares:
+        return []
+    roles = [f"                  {line}" for line in bubbles.describe(shares)]
+    return ["  time by role", *roles, f"  bubbles         {bubbles.diagnose(shares, config)}"]
 
 
 def _answers(before: Scores, after: Scores, count: int = 3) -> list[str]:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from algorithms.algorithm import Algorithm
 from conf.schema import TrainConfig
 from orchestrator import summary
+from orchestrator.accounting import Accounting
 from orchestrator.adaptation import Adaptation
 from orchestrator.checkpoint import Checkpoint, CheckpointStore
 from orchestrator.cluster import Cluster, Roles
@@ -29,12 +30,14 @@ from orchestrator.replay import check_sources, open_recording
 from orchestrator.saving import Keeper, RankKeeper, Saver
 from orchestrator.sources import Sources, prepare
 from orchestrator.supply import Supply, from_engines, from_recording
+from orchestrator.trace_file import TraceFile, truncate_trace
 from orchestrator.tracking import Tracker, truncate_metrics
 from orchestrator.trainer import Trainer
 from workers.partition import SequenceCost
 from workers.random_state import RandomGenerators
 from workers.recorder import Recorder
 from workers.recording import discard_after
+from workers.span_collector import SpanCollector
 
 
 @dataclass(kw_only=True)
@@ -104,6 +107,7 @@ def train(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
         if ended:
             progress.say(ended)
         export = _export(config, roles, run_dir)
+        trainer.accounting.finish()
     tracker.close()
     progress.say(summary.describe(config, history.steps, history.scores, run_dir, export))
     return run_dir
@@ -119,8 +123,10 @@ def open_run(config: TrainConfig) -> tuple[Path, Checkpoint | None]:
     checkpoint = None
     if config.resume != "never":
         checkpoint = CheckpointStore(run_dir, config.trainer).latest()
-        truncate_metrics(run_dir, checkpoint.step if checkpoint else 0)
-        discard_after(run_dir, checkpoint.step if checkpoint else 0)
+        last_step = checkpoint.step if checkpoint else 0
+        truncate_metrics(run_dir, last_step)
+        truncate_trace(run_dir, last_step)
+        discard_after(run_dir, last_step)
     elif (run_dir / "metrics.jsonl").exists():
         number = 2
         while run_dir.with_name(f"{config.run_name}-{number}").exists():
@@ -196,6 +202,10 @@ def _assemble(
         critic=_critic(config, algorithm, roles),
         on_step=lambda step, metrics: None,
         on_scores=lambda step, scores: None,
+        accounting=Accounting(
+            SpanCollector(roles.groups).collect,
+            TraceFile(run_dir) if config.tracking.trace else None,
+        ),
     )
 
 

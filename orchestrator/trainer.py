@@ -27,6 +27,7 @@ import torch
 
 from algorithms.algorithm import Algorithm
 from conf.schema import TrainConfig
+from orchestrator.accounting import Accounting
 from orchestrator.adaptation import Adaptation
 from orchestrator.batch import StepBatch, assemble, batch_metrics, plan_updates, usable_rows
 from orchestrator.clock import Clock
@@ -71,6 +72,7 @@ class Trainer:
     version: int = 0
     stop: StopRequest = field(default_factory=StopRequest)
     make_clock: Callable[[], Clock] = Clock
+    accounting: Accounting = field(default_factory=Accounting)
 
     def run(self, first_step: int) -> str:
         """Train from `first_step` to `trainer.total_steps`, both counted from 1.
@@ -177,8 +179,9 @@ class Trainer:
             **self.producer.metrics(),
             **{f"ledger/{name}": float(n) for name, n in self.ledger.counts().items()},
             "ledger/epoch_frac": self.ledger.epoch_frac,
-            **clock.metrics(),
         }
+        metrics |= self.accounting.step(step, clock, metrics)
+        metrics |= clock.metrics()
         metrics["rollout/tokens_per_s"] = metrics["rollout/tokens"] / metrics["time/generate_s"]
         return metrics
 

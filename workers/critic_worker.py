@@ -17,6 +17,7 @@ from workers.engines.zero_settings import ZeroSettings
 from workers.micro_batches import as_columns, packed_rows
 from workers.plans import RankPlan, Slice, step_table
 from workers.rank_worker import RankWorker
+from workers.spans import recorded
 from workers.trajectory import join_computed
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class CriticWorker(RankWorker):
     def _engine(self) -> CriticEngine:
         return cast("CriticEngine", self._zero)
 
+    @recorded("score")
     def values(
         self, plan: RankPlan, slices: Sequence[Slice], *batches: pa.RecordBatch
     ) -> pa.RecordBatch:
@@ -58,6 +60,7 @@ class CriticWorker(RankWorker):
         packed = [packed_rows(table, micro, ()) for micro in plan.micro_batches]
         return as_columns(plan, {"values": self._engine.values(packed)})
 
+    @recorded("learn")
     def train(
         self,
         plan: RankPlan,

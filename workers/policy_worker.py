@@ -24,6 +24,7 @@ from workers.micro_batches import as_columns, packed_rows
 from workers.passes import Trained, train_passes
 from workers.plans import CreditPlan, RankPlan, Slice, step_table
 from workers.rank_worker import RankWorker
+from workers.spans import recorded
 from workers.trajectory import join_computed
 from workers.weight_client import EngineClient
 
@@ -86,6 +87,7 @@ class PolicyWorker(RankWorker):
 
     # ---- a step ----
 
+    @recorded("score")
     def score(
         self,
         plan: RankPlan,
@@ -115,6 +117,7 @@ class PolicyWorker(RankWorker):
             columns[entropy] = scored.entropies
         return as_columns(plan, columns)
 
+    @recorded("credit")
     def credit(
         self,
         plan: CreditPlan,
@@ -126,6 +129,7 @@ class PolicyWorker(RankWorker):
         table = join_computed(step_table(slices, batches[num_computed:]), batches[:num_computed])
         return assign_credit(self._algorithm.with_coefficients(plan.coefficients), plan, table)
 
+    @recorded("learn")
     def train(
         self,
         plan: RankPlan,
@@ -192,6 +196,7 @@ class PolicyWorker(RankWorker):
         )
         self._endpoint.connect()
 
+    @recorded("publish")
     def publish(self, version: int) -> PublishReport:
         """Send the present weights to every engine and label them."""
         if self._endpoint is None:
@@ -203,6 +208,7 @@ class PolicyWorker(RankWorker):
         """Into how many pieces `read_layer` divides the policy."""
         return self._source().num_layers
 
+    @recorded("follow")
     def read_layer(self, number: int) -> tuple[dict[str, Any] | None, None]:
         """Full tensors of a layer as float32 arrays, on rank 0; collective. Then an empty answer.
 
@@ -213,6 +219,7 @@ class PolicyWorker(RankWorker):
             return None, None
         return {name: tensor.float().cpu().numpy() for name, tensor in tensors}, None
 
+    @recorded("follow")
     def move_layer(self, share: float, tensors: Mapping[str, Any]) -> int:
         """Go `share` of the way to another policy's layer; how many tensors that was."""
         source = self._source()
@@ -233,6 +240,7 @@ class PolicyWorker(RankWorker):
         model = self._engine.hf_model
         return expected_names(model, published_name(model, self._settings.adapter))
 
+    @recorded("attest")
     def probe(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probs of fixed sequences at temperature 1, first tokens 0.0."""
         return [row.tolist() for row in self._engine.probe(sequences)]

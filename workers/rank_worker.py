@@ -18,6 +18,7 @@ import ray.util
 
 from workers.durable_files import FileRecord
 from workers.engines.zero_settings import ZeroSettings
+from workers.spans import Recorded, SpanLog, recorded
 
 if TYPE_CHECKING:
     from workers.engines.process_group import ProcessGroupSettings
@@ -45,6 +46,7 @@ class RankWorker(ABC):
         self._zero: ZeroRank
         self._profiler: RankProfiler | None = None
         self._written: Future[list[FileRecord]]
+        self.spans = SpanLog()
 
     def open_port(self) -> str:
         """`host:port` on this node where the ranks may meet."""
@@ -86,6 +88,7 @@ class RankWorker(ABC):
             "hidden_size": int(config.hidden_size),
         }
 
+    @recorded("checkpoint")
     def begin_save(self, folder: str) -> None:
         """Copy this rank's state to host memory, and begin to write it to an existing folder."""
         snapshot = self._zero.snapshot()
@@ -107,13 +110,19 @@ class RankWorker(ABC):
         """Continue from a checkpoint."""
         self._zero.load(Path(folder))
 
+    @recorded("switch")
     def offload_states(self) -> None:
         """Move optimizer state to host memory; parameters stay."""
         self._zero.offload_states()
 
+    @recorded("switch")
     def reload_states(self) -> None:
         """Bring back what `offload_states` moved."""
         self._zero.reload_states()
+
+    def take_spans(self) -> Recorded:
+        """What this rank did since the last call."""
+        return self.spans.take()
 
     def device_bytes(self) -> int:
         """Memory in use on this rank's GPU by all processes together; 0 on CPU."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from workers.rewards.base import RewardResult, RewardSample
 from workers.rewards.pool import RewardPool
+from workers.spans import Recorded, SpanLog
 
 
 class RewardWorker:
@@ -17,10 +18,16 @@ class RewardWorker:
 
     def __init__(self, *, scorer: Any, num_processes: int, timeout_s: float) -> None:
         self._pool = RewardPool(scorer, num_processes=num_processes, timeout_s=timeout_s)
+        self.spans = SpanLog()
 
     async def score(self, samples: list[RewardSample]) -> list[RewardResult]:
         """One result per sample, in order."""
-        return await self._pool.score(samples)
+        with self.spans.doing("score"):
+            return await self._pool.score(samples)
+
+    async def take_spans(self) -> Recorded:
+        """What this worker did since the last call."""
+        return self.spans.take()
 
     async def close(self) -> None:
         """End the scoring processes."""

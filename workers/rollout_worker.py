@@ -22,6 +22,7 @@ from workers.prompts import PromptEncoder
 from workers.requests import Collected, GroupRequest
 from workers.reward_client import RewardClient
 from workers.rewards.base import RewardSample
+from workers.spans import Recorded, SpanLog
 from workers.trajectory import Trajectory, describe, to_record_batch
 
 
@@ -45,6 +46,7 @@ class RolloutWorker:
         self._rewards: RewardClient
         self._finished: asyncio.Queue[list[Trajectory]] = asyncio.Queue()
         self._groups: dict[str, asyncio.Task[None]] = {}
+        self.spans = SpanLog()
 
     async def start(self, version: int, reward_workers: list[Any]) -> str:
         """Load the model, whose weights are called `version`; return this node's address.
@@ -124,24 +126,26 @@ class RolloutWorker:
         async def draw(tokens: list[int]) -> Sample:
             nonlocal turn
             turn += 1
-            return await self._engine.generate(
-                tokens,
-                request_id=f"{rollout_id}/{turn}",
-                sampling=request.sampling,
-                seed=request.seed + k,
-            )
+            with self.spans.doing("generate"):
+                return await self._engine.generate(
+                    tokens,
+                    request_id=f"{rollout_id}/{turn}",
+                    sampling=request.sampling,
+                    seed=request.seed + k,
+                )
 
         began = time.perf_counter()
-        played = await self._environment.play(prompt_tokens, draw)
+        with self.spans.doing("environment"):
+            played = await self._environment.play(prompt_tokens, draw)
         drawn = time.perf_counter()
-        result = await self._rewards.score(
-            RewardSample(
-                prompt=self._encoder.text(request.prompt),
-                response=played.response_text,
-                ground_truth=request.ground_truth,
-                columns=dict(request.columns),
-            )
+        finished = RewardSample(
+            prompt=self._encoder.text(request.prompt),
+            response=played.response_text,
+            ground_truth=request.ground_truth,
+            columns=dict(request.columns),
         )
+        with self.spans.doing("wait_for_reward"):
+            result = await self._rewards.score(finished)
         return Trajectory(
             run_id=self._run_id,
             step=request.step,
@@ -190,9 +194,10 @@ class RolloutWorker:
             self._engine.prompt_logprobs(tokens, request_id=f"probe/{number}")
             for number, tokens in enumerate(probe)
         )
-        version, received, logprobs = await asyncio.gather(
-            self._engine.version(), self._engine.attest_received(), asyncio.gather(*calls)
-        )
+        with self.spans.doing("attest"):
+            version, received, logprobs = await asyncio.gather(
+                self._engine.version(), self._engine.attest_received(), asyncio.gather(*calls)
+            )
         return version, received, logprobs
 
     async def encode(self, prompts: list[Any]) -> list[list[int]]:
@@ -201,7 +206,12 @@ class RolloutWorker:
 
     async def engine_call(self, method: str, *args: Any) -> Any:
         """One of the engine's methods for weights, attestation or sleep, by name."""
-        return await getattr(self._engine, method)(*args)
+        with self.spans.doing("switch" if method in ("sleep", "wake") else "publish"):
+            return await getattr(self._engine, method)(*args)
+
+    async def take_spans(self) -> Recorded:
+        """What this engine did since the last call."""
+        return self.spans.take()
 
     async def shutdown(self) -> None:
         """End the engine and what it started."""

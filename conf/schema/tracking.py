@@ -1,4 +1,4 @@
-"""Where metrics and rollouts go."""
+"""Where metrics, rollouts and the trace go."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(kw_only=True)
 class TrackingConfig:
-    """Where metrics and rollouts go. `metrics.jsonl` is always written."""
+    """Where metrics, rollouts and the trace go. `metrics.jsonl` is always written."""
 
     tensorboard: bool = True
     wandb: bool = False
     wandb_project: str = "ballast"
     rollouts: bool = True  # every step's trajectories as Parquet
+    trace: bool = True  # what every worker did, for Perfetto

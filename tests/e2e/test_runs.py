@@ -4,6 +4,7 @@ Each run is a process of its own; what it leaves on disk is what is checked. The
 other (train, resume, evaluate), so that the stack starts as seldom as possible.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -87,6 +88,65 @@ def test_a_run_says_what_it_did(first):
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["packages"]["ray"]
     assert len(manifest["data_sha256"]) == 2
+
+
+def shares(line, role):
+    """activity -> share of a step, `idle` among them."""
+    prefix, ending = f"bubble/{role}/", "_frac"
+    return {
+        name.removeprefix(prefix).removesuffix(ending): value
+        for name, value in line.items()
+        if name.startswith(prefix)
+    }
+
+
+def slices(run):
+    """(role, worker) -> its slices in the trace, by begin."""
+    trace = json.loads((run / "trace.json").read_text())
+    names = {
+        kind: {
+            (event["pid"], event["tid"]): event["args"]["name"]
+            for event in trace
+            if event["name"] == kind
+        }
+        for kind in ("process_name", "thread_name")
+    }
+    found = {}
+    for event in sorted((e for e in trace if e["ph"] == "X"), key=lambda e: e["ts"]):
+        key = event["pid"], event["tid"]
+        worker = names["process_name"][key], names["thread_name"][key]
+        found.setdefault(worker, []).append(event)
+    return found
+
+
+def test_every_roles_time_adds_up_and_the_trace_shows_each_worker(first):
+    run, output = first
+    for line in metrics(run):
+        for role in ("driver", "rollout", "reward", "learner"):
+            assert min(shares(line, role).values()) >= 0
+            assert sum(shares(line, role).values()) == pytest.approx(1.0, abs=1e-9)
+        rollout, learner = shares(line, "rollout"), shares(line, "learner")
+        assert min(rollout["generate"], rollout["publish"], rollout["attest"]) > 0
+        assert min(learner["learn"], learner["credit"], learner["publish"]) > 0
+        assert shares(line, "reward")["score"] > 0
+        # In a synchronous step neither works while the other does.
+        assert rollout["generate"] <= learner["idle"]
+        assert learner["learn"] <= rollout["idle"]
+    assert "  bubbles         " in output
+    found = slices(run)
+    assert {worker for worker in found if worker[0] != "driver"} == {
+        ("rollout", "engine 0"),
+        ("rollout", "engine 1"),
+        ("reward", "worker 0"),
+        ("learner", "rank 0"),
+        ("learner", "rank 1"),
+    }
+    steps = [e["args"]["step"] for e in found["driver", "driver 0"] if e["name"][:4] == "step"]
+    assert steps == [1, 2, 3]
+    for worker, events in found.items():
+        if worker[0] != "driver":  # whose steps hold its other slices
+            for before, after in itertools.pairwise(events):
+                assert before["ts"] + before["dur"] <= after["ts"]
 
 
 def test_rollouts_are_recorded_token_by_token(first):

@@ -1,0 +1,122 @@
+"""`trace.json`: what every worker did, for Perfetto (ui.perfetto.dev) or chrome://tracing.
+
+Chrome's trace-event format as an array: one process per role, one thread per worker, counters. The
+file is complete JSON after every step, because Perfetto refuses an array without its end: a step is
+written over the closing bracket, which follows it in the same write. One event per line; a step's
+lines begin with the slice that is the step itself, which is where a resumed run cuts.
+Times are microseconds of the wall clock.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from workers.spans import Timeline
+
+FILE_NAME = "trace.json"
+ROLES = ("driver", "rollout", "reward", "learner", "reference", "critic")  # pid - 1, and the order
+MEMBERS = {"rollout": "engine", "reward": "worker", "driver": "driver"}  # others have ranks
+END = b"]\n"
+
+
+class TraceFile:
+    """Appends steps to the trace of a run's folder."""
+
+    def __init__(self, run_dir: Path) -> None:
+        path = run_dir / FILE_NAME
+        if not path.exists():
+            path.write_bytes(b"[\n" + END)
+        self._file = path.open("r+b")
+        self._end = path.stat().st_size - len(END)
+        self._empty = self._end <= len(b"[\n")
+        self._named: set[tuple[str, int]] = set()
+
+    def write_step(
+        self,
+        step: int,
+        window: tuple[float, float],
+        timelines: Sequence[Timeline],
+        counters: Mapping[str, float],
+    ) -> None:
+        """One step: its window in seconds, who did what, and numbers at its end."""
+        begin_s, end_s = window
+        head = _slice("driver", 0, f"step {step}", begin_s, end_s) | {"args": {"step": step}}
+        numbers = (_counter("driver", name, end_s, value) for name, value in counters.items())
+        self._append([head, *self._events(timelines), *numbers])
+
+    def finish(self, timelines: Sequence[Timeline]) -> None:
+        """What was done after the last step, and the end."""
+        self._append(list(self._events(timelines)))
+        self._file.close()
+
+    def _append(self, events: Sequence[Mapping[str, Any]]) -> None:
+        lines = [json.dumps(event, separators=(",", ":")) for event in events]
+        text = "".join(f",{line}\n" for line in lines).encode()
+        if self._empty and text:
+            text, self._empty = b" " + text[1:], False
+        self._file.seek(self._end)
+        self._file.write(text + END)
+        self._file.flush()
+        self._end += len(text)
+
+    def _events(self, timelines: Sequence[Timeline]) -> Iterator[dict[str, Any]]:
+        for timeline in timelines:
+            role, index = timeline.role, timeline.index
+            if (role, index) not in self._named:
+                self._named.add((role, index))
+                yield from _names(role, index)
+            for span in timeline.spans:
+                yield _slice(role, index, span.activity, span.begin_s, span.end_s)
+            for at_s, level in timeline.levels:
+                yield _counter(role, f"samples with engine {index}", at_s, level)
+
+
+def _names(role: str, index: int) -> Iterator[dict[str, Any]]:
+    """What Perfetto calls a worker and its role."""
+    ids = {"ph": "M", "pid": _pid(role), "tid": index}
+    yield {**ids, "name": "process_name", "args": {"name": role}}
+    yield {**ids, "name": "process_sort_index", "args": {"sort_index": _pid(role)}}
+    name = f"{MEMBERS.get(role, 'rank')} {index}"
+    yield {**ids, "name": "thread_name", "args": {"name": name}}
+
+
+def truncate_trace(run_dir: Path, last_step: int) -> None:
+    """Drop what follows `last_step`, which a resumed run does again, and what was half written."""
+    path = run_dir / FILE_NAME
+    if not path.exists():
+        return
+    kept = 0
+    with path.open("r+b") as file:
+        for line in file:
+            if not line.endswith(b"\n") or line == END or _step(line) > last_step:
+                break
+            kept += len(line)
+        file.truncate(kept)
+        file.seek(kept)
+        file.write(END if kept else b"[\n" + END)
+
+
+def _step(line: bytes) -> int:
+    """The step that begins with this line; 0 for a line within one."""
+    if b'"name":"step ' not in line:
+        return 0
+    return int(json.loads(line.lstrip(b", "))["args"]["step"])
+
+
+def _slice(role: str, index: int, name: str, begin_s: float, end_s: float) -> dict[str, Any]:
+    # Rounded ends, not durations, or neighbours would overlap by a microsecond.
+    begin, end = round(begin_s * 1e6), round(end_s * 1e6)
+    times = {"ts": begin, "dur": end - begin}
+    return {"name": name, "ph": "X", "pid": _pid(role), "tid": index, **times}
+
+
+def _counter(role: str, name: str, at_s: float, value: float) -> dict[str, Any]:
+    at = {"ph": "C", "pid": _pid(role), "tid": 0, "ts": round(at_s * 1e6)}
+    return {"name": name, **at, "args": {"value": value}}
+
+
+def _pid(role: str) -> int:
+    return ROLES.index(role) + 1

@@ -1,0 +1,158 @@
+"""What a worker is doing and since when: the vocabulary of time accounting, and its recording.
+
+Every worker keeps a `SpanLog`, two dictionary updates per call or sample, which the driver empties
+once per step (`span_collector.py`). At any moment a worker counts as doing one thing, the first of
+`ACTIVITIES` that is going on, so its spans never overlap. Times are seconds of the wall clock,
+which processes on one node share and nodes agree on as far as they keep time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import Concatenate, Literal, ParamSpec, Protocol, TypeVar, get_args
+
+Activity = Literal[
+    "switch",  # colocated: going to sleep, waking, moving optimizer state
+    "publish",  # weights are sent, or received
+    "checkpoint",  # state is copied for a checkpoint
+    "follow",  # the reference takes over weights of the policy
+    "learn",
+    "credit",
+    "generate",  # at least one request is with the engine
+    "score",  # log-probs, values; rewards, in the reward role
+    "attest",  # evidence of a publication
+    "environment",  # no request is with the engine; what is not finished is in its environment
+    "wait_for_reward",  # all that is not finished waits for its score
+    "drive",  # the driver's own work
+]
+ACTIVITIES: tuple[Activity, ...] = get_args(Activity)
+
+MAX_SPANS = 50_000  # kept while nobody asks; the oldest go
+MAX_LEVELS = 128  # points of a level's curve between two collections
+FINEST_S = 0.01  # between two of them
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """One activity without a break, [begin_s, end_s) on the wall clock.
+
+    Example: Span(activity="learn", begin_s=1763719200.25, end_s=1763719201.5)
+    """
+
+    activity: Activity
+    begin_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timeline:
+    """What one worker did since it was last asked.
+
+    Attributes:
+        role: rollout, reward, learner, reference, critic or driver.
+        index: of the engine, worker or rank.
+        spans: in order, without overlap.
+        levels: (time in s, samples with the engine) where that count changed, thinned.
+    """
+
+    role: str
+    index: int
+    spans: tuple[Span, ...]
+    levels: tuple[tuple[float, int], ...] = ()
+
+
+Recorded = tuple[tuple[Span, ...], tuple[tuple[float, int], ...]]  # spans, levels
+
+
+class SpanLog:
+    """Records one worker's spans, and how many samples are with its engine.
+
+    Args:
+        now: the wall clock, in seconds.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.time) -> None:
+        self._now = now
+        self._going_on: Counter[Activity] = Counter()
+        self._current: Activity | None = None
+        self._since = 0.0
+        self._spans: list[Span] = []
+        self._levels: list[tuple[float, int]] = []
+        self._spacing_s = FINEST_S
+
+    @contextmanager
+    def doing(self, activity: Activity) -> Iterator[None]:
+        """Whatever runs inside is `activity`; several may, at the same time."""
+        self._change(activity, 1)
+        try:
+            yield
+        finally:
+            self._change(activity, -1)
+
+    def take(self) -> Recorded:
+        """Spans and levels since the last call; what is going on is cut here and goes on."""
+        now = self._now()
+        self._end_span(now)
+        if self._levels or self._going_on["generate"]:
+            self._levels.append((now, self._going_on["generate"]))  # thinning may have lost it
+        spans, levels = tuple(self._spans), tuple(self._levels)
+        self._spans, self._levels, self._spacing_s = [], [], FINEST_S
+        return spans, levels
+
+    def _change(self, activity: Activity, by: int) -> None:
+        now = self._now()
+        self._going_on[activity] += by
+        if activity == "generate":
+            self._note_level(now, self._going_on[activity])
+        current = next((name for name in ACTIVITIES if self._going_on[name]), None)
+        if current != self._current:
+            self._end_span(now)
+            self._current = current
+
+    def _end_span(self, now: float) -> None:
+        if self._current is not None and now > self._since:
+            span = Span(activity=self._current, begin_s=self._since, end_s=now)
+            self._spans.append(span)
+            if len(self._spans) > MAX_SPANS:
+                del self._spans[: MAX_SPANS // 2]
+        self._since = now
+
+    def _note_level(self, now: float, level: int) -> None:
+        if level and self._levels and now < self._levels[-1][0] + self._spacing_s:
+            return
+        self._levels.append((now, level))
+        if len(self._levels) > MAX_LEVELS:
+            self._levels = self._levels[::2]
+            self._spacing_s *= 2
+
+
+class HasSpans(Protocol):
+    """A worker that keeps a log."""
+
+    spans: SpanLog
+
+
+W = TypeVar("W", bound=HasSpans)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def recorded(
+    activity: Activity,
+) -> Callable[[Callable[Concatenate[W, P], R]], Callable[Concatenate[W, P], R]]:
+    """Calls of the decorated method are `activity` in its worker's `spans`."""
+
+    def decorate(method: Callable[Concatenate[W, P], R]) -> Callable[Concatenate[W, P], R]:
+        @wraps(method)
+        def call(self: W, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            with self.spans.doing(activity):
+                return method(self, *args, **kwargs)
+
+        return call
+
+    return decorate
