@@ -30,6 +30,7 @@ def draw_settings(config: SamplingConfig) -> Sampling:
         top_k=config.top_k,
         max_tokens=config.max_new_tokens,
         stop=tuple(config.stop),
+        stop_token_ids=tuple(config.stop_token_ids),
     )
 
 

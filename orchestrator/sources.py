@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from conf.schema import DataConfig, ModelConfig, TrainConfig
 from workers.engines.lora_settings import check_targets, linear_names
 from workers.engines.zero_settings import check_heads
+from workers.models.vocabulary import check_stop
 from workers.prompts import PromptSet
 
 
@@ -32,11 +33,15 @@ def prepare(config: TrainConfig) -> Sources:
     """Build or find the model and the prompts.
 
     Raises:
-        ValueError: on a model folder without weights or without the layers to adapt, a missing
-            column, an empty or unreadable Parquet file; names the path and the remedy.
+        ValueError: on a model folder without weights or without the layers to adapt, a stop token
+            or string that its tokenizer lacks, a missing column, an empty or unreadable Parquet
+            file; names the path and the remedy.
     """
     model_path = model_folder(config.model)
     check_context(model_path, config.rollout.max_model_len)
+    for name in ("sampling", "eval_sampling"):
+        ends = getattr(config.rollout, name)
+        check_stop(model_path, f"rollout.{name}", token_ids=ends.stop_token_ids, texts=ends.stop)
     check_sequence_parallel(model_path, config.learner.sequence_parallel_size)
     critic_path = model_path
     if config.critic.model is not None:

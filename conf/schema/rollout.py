@@ -16,7 +16,8 @@ class SamplingConfig:
     top_p: float = 1.0
     top_k: int = 0  # 0: the whole vocabulary
     max_new_tokens: int = 16
-    stop: list[str] = field(default_factory=list)
+    stop: list[str] = field(default_factory=list)  # strings that end a response
+    stop_token_ids: list[int] = field(default_factory=list)  # and tokens, beside the model's own
 
     def check(self, key: str) -> None:
         """Check the values that stand under `key`."""
@@ -25,6 +26,18 @@ class SamplingConfig:
         require(self.top_k >= 0, f"{key}.top_k", self.top_k, "must be >= 0; 0 turns it off")
         require(
             self.max_new_tokens >= 1, f"{key}.max_new_tokens", self.max_new_tokens, "must be >= 1"
+        )
+        require(
+            all(self.stop),
+            f"{key}.stop",
+            self.stop,
+            "an empty string ends every response before its first token; remove it",
+        )
+        require(
+            min(self.stop_token_ids, default=0) >= 0,
+            f"{key}.stop_token_ids",
+            self.stop_token_ids,
+            "token ids are not negative",
         )
 
 

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
-from conf.compose import compose
+from conf.compose import ConfigError, compose
 from orchestrator.cli import main
 from orchestrator.sources import prepare
 from workers.models.tiny import build_tiny
@@ -91,6 +91,44 @@ def test_a_context_beyond_the_models_is_refused(model, prompts):
     limit = json.loads((model / "config.json").read_text())["max_position_embeddings"]
     with pytest.raises(ValueError, match=f"max_model_len={limit + 1} exceeds the context"):
         sources(model, prompts, f"rollout.max_model_len={limit + 1}")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "rollout.sampling.stop_token_ids=[2,64]",
+            r"rollout.sampling.stop_token_ids=\[2, 64\]: the tokenizer of tiny has no token 64",
+        ),
+        ("rollout.eval_sampling.stop_token_ids=[999]", "has no token 999, only 64"),
+        ("rollout.sampling.stop=['1','§']", "the tokenizer of tiny can't spell '§'"),
+    ],
+)
+def test_a_stop_that_the_tokenizer_lacks_is_refused(model, prompts, override, message):
+    with pytest.raises(ValueError, match=message):
+        sources(model, prompts, override)
+
+
+def test_a_stop_that_the_tokenizer_has_is_accepted(model, prompts):
+    sources(model, prompts, "rollout.sampling.stop_token_ids=[63]", "rollout.sampling.stop=['12']")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "rollout.sampling.max_new_tokens=30",
+            r"max_model_len=32: is below data.max_prompt_tokens \+ rollout.sampling."
+            r"max_new_tokens = 16 \+ 30 = 46; raise it or lower",
+        ),
+        ("rollout.eval_sampling.max_new_tokens=17", r"eval_sampling.* = 16 \+ 17 = 33; raise it"),
+        ("rollout.sampling.stop=['']", "an empty string ends every response"),
+        ("rollout.sampling.stop_token_ids=[-1]", "token ids are not negative"),
+    ],
+)
+def test_a_sampling_that_cannot_be_is_refused_at_composition(override, message):
+    with pytest.raises(ConfigError, match=message):
+        compose(["experiment=tiny", override])
 
 
 def test_ranks_that_cannot_share_the_heads_are_refused(model, prompts):

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from workers.engines.answers import Answers
 from workers.engines.vllm_process import EngineTimeoutError
 from workers.engines.vllm_settings import Sample, Sampling, VLLMSettings, engine_env
 from workers.engines.vllm_weights import VLLMWeights
@@ -28,7 +29,15 @@ TOGETHER_S = 5.0  # longest that requests wait for those they are to be batched 
 
 
 class VLLMEngine(VLLMWeights):
-    """One vLLM engine."""
+    """One vLLM engine.
+
+    Attributes:
+        answers: what it has answered lately.
+    """
+
+    def __init__(self, settings: VLLMSettings) -> None:
+        super().__init__(settings)
+        self.answers = Answers(f"engine {settings.engine_id}")
 
     async def generate(
         self, prompt_token_ids: list[int], *, request_id: str, sampling: Sampling, seed: int
@@ -43,11 +52,13 @@ class VLLMEngine(VLLMWeights):
 
         Raises:
             EngineTimeoutError: no response within `request_timeout_s`; the request is aborted.
+            UnusableAnswerError: what came is no response of this model.
             ValueError: a prompt that leaves no room for a response.
         """
         self._check_prompt(prompt_token_ids, request_id)
         output = await self._finish(prompt_token_ids, request_id, _params(sampling, seed))
-        return self._sample(output.outputs[0], request_id)
+        sample = self._sample(output.outputs[0])
+        return self.answers.judge(sample, vocab_size=self._live().model_config.get_vocab_size())
 
     async def generate_group(
         self,
@@ -167,17 +178,12 @@ class VLLMEngine(VLLMWeights):
                 f"{limit}: shorten or filter the prompt, or raise max_model_len"
             )
 
-    def _sample(self, output: CompletionOutput, request_id: str) -> Sample:
+    def _sample(self, output: CompletionOutput) -> Sample:
         tokens = list(output.token_ids)
         logprobs = list(output.logprobs.logprobs) if output.logprobs else []  # type: ignore[union-attr]
         versions: list[int] = []
         for span in output.weight_versions or ():
             versions.extend([int(span.version)] * (span.end - span.start))
-        if not len(tokens) == len(logprobs) == len(versions):
-            raise RuntimeError(
-                f"vLLM returned {len(tokens)} tokens, {len(logprobs)} log-probs and "
-                f"{len(versions)} weight versions for request {request_id!r}"
-            )
         tokenizer = self._live().tokenizer
         text = tokenizer.decode(tokens, skip_special_tokens=True) if tokenizer else ""
         return Sample(
