@@ -236,21 +236,28 @@ def _micro_batch(
 
 def batch_metrics(batch: StepBatch, version: int) -> dict[str, float]:
     """Rewards, lengths and staleness of a step."""
-    metas = batch.metas
-    sampled = np.asarray([meta.num_sampled for meta in metas], dtype=np.float64)
-    oldest = np.asarray([meta.min_version for meta in metas])
-    newest = np.asarray([meta.max_version for meta in metas])
-    metrics = {
-        "reward/mean": float(batch.rewards.mean()),
-        "reward/std": float(batch.rewards.std()),
+    oldest = np.asarray([meta.min_version for meta in batch.metas])
+    newest = np.asarray([meta.max_version for meta in batch.metas])
+    return {
+        **sample_metrics(batch.metas),
         "reward/shaped_mean": float(batch.shaped_rewards.mean()),
+        "staleness/max": float(version - oldest.min()),
+        "staleness/mean": float(version - (oldest + newest).mean() / 2),
+    }
+
+
+def sample_metrics(metas: Sequence[TrajectoryMeta]) -> dict[str, float]:
+    """Rewards and lengths of samples, of which at least one is scored."""
+    rewards = np.asarray([m.reward for m in metas if m.reward is not None], dtype=np.float32)
+    sampled = np.asarray([meta.num_sampled for meta in metas], dtype=np.float64)
+    metrics = {
+        "reward/mean": float(rewards.mean()),
+        "reward/std": float(rewards.std()),
         "rollout/response_tokens_mean": float(sampled.mean()),
         "rollout/response_tokens_max": float(sampled.max()),
         "rollout/truncated_frac": float(np.mean([m.finish_reason == "length" for m in metas])),
         "rollout/tokens": float(sampled.sum()),
         "rollout/sequences": float(len(metas)),
-        "staleness/max": float(version - oldest.min()),
-        "staleness/mean": float(version - (oldest + newest).mean() / 2),
         "reward/latency_s": float(np.mean([meta.reward_s for meta in metas])),
     }
     for part in sorted({name for meta in metas for name in meta.reward_parts}):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from conf.compose import compose
 from conf.schema import TrainConfig
+
+if TYPE_CHECKING:
+    from algorithms.algorithm import Algorithm
 
 
 def _composed(options: Namespace, *, extra: tuple[str, ...] = ()) -> tuple[DictConfig, TrainConfig]:
@@ -33,12 +38,20 @@ def train(options: Namespace) -> int:
     if not config.dry_run:
         from orchestrator.doctor.report import require_machine
         from orchestrator.jobs.submission import load_secrets
-        from orchestrator.train import train as run
 
         load_secrets()
         require_machine(config, algorithm)
-        run(raw, config, algorithm)
+        _runner(config)(raw, config, algorithm)
     return 0
+
+
+def _runner(config: TrainConfig) -> Callable[[DictConfig, TrainConfig, Algorithm], Path]:
+    """Who runs it: with a learner, or without."""
+    if config.trainer.learns:
+        from orchestrator.train import train as run
+    else:
+        from orchestrator.collect import collect as run
+    return run
 
 
 def eval(options: Namespace) -> int:  # noqa: A001 - the command's name

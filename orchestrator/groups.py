@@ -33,6 +33,17 @@ class Taken:
     num_late: int = 0  # groups that train though they are staler than the bound
     rewards: tuple[float, ...] = ()  # of every scored sample, also of groups that do not train
 
+    def metrics(self) -> dict[str, float]:
+        """How many groups and samples had which fate, and the mean reward of all."""
+        return {
+            "groups/trained": float(len(self.groups)),
+            "groups/dropped": float(self.dropped.total()),
+            "groups/filtered": float(self.dropped["filtered"]),
+            "staleness/groups_late": float(self.num_late),
+            "reward/sampled_mean": sum(self.rewards) / max(1, len(self.rewards)),
+            "samples/failed": float(self.failed.total()),
+        }
+
 
 class GroupSource(Protocol):
     """Where a step's groups come from."""

@@ -99,6 +99,11 @@ class Ledger:
         known = self._settled.total() + len(self._in_flight) + len(self._returned)
         return known / len(self._prompts)
 
+    def metrics(self) -> dict[str, float]:
+        """`counts` and `epoch_frac` under their names in the log."""
+        counts = {f"ledger/{name}": float(count) for name, count in self.counts().items()}
+        return {**counts, "ledger/epoch_frac": self.epoch_frac}
+
     def state_dict(self) -> dict[str, Any]:
         """Plain data for a checkpoint; prompts in flight are to be sampled again."""
         return {

@@ -15,6 +15,9 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
     Raises:
         ValueError: names the values and the remedy.
     """
+    if not config.trainer.learns:
+        capacity.check(config, algorithm)
+        return
     if algorithm.needs_groups and config.rollout.samples_per_prompt < 2:
         raise ValueError(
             f"algorithm={algorithm.name} compares siblings of one prompt, so "
@@ -115,44 +118,83 @@ def _adapter(adapter: AdapterConfig) -> str:
 
 def describe(config: TrainConfig, algorithm: Algorithm) -> str:
     """What would run, in a dozen lines."""
-    trainer, rollout, learner = config.trainer, config.rollout, config.learner
-    cluster, schedule = config.cluster, config.schedule
-    columns = algorithm.required_columns
-    roles = ["rollout", "reward", "learner"]
-    if trainer.num_updates > 1 or "old_logprobs" in algorithm.credit_columns:
-        roles.append(f"actor ({cluster.actor.placement} with the learner)")
-    if capacity.needs_reference(config, algorithm):
-        roles.append("reference")
-    elif "ref_logprobs" in columns:
-        roles.append("reference (the learner with its adapter switched off)")
-    if algorithm.needs_critic:
-        where = "beside the learner" if cluster.critic.shared else "dedicated"
-        roles.append(f"critic ({where})")
-    sequences, updates = config.sequences_per_step, trainer.updates_per_step
-    longest = config.data.max_prompt_tokens + rollout.sampling.max_new_tokens
+    trainer, rollout, schedule = config.trainer, config.rollout, config.schedule
+    sequences = config.sequences_per_step
     rows = [
         ("run", f"{config.run_name}, {trainer.total_steps} steps, seed {config.seed}"),
-        ("algorithm", repr(algorithm)),
-        ("columns", ", ".join(sorted(columns)) or "none beyond rewards and log-probs"),
-        ("roles", ", ".join(roles)),
+        *(_algorithm_rows(algorithm) if trainer.learns else []),
+        ("roles", ", ".join(_roles(config, algorithm))),
         ("model", config.model.path or f"{config.model.name} (built on first use)"),
         ("data", config.data.train_path or f"{config.data.name} (generated on first use)"),
         (
             "step",
             f"{trainer.prompts_per_step} prompts x {rollout.samples_per_prompt} samples = "
-            f"{sequences} sequences, at most {sequences * longest} tokens",
+            f"{sequences} sequences, at most {sequences * config.longest} tokens",
         ),
+        ("rollout", _rollout(config)),
+        *(_learner_rows(config, algorithm) if trainer.learns else []),
+        (
+            "schedule",
+            f"{schedule.name}, max_staleness {schedule.max_staleness}, trained in the order "
+            f"{schedule.order}; {schedule.stale} what is staler",
+        ),
+        ("cluster", capacity.describe(config, algorithm).replace("\n", f"\n{'':>12}")),
+    ]
+    if rollout.replay.replays:
+        rows = [row for row in rows if row[0] != "schedule"]
+    profile = profiling.describe(config)
+    rows += [("profile", profile)] if profile else []
+    return "\n".join(f"{name:>10}  {text}" for name, text in rows)
+
+
+def _algorithm_rows(algorithm: Algorithm) -> list[tuple[str, str]]:
+    columns = ", ".join(sorted(algorithm.required_columns))
+    return [
+        ("algorithm", repr(algorithm)),
+        ("columns", columns or "none beyond rewards and log-probs"),
+    ]
+
+
+def _roles(config: TrainConfig, algorithm: Algorithm) -> list[str]:
+    """Every role that is launched, and where the less obvious ones live."""
+    cluster = config.cluster
+    roles = [] if config.rollout.replay.replays else ["rollout", "reward"]
+    if not config.trainer.learns:
+        return roles
+    roles.append("learner")
+    if config.trainer.num_updates > 1 or "old_logprobs" in algorithm.credit_columns:
+        roles.append(f"actor ({cluster.actor.placement} with the learner)")
+    if capacity.needs_reference(config, algorithm):
+        roles.append("reference")
+    elif "ref_logprobs" in algorithm.required_columns:
+        roles.append("reference (the learner with its adapter switched off)")
+    if algorithm.needs_critic:
+        roles.append(f"critic ({'beside the learner' if cluster.critic.shared else 'dedicated'})")
+    return roles
+
+
+def _rollout(config: TrainConfig) -> str:
+    rollout = config.rollout
+    if rollout.replay.replays:
+        return f"no engine: the record of {rollout.replay.folder}"
+    weights = f"weights by {rollout.transport}" if config.trainer.learns else "the model's weights"
+    return (
+        f"{rollout.num_engines} engines x {rollout.tensor_parallel_size} devices, "
+        f"{rollout.dtype}, {weights}"
+    )
+
+
+def _learner_rows(config: TrainConfig, algorithm: Algorithm) -> list[tuple[str, str]]:
+    """The arithmetic of an update, who computes it, and what may surprise."""
+    trainer, learner = config.trainer, config.learner
+    sequences, updates = config.sequences_per_step, trainer.updates_per_step
+    return [
         (
             "updates",
             f"{sequences} / {updates} = {config.sequences_per_update} sequences per optimizer "
             f"update, about {config.sequences_per_update / learner.num_data_parallel:g} on each "
             f"of {_rows_owners(learner)}, packed to {learner.token_budget} tokens; "
             f"{trainer.epochs_per_step} x {updates} = {trainer.num_updates} updates a step",
-        ),
-        (
-            "rollout",
-            f"{rollout.num_engines} engines x {rollout.tensor_parallel_size} devices, "
-            f"{rollout.dtype}, weights by {rollout.transport}",
         ),
         (
             "learner",
@@ -162,16 +204,7 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
         *([("adapter", _adapter(config.model.adapter))] if config.model.adapter.trains else []),
         *([("critic", _critic(config))] if algorithm.needs_critic else []),
         *[("note", text) for text in _notes(config, algorithm)],
-        (
-            "schedule",
-            f"{schedule.name}, max_staleness {schedule.max_staleness}, trained in the order "
-            f"{schedule.order}; {schedule.stale} what is staler",
-        ),
-        ("cluster", capacity.describe(config, algorithm).replace("\n", f"\n{'':>12}")),
     ]
-    profile = profiling.describe(config)
-    rows += [("profile", profile)] if profile else []
-    return "\n".join(f"{name:>10}  {text}" for name, text in rows)
 
 
 def _rows_owners(learner: LearnerConfig) -> str:

@@ -44,10 +44,7 @@ def describe(
         f"  metrics         {run_dir / 'metrics.jsonl'}",
         *([f"  rollouts        {run_dir / 'rollouts'}"] if config.tracking.rollouts else []),
         *([f"  trace           {run_dir / FILE_NAME}"] if config.tracking.trace else []),
-        f"next: ballast train experiment={config.run_name} algorithm=dapo"
-        if config.run_name in ("quickstart", "tiny")
-        else "next: the same command with resume=auto "
-        f"trainer.total_steps={config.trainer.total_steps * 2}",
+        f"next: {_next(config, run_dir)}",
     ]
     return "\n".join(lines)
 
@@ -59,6 +56,15 @@ def _bubbles(config: TrainConfig, steps: Sequence[dict[str, float]]) -> list[str
         return []
     roles = [f"                  {line}" for line in bubbles.describe(shares)]
     return ["  time by role", *roles, f"  bubbles         {bubbles.diagnose(shares, config)}"]
+
+
+def _next(config: TrainConfig, run_dir: Path) -> str:
+    """What to try after this run."""
+    if not config.trainer.learns:
+        return f"the same without trainer=, rollout=replay rollout.replay.folder={run_dir}"
+    if config.run_name in ("quickstart", "tiny"):
+        return f"ballast train experiment={config.run_name} algorithm=dapo"
+    return f"the same command with resume=auto trainer.total_steps={config.trainer.total_steps * 2}"
 
 
 def _answers(before: Scores, after: Scores, count: int = 3) -> list[str]:

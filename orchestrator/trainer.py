@@ -175,10 +175,9 @@ class Trainer:
             **published,
             **self.turns.metrics(),
             **followed,
-            **_dropped_metrics(taken),
+            **taken.metrics(),
             **self.producer.metrics(),
-            **{f"ledger/{name}": float(n) for name, n in self.ledger.counts().items()},
-            "ledger/epoch_frac": self.ledger.epoch_frac,
+            **self.ledger.metrics(),
         }
         metrics |= self.accounting.step(step, clock, metrics)
         metrics |= clock.metrics()
@@ -273,14 +272,3 @@ class Trainer:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _dropped_metrics(taken: Taken) -> dict[str, float]:
-    return {
-        "groups/trained": float(len(taken.groups)),
-        "groups/dropped": float(taken.dropped.total()),
-        "groups/filtered": float(taken.dropped["filtered"]),
-        "staleness/groups_late": float(taken.num_late),
-        "reward/sampled_mean": float(np.mean(taken.rewards)),
-        "samples/failed": float(taken.failed.total()),
-    }

@@ -41,15 +41,19 @@ def _read(path: str) -> tuple[list[TrajectoryMeta], pa.RecordBatch]:
 
 def begin_write(folder: Path, groups: Sequence[RolloutGroup], *, timeout_s: float) -> Pending:
     """Begin to write at least one group; the answer is one `FileRecord`."""
-    batches: list[Any] = []
-    slices = []
-    for group in groups:
-        if group.batch not in batches:
-            batches.append(group.batch)
-        source = batches.index(group.batch)
-        slices.append(Slice(batch=source, start=group.start, length=len(group.metas)))
+    slices, batches = places(groups)
     ref = _write.remote(str(folder / FILE), slices, *batches)
     return Pending("checkpoint", "write groups", [ref], timeout_s)
+
+
+def places(groups: Sequence[RolloutGroup]) -> tuple[list[Slice], list[Any]]:
+    """All rows of the groups, and the references to batches that the slices count."""
+    batches: dict[Any, int] = {}  # reference -> number
+    slices = []
+    for group in groups:
+        source = batches.setdefault(group.batch, len(batches))
+        slices.append(Slice(batch=source, start=group.start, length=len(group.metas)))
+    return slices, list(batches)
 
 
 def read_groups(folder: Path, *, timeout_s: float) -> list[RolloutGroup]:

@@ -101,6 +101,12 @@ class TrainConfig:
             "with rollout=replay nothing is left to do; choose trainer=train, or rollout=vllm",
         )
         require(
+            trainer.learns or self.tracking.rollouts,
+            "tracking.rollouts",
+            self.tracking.rollouts,
+            "trainer=rollout_only would leave nothing behind; set it to true",
+        )
+        require(
             trainer.eval_every == 0 or (trainer.learns and not replays),
             "trainer.eval_every",
             trainer.eval_every,

@@ -12,6 +12,7 @@ ROOT = Path(conf.__file__).parent
 GROUPS = (
     "model",
     "model/adapter",
+    "trainer",
     "data",
     "reward",
     "rollout",

@@ -1,8 +1,11 @@
 """A run is recorded and trained again from its record: to the bit, and by another algorithm."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,19 +18,23 @@ SHAPE = ["trainer.prompts_per_step=8", "rollout.samples_per_prompt=4"]
 GRPO = ["algorithm=grpo", "~algorithm.regularizers.kl"]
 
 
-def train(folder, name, *overrides):
-    command = [
+def command(folder, name, *overrides):
+    return [
         *(sys.executable, "-m", "orchestrator.cli", "train", "experiment=tiny"),
         *(f"output_dir={folder}", f"run_name={name}", f"trainer.total_steps={STEPS}"),
         *("data.eval_limit=4", *SHAPE, *overrides),
     ]
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=300, check=False
-    )
 
 
 def finished(folder, name, *overrides):
-    done = train(folder, name, *overrides)
+    done = subprocess.run(
+        command(folder, name, *overrides),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder / name, done.stdout
 
@@ -103,3 +110,58 @@ def test_two_algorithms_train_on_identical_batches(folder, original, again):
     fates = [parts["ledger"]["fate"] for parts in ledgers]
     assert fates[0] == fates[1] == fates[2]
     assert ledgers[2]["recording"] == {"run": "original", "position": STEPS}
+
+
+@pytest.mark.slow
+def test_rollouts_alone_are_recorded_once_across_a_kill_and_train_afterwards(folder):
+    alone = ["trainer=rollout_only", "trainer.total_steps=400", "schedule=async"]
+    process = subprocess.Popen(
+        command(folder, "alone", *alone),
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("step 5/"):
+            break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=30)
+    run = folder / "alone"
+    saved = max(int(path.name[5:]) for path in (run / "checkpoints").glob("step_??????"))
+    assert saved >= 2, "".join(lines)
+    before = {step: recorded(run, step).to_pydict() for step in range(1, saved + 1)}
+    more = saved + 3
+    _, output = finished(folder, "alone", *alone, f"trainer.total_steps={more}", "resume=auto")
+    assert "rollout=replay" in output
+    for step, columns in before.items():
+        assert recorded(run, step).to_pydict() == columns  # not sampled again
+    metrics = steps(run)
+    assert [line["step"] for line in metrics] == list(range(1, more + 1))
+    groups = Counter()
+    for step in range(1, more + 1):
+        table = recorded(run, step)
+        groups.update(set(table["group_id"].to_pylist()))
+        drawn = {v for row in table["weight_versions"].to_pylist() for v in row if v >= 0}
+        assert drawn == {0}  # the model folder's weights, whatever happened
+        assert table.column_names == SCHEMA.names
+    assert set(groups.values()) == {1}
+    assert len(groups) == 8 * more
+    for line in metrics:
+        assert line["rollout/sequences"] == 32
+        assert line["rollout/tokens_per_s"] > 0
+        assert "learner/loss" not in line and "publication/total_s" not in line
+    assert not (run / "final").exists()
+    source = ["rollout=replay", f"rollout.replay.folder={run}"]
+    trained, _ = finished(folder, "offline", *GRPO, "algorithm/correction=tis", *source)
+    # Weights move, the record's version does not.
+    assert [line["staleness/max"] for line in steps(trained)] == [0, 1, 2]
+    assert all(line["learner/steps"] == 1 for line in steps(trained))
+    assert [line["groups/recorded_steps_left"] for line in steps(trained)] == [
+        more - 1,
+        more - 2,
+        more - 3,
+    ]

@@ -4,7 +4,7 @@ import pytest
 from hydra.utils import instantiate
 
 from conf.compose import compose
-from orchestrator import plan
+from orchestrator import capacity, plan
 
 
 def planned(*overrides):
@@ -90,3 +90,28 @@ def test_overlong_shaping_follows_the_budget_and_says_where_it_never_applies():
 def test_what_cannot_be_is_named_before_anything_starts(overrides, message):
     with pytest.raises(Exception, match=message):
         planned(*overrides)
+
+
+def test_a_replay_and_a_rollout_alone_plan_what_they_run():
+    rows = planned("rollout=replay", "rollout.replay.folder=/runs/before", "algorithm=rpg")
+    assert rows["roles"] == "learner"
+    assert rows["rollout"] == "no engine: the record of /runs/before"
+    assert "schedule" not in rows
+    rows = planned("trainer=rollout_only", "algorithm=ppo")
+    assert rows["roles"] == "rollout, reward"
+    assert rows["rollout"].endswith("the model's weights")
+    assert not {"algorithm", "updates", "learner", "critic"} & rows.keys()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpus"),
+    [
+        ([], [4, 3]),
+        (["rollout=replay", "rollout.replay.folder=/r", "learner.num_ranks=8"], [0, 6]),
+        (["trainer=rollout_only", "rollout.num_engines=8"], [8, 0]),
+    ],
+)
+def test_who_does_not_run_takes_no_gpu(overrides, gpus):
+    raw, config = compose(["cluster=gpu_8", *overrides])
+    plan.check(config, instantiate(raw.algorithm, _convert_="all"))
+    assert [count for _, count in capacity.gpus_asked(config, references=False)] == gpus

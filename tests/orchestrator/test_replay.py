@@ -224,9 +224,9 @@ def test_token_ids_beyond_the_vocabulary_are_refused(run):
     ("overrides", "message"),
     [
         (["rollout=replay"], "rollout.replay.folder='': name a recorded run's folder"),
-        (["rollout.replay.folder=/r", "trainer.learns=false"], "nothing is left to do"),
+        (["rollout.replay.folder=/r", "trainer=rollout_only"], "nothing is left to do"),
         (["rollout.replay.folder=/r", "trainer.eval_every=1"], "rollout=replay has no engine"),
-        (["trainer.learns=false", "trainer.eval_every=1"], "rollout_only has no learner"),
+        (["trainer=rollout_only", "trainer.eval_every=1"], "rollout_only has no learner"),
     ],
 )
 def test_what_a_run_without_a_role_can_not_do_is_refused(overrides, message):
