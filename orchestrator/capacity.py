@@ -9,6 +9,7 @@ from __future__ import annotations
 from algorithms.algorithm import Algorithm
 from conf.schema import TrainConfig
 from orchestrator import memory
+from orchestrator.architecture import architecture_of
 from workers.engines.zero_settings import check_heads
 
 
@@ -82,7 +83,7 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
                 f"of cluster={cluster.name} has {cluster.gpus_per_node} GPUs; lower it"
             )
     _check_context(config)
-    model = memory.architecture_of(config.model)
+    model = architecture_of(config.model)
     if model is not None:
         check_heads(model.num_heads, model.num_kv_heads, config.learner.sequence_parallel_size)
     transport = config.rollout.transport
@@ -96,7 +97,7 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
 
 def _check_context(config: TrainConfig) -> None:
     """Refuse sequences longer than the model's own context, where it is known."""
-    model = memory.architecture_of(config.model)
+    model = architecture_of(config.model)
     longest = config.rollout.max_model_len
     if model is not None and longest > model.context:
         raise ValueError(

@@ -18,7 +18,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from conf.schema import TrainConfig
-from orchestrator import memory
+from orchestrator.architecture import architecture_of, num_parameters
 from orchestrator.capacity import gpus_asked
 from orchestrator.doctor.findings import Finding, fault, note, ok
 
@@ -185,11 +185,11 @@ def checkpoint_bytes(config: TrainConfig, *, critic: bool = False) -> float:
 
     A critic is as large again, and not exported. 1 GiB where the model's size is unknown.
     """
-    model = memory.architecture_of(config.model)
+    model = architecture_of(config.model)
     if model is None:
         return float(GIB)
     copies = (config.trainer.keep_checkpoints or 1) + 1
-    return memory.num_parameters(model) * (
+    return num_parameters(model) * (
         12.0 * copies * (2 if critic else 1) + 4.0 * config.trainer.export
     )
 

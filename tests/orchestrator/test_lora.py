@@ -7,6 +7,7 @@ from hydra.utils import instantiate
 
 from conf.compose import ConfigError, compose
 from orchestrator import capacity, memory, plan
+from orchestrator.architecture import architecture_of, num_parameters
 from orchestrator.settings import policy_settings, vllm_settings
 from workers.models.tiny import build_tiny
 
@@ -39,11 +40,11 @@ def test_only_the_adapter_has_gradients_and_moments():
     sizes = ["model=qwen25_7b", "model.path=/models/qwen", "model.adapter.rank=16"]
     whole, _ = composed(*sizes)
     adapted, _ = composed(*sizes, "model/adapter=lora")
-    model = memory.architecture_of(adapted.model)
+    model = architecture_of(adapted.model)
     # Qwen2.5-7B: hidden 3584, feed-forward 18944, 28 query and 4 key/value heads of 128, 28 layers.
     attention = 2 * (3584 + 3584) + 2 * (3584 + 512)
     assert memory.num_trained(adapted, model) == 28 * 16 * (attention + 3 * (3584 + 18944))
-    assert memory.num_trained(whole, model) == memory.num_parameters(model)
+    assert memory.num_trained(whole, model) == num_parameters(model)
     parts = [
         memory.policy_share(config, model, num_ranks=1, trains=True).parts
         for config in (whole, adapted)

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
 from conf.compose import compose
 from conf.schema import ArchitectureConfig
 from orchestrator import capacity, memory, plan
+from orchestrator.architecture import architecture_of, num_parameters
 from workers.engines.policy_model import PolicyModel
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -60,7 +61,7 @@ def test_parameters_are_those_that_transformers_counts(model):
             for layers in (1, 2)
         )
     counted = one + (size.num_layers - 1) * (two - one)
-    assert memory.num_parameters(size) == counted
+    assert num_parameters(size) == counted
     said = (CONF / "model" / f"{model}.yaml").read_text()
     assert f"{counted / 1e9:.2f} B parameters" in said
 
@@ -128,7 +129,7 @@ def test_a_rank_of_7b_by_hand():
 def test_what_each_stage_divides(stage, kept):
     _, config = compose(["experiment=cpgd_qwen25_7b", f"learner.zero_stage={stage}"])
     parts = memory.policy_share(config, SMALL, num_ranks=4, trains=True).parts
-    whole = 4 * memory.num_parameters(SMALL)
+    whole = 4 * num_parameters(SMALL)
     assert {name: parts[name] / whole for name in kept} == pytest.approx(kept)
 
 
@@ -243,13 +244,13 @@ def test_the_folder_must_hold_the_named_model(tmp_path):
     assert "model=qwen25_7b has num_layers=28, but the folder" in message
     (tmp_path / "config.json").write_text(json.dumps({**record, "num_hidden_layers": 28}))
     _, config = compose(["experiment=cpgd_qwen25_7b", "model=hf", f"model.path={tmp_path}"])
-    assert memory.architecture_of(config.model).head_dim == 128  # 3584 / 28
+    assert architecture_of(config.model).head_dim == 128  # 3584 / 28
 
 
 def test_an_unknown_model_is_not_refused():
     raw, config = compose(["experiment=tiny", "cluster=gpu_1"])
     algorithm = instantiate(raw.algorithm, _convert_="all")
-    assert memory.architecture_of(config.model) is None
+    assert architecture_of(config.model) is None
     plan.check(config, algorithm)
     # 0.4 for the engine, 0.5 for the learner; cpgd has no reference.
     assert capacity.describe(config, algorithm) == "gpu_1, 0.9 GPUs of 1 nodes x 1, 80 GiB each"
