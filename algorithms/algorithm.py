@@ -11,7 +11,7 @@ trainer; it holds no state, no device and no optimizer. Data flows
 Shapes: N tokens, S sequences, G groups.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -201,6 +201,21 @@ class Algorithm:
         for part in self.filters.values():
             keep = keep & part.keep_groups(rewards, group_ids)
         return keep
+
+    @property
+    def settles_early(self) -> bool:
+        """Whether some filter can decide on a group before all its siblings are scored."""
+        return any(type(part).settled is not Filter.settled for part in self.filters.values())
+
+    def settled(self, rewards: Sequence[float], num_left: int) -> bool:
+        """Whether every filter's verdict on one group is the same whatever may still come.
+
+        Args:
+            rewards: unshaped, of the siblings that are scored, at least one.
+            num_left: siblings that are not.
+        """
+        scored = torch.tensor(rewards, dtype=torch.float32)
+        return all(part.settled(scored, num_left) for part in self.filters.values())
 
     def credit(self, inputs: CreditInputs) -> Credit:
         """Advantages of the whole step's batch.

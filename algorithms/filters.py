@@ -30,6 +30,10 @@ class DynamicSampling(Filter):
         lowest = -segment_max(-rewards, group_ids, num, -torch.inf)
         return highest > lowest
 
+    def settled(self, rewards: Tensor, num_left: int) -> bool:
+        """Two rewards that differ keep the group; equal ones decide nothing before the end."""
+        return num_left == 0 or bool(rewards.max() > rewards.min())
+
 
 @dataclass(frozen=True, kw_only=True)
 class OverlongFilter(Filter):

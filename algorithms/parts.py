@@ -122,6 +122,19 @@ class Filter(Part):
         del rewards
         return torch.ones(num_segments(group_ids), dtype=torch.bool, device=group_ids.device)
 
+    def settled(self, rewards: Tensor, num_left: int) -> bool:
+        """Whether the verdict on one group is the same whatever its other siblings bring.
+
+        True is a promise about every number of them from 0 to `num_left`, and every reward. A
+        filter that chooses groups says so only at the end, unless it knows better.
+
+        Args:
+            rewards: [S] before shaping, of the siblings that are scored.
+            num_left: siblings that are not.
+        """
+        del rewards
+        return num_left == 0 or type(self).keep_groups is Filter.keep_groups
+
     def trains(self, inputs: RewardInputs) -> Tensor:
         """Return [S] bool; a sequence that is False gets an all-False `loss_mask`."""
         return torch.ones_like(inputs.truncated, dtype=torch.bool)

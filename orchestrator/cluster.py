@@ -21,7 +21,13 @@ from orchestrator.capacity import needs_reference
 from orchestrator.colocation import make_room
 from orchestrator.nodes import describe_engines, engine_nodes
 from orchestrator.placement import PlacementError, bundles, check_resources
-from orchestrator.settings import concurrency, critic_settings, policy_settings, vllm_settings
+from orchestrator.settings import (
+    concurrency,
+    critic_settings,
+    early_stop,
+    policy_settings,
+    vllm_settings,
+)
 from workers import USER_PATH_VARIABLE
 from workers.critic_group import CriticGroup
 from workers.critic_worker import CriticWorker
@@ -242,6 +248,7 @@ class Cluster:
                 "max_prompt_tokens": config.data.max_prompt_tokens,
                 "environment": environment,
                 "reward_timeout_s": config.reward.timeout_s,
+                "early_stop": early_stop(config, self._algorithm),
             },
             env=env,
             restarts=True,

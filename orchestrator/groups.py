@@ -12,7 +12,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+
 from workers.rollout_pool import RolloutGroup
+from workers.trajectory import SCORED, STOPPED_EARLY
+
+
+def group_name(epoch: int, row: int, attempt: int) -> str:
+    """The id of a prompt's group; every attempt to sample it has its own."""
+    return f"{epoch}-{row}-{attempt}" if attempt else f"{epoch}-{row}"
+
+
+def prompt_of(group_id: str) -> tuple[int, int]:
+    """(epoch, row) of the prompt that `group_name` named."""
+    epoch, row = group_id.split("-")[:2]
+    return int(epoch), int(row)
 
 
 class NothingToTrainError(RuntimeError):
@@ -31,17 +45,31 @@ class Taken:
     dropped: Counter[str] = field(default_factory=Counter)  # groups, by reason
     failed: Counter[str] = field(default_factory=Counter)  # samples, by outcome
     num_late: int = 0  # groups that train though they are staler than the bound
+    num_aborted: int = 0  # groups that over-sampling began and nobody waited for
     rewards: tuple[float, ...] = ()  # of every scored sample, also of groups that do not train
 
     def metrics(self) -> dict[str, float]:
-        """How many groups and samples had which fate, and the mean reward of all."""
+        """What was taken and what was not, and whom an early stop cut off."""
         return {
             "groups/trained": float(len(self.groups)),
             "groups/dropped": float(self.dropped.total()),
             "groups/filtered": float(self.dropped["filtered"]),
+            "groups/aborted": float(self.num_aborted),
             "staleness/groups_late": float(self.num_late),
             "reward/sampled_mean": sum(self.rewards) / max(1, len(self.rewards)),
             "samples/failed": float(self.failed.total()),
+            **self._early_stop_metrics(),
+        }
+
+    def _early_stop_metrics(self) -> dict[str, float]:
+        metas = [meta for group in self.groups for meta in group.metas]
+        stopped = [meta.num_sampled for meta in metas if meta.outcome == STOPPED_EARLY]
+        if not stopped:
+            return {}
+        finished = [meta.num_sampled for meta in metas if meta.outcome == SCORED]
+        return {
+            "rollout/early_stop_frac": len(stopped) / len(metas),
+            "rollout/early_stop_length_bias": float(np.mean(finished) - np.mean(stopped)),
         }
 
 

@@ -1,9 +1,9 @@
 """The ledger: what became of every prompt of every epoch.
 
 A prompt is pending until it is submitted, in flight until its group is taken, and then trained at a
-step or dropped for a reason. The state is saved with every checkpoint; what was in flight then is
-pending again unless its finished group was saved too, so a resumed run trains each prompt exactly
-once per epoch.
+step or dropped for a reason, or pending again where its group was given up unfinished. The state is
+saved with every checkpoint; what was in flight then is pending again unless its finished group was
+saved too, so a resumed run trains each prompt exactly once per epoch.
 """
 
 from __future__ import annotations
@@ -63,6 +63,13 @@ class Ledger:
                 "there twice, and a prompt trains once per epoch"
             )
         self._in_flight[(epoch, row)] = None
+
+    def give_back(self, epoch: int, row: int) -> None:
+        """The prompt's group was given up: it is pending again, and handed out before others."""
+        if (epoch, row) not in self._in_flight:
+            raise ValueError(f"prompt {row} of epoch {epoch} is not in flight; can't be given back")
+        del self._in_flight[(epoch, row)]
+        self._returned.append((epoch, row))
 
     def trained(self, epoch: int, row: int, step: int) -> None:
         """The prompt's group was trained at `step`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from algorithms.algorithm import Algorithm
 from algorithms.conformance.rehearsal import rehearse
 from algorithms.rewards import OverlongPenalty
@@ -28,6 +30,12 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
         raise ValueError(
             f"schedule.stale=train with algorithm={algorithm.name}, which corrects nothing for "
             "tokens of older weights; add algorithm/correction=tis, or set schedule.stale=drop"
+        )
+    if config.rollout.early_stop_samples and not algorithm.settles_early:
+        raise ValueError(
+            f"rollout.early_stop_samples={config.rollout.early_stop_samples} with algorithm="
+            f"{algorithm.name}, none of whose filters decides on a group before all its samples "
+            "are scored; add algorithm.filters (DynamicSampling, as in algorithm=dapo), or set 0"
         )
     produced = PRODUCED | ({"values"} if algorithm.needs_critic else frozenset())
     missing = algorithm.required_columns - produced
@@ -136,7 +144,7 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
         (
             "schedule",
             f"{schedule.name}, max_staleness {schedule.max_staleness}, trained in the order "
-            f"{schedule.order}; {schedule.stale} what is staler",
+            f"{schedule.order}; {schedule.stale} what is staler{_oversample(config)}",
         ),
         ("cluster", capacity.describe(config, algorithm).replace("\n", f"\n{'':>12}")),
     ]
@@ -205,6 +213,15 @@ def _learner_rows(config: TrainConfig, algorithm: Algorithm) -> list[tuple[str, 
         *([("critic", _critic(config))] if algorithm.needs_critic else []),
         *[("note", text) for text in _notes(config, algorithm)],
     ]
+
+
+def _oversample(config: TrainConfig) -> str:
+    schedule = config.schedule
+    if schedule.oversample == 1:
+        return ""
+    begun = math.ceil(schedule.oversample * config.trainer.prompts_per_step)
+    fate = {"keep": "keep", "again": "begin again", "drop": "drop"}[schedule.leftover]
+    return f"; {begun} groups begun for {config.trainer.prompts_per_step}, {fate} the slowest"
 
 
 def _rows_owners(learner: LearnerConfig) -> str:

@@ -4,22 +4,27 @@ It draws prompts from the ledger, keeps as many groups in flight as the allowed 
 and returns groups in the order in which they were begun, so that a run is reproducible, or in that
 in which they finished, so that no slow one holds up the others. A group that may not train (too few
 scored siblings, filtered by the algorithm, too stale) is dropped with a reason and replaced by a
-fresh one. Nothing here learns, scores or publishes.
+fresh one. Over-sampling (`schedule.oversample`) begins more than a step needs, takes what finishes
+first and aborts the slowest. Nothing here learns, scores or publishes.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 from conf.schema import SamplingConfig, TrainConfig
 from orchestrator.batch import too_few, usable_rows
-from orchestrator.groups import Taken
+from orchestrator.groups import Taken, group_name, prompt_of
 from orchestrator.ledger import Ledger
 from workers.engines.vllm_settings import Sampling
 from workers.prompts import PromptSet
 from workers.requests import GroupRequest
 from workers.rollout_pool import RolloutGroup, RolloutPool
+from workers.trajectory import SCORED, STOPPED_EARLY
+
+PATIENCE = 2  # how often a prompt is aborted before a step waits for it
 
 
 def draw_settings(config: SamplingConfig) -> Sampling:
@@ -43,6 +48,7 @@ class Producer:
         self._pool, self._prompts, self._ledger, self._config = pool, prompts, ledger, config
         self._sampling = draw_settings(config.rollout.sampling)
         self._entries: dict[str, tuple[int, int]] = {}  # group id -> (epoch, row)
+        self._aborted: Counter[tuple[int, int]] = Counter()  # how often, by (epoch, row)
         self._finished: dict[str, RolloutGroup] = {}
 
     def run_ahead(self, version: int) -> None:
@@ -53,14 +59,16 @@ class Producer:
         """
         self._begin_up_to(self._config.schedule.max_staleness, version)
 
-    def _begin_up_to(self, batches: int, version: int) -> None:
-        self._begin(batches * self._config.trainer.prompts_per_step - len(self._entries), version)
+    def _begin_up_to(self, batches: float, version: int) -> None:
+        wanted = math.ceil(batches * self._config.trainer.prompts_per_step)
+        self._begin(wanted - len(self._entries), version)
 
     def _begin(self, count: int, version: int) -> None:
         requests = []
         for _, (epoch, row) in zip(range(count), self._ledger, strict=False):
             prompt = self._prompts[row]
-            group_id = f"{epoch}-{row}"
+            attempt = self._aborted[epoch, row]
+            group_id = group_name(epoch, row, attempt)
             self._entries[group_id] = (epoch, row)
             requests.append(
                 GroupRequest(
@@ -71,18 +79,23 @@ class Producer:
                     prompt=prompt.prompt,
                     ground_truth=prompt.ground_truth,
                     num_samples=self._config.rollout.samples_per_prompt,
-                    seed=self._seed(epoch, row),
+                    seed=self._seed(epoch, row, attempt),
                     sampling=self._sampling,
                     columns=prompt.columns,
+                    may_stop_early=True,
                 )
             )
         self._pool.submit(requests)
 
-    def _seed(self, epoch: int, row: int) -> int:
-        """Distinct for every sample of a run, and the same in every run with its seed."""
+    def _seed(self, epoch: int, row: int, attempt: int) -> int:
+        """Distinct for every sample of a run, and the same in every run with its seed.
+
+        Another attempt draws otherwise: the same responses would be the slowest again.
+        """
         serial = epoch * len(self._prompts) + row
         samples = self._config.rollout.samples_per_prompt
-        return (self._config.seed * 1_000_003 + serial * samples) % (2**31 - samples)
+        distinct = self._config.seed * 1_000_003 + serial * samples + attempt * 998_244_353
+        return distinct % (2**31 - samples)
 
     def take(
         self, step: int, version: int, may_train: Callable[[RolloutGroup], str | None]
@@ -101,13 +114,15 @@ class Producer:
         rewards: list[float] = []
         dropped: Counter[str] = Counter()
         failed: Counter[str] = Counter()
-        self._begin_up_to(self._config.schedule.max_staleness + 1, version)
+        schedule = self._config.schedule
+        self._begin_up_to(schedule.max_staleness + schedule.oversample, version)
         while len(chosen) < wanted and len(chosen) + dropped.total() < budget:
             if not self._entries:
                 left = budget - len(chosen) - dropped.total()
                 self._begin(min(wanted - len(chosen), left), version)
             group = self._next_group()
-            failed.update(m.outcome for m in group.metas if m.outcome != "scored")
+            fine = (SCORED, STOPPED_EARLY)
+            failed.update(meta.outcome for meta in group.metas if meta.outcome not in fine)
             rewards += [meta.reward for meta in group.metas if meta.reward is not None]
             epoch, row = self._entries.pop(group.group_id)
             late = self._staleness(group, version) > self._config.schedule.max_staleness
@@ -124,8 +139,31 @@ class Producer:
             dropped=dropped,
             failed=failed,
             num_late=num_late,
+            num_aborted=self._leave(),
             rewards=tuple(rewards),
         )
+
+    def _leave(self) -> int:
+        """Give up the slowest of what over-sampling began; how many groups these are.
+
+        What remains are the batches that may run ahead.
+        """
+        schedule = self._config.schedule
+        if schedule.oversample == 1 or schedule.leftover == "keep":
+            return 0
+        excess = len(self._entries) - schedule.max_staleness * self._config.trainer.prompts_per_step
+        done = {group.group_id for group in self.finished_groups()}
+        slowest = sorted(self._entries, key=done.__contains__)[: max(0, excess)]  # oldest first
+        self._pool.abort([group_id for group_id in slowest if group_id not in done])
+        for group_id in slowest:
+            epoch, row = self._entries.pop(group_id)
+            self._finished.pop(group_id, None)
+            if schedule.leftover == "again":
+                self._aborted[epoch, row] += 1
+                self._ledger.give_back(epoch, row)
+            else:
+                self._ledger.dropped(epoch, row, "aborted")
+        return len(slowest)
 
     def metrics(self) -> dict[str, float]:
         """How the engines fare."""
@@ -140,19 +178,23 @@ class Producer:
     def adopt(self, groups: Sequence[RolloutGroup]) -> None:
         """Take over what `finished_groups` of an earlier process returned."""
         for group in groups:
-            epoch, row = (int(number) for number in group.group_id.split("-"))
+            epoch, row = prompt_of(group.group_id)
             self._ledger.claim(epoch, row)
             self._entries[group.group_id] = (epoch, row)
             self._finished[group.group_id] = group
 
     def _next_group(self) -> RolloutGroup:
-        """The oldest group in flight once it is finished, or the first that is."""
-        in_order = self._config.schedule.order == "begun"
-        wanted = next(iter(self._entries)) if in_order else None
+        """The group that must come next once it is finished, or the first that is."""
+        wanted = next(filter(self._awaited, self._entries), None)
         while not self._finished or (wanted and wanted not in self._finished):
             for group in self._pool.poll():
                 self._finished[group.group_id] = group
         return self._finished.pop(wanted or next(iter(self._finished)))
+
+    def _awaited(self, group_id: str) -> bool:
+        """Whether no younger group may be taken before this one."""
+        in_order = self._config.schedule.order == "begun"
+        return in_order or self._aborted[self._entries[group_id]] >= PATIENCE
 
     def _unusable(self, group: RolloutGroup, version: int) -> str | None:
         few = too_few(group, samples_per_prompt=self._config.rollout.samples_per_prompt)

@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 
 from conf.schema import TrainConfig
 from orchestrator.batch import too_few, usable_rows
-from orchestrator.groups import NothingLeftError, Taken
+from orchestrator.groups import NothingLeftError, Taken, prompt_of
 from orchestrator.ledger import Ledger
 from orchestrator.sources import Sources
 from workers.models.vocabulary import tokenizer_digest, vocab_size
@@ -126,7 +126,7 @@ class Replay:
             for group in self._next_step(version, dropped):
                 failed.update(m.outcome for m in group.metas if m.outcome != "scored")
                 rewards += [meta.reward for meta in group.metas if meta.reward is not None]
-                epoch, row = (int(number) for number in group.group_id.split("-"))
+                epoch, row = prompt_of(group.group_id)
                 self._ledger.begin(epoch, row)
                 why = self._too_few(group) or may_train(group)
                 if why is None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from algorithms.algorithm import Algorithm
 from conf.schema import OptimizerConfig, TrainConfig
 from workers.concurrency import Concurrency
 from workers.engines.lora_settings import LoraSettings, adapted_leaves, linear_names
 from workers.engines.vllm_settings import VLLMSettings
 from workers.engines.zero_settings import OptimizerSettings, ZeroSettings
+from workers.group_play import EarlyStop
 
 
 def vllm_settings(config: TrainConfig, model_path: str, *, engine_id: int) -> VLLMSettings:
@@ -86,6 +88,12 @@ def concurrency(config: TrainConfig) -> Concurrency | None:
         increase=control.increase or rollout.samples_per_prompt,
         decrease=control.decrease,
     )
+
+
+def early_stop(config: TrainConfig, algorithm: Algorithm) -> EarlyStop | None:
+    """When the engines may spare a group the rest of its samples; never where nothing is set."""
+    samples = config.rollout.early_stop_samples
+    return EarlyStop(settled=algorithm.settled, min_samples=samples) if samples else None
 
 
 def adapter_settings(config: TrainConfig) -> LoraSettings | None:

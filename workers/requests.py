@@ -25,6 +25,7 @@ class GroupRequest:
     seed: int  # of the first sample; sibling k draws with seed + k
     sampling: Sampling
     columns: Mapping[str, Any] = field(default_factory=dict)  # handed to the reward
+    may_stop_early: bool = False  # siblings that no longer matter may be stopped
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

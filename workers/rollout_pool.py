@@ -117,7 +117,7 @@ class RolloutPool:
         limits = [limit for n in self.sampling() if (limit := self._routing.limit(n)) is not None]
         return {
             **({"rollout/concurrency": float(sum(limits))} if limits else {}),
-            "rollout/kv_usage": max(load.kv_usage for load in loads),
+            "rollout/kv_usage": max((load.kv_usage for load in loads), default=0.0),
             "rollout/waiting": float(sum(load.waiting for load in loads)),
             "rollout/preemptions": float(self._preemptions),
             "rollout/engines_healthy": float(len(self.sampling())),
@@ -133,6 +133,13 @@ class RolloutPool:
         """Give groups out, as many as the engines may hold; returns at once."""
         self._routing.add(requests)
         self._give_out(self.sampling())
+
+    def abort(self, group_ids: Sequence[str]) -> None:
+        """Give groups up, which frees their slots; `poll` never returns them."""
+        for number, held in self._routing.withdraw(group_ids).items():
+            self._group[number].abort.remote(held)
+            if self.engines[number].health.samples:
+                self._give_out([number])
 
     def _give_out(self, numbers: Sequence[int]) -> None:
         for number, share in self._routing.assign(numbers).items():

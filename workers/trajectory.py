@@ -50,6 +50,7 @@ SCHEMA = pa.schema(
 )
 
 SCORED = "scored"
+STOPPED_EARLY = "dropped:early_stop"  # the verdict on its group no longer needed it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -107,6 +107,7 @@ class RolloutConfig:
     dtype: str = "float32"  # of the engine's weights
     max_model_len: int = 128  # prompt and response, tokens
     max_num_seqs: int = 128  # decoded together by one engine
+    early_stop_samples: int = 0  # scored siblings before a settled group may stop; 0: never
     concurrency: ConcurrencyConfig = field(default_factory=ConcurrencyConfig)
     kv_cache_gib: float = 0.25  # per engine
     transport: str = "shm"  # weight publication: shm, gloo, nccl, ipc
@@ -134,6 +135,13 @@ class RolloutConfig:
         choose("rollout.transport", self.transport, ("shm", "gloo", "nccl", "ipc"))
         self.replay.check()
         self._check_concurrency()
+        require(
+            self.early_stop_samples == 0 or 2 <= self.early_stop_samples < self.samples_per_prompt,
+            "rollout.early_stop_samples",
+            self.early_stop_samples,
+            "must be 0, which never stops, or from 2 to less than rollout.samples_per_prompt="
+            f"{self.samples_per_prompt}",
+        )
         self.sampling.check("rollout.sampling")
         self.eval_sampling.check("rollout.eval_sampling")
         require(self.kv_cache_gib > 0, "rollout.kv_cache_gib", self.kv_cache_gib, "must be > 0")

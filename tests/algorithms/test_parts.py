@@ -19,7 +19,7 @@ from algorithms.filters import DynamicSampling, OverlongFilter
 from algorithms.gates import EntropyRatioClip
 from algorithms.inputs import LossInputs, RewardInputs
 from algorithms.kl import estimate
-from algorithms.parts import PolicyLoss
+from algorithms.parts import Filter, PolicyLoss
 from algorithms.policy_losses.clipped import ClippedRatio, Reinforce
 from algorithms.policy_losses.cpgd import ClippedLogRatio
 from algorithms.policy_losses.gppo import GradientPreservingClip
@@ -112,6 +112,39 @@ def test_dynamic_sampling_keeps_groups_that_differ() -> None:
     kept = composed(filters={"dynamic": DynamicSampling()}).keep_groups(rewards, groups)
     assert kept.tolist() == [False, True, False]
     assert composed().keep_groups(rewards, groups).tolist() == [True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "num_left", "settled"),
+    [
+        ([0.0, 1.0], 6, True),  # they differ, whatever comes
+        ([0.3, 0.3, 0.30001], 1, True),
+        ([1.0, 1.0, 1.0], 1, False),  # the last may differ
+        ([1.0, 1.0, 1.0], 0, True),
+        ([0.0], 7, False),
+    ],
+)
+def test_when_dynamic_sampling_has_decided(rewards, num_left, settled):
+    algorithm = composed(filters={"dynamic": DynamicSampling(), "overlong": OverlongFilter()})
+    assert algorithm.settled(rewards, num_left) is settled
+    assert algorithm.settles_early
+    assert not composed(filters={"overlong": OverlongFilter()}).settles_early
+    if settled:  # the promise, against the verdict itself, for none to all of what may come
+        for count in range(num_left + 1):
+            for last in (0.0, 1.0):
+                final = torch.tensor([*rewards, *[last] * count])
+                verdict = algorithm.keep_groups(final, torch.zeros(len(final), dtype=torch.int64))
+                assert bool(verdict[0]) is (max(rewards) > min(rewards))
+
+
+def test_a_filter_that_says_nothing_of_it_decides_at_the_end():
+    class AtMostOneRight(Filter):
+        def keep_groups(self, rewards, group_ids):
+            return torch.zeros(int(group_ids.max()) + 1).index_add(0, group_ids, rewards) <= 1
+
+    algorithm = composed(filters={"own": AtMostOneRight(), "dynamic": DynamicSampling()})
+    assert not algorithm.settled([0.0, 1.0], 1)
+    assert algorithm.settled([0.0, 1.0], 0)
 
 
 def test_overlong_filter_stops_truncated_responses() -> None:
