@@ -84,6 +84,8 @@ def diagnose(shares: Shares, config: TrainConfig) -> str:
         return "no step was measured"
     if "rollout" not in shares:
         found = [_replayed(shares)]
+    elif "learner" not in shares:
+        found = [_only_sampled(shares, config)]
     elif config.cluster.colocated:
         found = _colocated(shares, config)
     else:
@@ -152,6 +154,21 @@ def _replayed(shares: Shares) -> Bubble:
     )
 
 
+def _only_sampled(shares: Shares, config: TrainConfig) -> Bubble:
+    """Nothing is trained: engines idle where too few groups are in flight."""
+    idle, ahead = _of(shares, "rollout", "idle"), config.schedule.max_staleness
+    return Bubble(
+        who="rollout engines idle",
+        share=idle,
+        weight=idle - _of(shares, "driver", "drive"),
+        remedy=lambda: (
+            f"raise schedule.max_staleness (now {ahead}): more groups are in flight"
+            if ahead
+            else "schedule=one_step_off keeps the groups of the next batch in flight"
+        ),
+    )
+
+
 def _apart(shares: Shares, config: TrainConfig) -> list[Bubble]:
     """Engines and learner have devices of their own."""
     drive = _of(shares, "driver", "drive")
@@ -186,23 +203,31 @@ def _overlap(shares: Shares) -> float:
     return min(sampling, _of(shares, "driver", "score", "learn", "follow"))
 
 
+def _more_engines(config: TrainConfig) -> str:
+    text = f"add rollout engines (rollout.num_engines, now {config.rollout.num_engines})"
+    return text if config.cluster.rollout.num_gpus else f"{text}, if cores are free"
+
+
+def _more_ranks(config: TrainConfig) -> str:
+    text = f"add learner ranks (learner.num_ranks, now {config.learner.num_ranks})"
+    return text if config.cluster.learner.num_gpus else f"{text}, if cores are free"
+
+
 def _for_learner(shares: Shares, config: TrainConfig) -> str:
-    schedule, count = config.schedule, config.rollout.num_engines
-    more = f"add rollout engines (rollout.num_engines, now {count})"
+    schedule, more = config.schedule, _more_engines(config)
     if schedule.max_staleness == 0:
         if _overlap(shares) < WORTH:
             return more
         return f"schedule=one_step_off lets the engines sample meanwhile, or {more}"
     if _of(shares, "rollout", "idle") < SATURATED:
-        return f"{more}, which are never idle"
+        return f"the engines never are: {more}"
     if schedule.order == "begun":
         return "schedule=async lets it train what is finished, whatever was begun before"
     return f"raise schedule.max_staleness (now {schedule.max_staleness}): the engines idle too"
 
 
 def _for_engines(shares: Shares, config: TrainConfig) -> str:
-    schedule = config.schedule
-    ranks = f"add learner ranks (learner.num_ranks, now {config.learner.num_ranks})"
+    schedule, ranks = config.schedule, _more_ranks(config)
     sampling = _of(shares, "driver", "generate")
     tail = sampling - _of(shares, "rollout", "generate", "wait_for_reward", "environment")
     if schedule.max_staleness == 0:
@@ -212,7 +237,8 @@ def _for_engines(shares: Shares, config: TrainConfig) -> str:
             return ranks
         return f"schedule=one_step_off lets them sample while the learner trains, or {ranks}"
     if _of(shares, "learner", "idle") < SATURATED:
-        return f"{ranks}, which are never idle, or take fewer engines"
+        fewer = ", or take fewer engines" if config.rollout.num_engines > 1 else ""
+        return f"the learner never is: {ranks}{fewer}"
     if schedule.order == "begun":
         return "schedule=async lets the learner train what is finished, so that new groups begin"
     return f"raise schedule.max_staleness (now {schedule.max_staleness})"

@@ -27,9 +27,9 @@ CASES = {
             {"credit": 0.02, "learn": 0.28, "publish": 0.08},
             {"generate": 0.6, "publish": 0.08},
         ),
-        ["rollout.num_engines=2"],
+        ["cluster=gpu_8"],
         "learner idle 62 %: schedule=one_step_off lets the engines sample meanwhile, or add "
-        "rollout engines (rollout.num_engines, now 2)",
+        "rollout engines (rollout.num_engines, now 4)",
     ),
     "sync, next to nothing to hide": (
         shares(
@@ -38,7 +38,7 @@ CASES = {
             {"generate": 0.88, "publish": 0.05},
         ),
         [],
-        "learner idle 90 %: add rollout engines (rollout.num_engines, now 1)",
+        "learner idle 90 %: add rollout engines (rollout.num_engines, now 1), if cores are free",
     ),
     "sync, learning is longer": (
         shares(
@@ -48,7 +48,7 @@ CASES = {
         ),
         ["learner.num_ranks=2"],
         "rollout engines idle 65 %: schedule=one_step_off lets them sample while the learner "
-        "trains, or add learner ranks (learner.num_ranks, now 2)",
+        "trains, or add learner ranks (learner.num_ranks, now 2), if cores are free",
     ),
     "sync, a long tail": (
         shares(
@@ -87,8 +87,9 @@ CASES = {
             {"learn": 0.59, "publish": 0.1},
             {"generate": 0.9, "publish": 0.08},
         ),
-        [ONE_STEP_OFF],
-        "learner idle 31 %: add rollout engines (rollout.num_engines, now 1), which are never idle",
+        [ONE_STEP_OFF, "cluster=gpu_2"],
+        "learner idle 31 %: the engines never are: add rollout engines (rollout.num_engines, now "
+        "1)",
     ),
     "ahead, in order, both rest": (
         shares(
@@ -115,9 +116,9 @@ CASES = {
             {"learn": 0.93, "publish": 0.05},
             {"generate": 0.5, "publish": 0.05},
         ),
-        ["schedule=async"],
-        "rollout engines idle 45 %: add learner ranks (learner.num_ranks, now 1), which are never "
-        "idle, or take fewer engines",
+        ["schedule=async", "cluster=gpu_8"],
+        "rollout engines idle 45 %: the learner never is: add learner ranks (learner.num_ranks, "
+        "now 4), or take fewer engines",
     ),
     "async, nothing is left to gain": (
         shares(
@@ -205,6 +206,20 @@ def test_a_replay_is_not_told_to_add_engines():
     }
     assert sentence(found) == (
         "learner waiting for the recording 50 %: put rollout.replay.folder on a faster disk"
+    )
+
+
+def test_a_recording_is_not_told_to_add_ranks():
+    found = {
+        "driver": {"generate": 0.98, "drive": 0.02},
+        "rollout": {"generate": 0.6, "idle": 0.4},
+    }
+    assert sentence(found, "trainer=rollout_only") == (
+        "rollout engines idle 40 %: schedule=one_step_off keeps the groups of the next batch in "
+        "flight"
+    )
+    assert sentence(found, "trainer=rollout_only", "schedule=async") == (
+        "rollout engines idle 40 %: raise schedule.max_staleness (now 4): more groups are in flight"
     )
 
 
