@@ -15,9 +15,10 @@ from typing import Any
 import pyarrow as pa
 import ray.util
 
-from workers.engines.vllm_engine import VLLMEngine, VLLMSettings
+from workers.engines.vllm_engine import EngineTimeoutError, VLLMEngine, VLLMSettings
 from workers.environments.single_turn import Environment
 from workers.group_play import EarlyStop, GroupPlay, Stage
+from workers.health import EngineDiedError
 from workers.prompts import PromptEncoder
 from workers.requests import Collected, GroupRequest
 from workers.reward_client import RewardClient
@@ -46,6 +47,7 @@ class RolloutWorker:
         self._stage: Stage
         self._finished: asyncio.Queue[list[Trajectory]] = asyncio.Queue()
         self._groups: dict[str, tuple[GroupPlay, asyncio.Task[None]]] = {}
+        self._fault: Exception | None = None  # what kept groups from beginning
         self.spans = SpanLog()
 
     async def start(self, version: int, reward_workers: list[Any]) -> str:
@@ -67,6 +69,7 @@ class RolloutWorker:
         # What was asked of this worker before, by a driver that did not yet know of its death, was
         # given to others since.
         self._groups.clear()
+        self._fault = None
         self._finished = asyncio.Queue()
         await self._engine.start(version)
         # A full collection over all that the engine imported would stall sampling for 0.3 s, again
@@ -76,12 +79,18 @@ class RolloutWorker:
         return ray.util.get_node_ip_address()
 
     async def submit(self, requests: list[GroupRequest], together: bool) -> None:
-        """Begin to sample, all in one batch or as they come; returns when all have begun."""
+        """Begin to sample, all in one batch or as they come; returns when all have begun.
+
+        Nobody waits for it: what keeps the groups from beginning, `collect` raises.
+        """
         if not together:
             self._begin(requests)
             return
-        async with self._engine.together(sum(request.num_samples for request in requests)):
-            self._begin(requests)
+        try:
+            async with self._engine.together(sum(request.num_samples for request in requests)):
+                self._begin(requests)
+        except (EngineTimeoutError, EngineDiedError) as error:
+            self._fault = error
 
     def _begin(self, requests: list[GroupRequest]) -> None:
         for request in requests:
@@ -93,7 +102,7 @@ class RolloutWorker:
         """Groups that finished, at least one unless `wait_s` passes first.
 
         Raises:
-            EngineDiedError: the engine's own process is gone.
+            EngineDiedError: the engine's own process is gone, or hung and was ended.
             RuntimeError: the engine gives no usable answer any more.
             Exception: what ended the sampling of a group.
         """
@@ -102,7 +111,7 @@ class RolloutWorker:
             groups.append(await asyncio.wait_for(self._finished.get(), wait_s))
         except TimeoutError:
             self._engine.check_health()
-            self._raise_failures()
+            await self._raise_failures()
         self._engine.answers.check()
         while not self._finished.empty():
             groups.append(self._finished.get_nowait())
@@ -111,9 +120,13 @@ class RolloutWorker:
         collected = Collected(metas=metas, load=self._engine.load())
         return collected, to_record_batch(trajectories)
 
-    def _raise_failures(self) -> None:
-        for _, task in self._groups.values():
-            if task.done() and (error := task.exception()) is not None:
+    async def _raise_failures(self) -> None:
+        ended = [task.exception() for _, task in self._groups.values() if task.done()]
+        for error in (self._fault, *ended):
+            if isinstance(error, EngineTimeoutError):
+                await self._engine.shutdown()  # it hangs: what it holds is sampled again
+                raise EngineDiedError(str(error)) from error
+            if error is not None:
                 raise error
 
     async def _play(self, group_id: str, play: GroupPlay) -> None:
