@@ -53,6 +53,18 @@ def build_parser() -> argparse.ArgumentParser:
     overrides(model)
     doctor = command("doctor", "Say whether a run could work on this machine, and what to mend.")
     overrides(doctor)
+    rehearse = command(
+        "rehearse", "Run the driver on simulated engines and learner, to plan a run."
+    )
+    rehearse.add_argument(
+        "--compare", action="store_true", help="all schedules on several divisions of the GPUs"
+    )
+    rehearse.add_argument(
+        "--ratios",
+        default="1,2,4,8",
+        help="GPUs that sample to GPUs that learn, with --compare (%(default)s)",
+    )
+    overrides(rehearse)
     _add_cluster_commands(command, overrides)
     check = command("check-algorithm", "Run the conformance kit on an algorithm.")
     overrides(check)

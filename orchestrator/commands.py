@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from algorithms.algorithm import Algorithm
 
 
-def _composed(options: Namespace, *, extra: tuple[str, ...] = ()) -> tuple[DictConfig, TrainConfig]:
+def _composed(
+    options: Namespace, *, extra: tuple[str, ...] = (), last: tuple[str, ...] = ()
+) -> tuple[DictConfig, TrainConfig]:
     folder = None if options.config_dir is None else str(Path(options.config_dir).absolute())
-    return compose([*extra, *options.overrides], config_dir=folder)
+    return compose([*extra, *options.overrides, *last], config_dir=folder)
 
 
 def train(options: Namespace) -> int:
@@ -60,6 +62,33 @@ def eval(options: Namespace) -> int:  # noqa: A001 - the command's name
 
     folder = None if options.config_dir is None else str(Path(options.config_dir).absolute())
     evaluate(Path(options.path).absolute(), options.overrides, folder, Path(options.output))
+    return 0
+
+
+def rehearse(options: Namespace) -> int:
+    """Print what a run would do in simulated time, or compare schedules."""
+    from orchestrator import plan
+    from orchestrator.rehearsal.comparison import SCHEDULES, divisions, overrides
+    from orchestrator.rehearsal.figures import figures, steps_table, table
+    from orchestrator.rehearsal.run import peak_memory_bytes
+    from orchestrator.rehearsal.run import rehearse as run
+
+    _, config = _composed(options)
+    wanted: list[list[str]] = [[]]
+    if options.compare:
+        pairs = divisions(config, options.ratios)
+        wanted = [overrides(name, *pair) for pair in pairs for name in SCHEDULES]
+    rows = []
+    for chosen in wanted:
+        raw, config = _composed(options, last=tuple(chosen))
+        algorithm = instantiate(raw.algorithm, _convert_="all")
+        plan.check(config, algorithm)
+        moments = run(config, algorithm)
+        rows.append(figures(config, moments))
+        if not options.compare:
+            print(steps_table(moments), end="\n\n")
+    print(table(rows))
+    print(f"\npeak memory, simulation included: {peak_memory_bytes() / 2**30:.2f} GiB")
     return 0
 
 

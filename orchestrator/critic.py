@@ -16,8 +16,7 @@ from conf.schema import TrainConfig
 from orchestrator.batch import StepBatch, plan_updates
 from workers.critic_group import Answers, ValueFunction
 from workers.partition import SequenceCost
-from workers.plans import RankPlan
-from workers.policy_group import Trajectories
+from workers.plans import RankPlan, Trajectories
 
 
 @dataclass(frozen=True, kw_only=True)

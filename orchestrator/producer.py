@@ -49,6 +49,7 @@ class Producer:
         self._sampling = draw_settings(config.rollout.sampling)
         self._entries: dict[str, tuple[int, int]] = {}  # group id -> (epoch, row)
         self._aborted: Counter[tuple[int, int]] = Counter()  # how often, by (epoch, row)
+        self._overdue: dict[str, None] = {}  # groups in flight whose prompt was aborted too often
         self._finished: dict[str, RolloutGroup] = {}
 
     def run_ahead(self, version: int) -> None:
@@ -70,6 +71,8 @@ class Producer:
             attempt = self._aborted[epoch, row]
             group_id = group_name(epoch, row, attempt)
             self._entries[group_id] = (epoch, row)
+            if attempt >= PATIENCE:
+                self._overdue[group_id] = None
             requests.append(
                 GroupRequest(
                     group_id=group_id,
@@ -158,6 +161,7 @@ class Producer:
         for group_id in slowest:
             epoch, row = self._entries.pop(group_id)
             self._finished.pop(group_id, None)
+            self._overdue.pop(group_id, None)
             if schedule.leftover == "again":
                 self._aborted[epoch, row] += 1
                 self._ledger.give_back(epoch, row)
@@ -185,16 +189,14 @@ class Producer:
 
     def _next_group(self) -> RolloutGroup:
         """The group that must come next once it is finished, or the first that is."""
-        wanted = next(filter(self._awaited, self._entries), None)
+        in_order = self._config.schedule.order == "begun"
+        wanted = next(iter(self._entries if in_order else self._overdue), None)
         while not self._finished or (wanted and wanted not in self._finished):
             for group in self._pool.poll():
                 self._finished[group.group_id] = group
-        return self._finished.pop(wanted or next(iter(self._finished)))
-
-    def _awaited(self, group_id: str) -> bool:
-        """Whether no younger group may be taken before this one."""
-        in_order = self._config.schedule.order == "begun"
-        return in_order or self._aborted[self._entries[group_id]] >= PATIENCE
+        group = self._finished.pop(wanted or next(iter(self._finished)))
+        self._overdue.pop(group.group_id, None)
+        return group
 
     def _unusable(self, group: RolloutGroup, version: int) -> str | None:
         few = too_few(group, samples_per_prompt=self._config.rollout.samples_per_prompt)

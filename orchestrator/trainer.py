@@ -42,8 +42,8 @@ from orchestrator.saving import Saver
 from orchestrator.skipped_steps import NonFiniteGradientsError, check_skipped
 from orchestrator.stop import StoppedError, StopRequest
 from workers.partition import SequenceCost
-from workers.plans import CreditPlan, RankPlan
-from workers.policy_group import Policy, Trajectories, training_metrics
+from workers.plans import CreditPlan, RankPlan, Trajectories
+from workers.policy_group import Policy, training_metrics
 from workers.recorder import Recorder
 from workers.rollout_pool import RolloutGroup
 
@@ -181,7 +181,8 @@ class Trainer:
         }
         metrics |= self.accounting.step(step, clock, metrics)
         metrics |= clock.metrics()
-        metrics["rollout/tokens_per_s"] = metrics["rollout/tokens"] / metrics["time/generate_s"]
+        waited_s = metrics["time/generate_s"] or metrics["time/step_s"]
+        metrics["rollout/tokens_per_s"] = metrics["rollout/tokens"] / waited_s
         return metrics
 
     def _why_not(self, group: RolloutGroup) -> str | None:

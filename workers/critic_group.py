@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from workers.group import Pending, WorkerGroup
-from workers.plans import RankPlan
-from workers.policy_group import Trajectories
+from workers.plans import RankPlan, Trajectories
 
 
 class Answers(Protocol):
@@ -38,8 +37,9 @@ class CriticGroup:
 
     def values(self, plans: Sequence[RankPlan], rows: Trajectories) -> list[Any]:
         """Start a no-grad pass; one reference per rank to a record batch of `values`."""
+        where = self.workers.put(rows)
         return [
-            handle.values.remote(plan, rows.slices, *rows.batches)
+            handle.values.remote(plan, where)
             for handle, plan in zip(self.workers.handles, plans, strict=True)
         ]
 
@@ -47,8 +47,9 @@ class CriticGroup:
         self, plans: Sequence[RankPlan], rows: Trajectories, computed: Sequence[Any]
     ) -> Pending:
         """Start the optimizer updates; the result is every rank's metrics."""
+        where = self.workers.put(rows)
         metrics = [
-            handle.train.remote(plan, rows.slices, len(computed), *computed, *rows.batches)
+            handle.train.remote(plan, where, *computed)
             for handle, plan in zip(self.workers.handles, plans, strict=True)
         ]
         return Pending(self.workers.role, "train", metrics, self._train_s)

@@ -15,10 +15,9 @@ import pyarrow as pa
 from algorithms.algorithm import Algorithm
 from workers.engines.zero_settings import ZeroSettings
 from workers.micro_batches import as_columns, packed_rows
-from workers.plans import RankPlan, Slice, step_table
+from workers.plans import RankPlan, Trajectories
 from workers.rank_worker import RankWorker
 from workers.spans import recorded
-from workers.trajectory import join_computed
 
 if TYPE_CHECKING:
     from workers.engines.critic_engine import CriticEngine
@@ -52,28 +51,22 @@ class CriticWorker(RankWorker):
         return cast("CriticEngine", self._zero)
 
     @recorded("score")
-    def values(
-        self, plan: RankPlan, slices: Sequence[Slice], *batches: pa.RecordBatch
-    ) -> pa.RecordBatch:
+    def values(self, plan: RankPlan, rows: Trajectories) -> pa.RecordBatch:
         """Column `values` of this rank's rows, before the step's updates."""
-        table = step_table(slices, batches)
+        table = self._table(rows)
         packed = [packed_rows(table, micro, ()) for micro in plan.micro_batches]
         return as_columns(plan, {"values": self._engine.values(packed)})
 
     @recorded("learn")
     def train(
-        self,
-        plan: RankPlan,
-        slices: Sequence[Slice],
-        num_computed: int,
-        *batches: pa.RecordBatch,
+        self, plan: RankPlan, rows: Trajectories, *computed: pa.RecordBatch
     ) -> dict[str, float]:
         """The step's optimizer updates on `returns`: their metrics, equal on every rank.
 
         The column `values` holds what this critic said at credit time: while it is fitted, those
         are the old values that clipping compares with.
         """
-        table = join_computed(step_table(slices, batches[num_computed:]), batches[:num_computed])
+        table = self._table(rows, computed)
         renamed = {"values": "old_values"}
         table = table.rename_columns([renamed.get(name, name) for name in table.column_names])
         names = [name for name in table.column_names if name in self._algorithm.value_columns]

@@ -216,6 +216,10 @@ class WorkerGroup:
         """Call rank 0 alone."""
         return self.start_one(0, method, *args, timeout_s=timeout_s).result()[0]
 
+    def put(self, value: Any) -> Any:
+        """A reference that many calls can be given: what is behind it is sent once a node."""
+        return ray.put(value)
+
     def ready(self, refs: Sequence[Any], *, timeout_s: float) -> list[Any]:
         """Those of several calls that have answered; waits for the first, `timeout_s` at most."""
         first, waiting = ray.wait(list(refs), num_returns=1, timeout=timeout_s)

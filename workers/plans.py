@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,14 @@ class Slice:
     batch: int
     start: int
     length: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trajectories:
+    """Where a step's rows lie: `slices` of the record batches behind the references `batches`."""
+
+    slices: Sequence[Slice]
+    batches: Sequence[Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,20 +8,11 @@ actor; another one without an optimizer serves as reference.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from workers.group import Pending, WorkerGroup
-from workers.plans import CreditPlan, RankPlan, Slice
+from workers.plans import CreditPlan, RankPlan, Trajectories
 from workers.policy_worker import TrainReport
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Trajectories:
-    """Where a step's rows lie: `slices` of the record batches behind `batches`."""
-
-    slices: Sequence[Slice]
-    batches: Sequence[Any]
 
 
 class Policy(Protocol):
@@ -70,10 +61,9 @@ class PolicyGroup:
         self, plans: Sequence[RankPlan], rows: Trajectories, *, logprobs: str, entropy: str | None
     ) -> list[Any]:
         """Start a no-grad pass; one reference per plan to a record batch of the named columns."""
+        where = self.workers.put(rows)
         columns = [
-            handle.score.remote(
-                plan, rows.slices, logprobs, entropy, *rows.batches, base=self._base
-            )
+            handle.score.remote(plan, where, logprobs, entropy, base=self._base)
             for handle, plan in self._assigned(plans)
         ]
         return columns[:: self._ranks_per_plan]
@@ -83,7 +73,7 @@ class PolicyGroup:
     ) -> tuple[Any, Mapping[str, float]]:
         """Advantages of the whole step, on rank 0: their reference, and metrics."""
         call = self.workers.handles[0].credit.options(num_returns=2)
-        columns, metrics = call.remote(plan, rows.slices, len(computed), *computed, *rows.batches)
+        columns, metrics = call.remote(plan, self.workers.put(rows), *computed)
         answer = Pending(self.workers.role, "credit", [metrics], self._train_s).result()[0]
         return columns, answer
 
@@ -91,10 +81,10 @@ class PolicyGroup:
         self, plans: Sequence[RankPlan], rows: Trajectories, computed: Sequence[Any]
     ) -> tuple[list[Any], list[TrainReport]]:
         """Run the optimizer updates: `logprobs` columns and a report for every plan."""
-        columns, reports = [], []
+        columns, reports, where = [], [], self.workers.put(rows)
         for handle, plan in self._assigned(plans):
             call = handle.train.options(num_returns=2)
-            column, report = call.remote(plan, rows.slices, len(computed), *computed, *rows.batches)
+            column, report = call.remote(plan, where, *computed)
             columns.append(column)
             reports.append(report)
         answers = Pending(self.workers.role, "train", reports, self._train_s).result()

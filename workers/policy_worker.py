@@ -22,10 +22,9 @@ from workers.credit import assign_credit
 from workers.engines.zero_settings import ZeroSettings
 from workers.micro_batches import as_columns, packed_rows
 from workers.passes import Trained, train_passes
-from workers.plans import CreditPlan, RankPlan, Slice, step_table
+from workers.plans import CreditPlan, RankPlan, Trajectories
 from workers.rank_worker import RankWorker
 from workers.spans import recorded
-from workers.trajectory import join_computed
 from workers.weight_client import EngineClient
 
 if TYPE_CHECKING:
@@ -91,23 +90,22 @@ class PolicyWorker(RankWorker):
     def score(
         self,
         plan: RankPlan,
-        slices: Sequence[Slice],
+        rows: Trajectories,
         logprobs: str,
         entropy: str | None,
-        *batches: pa.RecordBatch,
+        *,
         base: bool = False,
     ) -> pa.RecordBatch:
         """No-grad log-probs, and entropies if named, of this rank's rows.
 
         Args:
             plan: this rank's rows.
-            slices: the step's rows in `batches`.
+            rows: of the step.
             logprobs: name of the column of log-probs.
             entropy: name of the column of entropies, or None.
-            batches: trajectories.
             base: of the model that the policy's adapter was attached to, instead of the policy.
         """
-        table = step_table(slices, batches)
+        table = self._table(rows)
         packed = [packed_rows(table, micro, ()) for micro in plan.micro_batches]
         scored = self._engine.score(
             packed, temperature=self._temperature, entropy=entropy is not None, base=base
@@ -119,29 +117,21 @@ class PolicyWorker(RankWorker):
 
     @recorded("credit")
     def credit(
-        self,
-        plan: CreditPlan,
-        slices: Sequence[Slice],
-        num_computed: int,
-        *batches: pa.RecordBatch,
+        self, plan: CreditPlan, rows: Trajectories, *computed: pa.RecordBatch
     ) -> tuple[pa.RecordBatch, Mapping[str, float]]:
-        """Advantages of the whole step; `batches` are computed columns, then trajectories."""
-        table = join_computed(step_table(slices, batches[num_computed:]), batches[:num_computed])
+        """Advantages of the whole step."""
+        table = self._table(rows, computed)
         return assign_credit(self._algorithm.with_coefficients(plan.coefficients), plan, table)
 
     @recorded("learn")
     def train(
-        self,
-        plan: RankPlan,
-        slices: Sequence[Slice],
-        num_computed: int,
-        *batches: pa.RecordBatch,
+        self, plan: RankPlan, rows: Trajectories, *computed: pa.RecordBatch
     ) -> tuple[pa.RecordBatch, TrainReport]:
         """The step's optimizer updates; log-probs of the last pass's rows as each was trained.
 
         Where no column holds pi_old, it is the policy that the one update of the step starts from.
         """
-        table = join_computed(step_table(slices, batches[num_computed:]), batches[:num_computed])
+        table = self._table(rows, computed)
         names = [name for name in table.column_names if name in self._read_columns()]
         skipped = self._engine.progress.skipped_in_a_row
         trained = train_passes(

@@ -9,16 +9,20 @@ from __future__ import annotations
 import gc
 import socket
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import ray
 import ray.util
 
 from workers.durable_files import FileRecord
 from workers.engines.zero_settings import ZeroSettings
+from workers.plans import Trajectories, step_table
 from workers.spans import Recorded, SpanLog, recorded
+from workers.trajectory import join_computed
 
 if TYPE_CHECKING:
     from workers.engines.process_group import ProcessGroupSettings
@@ -53,6 +57,11 @@ class RankWorker(ABC):
         with socket.socket() as listener:
             listener.bind(("", 0))
             return f"{ray.util.get_node_ip_address()}:{listener.getsockname()[1]}"
+
+    @staticmethod
+    def _table(rows: Trajectories, computed: Sequence[pa.RecordBatch] = ()) -> pa.Table:
+        """A step's trajectories with the computed columns beside them."""
+        return join_computed(step_table(rows.slices, ray.get(list(rows.batches))), computed)
 
     def start(self, address: str) -> None:
         """Join the other ranks at `host:port` and load the model."""

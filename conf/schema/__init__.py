@@ -22,6 +22,7 @@ from conf.schema.data import DataConfig
 from conf.schema.learner import LearnerConfig, OptimizerConfig, ProfileConfig
 from conf.schema.model import AdapterConfig, ArchitectureConfig, ModelConfig
 from conf.schema.reference import ReferenceConfig
+from conf.schema.rehearsal import RehearsalConfig
 from conf.schema.reward import RewardConfig
 from conf.schema.rollout import ReplayConfig, RolloutConfig, SamplingConfig
 from conf.schema.schedule import ScheduleConfig
@@ -42,6 +43,7 @@ __all__ = [
     "OptimizerConfig",
     "ProfileConfig",
     "ReferenceConfig",
+    "RehearsalConfig",
     "ReplayConfig",
     "RewardConfig",
     "RoleConfig",

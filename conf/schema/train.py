@@ -14,6 +14,7 @@ from conf.schema.data import DataConfig
 from conf.schema.learner import LearnerConfig
 from conf.schema.model import ModelConfig
 from conf.schema.reference import ReferenceConfig
+from conf.schema.rehearsal import RehearsalConfig
 from conf.schema.reward import RewardConfig
 from conf.schema.rollout import RolloutConfig
 from conf.schema.schedule import ScheduleConfig
@@ -43,6 +44,7 @@ class TrainConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    rehearsal: RehearsalConfig = field(default_factory=RehearsalConfig)
 
     def __post_init__(self) -> None:
         """Who does not run takes nothing, whatever `cluster=` would give it."""

@@ -21,6 +21,7 @@ GROUPS = (
     "cluster",
     "schedule",
     "tracking",
+    "rehearsal",
 )
 LONG = ["rollout.max_model_len=8192", "learner.token_budget=8192"]
 NEEDS = {  # members that leave a path to the user

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from workers.group import WorkerGroup
-from workers.plans import MicroBatchPlan, RankPlan
-from workers.policy_group import PolicyGroup, Trajectories
+from workers.plans import MicroBatchPlan, RankPlan, Trajectories
+from workers.policy_group import PolicyGroup
 
 
 class Rank:
@@ -21,6 +21,13 @@ class Rank:
             return rank, rows_of(plan)
 
         self.score = SimpleNamespace(remote=score)
+
+
+class Ranks(WorkerGroup):
+    """Ranks in this process, to which nothing has to be sent."""
+
+    def put(self, value: object) -> object:
+        return value
 
 
 def rows_of(plan: RankPlan) -> list[int]:
@@ -45,14 +52,14 @@ ROWS = Trajectories(slices=(), batches=())
 def test_the_first_of_those_that_share_answers(
     ranks_per_plan: int, answers: list[tuple[int, list[int]]]
 ) -> None:
-    workers = WorkerGroup("learner", [Rank(rank) for rank in range(4)])
+    workers = Ranks("learner", [Rank(rank) for rank in range(4)])
     group = PolicyGroup(workers, train_s=1.0, ranks_per_plan=ranks_per_plan)
     plans = [plan(0, 1), plan(2), plan(3), plan(4)][: 4 // ranks_per_plan]
     assert group.score(plans, ROWS, logprobs="old_logprobs", entropy=None) == answers
 
 
 def test_a_plan_too_many_or_too_few_is_an_error() -> None:
-    workers = WorkerGroup("learner", [Rank(rank) for rank in range(4)])
+    workers = Ranks("learner", [Rank(rank) for rank in range(4)])
     group = PolicyGroup(workers, train_s=1.0, ranks_per_plan=2)
     for plans in ([plan(0)], [plan(0), plan(1), plan(2)]):
         with pytest.raises(ValueError, match="zip"):
@@ -61,7 +68,7 @@ def test_a_plan_too_many_or_too_few_is_an_error() -> None:
 
 def test_a_learner_with_an_adapter_is_its_own_reference() -> None:
     rank = Rank(0)
-    workers = WorkerGroup("learner", [rank])
+    workers = Ranks("learner", [rank])
     learner, reference = (PolicyGroup(workers, train_s=1.0, base=base) for base in (False, True))
     learner.score([plan(0)], ROWS, logprobs="old_logprobs", entropy=None)
     reference.score([plan(0)], ROWS, logprobs="ref_logprobs", entropy=None)

@@ -1,0 +1,269 @@
+"""A rehearsal from a checked configuration to its figures: the real trainer on simulated roles.
+
+`Rehearsal` assembles what `orchestrator/train.py` assembles, with simulated roles in the places of
+real ones, runs it, and notes after every step where time, the driver's CPU and memory stand.
+"""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from algorithms.algorithm import Algorithm
+from conf.schema import DataConfig, RehearsalConfig, TrainConfig
+from orchestrator import architecture
+from orchestrator.accounting import Accounting
+from orchestrator.adaptation import Adaptation
+from orchestrator.capacity import needs_reference
+from orchestrator.checkpoint import CheckpointStore
+from orchestrator.clock import Clock
+from orchestrator.colocation import Turns
+from orchestrator.critic import Critic
+from orchestrator.ledger import Ledger
+from orchestrator.producer import Producer
+from orchestrator.profiling import StepProfiler
+from orchestrator.rehearsal.engines import SimulatedEngines
+from orchestrator.rehearsal.learner import (
+    Devices,
+    Ranks,
+    SimulatedCritic,
+    SimulatedPolicy,
+    SimulatedPublisher,
+)
+from orchestrator.rehearsal.metering import CpuMeter
+from orchestrator.rehearsal.timeline import Timeline
+from orchestrator.saving import Saver
+from orchestrator.settings import concurrency
+from orchestrator.trainer import Trainer
+from workers.group import WorkerGroup
+from workers.partition import SequenceCost
+from workers.prompts import PromptSet
+from workers.rollout_pool import RolloutPool
+
+CHARACTERS_PER_TOKEN = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moment:
+    """Where a run stands when a step ends; everything is counted from its start.
+
+    Attributes:
+        time_s: simulated.
+        sampling_s: seconds with a sequence running, summed over engines.
+        running_s: running sequences, integrated over time and summed over engines.
+        drawn_tokens: of finished responses.
+        learning_s: in which the learner scored, trained or published.
+        driver_s: CPU of the driver, without the simulation's.
+        simulating_s: CPU of the simulation.
+        samples: that trained.
+        metrics: of the step.
+    """
+
+    time_s: float = 0.0
+    sampling_s: float = 0.0
+    running_s: float = 0.0
+    drawn_tokens: int = 0
+    learning_s: float = 0.0
+    driver_s: float = 0.0
+    simulating_s: float = 0.0
+    samples: int = 0
+    metrics: dict[str, float]
+
+
+class Rehearsal:
+    """One simulated run.
+
+    Args:
+        config: checked, with separate places for engines and learner.
+        algorithm: what the run would train with.
+        folder: for prompts and the driver's checkpoints.
+
+    Raises:
+        ValueError: engines and learner share GPUs, or there is no engine; neither is simulated.
+    """
+
+    def __init__(self, config: TrainConfig, algorithm: Algorithm, folder: Path) -> None:
+        if config.cluster.colocated:
+            raise ValueError(
+                f"cluster={config.cluster.name}: turns on shared GPUs are not rehearsed; choose a "
+                "cluster= with cluster.colocated=false"
+            )
+        if config.rollout.replay.replays:
+            raise ValueError(
+                f"rollout.replay.folder={config.rollout.replay.folder}: a replay has no engines to "
+                "rehearse; choose rollout=vllm"
+            )
+        self._config, self._algorithm, self._folder = config, algorithm, folder
+        settings = replace(
+            config.rehearsal,
+            prompt_tokens=min(config.rehearsal.prompt_tokens, config.data.max_prompt_tokens),
+        )
+        self._settings = settings
+        prompts = write_prompts(folder / "prompts.parquet", settings, config.data)
+        self.timeline, self.meter = Timeline(), CpuMeter()
+        self.engines = SimulatedEngines(
+            config.rollout.num_engines,
+            settings,
+            max_running=config.rollout.max_num_seqs,
+            timeline=self.timeline,
+            meter=self.meter,
+        )
+        self.learner = Devices(timeline=self.timeline)
+        self.ledger = Ledger(prompts, seed=config.seed, shuffle=config.data.shuffle)
+        self.trainer = self._assemble(prompts)
+        self._samples = 0
+        self.moments: list[Moment] = []
+
+    def run(self) -> list[Moment]:
+        """Run every step; where it stood after each."""
+        self.trainer.publisher.begin(0)
+        self.trainer.run(1)
+        return self.moments
+
+    def _assemble(self, prompts: PromptSet) -> Trainer:
+        config, algorithm, timeline = self._config, self._algorithm, self.timeline
+        cost = sequence_cost(config)
+        stage, width = config.learner.zero_stage, config.learner.sequence_parallel_size
+        ranks = self._ranks(self.learner, cost, zero_stage=stage, width=width)
+        policy, reference = SimulatedPolicy(ranks, self._measured()), None
+        if needs_reference(config, algorithm):
+            roles = config.cluster
+            shared = roles.learner.num_gpus + roles.reference.num_gpus <= 1
+            own = self.learner if shared else Devices(timeline=timeline)
+            stage = config.reference.stage(config.learner)
+            ranks = self._ranks(own, cost, zero_stage=stage, width=width)
+            reference = SimulatedPolicy(ranks, {})
+        elif "ref_logprobs" in algorithm.required_columns:
+            reference = policy  # with its adapter switched off
+        pool = RolloutPool(
+            self.engines,
+            silence_s=config.cluster.timeouts.engine_s,
+            together=config.schedule.max_staleness == 0,
+            concurrency=concurrency(config),
+            clock=lambda: timeline.now,
+        )
+        nobody = WorkerGroup("learner", [])  # of whom nothing is asked
+        adaptation = Adaptation(algorithm, learner=policy, reference=None)
+        return Trainer(
+            config=config,
+            algorithm=algorithm,
+            learner=policy,
+            reference=reference,
+            producer=Producer(pool, prompts, self.ledger, config),
+            ledger=self.ledger,
+            publisher=SimulatedPublisher(
+                settings=self._settings,
+                timeline=timeline,
+                meter=self.meter,
+                engines=self.engines,
+                learner=self.learner,
+            ),
+            profiler=StepProfiler(
+                workers=nobody,
+                settings=type(config.learner.profile)(),
+                folder=self._folder,
+                timeout_s=0.0,
+            ),
+            adaptation=adaptation,
+            evaluator=None,
+            saver=Saver(
+                CheckpointStore(self._folder, config.trainer),
+                parts={"ledger": self.ledger, "adaptation": adaptation},
+                keepers={},
+            ),
+            recorder=None,
+            turns=Turns(self.engines, nobody, config),
+            cost=cost,
+            critic=self._critic(cost),
+            on_step=self._on_step,
+            on_scores=lambda step, scores: None,
+            accounting=Accounting(list, None),
+            make_clock=lambda: Clock(lambda: timeline.now),
+        )
+
+    def _critic(self, cost: SequenceCost) -> Critic | None:
+        config = self._config
+        if not self._algorithm.needs_critic:
+            return None
+        own = self.learner if config.cluster.critic.shared else Devices(timeline=self.timeline)
+        group = SimulatedCritic(self._ranks(own, cost, zero_stage=config.critic.zero_stage))
+        return Critic(group=group, algorithm=self._algorithm, config=config, cost=cost)
+
+    def _ranks(
+        self, devices: Devices, cost: SequenceCost, *, zero_stage: int, width: int = 1
+    ) -> Ranks:
+        return Ranks(
+            settings=self._settings,
+            devices=devices,
+            timeline=self.timeline,
+            meter=self.meter,
+            cost=cost,
+            lockstep=zero_stage == 3,
+            width=width,
+        )
+
+    def _measured(self) -> dict[str, float]:
+        """What the learner reports: a step that was taken, and no number for a controller."""
+        read = {rule.metric: float("nan") for rule in self._algorithm.controllers.values()}
+        return {**read, "learner/grad_norm": 1.0}
+
+    def _on_step(self, _step: int, metrics: dict[str, float]) -> None:
+        self._samples += int(metrics["rollout/sequences"])
+        now = self.timeline.now
+        with self.meter.simulating():
+            decoders = [worker.decoder for worker in self.engines.workers]
+            for decoder in decoders:
+                decoder.advance(now)
+            moment = Moment(
+                time_s=now,
+                sampling_s=sum(decoder.busy_s for decoder in decoders),
+                running_s=sum(decoder.filled_s for decoder in decoders),
+                drawn_tokens=sum(decoder.drawn for decoder in decoders),
+                learning_s=self.learner.busy_s,
+                driver_s=self.meter.driver_s,
+                simulating_s=self.meter.simulating_s,
+                samples=self._samples,
+                metrics=metrics,
+            )
+        self.moments.append(moment)
+
+
+def rehearse(config: TrainConfig, algorithm: Algorithm) -> list[Moment]:
+    """Run a rehearsal in a folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="ballast-rehearsal-") as folder:
+        return Rehearsal(config, algorithm, Path(folder)).run()
+
+
+def write_prompts(path: Path, settings: RehearsalConfig, data: DataConfig) -> PromptSet:
+    """As many prompts as an epoch has, as long as they are, of no meaning."""
+    text = "word " * (settings.prompt_tokens * CHARACTERS_PER_TOKEN // len("word "))
+    columns = {
+        data.prompt_column: [f"{row} {text}" for row in range(settings.num_prompts)],
+        data.ground_truth_column: [str(row) for row in range(settings.num_prompts)],
+    }
+    pq.write_table(pa.table(columns), path)
+    return PromptSet(
+        path, prompt_column=data.prompt_column, ground_truth_column=data.ground_truth_column
+    )
+
+
+def sequence_cost(config: TrainConfig) -> SequenceCost:
+    """Of the model's sizes where they are known, or of tokens alone."""
+    sizes = architecture.architecture_of(config.model)
+    if sizes is None:
+        return SequenceCost()
+    return SequenceCost.of_model(
+        num_parameters=architecture.num_parameters(sizes),
+        num_layers=sizes.num_layers,
+        hidden_size=sizes.hidden_size,
+    )
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident memory that this process ever had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
