@@ -6,7 +6,7 @@ computed anew. Nothing is sampled, scored or published. So two algorithms on one
 same bits, and the recorded algorithm, seed and model give the recorded weights again.
 
 A training run records what it trained: groups that its filters or its staleness bound dropped are
-not in it. `trainer=rollout_only` records every group.
+not in it. `trainer=rollout_only` applies no filter and records them.
 
 `weight_versions` and the staleness that is counted from them are the recorded run's; how far this
 run's policy has moved from them is `mismatch/abs_mean`.
