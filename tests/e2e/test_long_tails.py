@@ -17,14 +17,14 @@ def test_what_is_aborted_is_begun_again_and_trained_once(tmp_path):
         *(f"trainer.prompts_per_step={PROMPTS}", "trainer.checkpoint_every=0"),
         *("data.eval_limit=16", "trainer.export=false", "rollout.num_engines=2"),
         *("algorithm=dapo", "algorithm/correction=tis", "rollout.early_stop_samples=2"),
-        *("schedule=async", "schedule.max_staleness=1", "schedule.oversample=1.5"),
+        *("schedule=async", "schedule.max_staleness=1", "schedule.oversample=2.5"),
         "schedule.leftover=again",
     ]
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert f"12 groups begun for {PROMPTS}, begin again the slowest" in done.stdout
+    assert f"20 groups begun for {PROMPTS}, begin again the slowest" in done.stdout
     run = tmp_path / "tails"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "time/step_s" in line]
