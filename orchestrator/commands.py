@@ -67,7 +67,7 @@ def eval(options: Namespace) -> int:  # noqa: A001 - the command's name
 
 def rehearse(options: Namespace) -> int:
     """Print what a run would do in simulated time, or compare schedules."""
-    from orchestrator import plan
+    from orchestrator import bubbles, plan
     from orchestrator.rehearsal.comparison import SCHEDULES, divisions, overrides
     from orchestrator.rehearsal.figures import figures, steps_table, table
     from orchestrator.rehearsal.run import peak_memory_bytes
@@ -88,6 +88,9 @@ def rehearse(options: Namespace) -> int:
         if not options.compare:
             print(steps_table(moments), end="\n\n")
     print(table(rows))
+    if not options.compare:
+        shares = bubbles.mean_shares([moment.metrics for moment in moments])
+        print(f"\nbubbles: {bubbles.diagnose(shares, config)}")
     print(f"\npeak memory, simulation included: {peak_memory_bytes() / 2**30:.2f} GiB")
     return 0
 

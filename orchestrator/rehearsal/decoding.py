@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 
 from workers.concurrency import EngineLoad
 
+INSTANT_S = 1e-6  # less between two spans is rounding
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodingSpeed:
@@ -71,6 +73,7 @@ class Decoder:
     busy_s: float = 0.0
     filled_s: float = 0.0
     drawn: int = 0
+    _generating: list[tuple[float, float]] = field(default_factory=list)  # since last asked
     _time: float = 0.0
     _steps: float = 0.0  # taken so far
     _kv_tokens: float = 0.0
@@ -128,6 +131,10 @@ class Decoder:
         if elapsed <= 0 or not self._running:
             return
         self.busy_s += elapsed
+        begin = moment - elapsed
+        if self._generating and begin - self._generating[-1][1] < INSTANT_S:
+            begin = self._generating.pop()[0]
+        self._generating.append((begin, moment))
         self.filled_s += elapsed * len(self._running)
         prefilled = min(self._prefill_s, elapsed)
         self._prefill_s -= prefilled
@@ -146,6 +153,12 @@ class Decoder:
             done.append((siblings, number))
         self._admit()
         return done
+
+    def take_spans(self, moment: float) -> list[tuple[float, float]]:
+        """When sequences ran, pauses apart, since the last call: (begin, end)."""
+        self.advance(moment)
+        taken, self._generating = self._generating, []
+        return taken
 
     def report(self) -> EngineLoad:
         """What a scheduler would say of the time since the last report."""

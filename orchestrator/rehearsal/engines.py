@@ -18,7 +18,7 @@ from typing import Any
 from conf.schema import RehearsalConfig
 from orchestrator.rehearsal.decoding import Decoder, DecodingSpeed, Siblings
 from orchestrator.rehearsal.metering import CpuMeter
-from orchestrator.rehearsal.timeline import Timeline
+from orchestrator.rehearsal.timeline import SimulatedTime
 from orchestrator.rehearsal.workload import Workload
 from workers.group import WorkerGroup
 from workers.requests import Collected, GroupRequest
@@ -59,7 +59,7 @@ class SimulatedWorker:
         settings: RehearsalConfig,
         *,
         max_running: int,
-        timeline: Timeline,
+        timeline: SimulatedTime,
         workload: Workload,
         answered: list[Collecting],
     ) -> None:
@@ -196,7 +196,7 @@ class SimulatedEngines(WorkerGroup):
         settings: RehearsalConfig,
         *,
         max_running: int,
-        timeline: Timeline,
+        timeline: SimulatedTime,
         meter: CpuMeter,
     ) -> None:
         self._answered: list[Collecting] = []

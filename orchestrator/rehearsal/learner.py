@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,25 +19,34 @@ import numpy.typing as npt
 from conf.schema import RehearsalConfig
 from orchestrator.rehearsal.engines import SimulatedEngines
 from orchestrator.rehearsal.metering import CpuMeter
-from orchestrator.rehearsal.timeline import Timeline
+from orchestrator.rehearsal.timeline import SimulatedTime
 from workers.partition import SequenceCost
 from workers.plans import CreditPlan, RankPlan, Trajectories
 from workers.policy_worker import TrainReport
+from workers.spans import Activity, Span
 
 
 @dataclass(kw_only=True)
 class Devices:
-    """GPUs that do one thing after the other."""
+    """GPUs that do one thing after the other.
 
-    timeline: Timeline
+    Attributes:
+        role: what they are accounted as.
+        spans: what they did, until somebody takes them.
+    """
+
+    role: str
+    timeline: SimulatedTime
     free_at: float = 0.0
     busy_s: float = 0.0
+    spans: list[Span] = field(default_factory=list)
 
-    def take(self, seconds: float, *, after: float = 0.0) -> float:
+    def take(self, activity: Activity, seconds: float, *, after: float = 0.0) -> float:
         """Queue so much work that may begin at `after`; when it will be done."""
         began = max(self.timeline.now, self.free_at, after)
         self.free_at = began + seconds
         self.busy_s += seconds
+        self.spans.append(Span(activity=activity, begin_s=began, end_s=self.free_at))
         return self.free_at
 
 
@@ -54,7 +63,7 @@ class Answered:
 
     answers: list[Any]
     ready_at: float
-    timeline: Timeline
+    timeline: SimulatedTime
     meter: CpuMeter
 
     def result(self) -> list[Any]:
@@ -77,7 +86,7 @@ class Ranks:
 
     settings: RehearsalConfig
     devices: Devices
-    timeline: Timeline
+    timeline: SimulatedTime
     meter: CpuMeter
     cost: SequenceCost
     lockstep: bool
@@ -147,7 +156,7 @@ class SimulatedPolicy:
         """Start a pass; one column per plan."""
         self._ranks.send(plans, rows)
         with self._ranks.meter.simulating():
-            done = self._ranks.devices.take(self._ranks.forward_s(plans, rows))
+            done = self._ranks.devices.take("score", self._ranks.forward_s(plans, rows))
         return [Column(done) for _ in plans]
 
     def credit(
@@ -157,7 +166,7 @@ class SimulatedPolicy:
         pickle.dumps((plan, rows.slices), protocol=5)
         with self._ranks.meter.simulating():
             seconds = float(num_tokens(rows).sum()) / self._ranks.settings.credit_tokens_per_s
-            column = Column(self._ranks.devices.take(seconds, after=_latest(computed)))
+            column = Column(self._ranks.devices.take("credit", seconds, after=_latest(computed)))
             self._ranks.timeline.run_until(column.ready_at)
         return column, {}
 
@@ -168,7 +177,7 @@ class SimulatedPolicy:
         ranks = self._ranks
         ranks.send(plans, rows)
         with ranks.meter.simulating():
-            done = ranks.devices.take(ranks.train_s(plans, rows), after=_latest(computed))
+            done = ranks.devices.take("learn", ranks.train_s(plans, rows), after=_latest(computed))
             ranks.timeline.run_until(done)
         report = TrainReport(
             metrics=self._measured,
@@ -195,7 +204,7 @@ class SimulatedCritic:
         """Start a pass; one column per rank."""
         self._ranks.send(plans, rows)
         with self._ranks.meter.simulating():
-            done = self._ranks.devices.take(self._ranks.forward_s(plans, rows))
+            done = self._ranks.devices.take("score", self._ranks.forward_s(plans, rows))
         return [Column(done) for _ in plans]
 
     def train(
@@ -205,7 +214,7 @@ class SimulatedCritic:
         ranks = self._ranks
         ranks.send(plans, rows)
         with ranks.meter.simulating():
-            done = ranks.devices.take(ranks.train_s(plans, rows), after=_latest(computed))
+            done = ranks.devices.take("learn", ranks.train_s(plans, rows), after=_latest(computed))
         metrics: list[Any] = [{} for _ in plans]
         return Answered(answers=metrics, ready_at=done, timeline=ranks.timeline, meter=ranks.meter)
 
@@ -225,7 +234,7 @@ class SimulatedPublisher:
     """
 
     settings: RehearsalConfig
-    timeline: Timeline
+    timeline: SimulatedTime
     meter: CpuMeter
     engines: SimulatedEngines
     learner: Devices
@@ -239,7 +248,7 @@ class SimulatedPublisher:
     def publish(self, version: int, *, stepped: bool) -> dict[str, float]:  # noqa: ARG002
         """Take the time of a publication; every engine is at `version` then."""
         with self.meter.simulating():
-            done = self.learner.take(self.settings.publish_s)
+            done = self.learner.take("publish", self.settings.publish_s)
             self.timeline.run_until(done - self.settings.pause_s)
             self._give(self.settings.pause_s, version)
             self.timeline.run_until(done)

@@ -36,7 +36,7 @@ from orchestrator.rehearsal.learner import (
     SimulatedPublisher,
 )
 from orchestrator.rehearsal.metering import CpuMeter
-from orchestrator.rehearsal.timeline import Timeline
+from orchestrator.rehearsal.timeline import SimulatedTime
 from orchestrator.saving import Saver
 from orchestrator.settings import concurrency
 from orchestrator.trainer import Trainer
@@ -44,6 +44,7 @@ from workers.group import WorkerGroup
 from workers.partition import SequenceCost
 from workers.prompts import PromptSet
 from workers.rollout_pool import RolloutPool
+from workers.spans import Span, Timeline
 
 CHARACTERS_PER_TOKEN = 4
 
@@ -105,7 +106,7 @@ class Rehearsal:
         )
         self._settings = settings
         prompts = write_prompts(folder / "prompts.parquet", settings, config.data)
-        self.timeline, self.meter = Timeline(), CpuMeter()
+        self.timeline, self.meter = SimulatedTime(), CpuMeter()
         self.engines = SimulatedEngines(
             config.rollout.num_engines,
             settings,
@@ -113,7 +114,8 @@ class Rehearsal:
             timeline=self.timeline,
             meter=self.meter,
         )
-        self.learner = Devices(timeline=self.timeline)
+        self.learner = Devices(role="learner", timeline=self.timeline)
+        self._devices = [self.learner]
         self.ledger = Ledger(prompts, seed=config.seed, shuffle=config.data.shuffle)
         self.trainer = self._assemble(prompts)
         self._samples = 0
@@ -134,7 +136,7 @@ class Rehearsal:
         if needs_reference(config, algorithm):
             roles = config.cluster
             shared = roles.learner.num_gpus + roles.reference.num_gpus <= 1
-            own = self.learner if shared else Devices(timeline=timeline)
+            own = self.learner if shared else self._own_devices("reference")
             stage = config.reference.stage(config.learner)
             ranks = self._ranks(own, cost, zero_stage=stage, width=width)
             reference = SimulatedPolicy(ranks, {})
@@ -182,7 +184,7 @@ class Rehearsal:
             critic=self._critic(cost),
             on_step=self._on_step,
             on_scores=lambda step, scores: None,
-            accounting=Accounting(list, None),
+            accounting=Accounting(self._timelines),
             make_clock=lambda: Clock(lambda: timeline.now),
         )
 
@@ -190,9 +192,32 @@ class Rehearsal:
         config = self._config
         if not self._algorithm.needs_critic:
             return None
-        own = self.learner if config.cluster.critic.shared else Devices(timeline=self.timeline)
+        own = self.learner if config.cluster.critic.shared else self._own_devices("critic")
         group = SimulatedCritic(self._ranks(own, cost, zero_stage=config.critic.zero_stage))
         return Critic(group=group, algorithm=self._algorithm, config=config, cost=cost)
+
+    def _own_devices(self, role: str) -> Devices:
+        self._devices.append(Devices(role=role, timeline=self.timeline))
+        return self._devices[-1]
+
+    def _timelines(self) -> list[Timeline]:
+        """What engines and ranks did since the last call, as their workers would say."""
+        with self.meter.simulating():
+            found = [
+                Timeline(
+                    role="rollout",
+                    index=number,
+                    spans=tuple(
+                        Span(activity="generate", begin_s=begin, end_s=end)
+                        for begin, end in worker.decoder.take_spans(self.timeline.now)
+                    ),
+                )
+                for number, worker in enumerate(self.engines.workers)
+            ]
+            for devices in self._devices:
+                found.append(Timeline(role=devices.role, index=0, spans=tuple(devices.spans)))
+                devices.spans.clear()
+        return found
 
     def _ranks(
         self, devices: Devices, cost: SequenceCost, *, zero_stage: int, width: int = 1

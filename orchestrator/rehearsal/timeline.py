@@ -10,7 +10,7 @@ import heapq
 from collections.abc import Callable
 
 
-class Timeline:
+class SimulatedTime:
     """Seconds since the run began, and what is still to happen."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from orchestrator.cli import main
 from orchestrator.rehearsal.decoding import Decoder, DecodingSpeed, Siblings
 from orchestrator.rehearsal.figures import figures
 from orchestrator.rehearsal.run import Rehearsal, sequence_cost
-from orchestrator.rehearsal.timeline import Timeline
+from orchestrator.rehearsal.timeline import SimulatedTime
 from orchestrator.rehearsal.workload import Workload
 from workers.engines.vllm_settings import Sampling
 from workers.group import WorkerGroup
@@ -82,6 +82,16 @@ def test_a_synchronous_step_takes_what_its_parts_take(tmp_path):
     assert found.rollout_idle_frac == pytest.approx(1 - (generate - 0.5) / step)
     assert found.rollout_filled_frac == pytest.approx((generate - 0.5) / step * 8 / 64)
     assert found.learner_idle_frac == pytest.approx(generate / step)
+    # The run's own accounting says the same.
+    for name, seconds in {
+        "rollout/generate": generate - 0.5,
+        "learner/idle": generate,
+        "learner/credit": credit,
+        "learner/learn": train,
+        "driver/generate": generate,
+    }.items():
+        share = moments[-1].metrics[f"bubble/{name}_frac"]
+        assert share == pytest.approx(seconds / step), name
     assert (found.staleness_mean, found.staleness_max) == (0, 0)
 
 
@@ -264,7 +274,7 @@ def test_siblings_share_what_they_are_told_to():
 
 
 def test_events_happen_in_order_and_time_moves_only_by_waiting():
-    timeline, seen = Timeline(), []
+    timeline, seen = SimulatedTime(), []
     for moment in (3.0, 1.0, 2.0, 1.0):
         timeline.at(moment, lambda moment=moment: seen.append((moment, timeline.now)))
     assert timeline.now == 0.0
@@ -305,6 +315,8 @@ def test_the_command_shows_every_step(capsys):
     assert main(["rehearse", *CONSTANT, "schedule=one_step_off"]) == 0
     printed = capsys.readouterr().out
     assert "| 4 | 0.0 | 0.1 | 2.8 | 0.4 | 3.3 | 8 | 0 | 1.00, 1 |" in printed
+    # Engines decode for 1.82 s of a step of 3.26 s.
+    assert "bubbles: rollout engines idle 44 %: the learner never is: add learner ranks" in printed
     assert "peak memory" in printed
 
 
