@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,31 +18,25 @@ from algorithms.algorithm import Algorithm
 from conf.schema import ClusterConfig, TrainConfig
 from orchestrator.capacity import needs_reference
 from orchestrator.colocation import make_room
+from orchestrator.engines import EngineLauncher
 from orchestrator.nodes import describe_engines, engine_nodes
 from orchestrator.placement import PlacementError, bundles, check_resources
-from orchestrator.settings import (
-    concurrency,
-    critic_settings,
-    early_stop,
-    policy_settings,
-    vllm_settings,
-)
+from orchestrator.settings import concurrency, critic_settings, early_stop, policy_settings
 from workers import USER_PATH_VARIABLE
 from workers.critic_group import CriticGroup
 from workers.critic_worker import CriticWorker
-from workers.engines.vllm_settings import engine_env
 from workers.group import Placement, WorkerGroup
 from workers.policy_group import PolicyGroup
 from workers.policy_worker import PolicyWorker
 from workers.reward_worker import RewardWorker
 from workers.rollout_pool import RolloutPool
-from workers.rollout_worker import RolloutWorker
 
 
 @dataclass(frozen=True, kw_only=True)
 class Roles:
     """The running processes of a run."""
 
+    launcher: EngineLauncher
     rollout_workers: WorkerGroup
     rollouts: RolloutPool
     rewards: WorkerGroup
@@ -154,7 +147,17 @@ class Cluster:
             )
         first = 0 if config.cluster.colocated else config.rollout.num_engines
         rewards = self._launch_rewards(scorer)
-        rollouts = self._launch_rollouts(environment)
+        launcher = EngineLauncher(
+            config,
+            run_id=self._run_id,
+            model_path=self._model_path,
+            environment=environment,
+            early_stop=early_stop(config, self._algorithm),
+            env=self._env(config.cluster.rollout.threads),
+            placement=self._placement,
+        )
+        rollouts = launcher.launch_first()
+        self._groups.append((rollouts, "shutdown"))
         learner = self._launch_policy("learner", first, num_ranks)
         own = 0 if config.cluster.colocated else num_ranks
         reference = self._launch_policy("reference", first + own, num_references)
@@ -174,6 +177,7 @@ class Cluster:
         free = num_ranks and "ref_logprobs" in self._algorithm.required_columns
         without_adapter = self._policy(learner, base=True) if free else None
         return Roles(
+            launcher=launcher,
             rollout_workers=rollouts,
             rollouts=RolloutPool(
                 rollouts,
@@ -226,41 +230,6 @@ class Cluster:
             retries=1,
         )
         self._groups.append((group, "close"))
-        return group
-
-    def _launch_rollouts(self, environment: Any) -> WorkerGroup:
-        config, role = self._config, self._config.cluster.rollout
-        settings = [
-            vllm_settings(config, self._model_path, engine_id=k)
-            for k in range(config.rollout.num_engines)
-        ]
-
-        def env(rank: int) -> Mapping[str, str]:
-            return {**self._env(role.threads), **engine_env(settings[rank], role.threads)}
-
-        group = WorkerGroup.launch(
-            "rollout",
-            RolloutWorker,
-            num_workers=config.rollout.num_engines,
-            arguments=lambda rank: {
-                "run_id": self._run_id,
-                "settings": settings[rank],
-                "max_prompt_tokens": config.data.max_prompt_tokens,
-                "environment": environment,
-                "reward_timeout_s": config.reward.timeout_s,
-                "early_stop": early_stop(config, self._algorithm),
-            },
-            env=env,
-            restarts=True,
-            placement=Placement(
-                group=self._placement,
-                bundles=range(config.rollout.num_engines),
-                num_cpus=role.num_cpus,
-                num_gpus=role.num_gpus * config.rollout.tensor_parallel_size,
-            ),
-            max_concurrency=1000,
-        )
-        self._groups.append((group, "shutdown"))
         return group
 
     def _launch_policy(self, role_name: str, first_bundle: int, num_ranks: int) -> WorkerGroup:

@@ -28,16 +28,18 @@ from orchestrator.clock import Clock
 from orchestrator.cluster import Cluster, Roles
 from orchestrator.groups import GroupSource, NothingToTrainError
 from orchestrator.ledger import Ledger
+from orchestrator.membership import membership
 from orchestrator.producer import Producer
 from orchestrator.progress import Progress
-from orchestrator.recovery import EngineRecovery
 from orchestrator.saving import Saver
+from orchestrator.scaling import ScaleDesk
 from orchestrator.sources import Sources, prepare
 from orchestrator.stop import StoppedError, StopRequest
 from orchestrator.trace_file import TraceFile
 from orchestrator.tracking import Tracker
 from orchestrator.train import open_run, write_run_manifest
 from workers.group_files import places
+from workers.health import Health
 from workers.random_state import RandomGenerators
 from workers.recorder import Recorder
 from workers.span_collector import SpanCollector
@@ -126,7 +128,7 @@ def collect(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
     steps: list[dict[str, float]] = []
     model = str(sources.model_path)
     cluster = Cluster(config, algorithm, run_id=run_dir.name, model_path=model)
-    with progress, cluster:
+    with progress, cluster, ScaleDesk(run_dir) as desk:
         progress.say("starting engines ...")
         roles = cluster.launch(
             environment=environment, scorer=scorer, version=VERSION, with_policy=False
@@ -139,7 +141,7 @@ def collect(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
             steps.append({"step": step, **metrics})
             progress.step(step, metrics)
 
-        collector = _assemble(config, sources, roles, run_dir, on_step)
+        collector = _assemble(config, sources, roles, run_dir, on_step, desk, progress.say)
         if checkpoint is not None:
             collector.saver.restore(checkpoint)
         with collector.stop:
@@ -156,17 +158,26 @@ def _assemble(
     roles: Roles,
     run_dir: Path,
     on_step: Callable[[int, dict[str, float]], None],
+    desk: ScaleDesk,
+    say: Callable[[str], None],
 ) -> Collector:
     timeouts = config.cluster.timeouts
 
     def relabel() -> None:
-        """A restarted engine loads the model folder; what it holds is what all hold."""
-        labels = roles.rollout_workers.start(
+        """An engine that starts loads the model folder; what it holds is what all hold."""
+        engines = roles.rollouts.engines
+        started = [number for number, own in engines.items() if own.health is Health.STALE]
+        labels = roles.rollout_workers.only(started).start(
             "engine_call", "set_version", VERSION, timeout_s=timeouts.publish_s
         )
-        labels.survivors()
+        answers = labels.survivors()
+        for number in started:
+            if number in answers:
+                roles.rollouts.admit(number)
+            else:
+                roles.rollouts.lose(number, "it died while its weights were labelled")
 
-    roles.rollouts.recover = EngineRecovery(roles, relabel, start_s=timeouts.start_s).tend
+    roles.rollouts.tend = membership(roles, relabel, desk, config, say=say).tend
     ledger = Ledger(sources.train, seed=config.seed, shuffle=config.data.shuffle)
     producer = Producer(roles.rollouts, sources.train, ledger, config)
     recorder = Recorder(run_dir / "rollouts", timeout_s=timeouts.checkpoint_s)

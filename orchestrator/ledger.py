@@ -79,6 +79,15 @@ class Ledger:
         """The prompt's group will not be trained in this epoch."""
         self._settle(epoch, row, f"dropped:{why}")
 
+    def untrain(self, step: int) -> None:
+        """The prompts of a step that was begun and could not be trained are pending again."""
+        fate = f"trained:{step}"
+        for epoch, rows in self._fate.items():
+            for row in [row for row, own in rows.items() if own == fate]:
+                del rows[row]
+                self._returned.append((epoch, row))
+                self._settled[_kind(fate)] -= 1
+
     def _settle(self, epoch: int, row: int, fate: str) -> None:
         if (epoch, row) not in self._in_flight:
             raise ValueError(f"prompt {row} of epoch {epoch} is not in flight; can't be {fate}")

@@ -7,6 +7,9 @@ and so are colocated roles.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import ray
 
 from conf.schema import TrainConfig
@@ -14,6 +17,43 @@ from conf.schema import TrainConfig
 
 class PlacementError(ValueError):
     """The cluster can't hold the run; the message shows the arithmetic."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """How many more processes of one shape the cluster could hold, and the sum that says so."""
+
+    count: int
+    shape: Mapping[str, float]
+    free: Mapping[str, Mapping[str, float]]  # by node, of the kinds in `shape`
+
+    @classmethod
+    def of(cls, shape: Mapping[str, float], free: Mapping[str, Mapping[str, float]]) -> Room:
+        """Count what fits.
+
+        Args:
+            shape: resources of one process, which stands on one node.
+            free: resources by node.
+        """
+        kinds = {node: {kind: have.get(kind, 0.0) for kind in shape} for node, have in free.items()}
+        fits = (
+            min((int((have[kind] + 1e-6) // need) for kind, need in shape.items()), default=0)
+            for have in kinds.values()
+        )
+        return cls(count=sum(fits), shape=shape, free=kinds)
+
+    def refuses(self, wanted: int) -> str:
+        """Why `wanted` processes find no place, as arithmetic."""
+        nodes = ", ".join(f"{amounts(have)} on {node}" for node, have in self.free.items())
+        return (
+            f"needs {wanted} x {amounts(self.shape)}, the cluster has room for {self.count}: "
+            f"free are {nodes or 'no nodes'}"
+        )
+
+
+def amounts(resources: Mapping[str, float]) -> str:
+    """`{CPU: 1, GPU: 2}`."""
+    return "{" + ", ".join(f"{kind}: {amount:g}" for kind, amount in resources.items()) + "}"
 
 
 def bundles(

@@ -16,6 +16,7 @@ from typing import Protocol
 from conf.schema import TrainConfig
 from orchestrator.cluster import Roles
 from orchestrator.colocation import Turns
+from workers.health import Health
 from workers.prompts import PromptSet
 from workers.weight_sync.attestation import (
     Attestation,
@@ -28,6 +29,7 @@ from workers.weight_sync.publication import PublishReport
 
 PROBE_PROMPTS = 8
 PROBE_TOKENS = 64  # of each prompt, at most
+COLLECTIVE = ("gloo", "nccl")  # transports in which every engine waits for the others
 PLAUSIBLE_NOISE = 0.2  # mean |gap| of log-probs above which no arithmetic type explains it
 
 
@@ -56,35 +58,37 @@ class Publisher:
         self._prompts = probe_prompts
         self._limit_s = config.cluster.timeouts.publish_s
         self._version, self._stepped = 0, False  # of the last publication
-        self._metrics: dict[str, float] = {}
+        self._connected: list[int] = []  # engines that the learner sends to
         self._probe: list[list[int]] = []
         self._attestation: Attestation | None = None
 
     def begin(self, version: int) -> dict[str, float]:
         """Connect learner and engines, publish the present weights, and set the tolerance."""
         config = self._config
-        self._connect()
+        numbers = self._roles.rollout_workers.ranks
+        self._connect(numbers)
         self._probe = self._choose_probe()
         learner = self._roles.learner.workers
         expected = learner.call_first("parameter_names", timeout_s=self._limit_s)
         tolerance = Tolerance.rounding(config.rollout.probe_tolerance)
         if config.rollout.dtype != "float32" or config.model.dtype != "float32":
             self._version = version
-            _, engines, own = self._send()
+            _, engines, own = self._send(numbers)
             tolerance = self._above_noise(version, engines, own)
         self._attestation = Attestation(expected=expected, tolerance=tolerance)
         return self.publish(version, stepped=False)
 
-    def _connect(self) -> None:
-        rollout = self._config.rollout
+    def _connect(self, numbers: list[int]) -> None:
+        rollout, workers = self._config.rollout, self._roles.rollout_workers
         self._roles.learner.workers.call(
             "connect",
             rollout.transport,
             rollout.dtype,
-            self._roles.rollout_workers.handles,
+            {number: workers[number] for number in numbers},
             rollout.tensor_parallel_size,
             timeout_s=self._limit_s,
         )
+        self._connected = list(numbers)
 
     def publish(self, version: int, *, stepped: bool) -> dict[str, float]:
         """Send the learner's weights to all engines under the label `version`.
@@ -97,41 +101,63 @@ class Publisher:
             AttestationError: with the names of the tensors.
             WorkerError: when a rank or an engine does not answer.
         """
-        self._version, self._stepped = version, stepped
-        pool = self._roles.rollouts
-        if len(pool.sampling()) == len(pool.engines):
-            self._give()
-        else:
-            pool.recover(True)  # a transport reaches all engines or none
-        if not pool.sampling():  # none outlived the publication
-            pool.recover(True)
-        return self._metrics
+        self._version, self._stepped = version, stepped or self._stepped
+        return self.republish()
 
-    def republish(self) -> None:
-        """Meet all engines anew, of which some were restarted, and give them the last version.
+    def republish(self) -> dict[str, float]:
+        """Give the last version to all engines that run, and admit those that had none yet.
+
+        Learner and engines meet anew when one joined or is gone. With no engine there is nothing to
+        do: the first that starts is given the last version.
 
         Raises:
             AttestationError: with the names of the tensors.
         """
-        self._connect()
-        self._give()
+        pool = self._roles.rollouts
+        numbers = self._answering()
+        if not numbers:
+            return {}
+        joining = [number for number in numbers if pool.engines[number].health is Health.STALE]
+        if joining or numbers != self._connected:
+            self._connect(numbers)
+        report, engines, own = self._send(numbers)
+        if not engines:
+            return {}
+        metrics = self._judge(report, engines, own, stepped=self._stepped)
+        self._stepped = False
+        for number in joining:
+            if pool.engines[number].health is Health.STALE:  # it outlived the publication
+                pool.admit(number)
+        return metrics
 
-    def _give(self) -> None:
-        report, engines, own = self._send()
-        if engines:
-            self._metrics = self._judge(report, engines, own, stepped=self._stepped)
-            self._stepped = False
+    def _answering(self) -> list[int]:
+        """Engines that run. Over a collective they are asked: one that is gone would stall all."""
+        pool, workers = self._roles.rollouts, self._roles.rollout_workers
+        numbers = [
+            number
+            for number, engine in pool.engines.items()
+            if engine.health.follows or engine.health is Health.STALE
+        ]
+        if self._config.rollout.transport not in COLLECTIVE:
+            return numbers
+        asked = workers.only(numbers).start("engine_call", "version", timeout_s=self._limit_s)
+        alive = asked.survivors()
+        for number in numbers:
+            if number not in alive:
+                pool.lose(number, "it did not answer before a publication")
+        return list(alive)
 
-    def _send(self) -> tuple[PublishReport, list[EngineEvidence], list[float]]:
+    def _send(self, numbers: list[int]) -> tuple[PublishReport, list[EngineEvidence], list[float]]:
         """What the sender, every engine that lives, and the learner say of a publication."""
-        learner, rollouts = self._roles.learner.workers, self._roles.rollout_workers
+        learner = self._roles.learner.workers
+        rollouts = self._roles.rollout_workers.only(numbers)
         self._turns.receive()
         report: PublishReport = learner.call("publish", self._version, timeout_s=self._limit_s)[0]
         self._turns.generate()
         engines = rollouts.start("attest", self._probe, timeout_s=self._limit_s)
         own = learner.start("probe", self._probe, timeout_s=self._limit_s)
         answers = engines.survivors()
-        for number in rollouts.ranks:
+        for number in numbers:
             if number in report.lost or number not in answers:
                 answers.pop(number, None)
                 self._roles.rollouts.lose(number, "it did not outlive a publication")
@@ -174,10 +200,10 @@ class Publisher:
     def _diagnose(self, report: PublishReport):  # type: ignore[no-untyped-def]
         def ask(engine_id: int) -> Mapping[str, str]:
             expected = {name: list(value) for name, value in report.fingerprints.items()}
-            answers = self._roles.rollout_workers.call(
-                "engine_call", "diagnose", expected, timeout_s=self._limit_s
+            asked = self._roles.rollout_workers.start_one(
+                engine_id, "engine_call", "diagnose", expected, timeout_s=self._limit_s
             )
-            found: Mapping[str, str] = answers[engine_id]
+            found: Mapping[str, str] = asked.result()[0]
             return found
 
         return ask

@@ -1,87 +1,155 @@
-"""Bringing dead rollout engines back: construct, load, publish, attest, and only then sample.
+"""Bringing rollout engines to life: load, publish, attest, and only then sample.
 
 Ray constructs a dead worker anew under its old handle, on another node if need be. What it holds
-then are the weights of the model folder, so it samples nothing before the learner's are attested
-in it. `tend` does what can be done at this moment and returns; the pool calls it while it waits, so
-the other engines go on sampling meanwhile.
+then are the weights of the model folder, as in an engine that joins the job, so neither samples
+anything before the learner's are attested in it. `tend` does what can be done at this moment and
+returns; the other engines go on sampling, and training goes on with them.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ray.exceptions import ActorUnavailableError
 
-from orchestrator.cluster import Roles
-from workers.group import Pending, WorkerError
+from workers.group import Pending, WorkerError, WorkerGroup
 from workers.health import Event, Health
+from workers.rollout_pool import MAX_DEATHS, EnginesLostError, RolloutPool
 
 UNPUBLISHED = -1  # the label of weights that no learner gave
-RETRY_S = 0.5
+
+
+@dataclass(kw_only=True)
+class _Start:
+    """An engine that loads, or whose process waits for a place."""
+
+    pending: Pending
+    since: float
+    homeless: bool = False  # and everybody was told
 
 
 class EngineRecovery:
-    """Restarts the engines of a pool.
+    """Starts engines and admits those that have started.
 
     Args:
-        roles: the engines, and the reward workers that they call.
-        republish: connects the learner to all engines anew and publishes its present weights,
-            attested.
+        pool: the engines.
+        workers: their processes, under the same numbers.
+        rewards: the workers that engines call for scores.
+        stands: whether an engine has a place on the cluster.
+        republish: gives the learner's present weights, attested, to all engines that run.
         start_s: longest wait for an engine to load.
+        place_s: longest wait for a place before the run is told to go on without the engine.
+        say: takes a line of news.
     """
 
     def __init__(
         self,
-        roles: Roles,
-        republish: Callable[[], object],
+        pool: RolloutPool,
+        workers: WorkerGroup,
+        rewards: WorkerGroup,
         *,
+        stands: Callable[[int], bool],
+        republish: Callable[[], object],
         start_s: float,
+        place_s: float,
+        say: Callable[[str], None],
     ) -> None:
-        self._roles, self._pool = roles, roles.rollouts
-        self._republish, self._start_s = republish, start_s
-        self._starting: dict[int, Pending] = {}
-        self._since: dict[int, float] = {}  # when a restart began
+        self._pool, self._workers, self._rewards = pool, workers, rewards
+        self._stands, self._republish, self._say = stands, republish, say
+        self._start_s, self._place_s = start_s, place_s
+        self._starting: dict[int, _Start] = {}
 
-    def tend(self, wait: bool) -> None:
-        """Start what is dead; admit what has started, all of it with one publication.
+    def tend(self) -> dict[int, str]:
+        """Start what is dead, and admit what has started, all of it with one publication.
 
-        Args:
-            wait: return when every engine samples. Without it, wait only where none is left.
+        Returns:
+            Why engines could not start, by number; they are dead until somebody else is asked.
+
+        Raises:
+            EnginesLostError: an engine keeps dying, or none has a place.
         """
-        engines = self._pool.engines
-        for worker, engine in engines.items():
+        for number, engine in self._pool.engines.items():
             if engine.health is Health.DEAD:
+                if engine.deaths > MAX_DEATHS:
+                    raise EnginesLostError(self._pool.obituary(number))
+                words = engine.last_words.partition("\n")[0]
+                self._say(f"rollout engine {number} is started again; it was lost: {words}")
                 engine.see(Event.RESTART)
-                self._since[worker] = time.monotonic()
-                self._start(worker)
-        wait = wait or not self._pool.sampling()
-        for worker, pending in list(self._starting.items()):
-            if wait or pending.ready():
-                self._finish(worker, self._starting.pop(worker))
-        started = [worker for worker, own in engines.items() if own.health is Health.STALE]
+                self.begin(number)
+        failed: dict[int, str] = {}
+        for number in list(self._starting):
+            if (why := self._look(number)) is not None:
+                failed[number] = why
+        self._admit()
+        self._judge()
+        return failed
+
+    def _admit(self) -> None:
+        engines = self._pool.engines
+        started = [number for number, own in engines.items() if own.health is Health.STALE]
         if started:
             self._republish()
-        for worker in started:
-            if engines[worker].health is Health.STALE:  # not lost again while it was published to
-                self._pool.admit(worker)
-        if wait and len(self._pool.sampling()) < len(engines):
-            self.tend(wait)  # the pool gives up on an engine that keeps dying
+        for number in started:
+            if engines[number].health.samples:
+                self._say(f"rollout engine {number} has the learner's weights and samples")
 
-    def _start(self, worker: int) -> None:
-        self._starting[worker] = self._roles.rollout_workers.start_one(
-            worker, "start", UNPUBLISHED, self._roles.rewards.handles, timeout_s=self._start_s
+    @property
+    def homeless(self) -> set[int]:
+        """Engines whose process has had no place for longer than they are waited for."""
+        return {number for number, start in self._starting.items() if start.homeless}
+
+    def begin(self, number: int) -> None:
+        """Let an engine load; returns at once."""
+        pending = self._workers.start_one(
+            number, "start", UNPUBLISHED, self._rewards.handles, timeout_s=self._start_s
         )
+        since = self._starting[number].since if number in self._starting else time.monotonic()
+        self._starting[number] = _Start(pending=pending, since=since)
 
-    def _finish(self, worker: int, pending: Pending) -> None:
+    def forget(self, number: int) -> None:
+        """The engine is gone for good."""
+        self._starting.pop(number, None)
+
+    def _look(self, number: int) -> str | None:
+        """Take note of how far an engine is; why it failed, if it did."""
+        start = self._starting[number]
+        seconds = time.monotonic() - start.since
+        if not start.pending.ready():
+            return self._wait_on(number, start, seconds)
         try:
-            pending.result()
+            start.pending.result()
         except WorkerError as error:
-            seconds = time.monotonic() - self._since[worker]
             if isinstance(error.__cause__, ActorUnavailableError) and seconds < self._start_s:
-                time.sleep(RETRY_S)  # Ray has not yet constructed its process
-                self._start(worker)
-            else:
-                self._pool.lose(worker, str(error))
-            return
-        self._pool.engines[worker].see(Event.STARTED)
+                self.begin(number)  # Ray has not yet constructed its process
+                return None
+            del self._starting[number]
+            return str(error)
+        del self._starting[number]
+        self._pool.engines[number].see(Event.STARTED)
+        return None
+
+    def _wait_on(self, number: int, start: _Start, seconds: float) -> str | None:
+        if start.homeless or seconds > self._place_s:
+            stands = self._stands(number)
+            if stands and start.homeless:
+                start.homeless, start.since = False, time.monotonic()
+            elif not stands and not start.homeless:
+                start.homeless = True
+                self._say(
+                    f"rollout engine {number} has no place on the cluster any more; "
+                    f"{len(self._pool.sampling())} go on, and it comes back when there is room"
+                )
+        if start.homeless or seconds <= self._start_s:
+            return None
+        del self._starting[number]
+        return f"rollout.start, engine {number}: no answer in {self._start_s:g} s"
+
+    def _judge(self) -> None:
+        """Wait for a lost engine as long as another samples, or one may soon."""
+        if self.homeless and self.homeless == set(self._pool.engines):
+            raise EnginesLostError(
+                f"no rollout engine is left: none of {sorted(self.homeless)} had a place on the "
+                f"cluster for {self._place_s:g} s; mend the cluster and go on with resume=auto"
+            )

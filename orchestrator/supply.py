@@ -6,7 +6,7 @@ do not ask which kind it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from conf.schema import TrainConfig
@@ -16,11 +16,12 @@ from orchestrator.colocation import Turns
 from orchestrator.evaluation import Evaluator
 from orchestrator.groups import GroupSource
 from orchestrator.ledger import Ledger
+from orchestrator.membership import membership
 from orchestrator.producer import Producer
 from orchestrator.publication import Publisher, Publishing
-from orchestrator.recovery import EngineRecovery
 from orchestrator.replay import Replay, Unpublished
 from orchestrator.saving import Keeper, Stateful
+from orchestrator.scaling import ScaleDesk
 from orchestrator.sources import Sources
 from workers.recording import Recording
 
@@ -48,13 +49,17 @@ class Supply:
     keepers: Mapping[str, Keeper] = field(default_factory=dict)
 
 
-def from_engines(config: TrainConfig, sources: Sources, roles: Roles) -> Supply:
-    """Engines that sample from the learner's weights."""
+def from_engines(
+    config: TrainConfig,
+    sources: Sources,
+    roles: Roles,
+    desk: ScaleDesk,
+    say: Callable[[str], None],
+) -> Supply:
+    """Engines that sample from the learner's weights; `desk` takes requests for other numbers."""
     ledger, turns = _ledger(config, sources), _turns(config, roles)
     publisher = Publisher(roles, config, probe_prompts=sources.train, turns=turns)
-    roles.rollouts.recover = EngineRecovery(
-        roles, publisher.republish, start_s=config.cluster.timeouts.start_s
-    ).tend
+    roles.rollouts.tend = membership(roles, publisher.republish, desk, config, say=say).tend
     producer = Producer(roles.rollouts, sources.train, ledger, config)
     limit_s = config.cluster.timeouts.checkpoint_s
     heldout = sources.heldout

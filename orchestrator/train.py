@@ -28,6 +28,7 @@ from orchestrator.profiling import StepProfiler
 from orchestrator.progress import Progress
 from orchestrator.replay import check_sources, open_recording
 from orchestrator.saving import Keeper, RankKeeper, Saver
+from orchestrator.scaling import ScaleDesk
 from orchestrator.sources import Sources, prepare
 from orchestrator.supply import Supply, from_engines, from_recording
 from orchestrator.trace_file import TraceFile, truncate_trace
@@ -74,7 +75,7 @@ def train(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
         model_path=str(sources.model_path),
         critic_path=str(sources.critic_path),
     )
-    with progress, cluster:
+    with progress, cluster, ScaleDesk(run_dir) as desk:
         progress.say("starting engines ..." if recording is None else "starting the learner ...")
         version = checkpoint.version if checkpoint else 0
         roles = cluster.launch(environment=environment, scorer=scorer, version=version)
@@ -82,7 +83,7 @@ def train(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
             progress.say(cluster.where_engines_are())
         tracker = Tracker(run_dir, config.tracking, run_name=config.run_name)
         supply = (
-            from_engines(config, sources, roles)
+            from_engines(config, sources, roles, desk, progress.say)
             if recording is None
             else from_recording(config, sources, roles, recording)
         )

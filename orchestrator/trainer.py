@@ -45,7 +45,7 @@ from workers.partition import SequenceCost
 from workers.plans import CreditPlan, RankPlan, Trajectories
 from workers.policy_group import Policy, training_metrics
 from workers.recorder import Recorder
-from workers.rollout_pool import RolloutGroup
+from workers.rollout_pool import EnginesLostError, RolloutGroup
 
 
 @dataclass(kw_only=True)
@@ -126,7 +126,7 @@ class Trainer:
         """Take groups, score, credit, train, publish, and let follow what follows the policy."""
         clock = self.make_clock()
         with clock.span("generate"):
-            taken = self.producer.take(step, self.version, self._why_not)
+            taken = self._take(step)
         self.producer.run_ahead(self.version)
         before = self.version
         batch = self._assemble(taken)
@@ -184,6 +184,15 @@ class Trainer:
         waited_s = metrics["time/generate_s"] or metrics["time/step_s"]
         metrics["rollout/tokens_per_s"] = metrics["rollout/tokens"] / waited_s
         return metrics
+
+    def _take(self, step: int) -> Taken:
+        try:
+            return self.producer.take(step, self.version, self._why_not)
+        except EnginesLostError:
+            self.ledger.untrain(step)
+            if step > 1:
+                self.save(step - 1, {})  # the step has changed no weight
+            raise
 
     def _why_not(self, group: RolloutGroup) -> str | None:
         """Why the algorithm's filters reject a group, or None."""
@@ -250,7 +259,12 @@ class Trainer:
         """Score the held-out prompts with the engines' present weights: `eval/...`."""
         if self.evaluator is None:
             return {}
-        scores = self.evaluator.run(self.version)
+        try:
+            scores = self.evaluator.run(self.version)
+        except EnginesLostError:
+            if step > 0:
+                self.save(step, {})
+            raise
         self.on_scores(step, scores)
         return {f"eval/{name}": value for name, value in scores.metrics.items()}
 

@@ -153,7 +153,8 @@ class WorkerGroup:
         role: str,
         actor_class: type,
         *,
-        num_workers: int,
+        num_workers: int = 0,
+        ranks: Sequence[int] | None = None,
         arguments: Callable[[int], Mapping[str, Any]],
         env: Callable[[int], Mapping[str, str]],
         placement: Placement | None = None,
@@ -161,13 +162,14 @@ class WorkerGroup:
         restarts: bool = False,
         retries: int = 0,
     ) -> WorkerGroup:
-        """Start `num_workers` actors; rank r gets `arguments(r)` and the environment `env(r)`.
+        """Start actors; rank r gets `arguments(r)` and the environment `env(r)`.
 
+        Ranks are 0 to `num_workers` - 1 unless `ranks` names them.
         With `restarts` an actor whose process died is constructed again under the same handle. A
         call that it had not answered is made again up to `retries` times (-1: always), then fails.
         """
-        handles = []
-        for rank in range(num_workers):
+        handles = {}
+        for position, rank in enumerate(range(num_workers) if ranks is None else ranks):
             options: dict[str, Any] = {
                 "num_cpus": 0,
                 "runtime_env": {"env_vars": dict(env(rank))},
@@ -179,10 +181,10 @@ class WorkerGroup:
                 options["num_cpus"] = placement.num_cpus
                 options["num_gpus"] = placement.num_gpus
                 options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
-                    placement.group, placement_group_bundle_index=placement.bundles[rank]
+                    placement.group, placement_group_bundle_index=placement.bundles[position]
                 )
             remote_class = ray.remote(actor_class).options(**options)
-            handles.append(remote_class.remote(**arguments(rank)))
+            handles[rank] = remote_class.remote(**arguments(rank))
         return cls(role, handles)
 
     def __len__(self) -> int:

@@ -3,9 +3,12 @@
     healthy --silent--> suspect --answered--> healthy
     healthy, suspect, restarting, stale --died--> dead --restart--> restarting --started--> stale
     stale --attested--> healthy
+    healthy, suspect --leave--> leaving --died--> dead
 
-Only a healthy or suspect engine samples. A restarted one is stale: it holds the weights of the
-model folder until a publication of the learner's is attested. Nothing here waits or calls.
+Only a healthy or suspect engine is given prompts. One that was restarted, or that joins a running
+job, begins as restarting and is stale when it has started: it holds the weights of the model folder
+until a publication of the learner's is attested. One that leaves finishes what it holds. Nothing
+here waits or calls.
 """
 
 from __future__ import annotations
@@ -25,11 +28,17 @@ class Health(StrEnum):
     DEAD = "dead"
     RESTARTING = "restarting"
     STALE = "stale"
+    LEAVING = "leaving"
 
     @property
     def samples(self) -> bool:
-        """Whether the engine may hold prompts."""
+        """Whether the engine may be given prompts."""
         return self in (Health.HEALTHY, Health.SUSPECT)
+
+    @property
+    def follows(self) -> bool:
+        """Whether the engine holds attested weights, and gets every publication."""
+        return self.samples or self is Health.LEAVING
 
 
 class Event(StrEnum):
@@ -41,6 +50,7 @@ class Event(StrEnum):
     RESTART = "restart"
     STARTED = "started"
     ATTESTED = "attested"
+    LEAVE = "leave"
 
 
 _NEXT = {
@@ -53,6 +63,11 @@ _NEXT = {
     (Health.DEAD, Event.RESTART): Health.RESTARTING,
     (Health.RESTARTING, Event.STARTED): Health.STALE,
     (Health.STALE, Event.ATTESTED): Health.HEALTHY,
+    (Health.HEALTHY, Event.LEAVE): Health.LEAVING,
+    (Health.SUSPECT, Event.LEAVE): Health.LEAVING,
+    (Health.LEAVING, Event.ANSWERED): Health.LEAVING,
+    (Health.LEAVING, Event.SILENT): Health.LEAVING,
+    (Health.LEAVING, Event.ATTESTED): Health.LEAVING,
     **{(health, Event.DIED): Health.DEAD for health in Health},
 }
 

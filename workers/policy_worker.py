@@ -155,11 +155,17 @@ class PolicyWorker(RankWorker):
     # ---- weights ----
 
     def connect(
-        self, transport: str, dtype: str, engines: Sequence[Any], workers_per_engine: int
+        self, transport: str, dtype: str, engines: Mapping[int, Any], workers_per_engine: int
     ) -> None:
         """Meet the rollout engines, to which `publish` will send weights as `dtype`.
 
-        Called again when an engine was restarted, it meets all of them anew.
+        Called again when an engine joins or is gone, it meets all of them anew.
+
+        Args:
+            transport: name of the weight transport.
+            dtype: what the engines compute in.
+            engines: handles of the rollout workers, by number.
+            workers_per_engine: tensor-parallel size of each.
         """
         from workers.weight_sync.lora_source import publication_source
         from workers.weight_sync.transport import trainer_endpoint

@@ -6,8 +6,8 @@ heartbeat and says how its engine fares. The trajectories stay in the object sto
 is its metadata and the place of its rows.
 
 A worker that dies, or whose heartbeat stops, loses its unfinished groups to the others, which
-sample them again with the same seeds. Bringing it back needs the learner's weights, so the pool
-only asks for it, by the `recover` that its owner gave.
+sample them again with the same seeds. Bringing it back needs the learner's weights, and so does an
+engine that joins: whoever owns the pool gives it a `tend`, which every waiting `poll` calls first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ from workers.trajectory import TrajectoryMeta
 HEARTBEAT_S = 5.0  # how long a worker may hold an open `collect` without a finished group
 HEARTBEATS_PER_S = 20.0  # of all workers: each costs the driver about a millisecond
 JUDGE_EVERY_S = 1.0
+HOMELESS_S = 0.2  # how long a poll waits while no engine samples
 MAX_DEATHS = 3  # of one worker without a finished group in between
+
+
+class EnginesLostError(WorkerError):
+    """Nobody is left to sample, or an engine keeps dying; the run itself is whole."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +56,7 @@ class EngineRecord:
         load: as it last reported.
         deaths: since its last finished group.
         asked: whether a `collect` call is open.
+        last_words: why it died the last time.
     """
 
     answered: float
@@ -58,6 +64,7 @@ class EngineRecord:
     load: EngineLoad = field(default_factory=EngineLoad)
     deaths: int = 0
     asked: bool = False
+    last_words: str = ""
 
     def see(self, event: Event) -> None:
         """Move on to the state that `event` leads to."""
@@ -67,8 +74,8 @@ class EngineRecord:
 class RolloutPool:
     """All rollout engines as one.
 
-    `engines` holds what is known of each, by its number; `recover`, which the owner sets, brings
-    dead ones back (True: wait until all sample).
+    `engines` holds what is known of each, by its number; `tend`, which the owner sets, brings dead
+    ones back and lets engines join and leave, and returns at once.
 
     Args:
         group: the workers.
@@ -92,9 +99,8 @@ class RolloutPool:
         self._group, self._together, self._clock = group, together, clock
         self._silence_s = silence_s
         self.engines = {number: EngineRecord(answered=clock()) for number in group.ranks}
-        self.recover: Callable[[bool], None] = self._stop
+        self.tend: Callable[[], None] = self._refuse_deaths
         self._judged = clock()  # when silence was last looked at
-        self._last_words = ""
         self._lost = self._resampled = self._preemptions = 0
         self._routing = Routing(concurrency=concurrency)
         self._open: dict[Any, tuple[int, Any]] = {}  # metas ref -> engine, batch ref
@@ -120,13 +126,14 @@ class RolloutPool:
             "rollout/kv_usage": max((load.kv_usage for load in loads), default=0.0),
             "rollout/waiting": float(sum(load.waiting for load in loads)),
             "rollout/preemptions": float(self._preemptions),
+            "rollout/engines": float(len(self.engines)),
             "rollout/engines_healthy": float(len(self.sampling())),
             "rollout/engines_lost": float(self._lost),
             "rollout/groups_resampled": float(self._resampled),
         }
 
     def sampling(self) -> list[int]:
-        """Numbers of the engines that may hold prompts."""
+        """Numbers of the engines that may be given prompts."""
         return [number for number, engine in self.engines.items() if engine.health.samples]
 
     def submit(self, requests: Sequence[GroupRequest]) -> None:
@@ -163,9 +170,11 @@ class RolloutPool:
         if self._kept:
             kept, self._kept = self._kept, []
             return kept
-        if len(self.sampling()) < len(self.engines):
-            self.recover(False)
+        if wait:
+            self.tend()
         if not self._open:
+            if wait and self.num_in_flight:
+                time.sleep(HOMELESS_S)
             return []
         ready = self._group.ready(list(self._open), timeout_s=HEARTBEAT_S if wait else 0.0)
         finished = [group for ref in ready for group in self._answer(ref)]
@@ -181,7 +190,7 @@ class RolloutPool:
         except ray.exceptions.RayError as error:
             if not died(error):
                 raise WorkerError(f"rollout.collect, engine {number}: {error}") from error
-            self.lose(number, str(error))
+            self.lose(number, str(getattr(error, "cause", None) or error))
             return []
         engine.answered = self._clock()
         engine.see(Event.ANSWERED)
@@ -212,21 +221,25 @@ class RolloutPool:
                 engine.see(Event.SILENT)
 
     def lose(self, number: int, why: str) -> None:
-        """Take note that an engine is dead; its unfinished groups are sampled again elsewhere.
-
-        Raises:
-            WorkerError: it died several times without finishing a group.
-        """
+        """Take note that an engine is dead; its unfinished groups are sampled again elsewhere."""
         engine = self.engines[number]
         engine.see(Event.DIED)
-        self._last_words = f"rollout engine {number} died: {why}"
+        engine.last_words = why
         self._lost += 1
         engine.deaths += 1
-        if engine.deaths > MAX_DEATHS:
-            raise WorkerError(
-                f"rollout engine {number} died {engine.deaths} times without finishing a "
-                f"group, the last time because: {why}"
-            )
+        self._orphan(number)
+
+    def obituary(self, number: int) -> str:
+        """How often an engine died without finishing a group, and why the last time."""
+        engine = self.engines[number]
+        return (
+            f"rollout engine {number} died {engine.deaths} times without finishing a group, the "
+            f"last time because: {engine.last_words}"
+        )
+
+    def _orphan(self, number: int) -> None:
+        """What an engine holds is for the others to sample."""
+        engine = self.engines[number]
         self._open = {ref: own for ref, own in self._open.items() if own[0] != number}
         engine.asked, engine.load = False, EngineLoad()
         self._resampled += self._routing.orphan(number)
@@ -237,8 +250,28 @@ class RolloutPool:
         self.engines[number].see(Event.ATTESTED)
         self._give_out(self.sampling())
 
-    def _stop(self, wait: bool) -> None:  # noqa: ARG002 - the signature of `recover`
-        raise WorkerError(f"{self._last_words}, and nobody is there to restart it")
+    def add(self, number: int) -> None:
+        """Know of one more engine of the group, which has yet to start and to be admitted."""
+        joining = EngineRecord(answered=self._clock(), health=Health.RESTARTING)
+        self.engines[number] = joining
+
+    def retire(self, number: int) -> None:
+        """Give an engine no more prompts; it goes on with those that it holds."""
+        self.engines[number].see(Event.LEAVE)
+
+    def idle(self, number: int) -> bool:
+        """Whether an engine holds no group."""
+        return self._routing.outstanding(number) == 0
+
+    def remove(self, number: int) -> None:
+        """Forget an engine that is given no prompts; what it holds is sampled again elsewhere."""
+        self._orphan(number)
+        del self.engines[number]
+
+    def _refuse_deaths(self) -> None:
+        for number, engine in self.engines.items():
+            if engine.health is Health.DEAD:
+                raise EnginesLostError(f"{self.obituary(number)}; nobody is there to restart it")
 
     def wait(self, group_ids: Sequence[str]) -> list[RolloutGroup]:
         """Exactly these groups, once all are finished; others are kept for the next `poll`."""

@@ -35,7 +35,7 @@ class SpanCollector:
         asked = {
             handle.take_spans.remote(): (group.role, index)
             for group in self._groups
-            for index, handle in enumerate(group.handles)
+            for index, handle in zip(group.ranks, group.handles, strict=True)
             if (group.role, index) not in silent
         }
         if asked:

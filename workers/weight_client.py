@@ -7,7 +7,7 @@ that died is left out from then on and counted as lost; the driver restarts it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from workers.group import Pending
@@ -17,26 +17,34 @@ class EngineClient:
     """Rollout workers as one weight-sync client.
 
     Args:
-        engines: handles of the rollout workers.
+        engines: handles of the rollout workers, by number.
         timeout_s: longest wait for one call.
     """
 
-    def __init__(self, engines: Sequence[Any], *, timeout_s: float) -> None:
-        self._engines, self._timeout_s = dict(enumerate(engines)), timeout_s
+    def __init__(self, engines: Mapping[int, Any], *, timeout_s: float) -> None:
+        self._engines, self._timeout_s = dict(engines), timeout_s
         self.lost: set[int] = set()
 
     def _call(self, method: str, *args: Any) -> None:
-        numbers = list(self._engines)
         refs = [engine.engine_call.remote(method, *args) for engine in self._engines.values()]
-        living = Pending("rollout", method, refs, self._timeout_s).survivors()
-        for position, number in enumerate(numbers):
-            if position not in living:
+        self._await(method, refs)
+
+    def _await(self, method: str, refs: list[Any]) -> None:
+        numbers = list(self._engines)
+        living = Pending("rollout", method, refs, self._timeout_s, numbers).survivors()
+        for number in numbers:
+            if number not in living:
                 del self._engines[number]
                 self.lost.add(number)
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Engines connect to the trainer."""
-        self._call("init_weight_transfer_engine", init_info)
+        """Engines connect to the trainer, each in its place among those that do."""
+        method = "init_weight_transfer_engine"
+        refs = [
+            engine.engine_call.remote(method, init_info, place)
+            for place, engine in enumerate(self._engines.values())
+        ]
+        self._await(method, refs)
 
     def start_weight_update(self) -> None:
         """Engines freeze what they are sampling."""

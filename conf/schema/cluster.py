@@ -59,6 +59,7 @@ class TimeoutConfig:
     start_s: float = 600.0
     request_s: float = 600.0  # one response of an engine
     engine_s: float = 120.0  # a rollout engine's silence, before it is killed and restarted
+    place_s: float = 120.0  # an engine that joins, or whose node is gone, finds a place
     train_s: float = 1800.0
     publish_s: float = 300.0
     checkpoint_s: float = 1800.0

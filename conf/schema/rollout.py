@@ -99,6 +99,7 @@ class RolloutConfig:
     """The rollout engines (vLLM) and what they sample."""
 
     num_engines: int = 1
+    max_engines: int | None = None  # engines join up to here as the cluster has room; null: none
     tensor_parallel_size: int = 1
     samples_per_prompt: int = 8  # the group size
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -131,6 +132,18 @@ class RolloutConfig:
         ):
             value = getattr(self, name)
             require(value >= 1, f"rollout.{name}", value, "must be at least 1")
+        require(
+            self.max_engines is None or self.max_engines >= self.num_engines,
+            "rollout.max_engines",
+            self.max_engines,
+            f"is below rollout.num_engines={self.num_engines}, which the run starts with",
+        )
+        require(
+            self.max_engines is None or self.transport != "ipc",
+            "rollout.max_engines",
+            self.max_engines,
+            "rollout.transport=ipc reaches engines on the learner's GPU only; choose nccl",
+        )
         choose("rollout.dtype", self.dtype, ("float32", "bfloat16", "float16"))
         choose("rollout.transport", self.transport, ("shm", "gloo", "nccl", "ipc"))
         self.replay.check()

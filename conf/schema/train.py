@@ -211,6 +211,13 @@ class TrainConfig:
             "with cluster.colocated=false",
         )
         require(
+            self.rollout.max_engines in (None, self.rollout.num_engines),
+            "rollout.max_engines",
+            self.rollout.max_engines,
+            "a colocated engine has the GPU of one learner rank, and none joins; set it to null, "
+            "or choose a cluster= with cluster.colocated=false",
+        )
+        require(
             self.rollout.num_engines == self.learner.num_ranks,
             "rollout.num_engines",
             self.rollout.num_engines,

@@ -69,6 +69,7 @@ def test_the_default_run_is_the_quickstart():
         ("rolout.num_engines=2", "unknown key 'rolout'; did you mean 'rollout'?"),
         ("algorithm=cpgdd", "unknown algorithm 'cpgdd'; did you mean 'cpgd'?"),
         ("rollout.num_engines=0", "rollout.num_engines=0: must be at least 1"),
+        ("rollout.max_engines=0", "max_engines=0: is below rollout.num_engines=1, which the run"),
         ("rollout.num_engines=many", "'many'"),
         ("learner.zero_stage=4", "learner.zero_stage=4: must be 0, 1, 2 or 3"),
         ("rollout.transport=carrier_pigeon", "one of shm, gloo, nccl, ipc"),

@@ -79,3 +79,17 @@ def test_a_kept_group_is_not_handed_out_again(prompts):
     assert take(resumed, 4)[:2] == [entries[0], entries[2]]
     with pytest.raises(ValueError, match="was not in flight"):
         resumed.claim(*entries[1])
+
+
+def test_a_step_that_found_no_engine_gives_its_prompts_back(prompts):
+    ledger = Ledger(prompts, seed=1, shuffle=True)
+    entries = take(ledger, 4)
+    for entry, step in zip(entries, (1, 2, 2), strict=False):
+        ledger.trained(*entry, step=step)
+    ledger.untrain(2)
+    assert ledger.counts() == {"trained": 1, "dropped": 0, "in_flight": 1}
+    resumed = Ledger(prompts, seed=1, shuffle=True)
+    resumed.load_state_dict(ledger.state_dict())
+    again = take(resumed, 4)
+    assert sorted(again[:3]) == sorted(entries[1:4])  # the one in flight, and those of step 2
+    assert again[3] not in entries

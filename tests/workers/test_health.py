@@ -19,6 +19,12 @@ ALLOWED = {
     ("restarting", "died"): "dead",
     ("stale", "attested"): "healthy",
     ("stale", "died"): "dead",
+    ("healthy", "leave"): "leaving",
+    ("suspect", "leave"): "leaving",
+    ("leaving", "answered"): "leaving",
+    ("leaving", "silent"): "leaving",
+    ("leaving", "attested"): "leaving",
+    ("leaving", "died"): "dead",
 }
 
 
@@ -39,3 +45,8 @@ def test_only_an_engine_with_attested_weights_samples():
         assert not health.samples
         health = after(health, event)
     assert health.samples
+
+
+def test_an_engine_that_leaves_is_given_nothing_but_weights():
+    assert [health for health in Health if health.follows] == ["healthy", "suspect", "leaving"]
+    assert not Health.LEAVING.samples

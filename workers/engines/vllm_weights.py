@@ -26,16 +26,22 @@ class VLLMWeights(VLLMProcess):
         super().__init__(settings)
         self._adapter: LoRARequest | None = None
 
-    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+    async def init_weight_transfer_engine(
+        self, init_info: dict[str, Any], place: int | None = None
+    ) -> None:
         """Connects to the trainer; blocks until the transport's rendezvous is complete.
 
         Args:
-            init_info: of the transport, equal for all engines. A `rank_offset` in it is engine 0's.
+            init_info: of the transport, equal for all engines. A `rank_offset` in it is that of the
+                engine in place 0.
+            place: of this engine among those that connect; its number if not given, which is its
+                place as long as no engine left.
         """
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
         if "rank_offset" in init_info:
-            shift = self.settings.engine_id * self.settings.tensor_parallel_size
+            place = self.settings.engine_id if place is None else place
+            shift = place * self.settings.tensor_parallel_size
             init_info = {**init_info, "rank_offset": init_info["rank_offset"] + shift}
         async with self._bounded("init_weight_transfer_engine"):
             await self._live().init_weight_transfer_engine(

@@ -2,7 +2,7 @@
 
 Rank 0 gathers the weights into one host buffer and broadcasts it piece by piece to every worker
 of every engine while the rest is being gathered. All engines get the same init info; `VLLMEngine`
-shifts its `rank_offset` by the engine's id, as it does for vLLM's own `nccl`.
+shifts its `rank_offset` by the engine's place, as it does for vLLM's own `nccl`.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class GlooEndpoint(TrainerEndpoint):
             "host": self._host,
             "port": self._group.port,
             "world_size": self._world_size,
-            "rank_offset": 1,  # of engine 0; every engine adds its own workers' (VLLMEngine)
+            "rank_offset": 1,  # of place 0; every engine adds its own workers' (VLLMEngine)
             "timeout_s": self._timeout_s,
             "layout": self._layout.to_dict(),
         }

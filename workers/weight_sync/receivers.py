@@ -172,8 +172,8 @@ class GlooReceiver(FlatReceiver):
         rank = init_info.rank_offset + self.parallel_config.rank
         if rank >= init_info.world_size:
             raise ValueError(
-                f"this worker would be rank {rank} of {init_info.world_size}: number the engines "
-                f"from 0 (VLLMSettings.engine_id) and tell the trainer how many there are"
+                f"this worker would be rank {rank} of {init_info.world_size}: give the engines "
+                f"places from 0 and tell the trainer how many there are"
             )
         self._group: BroadcastGroup | None = BroadcastGroup(
             host=init_info.host,
