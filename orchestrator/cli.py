@@ -20,6 +20,7 @@ EPILOG = """examples:
   ballast train --config-dir my_conf algorithm=my_loss dry_run=true
   ballast eval runs/quickstart/final rollout.eval_samples_per_prompt=8
   ballast submit --address http://head:8265 experiment=tiny output_dir=/shared/runs
+  ballast scale --engines 4 runs/quickstart
 """
 
 
@@ -102,6 +103,10 @@ def _add_cluster_commands(
     stop = on_cluster("stop", "Stop a job after its step, with a checkpoint.")
     stop.add_argument("job", help="the job's id")
     stop.add_argument("--timeout", type=float, default=3600.0, help="longest wait, in seconds")
+    scale = on_cluster("scale", "Add engines to a running job, or take some from it.")
+    scale.add_argument("--engines", type=int, required=True, help="how many it shall have")
+    scale.add_argument("run", help="the run's folder; with --address, the job's id")
+    scale.add_argument("--timeout", type=float, default=900.0, help="longest wait, in seconds")
     nodes = command("nodes", "Wait until a cluster's nodes have joined, and list them.")
     nodes.add_argument("--address", required=True, help="of Ray's head, HOST:PORT")
     nodes.add_argument("--wait-for", type=int, default=1, help="how many nodes there shall be")

@@ -143,6 +143,22 @@ def stop(options: Namespace) -> int:
     return commands.stop(options)
 
 
+def scale(options: Namespace) -> int:
+    """Give a running job more engines, or fewer; follow what it does."""
+    if options.address is not None:
+        from orchestrator.jobs import commands
+
+        return commands.scale(options)
+    from orchestrator.scaling import ask
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    run_dir = Path(options.run).absolute()
+    say(ask(run_dir, options.engines, timeout_s=options.timeout, say=say))
+    return 0
+
+
 def data(options: Namespace) -> int:
     """Generate or find the prompt files."""
     _, config = _composed(options)

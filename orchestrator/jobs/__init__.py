@@ -1,1 +1,1 @@
-"""`ballast submit | jobs | logs | stop`: training as a Ray job on a cluster of other machines."""
+"""`ballast submit | jobs | logs | stop | scale`: training as a Ray job on other machines."""

@@ -1,7 +1,8 @@
-"""What `ballast submit | jobs | logs | stop` do, in a few lines each."""
+"""What `ballast submit | jobs | logs | stop | scale` do, in a few lines each."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from argparse import Namespace
@@ -13,7 +14,7 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 from conf.compose import compose
 from orchestrator import plan
 from orchestrator.jobs.client import ClusterError, connect
-from orchestrator.jobs.following import Follower, ending
+from orchestrator.jobs.following import Follower, ending, folder_of
 from orchestrator.jobs.submission import request
 
 
@@ -101,6 +102,25 @@ def stop(options: Namespace) -> int:
         time.sleep(1.0)
     print(f"{options.job}: {done}")
     return 0
+
+
+def scale(options: Namespace) -> int:
+    """Ask a submitted run for so many engines: a small job does it where the run's folder is."""
+    client = connect(options.address)
+    _known(client, options.run)
+    if (done := ending(client, options.run)) is not None:
+        raise ClusterError(f"{options.run} has ended: {done}; submit it again with resume=auto")
+    run_dir = folder_of(client, options.run)
+    if run_dir is None:
+        raise ClusterError(f"{options.run} has no run folder yet; ask again when it has begun")
+    words = ["scale", "--engines", str(options.engines), "--timeout", f"{options.timeout:g}"]
+    asking = client.submit_job(
+        entrypoint="exec " + shlex.join(["python", "-m", "orchestrator.cli", *words, run_dir]),
+        runtime_env=client.get_job_info(options.run).runtime_env,
+        metadata={"scales": options.run},
+        submission_id=f"scale-{options.run}-{time.strftime('%Y%m%d-%H%M%S')}",
+    )
+    return _follow(options, asking)
 
 
 def _known(client: JobSubmissionClient, job_id: str) -> None:

@@ -126,10 +126,15 @@ def ending(client: JobSubmissionClient, job_id: str) -> Ending | None:
     else:
         code = details.driver_exit_code or 1
         code = code if code > 0 else 128 - code  # killed by a signal
-    folders = RUN_FOLDER.findall(client.get_job_logs(job_id))
     return Ending(
         status=str(status.value),
         exit_code=code,
-        run_dir=folders[-1] if folders else None,
+        run_dir=folder_of(client, job_id),
         message=(details.message or "").strip().replace("\n", " "),
     )
+
+
+def folder_of(client: JobSubmissionClient, job_id: str) -> str | None:
+    """The run's folder on the cluster, once the job has said where it is."""
+    folders = RUN_FOLDER.findall(client.get_job_logs(job_id))
+    return str(folders[-1]) if folders else None
