@@ -100,6 +100,33 @@ def test_a_seed_decides_a_response_whatever_is_batched(engine, loop):
     assert len({tuple(sample.tokens) for sample in group}) == 7
 
 
+def test_a_prompt_that_is_read_in_parts_draws_as_one_that_is_not(folder, engine, loop):
+    """vLLM's CPU engine would end at the second part of a seeded request."""
+    prompt = [3 + (7 * i) % 40 for i in range(100)]
+    sampling = Sampling(max_tokens=8, ignore_eos=True)
+    parts = {"max_num_batched_tokens": 32, "max_num_seqs": 4}
+    settings = VLLMSettings(
+        model_path=str(folder), kv_cache_memory_bytes=64 << 20, engine_kwargs=parts
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in engine_env(settings, 1).items():
+            patch.setitem(os.environ, key, value)
+        in_parts = VLLMEngine(settings)
+        loop.run_until_complete(in_parts.start())
+        try:
+            found = [
+                loop.run_until_complete(
+                    one.generate_group(prompt, request_id="long", sampling=sampling, seeds=[5, 6])
+                )
+                for one in (engine, in_parts)
+            ]
+        finally:
+            loop.run_until_complete(in_parts.shutdown())
+    whole, parted = ([sample.tokens for sample in samples] for samples in found)
+    assert parted == whole
+    assert whole[0] != whole[1]
+
+
 def test_what_is_begun_together_gives_the_same_bits_however_it_arrives(engine, loop):
     """One batch of 48, its requests sent at once or in three bursts with pauses between them."""
     sampling = Sampling(max_tokens=8)

@@ -2,7 +2,8 @@
 
 vLLM imports this module in every worker before it loads the model (`worker_extension_cls`) and
 mixes the class into its worker, so that its methods can be called through `collective_rpc`. The
-import also ties the worker's life to that of the engine's owner.
+import also ties the worker's life to that of the engine's owner, and on a CPU mends how vLLM throws
+sampled tokens away.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.platforms import current_platform
 
+from workers.engines.cpu_generators import take_back_by_state
 from workers.engines.lifeline import follow_owner
 from workers.weight_sync.adapters import apply_adapter
 from workers.weight_sync.diagnosis import stale_weights, unlike_expected
@@ -30,6 +33,10 @@ def register_receivers() -> None:
 
 register_receivers()
 follow_owner()
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+    take_back_by_state(CPUModelRunner)
 
 
 class WeightSyncExtension:
