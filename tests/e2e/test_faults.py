@@ -23,14 +23,15 @@ def victim(driver, *words):
 
 
 def run_with_faults(folder, name, faults, *overrides):
-    """A run of which `faults[step]`, words of a process title, is killed after that step.
+    """A run under which processes are killed, one of every title in `faults`, a list of words.
 
-    It goes on until every engine that was killed samples again, and three steps more.
+    The first after step 2; each other one two steps after the engine that was killed before it
+    samples again. The run is stopped three steps after the last is back.
     """
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "orchestrator.cli", "train", "experiment=tiny"),
-            *(f"output_dir={folder}", f"run_name={name}", "trainer.total_steps=100000"),
+            *(f"output_dir={folder}", f"run_name={name}", "trainer.total_steps=600"),
             *("data.eval_limit=16", "trainer.export=false", "trainer.checkpoint_every=4"),
             *overrides,
         ],
@@ -41,28 +42,26 @@ def run_with_faults(folder, name, faults, *overrides):
         env=os.environ,
     )
     assert process.stdout is not None
-    engines_killed = sum("Reward" not in "".join(words) for words in faults.values())
-    output, killed, back, more = [], [], 0, 3
+    output, left, awaited, quiet_steps = [], list(faults), 0, 0
     for line in process.stdout:
         output.append(line)
-        back += "has the learner's weights and samples" in line
-        all_back = len(killed) == len(faults) and back >= engines_killed
-        if all_back and line.startswith("step "):
-            more -= 1
-            if more == 0:  # a second signal would end it at once
-                process.send_signal(signal.SIGTERM)
-        for step, words in faults.items():
-            if line.startswith(f"step {step}/"):
-                target = victim(process.pid, *words)
-                killed.append(target.pid)
-                target.send_signal(signal.SIGKILL)
+        awaited -= "has the learner's weights and samples" in line
+        if not line.startswith("step ") or awaited:
+            continue
+        quiet_steps += 1
+        if left and quiet_steps == 2:
+            words, quiet_steps = left.pop(0), 0
+            awaited = int("ray::RewardWorker" not in words)  # the scorers' restart is not announced
+            victim(process.pid, *words).send_signal(signal.SIGKILL)
+        elif not left and quiet_steps == 3:  # once: a second signal would end it without saving
+            process.send_signal(signal.SIGTERM)
     (folder / f"{name}.log").write_text("".join(output))
     assert process.wait(timeout=120) == 143, f"see {folder / name}.log"
-    assert len(killed) == len(faults)
+    assert not left
     return folder / name
 
 
-FAULTS = {2: ["EngineCore"], 4: ["ray::RewardWorker"], 6: ["ray::RolloutWorker"]}
+FAULTS = [["EngineCore"], ["ray::RewardWorker"], ["ray::RolloutWorker"]]
 COMMON = (
     "rollout.num_engines=2",
     "trainer.prompts_per_step=16",
