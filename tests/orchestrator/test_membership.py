@@ -6,6 +6,8 @@ were given weights.
 
 import asyncio
 import json
+import subprocess
+import sys
 import time
 from collections import Counter
 
@@ -208,13 +210,16 @@ class Job:
 
 @pytest.fixture(scope="module")
 def cluster():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")  # unsaid, nodes and driver differ
-        nodes = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False}
-        )
+    # Its nodes read the token that ray.init would otherwise make later.
+    ask = [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"]
+    subprocess.run(ask, check=True, capture_output=True)
+    nodes = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False}
+    )
+    try:
         ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
         yield nodes
+    finally:
         ray.shutdown()
         nodes.shutdown()
 

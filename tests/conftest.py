@@ -1,0 +1,3 @@
+"""Before any test module is read, Ray learns its authentication mode: it reads it when imported."""
+
+import orchestrator  # noqa: F401
