@@ -58,6 +58,28 @@ def needs_critic(config: TrainConfig, algorithm: Algorithm) -> bool:
     return algorithm.needs_critic and config.trainer.learns
 
 
+def transport(config: TrainConfig, *, one_node: bool) -> str:
+    """How weights reach the engines: as named, or as the places of the processes allow.
+
+    Args:
+        config: of the run.
+        one_node: whether learner and engines all stand on one node.
+    """
+    cluster, adapter = config.cluster, config.model.adapter
+    if config.rollout.transport != "auto":
+        return config.rollout.transport
+    by_itself = adapter.trains and adapter.publish == "adapter"  # small, and on the host
+    if by_itself or not (cluster.learner.num_gpus and cluster.rollout.num_gpus):
+        return "shm" if one_node else "gloo"
+    one_gpu = cluster.num_nodes == cluster.gpus_per_node == 1
+    return "ipc" if cluster.colocated or one_gpu else "nccl"  # NCCL refuses to share a GPU
+
+
+def planned_transport(config: TrainConfig) -> str:
+    """How weights will reach the engines, as far as that is known before anything has a place."""
+    return transport(config, one_node=config.cluster.num_nodes == 1)
+
+
 def check(config: TrainConfig, algorithm: Algorithm) -> None:
     """Refuse more GPUs, wider engines or more memory than the described cluster has.
 
@@ -86,11 +108,11 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
     model = architecture_of(config.model)
     if model is not None:
         check_heads(model.num_heads, model.num_kv_heads, config.learner.sequence_parallel_size)
-    transport = config.rollout.transport
-    if cluster.num_nodes > 1 and transport in ("shm", "ipc"):
+    named = config.rollout.transport
+    if cluster.num_nodes > 1 and named in ("shm", "ipc"):
         raise ValueError(
-            f"rollout.transport={transport}: reaches engines of its own node only, and cluster="
-            f"{cluster.name} has {cluster.num_nodes} nodes; choose nccl, or gloo without GPUs"
+            f"rollout.transport={named}: reaches engines of its own node only, and cluster="
+            f"{cluster.name} has {cluster.num_nodes} nodes; choose auto, nccl, or gloo without GPUs"
         )
     memory.check(config, references=references, critic=critic)
 

@@ -17,6 +17,7 @@ from ray.util import placement_group_table
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from conf.schema import TrainConfig
+from orchestrator import capacity
 from orchestrator.placement import Room
 from orchestrator.settings import vllm_settings
 from workers.engines.vllm_settings import engine_env
@@ -36,7 +37,7 @@ class EngineLauncher:
         environment: that its samples are played in.
         early_stop: when a group's remaining samples are not needed.
         env: variables of every process.
-        placement: of the run; its first `rollout.num_engines` bundles are for engines.
+        placement: of the run, given by now; its first bundles are for engines.
     """
 
     def __init__(
@@ -54,6 +55,9 @@ class EngineLauncher:
         self._environment, self._early_stop, self._env = environment, early_stop, dict(env)
         self._placement = placement
         self._own: dict[int, PlacementGroup] = {}  # of engines that joined later
+        nodes = set(placement_group_table(placement)["bundles_to_node_id"].values())
+        elsewhere = config.rollout.max_engines is not None and config.cluster.address is not None
+        self.transport = capacity.transport(config, one_node=len(nodes) == 1 and not elsewhere)
 
     @property
     def shape(self) -> dict[str, float]:
@@ -77,7 +81,10 @@ class EngineLauncher:
     ) -> WorkerGroup:
         config, role = self._config, self._config.cluster.rollout
         settings = {
-            number: vllm_settings(config, self._model_path, engine_id=number) for number in numbers
+            number: vllm_settings(
+                config, self._model_path, engine_id=number, transport=self.transport
+            )
+            for number in numbers
         }
         return WorkerGroup.launch(
             "rollout",
@@ -112,7 +119,7 @@ class EngineLauncher:
 
     def _beside(self) -> str | None:
         """The node that engines must stand on, where shared memory is what brings the weights."""
-        if self._config.rollout.transport != "shm":
+        if self.transport != "shm":
             return None
         return self._node(self._placement, self._config.rollout.num_engines)
 
@@ -122,9 +129,12 @@ class EngineLauncher:
 
     def stands(self, number: int) -> bool:
         """Whether an engine has a place: not while its node is gone and no other has room."""
+        return self.node(number) is not None
+
+    def node(self, number: int) -> str | None:
+        """Id of the node where an engine has its place, or None while it has none."""
         own = self._own.get(number)
-        found = self._node(self._placement, number) if own is None else self._node(own, 0)
-        return found is not None
+        return self._node(self._placement, number) if own is None else self._node(own, 0)
 
     @staticmethod
     def _node(place: PlacementGroup, bundle: int) -> str | None:

@@ -153,7 +153,7 @@ class Membership:
             )
         if request.engines < 1:
             return f"{request.engines} engines: a run needs at least one"
-        if more > 0 and config.rollout.transport == "ipc":
+        if more > 0 and self._launcher.transport == "ipc":
             return "rollout.transport=ipc reaches engines on the learner's GPU only; choose nccl"
         if more > 0 and not config.cluster.autoscaled:
             room = self._launcher.room()

@@ -185,7 +185,9 @@ def _rollout(config: TrainConfig) -> str:
     rollout = config.rollout
     if rollout.replay.replays:
         return f"no engine: the record of {rollout.replay.folder}"
-    weights = f"weights by {rollout.transport}" if config.trainer.learns else "the model's weights"
+    weights = "the model's weights"
+    if config.trainer.learns:
+        weights = f"weights by {capacity.planned_transport(config)}"
     return (
         f"{rollout.num_engines} engines x {rollout.tensor_parallel_size} devices, "
         f"{rollout.dtype}, {weights}"

@@ -16,8 +16,10 @@ from typing import Protocol
 from conf.schema import TrainConfig
 from orchestrator.cluster import Roles
 from orchestrator.colocation import Turns
+from workers.group import WorkerError
 from workers.health import Health
 from workers.prompts import PromptSet
+from workers.weight_client import Destination
 from workers.weight_sync.attestation import (
     Attestation,
     AttestationError,
@@ -30,6 +32,7 @@ from workers.weight_sync.publication import PublishReport
 PROBE_PROMPTS = 8
 PROBE_TOKENS = 64  # of each prompt, at most
 COLLECTIVE = ("gloo", "nccl")  # transports in which every engine waits for the others
+INNER_SHARE = 0.9  # of the limit, for the learner's own waits: who is behind one, it knows best
 PLAUSIBLE_NOISE = 0.2  # mean |gap| of log-probs above which no arithmetic type explains it
 
 
@@ -79,15 +82,16 @@ class Publisher:
         return self.publish(version, stepped=False)
 
     def _connect(self, numbers: list[int]) -> None:
-        rollout, workers = self._config.rollout, self._roles.rollout_workers
-        self._roles.learner.workers.call(
-            "connect",
-            rollout.transport,
-            rollout.dtype,
-            {number: workers[number] for number in numbers},
-            rollout.tensor_parallel_size,
-            timeout_s=self._limit_s,
+        rollout, roles = self._config.rollout, self._roles
+        to = Destination(
+            transport=roles.launcher.transport,
+            dtype=rollout.dtype,
+            engines={number: roles.rollout_workers[number] for number in numbers},
+            nodes={number: roles.launcher.node(number) or f"of {number}" for number in numbers},
+            workers_per_engine=rollout.tensor_parallel_size,
+            timeout_s=self._limit_s * INNER_SHARE,
         )
+        roles.learner.workers.call("connect", to, timeout_s=self._limit_s)
         self._connected = list(numbers)
 
     def publish(self, version: int, *, stepped: bool) -> dict[str, float]:
@@ -118,9 +122,15 @@ class Publisher:
         if not numbers:
             return {}
         joining = [number for number in numbers if pool.engines[number].health is Health.STALE]
-        if joining or numbers != self._connected:
-            self._connect(numbers)
-        report, engines, own = self._send(numbers)
+        try:
+            if joining or numbers != self._connected:
+                self._connect(numbers)
+            report, engines, own = self._send(numbers)
+        except WorkerError:
+            self._connected = []
+            if self._answering() == numbers:
+                raise  # all of them are there: what failed is not an engine
+            return self.republish()
         if not engines:
             return {}
         metrics = self._judge(report, engines, own, stepped=self._stepped)
@@ -138,7 +148,7 @@ class Publisher:
             for number, engine in pool.engines.items()
             if engine.health.follows or engine.health is Health.STALE
         ]
-        if self._config.rollout.transport not in COLLECTIVE:
+        if self._roles.launcher.transport not in COLLECTIVE:
             return numbers
         asked = workers.only(numbers).start("engine_call", "version", timeout_s=self._limit_s)
         alive = asked.survivors()

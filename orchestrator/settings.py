@@ -14,8 +14,10 @@ from workers.engines.zero_settings import OptimizerSettings, ZeroSettings
 from workers.group_play import EarlyStop
 
 
-def vllm_settings(config: TrainConfig, model_path: str, *, engine_id: int) -> VLLMSettings:
-    """What rollout engine number `engine_id` is told."""
+def vllm_settings(
+    config: TrainConfig, model_path: str, *, engine_id: int, transport: str
+) -> VLLMSettings:
+    """What rollout engine number `engine_id` is told, which gets its weights by `transport`."""
     rollout, timeouts = config.rollout, config.cluster.timeouts
     return VLLMSettings(
         model_path=model_path,
@@ -27,7 +29,7 @@ def vllm_settings(config: TrainConfig, model_path: str, *, engine_id: int) -> VL
         kv_cache_memory_bytes=int(rollout.kv_cache_gib * 2**30),
         sleeps=config.cluster.colocated,
         seed=config.seed,
-        weight_transfer_backend=rollout.transport,
+        weight_transfer_backend=transport,
         engine_id=engine_id,
         **_adapter_slots(config, model_path),
         request_timeout_s=timeouts.request_s,

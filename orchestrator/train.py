@@ -80,7 +80,7 @@ def train(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
         version = checkpoint.version if checkpoint else 0
         roles = cluster.launch(environment=environment, scorer=scorer, version=version)
         if recording is None:
-            progress.say(cluster.where_engines_are())
+            progress.say(f"{cluster.where_engines_are()}; weights by {roles.launcher.transport}")
         tracker = Tracker(run_dir, config.tracking, run_name=config.run_name)
         supply = (
             from_engines(config, sources, roles, desk, progress.say)

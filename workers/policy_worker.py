@@ -25,7 +25,7 @@ from workers.passes import Trained, train_passes
 from workers.plans import CreditPlan, RankPlan, Trajectories
 from workers.rank_worker import RankWorker
 from workers.spans import recorded
-from workers.weight_client import EngineClient
+from workers.weight_client import Destination, EngineClient
 
 if TYPE_CHECKING:
     from workers.engines.process_group import ProcessGroupSettings
@@ -154,41 +154,34 @@ class PolicyWorker(RankWorker):
 
     # ---- weights ----
 
-    def connect(
-        self, transport: str, dtype: str, engines: Mapping[int, Any], workers_per_engine: int
-    ) -> None:
-        """Meet the rollout engines, to which `publish` will send weights as `dtype`.
+    def connect(self, to: Destination) -> None:
+        """Meet the rollout engines that `publish` will send weights to.
 
         Called again when an engine joins or is gone, it meets all of them anew.
-
-        Args:
-            transport: name of the weight transport.
-            dtype: what the engines compute in.
-            engines: handles of the rollout workers, by number.
-            workers_per_engine: tensor-parallel size of each.
         """
         from workers.weight_sync.lora_source import publication_source
         from workers.weight_sync.transport import trainer_endpoint
 
         if self._endpoint is not None:
             self._endpoint.shutdown()
-        client = EngineClient(engines, timeout_s=self._timeout_s) if self._rank == 0 else None
+        client = EngineClient(to.engines, timeout_s=to.timeout_s) if self._rank == 0 else None
         self._client = client
         self._endpoint = trainer_endpoint(
-            transport,
+            to.transport,
             source=publication_source(
                 self._engine.hf_model,
                 self._settings.adapter,
                 rank=self._rank,
                 world_size=self._world_size,
-                dtype=getattr(torch, dtype),
+                dtype=getattr(torch, to.dtype),
             ),
             client=client,
             run_id=self._run_id,
-            num_engines=len(engines),
-            workers_per_engine=workers_per_engine,
+            node=ray.get_runtime_context().get_node_id(),
+            engine_nodes=[to.nodes[number] for number in to.engines],
+            workers_per_engine=to.workers_per_engine,
             host=ray.util.get_node_ip_address(),
-            timeout_s=self._timeout_s,
+            timeout_s=to.timeout_s,
         )
         self._endpoint.connect()
 

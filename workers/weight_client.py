@@ -8,9 +8,31 @@ that died is left out from then on and counted as lost; the driver restarts it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from workers.group import Pending
+
+
+@dataclass(frozen=True, kw_only=True)
+class Destination:
+    """Where publications go, and how.
+
+    Attributes:
+        transport: name of the weight transport.
+        dtype: what the engines compute in.
+        engines: handles of the rollout workers, by number.
+        nodes: ids of their nodes, by number.
+        workers_per_engine: tensor-parallel size of each.
+        timeout_s: longest wait for one step of a publication.
+    """
+
+    transport: str
+    dtype: str
+    engines: Mapping[int, Any]
+    nodes: Mapping[int, str]
+    workers_per_engine: int
+    timeout_s: float
 
 
 class EngineClient:

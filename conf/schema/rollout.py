@@ -111,7 +111,7 @@ class RolloutConfig:
     early_stop_samples: int = 0  # scored siblings before a settled group may stop; 0: never
     concurrency: ConcurrencyConfig = field(default_factory=ConcurrencyConfig)
     kv_cache_gib: float = 0.25  # per engine
-    transport: str = "shm"  # weight publication: shm, gloo, nccl, ipc
+    transport: str = "auto"  # of weights: shm, gloo, nccl, ipc; auto: as their places allow
     probe_tolerance: float = 1e-4  # |learner - engine| of a probe token in float32; mean: a tenth
     engine_kwargs: dict[str, Any] = field(default_factory=dict)  # raw, to vLLM
     replay: ReplayConfig = field(default_factory=ReplayConfig)
@@ -145,7 +145,7 @@ class RolloutConfig:
             "rollout.transport=ipc reaches engines on the learner's GPU only; choose nccl",
         )
         choose("rollout.dtype", self.dtype, ("float32", "bfloat16", "float16"))
-        choose("rollout.transport", self.transport, ("shm", "gloo", "nccl", "ipc"))
+        choose("rollout.transport", self.transport, ("auto", "shm", "gloo", "nccl", "ipc"))
         self.replay.check()
         self._check_concurrency()
         require(

@@ -133,7 +133,7 @@ class TrainConfig:
         require(
             not adapter.trains
             or adapter.publish == "merged"
-            or self.rollout.transport in ("shm", "gloo"),
+            or self.rollout.transport in ("auto", "shm", "gloo"),
             "model.adapter.publish",
             adapter.publish,
             f"goes by rollout.transport=shm or gloo, not {self.rollout.transport}; "
@@ -228,7 +228,7 @@ class TrainConfig:
             self.rollout.transport != "nccl",
             "rollout.transport",
             self.rollout.transport,
-            "NCCL refuses two processes on one GPU, and colocated ones are; set it to ipc",
+            "NCCL refuses two processes on one GPU, and colocated ones are; set it to auto or ipc",
         )
 
     @property

@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 
 from conf.schema import TrainConfig
 from orchestrator.architecture import architecture_of, num_parameters
-from orchestrator.capacity import gpus_asked
+from orchestrator.capacity import gpus_asked, planned_transport
 from orchestrator.doctor.findings import Finding, fault, note, ok
 
 DISTRIBUTION = "ballast-rl"
@@ -139,7 +139,7 @@ def gpus(config: TrainConfig, *, references: bool, critic: bool = False) -> Iter
 def shared_memory(config: TrainConfig) -> Finding:
     """/dev/shm: Ray's objects, NCCL's buffers, the queues between an engine's workers."""
     total, free = _space(Path("/dev/shm"))
-    wide = config.rollout.tensor_parallel_size > 1 or config.rollout.transport == "nccl"
+    wide = config.rollout.tensor_parallel_size > 1 or planned_transport(config) == "nccl"
     store = config.cluster.object_store_gib * GIB if config.cluster.address is None else 0.0
     found = f"/dev/shm: {free / GIB:.1f} of {total / GIB:.1f} GiB free"
     remedy = "give the container more (docker run --shm-size=8g, or a memory-backed emptyDir)"

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 
 from conf.schema import TrainConfig
+from orchestrator.capacity import planned_transport
 from orchestrator.doctor.findings import Finding, fault, note, ok
 
 CONNECT_S = 3.0
@@ -97,7 +98,7 @@ def _cluster_resources(address: str) -> dict[str, float]:
 
 def nccl(config: TrainConfig) -> Iterator[Finding]:
     """NCCL, where weights or gradients travel by it."""
-    if not (config.cluster.learner.num_gpus or config.rollout.transport == "nccl"):
+    if not (config.cluster.learner.num_gpus or planned_transport(config) == "nccl"):
         return
     import torch
 
@@ -110,7 +111,7 @@ def nccl(config: TrainConfig) -> Iterator[Finding]:
     elif not torch.cuda.is_available():
         yield fault(
             "NCCL",
-            f"rollout.transport={config.rollout.transport}, but torch {torch.__version__} sees no "
+            f"rollout.transport={planned_transport(config)}, but torch {torch.__version__} sees no "
             "CUDA device",
             "choose a cluster= without GPUs, or mend the driver (nvidia-smi)",
         )

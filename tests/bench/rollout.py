@@ -130,7 +130,7 @@ async def bare_rounds(job: dict[str, Any]) -> list[Round]:
 
 def measure_bare(config: Any, sources: Any, rounds: int) -> list[Round]:
     """Starts the process in which vLLM runs alone."""
-    settings = vllm_settings(config, str(sources.model_path), engine_id=0)
+    settings = vllm_settings(config, str(sources.model_path), engine_id=0, transport="shm")
     encoder = PromptEncoder(str(sources.model_path), config.data.max_prompt_tokens)
     rows = range(config.trainer.prompts_per_step)
     job = {

@@ -72,7 +72,7 @@ def test_the_default_run_is_the_quickstart():
         ("rollout.max_engines=0", "max_engines=0: is below rollout.num_engines=1, which the run"),
         ("rollout.num_engines=many", "'many'"),
         ("learner.zero_stage=4", "learner.zero_stage=4: must be 0, 1, 2 or 3"),
-        ("rollout.transport=carrier_pigeon", "one of shm, gloo, nccl, ipc"),
+        ("rollout.transport=carrier_pigeon", "one of auto, shm, gloo, nccl, ipc"),
         ("rollout.sampling.temperature=0", "positive temperature"),
         ("rollout.sampling.top_p=1.5", r"rollout.sampling.top_p=1.5: must be in \(0, 1\]"),
         ("trainer.updates_per_step=3", "must divide trainer.prompts_per_step=16"),

@@ -58,13 +58,13 @@ def test_settings_of_the_engines(tmp_path):
     folder = str(build_tiny(tmp_path / "tiny"))
     by_itself = ["model/adapter=lora", "model.adapter.publish=adapter"]
     config, _ = composed(*by_itself, "model.adapter.target_modules=[q_proj,down_proj]")
-    engine = vllm_settings(config, folder, engine_id=0)
+    engine = vllm_settings(config, folder, engine_id=0, transport="shm")
     assert (engine.adapter_rank, engine.adapter_layers) == (16, ("down_proj", "q_proj"))
     learner = policy_settings(config, folder, trains=True)
     assert learner.adapter is not None
     assert learner.adapter.target_modules == ("q_proj", "down_proj")
     assert policy_settings(config, folder, trains=False).adapter is None
     config, _ = composed("model/adapter=lora")
-    assert vllm_settings(config, folder, engine_id=0).adapter_rank is None
+    assert vllm_settings(config, folder, engine_id=0, transport="shm").adapter_rank is None
     with pytest.raises(ConfigError, match="goes by rollout.transport=shm or gloo, not nccl"):
         compose([*by_itself, "rollout.transport=nccl"])

@@ -115,3 +115,28 @@ def test_who_does_not_run_takes_no_gpu(overrides, gpus):
     raw, config = compose(["cluster=gpu_8", *overrides])
     plan.check(config, instantiate(raw.algorithm, _convert_="all"))
     assert [count for _, count in capacity.gpus_asked(config, references=False)] == gpus
+
+
+@pytest.mark.parametrize(
+    ("overrides", "one_node", "chosen"),
+    [
+        (["experiment=tiny"], True, "shm"),
+        (["experiment=tiny"], False, "gloo"),
+        (["experiment=tiny", "rollout.transport=gloo"], True, "gloo"),
+        (["experiment=cpgd_qwen25_7b", "cluster=gpu_8"], True, "nccl"),
+        (["experiment=cpgd_qwen25_7b", "cluster=nodes_8"], False, "nccl"),
+        (["experiment=cpgd_qwen25_7b", "cluster=gpu_8_colocated"], True, "ipc"),
+        (["experiment=smollm2_reasoning", "cluster=gpu_1"], True, "ipc"),
+        (
+            [
+                *("experiment=smollm2_reasoning", "cluster=gpu_2"),
+                *("model/adapter=lora", "model.adapter.publish=adapter"),
+            ],
+            True,
+            "shm",
+        ),
+    ],
+)
+def test_weights_go_the_way_that_the_places_allow(overrides, one_node, chosen):
+    _, config = compose(overrides)
+    assert capacity.transport(config, one_node=one_node) == chosen

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +113,9 @@ def gloo_engines(tiny_model: Path) -> Iterator[Engines]:
     """Two engines on gloo."""
     with running(tiny_model, "gloo", 2) as engines:
         yield engines
+
+
+@pytest.fixture
+def start_engines() -> Callable[..., AbstractContextManager[Engines]]:
+    """Starts engines of a test's own, which it may kill."""
+    return running

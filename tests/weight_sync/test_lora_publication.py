@@ -37,7 +37,7 @@ class Learner:
         inner = self.peft.base_model.model
         source = publication_source(inner, settings, rank=0, world_size=1, dtype=torch.float32)
         self.endpoint = trainer_endpoint(
-            "shm", source=source, client=engines, run_id="lora", num_engines=1
+            "shm", source=source, client=engines, run_id="lora", engine_nodes=["here"]
         )
         self.endpoint.connect()
         expected = expected_names(inner, published_name(inner, settings))

@@ -56,7 +56,7 @@ def publish(shm_engine, model):
     """Publishes the model as it is; judges the result."""
     state = {"version": shm_engine.each("version")[0]}
     endpoint = trainer_endpoint(
-        "shm", source=ZeroSource(model), client=shm_engine, run_id="test", num_engines=1
+        "shm", source=ZeroSource(model), client=shm_engine, run_id="test", engine_nodes=["here"]
     )
     endpoint.connect()
     judge = Attestation(expected=expected_names(model), tolerance=Tolerance.absolute(EXACT))
@@ -125,7 +125,11 @@ def test_publishing_equal_weights_again_changes_nothing(publish, model):
 def test_a_tensor_not_sent_stops_the_run_with_its_name(publish, model, shm_engine):
     move(model)
     broken = trainer_endpoint(
-        "shm", source=OmittingSource(model), client=shm_engine, run_id="broken", num_engines=1
+        "shm",
+        source=OmittingSource(model),
+        client=shm_engine,
+        run_id="broken",
+        engine_nodes=["here"],
     )
     broken.connect()
     with pytest.raises(AttestationError) as caught:
@@ -182,7 +186,7 @@ def test_tokens_carry_the_version_that_sampled_them(publish, model, shm_engine):
 def test_two_runs_of_one_name_share_nothing(model, shm_engine):
     first, second = (
         trainer_endpoint(
-            "shm", source=ZeroSource(model), client=shm_engine, run_id="same", num_engines=1
+            "shm", source=ZeroSource(model), client=shm_engine, run_id="same", engine_nodes=["here"]
         )
         for _ in range(2)
     )
@@ -198,7 +202,7 @@ def test_two_runs_of_one_name_share_nothing(model, shm_engine):
 
 def test_an_unreachable_buffer_is_an_error_with_the_remedy(shm_engine, model):
     endpoint = trainer_endpoint(
-        "shm", source=ZeroSource(model), client=shm_engine, run_id="gone", num_engines=1
+        "shm", source=ZeroSource(model), client=shm_engine, run_id="gone", engine_nodes=["here"]
     )
     endpoint.connect()
     info = endpoint.init_info()
@@ -209,4 +213,6 @@ def test_an_unreachable_buffer_is_an_error_with_the_remedy(shm_engine, model):
 
 def test_an_unknown_transport_names_the_known_ones(model):
     with pytest.raises(ValueError, match=r"'rdma'.*shm, gloo, nccl, ipc"):
-        trainer_endpoint("rdma", source=ZeroSource(model), client=None, run_id="x", num_engines=1)
+        trainer_endpoint(
+            "rdma", source=ZeroSource(model), client=None, run_id="x", engine_nodes=["here"]
+        )

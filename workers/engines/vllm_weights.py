@@ -32,17 +32,18 @@ class VLLMWeights(VLLMProcess):
         """Connects to the trainer; blocks until the transport's rendezvous is complete.
 
         Args:
-            init_info: of the transport, equal for all engines. A `rank_offset` in it is that of the
-                engine in place 0.
+            init_info: of the transport, equal for all engines. A `rank_offset` or `place` in it is
+                that of the engine in place 0.
             place: of this engine among those that connect; its number if not given, which is its
                 place as long as no engine left.
         """
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
-        if "rank_offset" in init_info:
-            place = self.settings.engine_id if place is None else place
-            shift = place * self.settings.tensor_parallel_size
-            init_info = {**init_info, "rank_offset": init_info["rank_offset"] + shift}
+        place = self.settings.engine_id if place is None else place
+        own = {"rank_offset": place * self.settings.tensor_parallel_size, "place": place}
+        init_info = init_info | {
+            name: init_info[name] + shift for name, shift in own.items() if name in init_info
+        }
         async with self._bounded("init_weight_transfer_engine"):
             await self._live().init_weight_transfer_engine(
                 WeightTransferInitRequest(init_info=init_info)

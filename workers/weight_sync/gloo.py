@@ -1,21 +1,20 @@
 """Publication over TCP with gloo, for engines on other nodes without CUDA.
 
-Rank 0 gathers the weights into one host buffer and broadcasts it piece by piece to every worker
-of every engine while the rest is being gathered. All engines get the same init info; `VLLMEngine`
-shifts its `rank_offset` by the engine's place, as it does for vLLM's own `nccl`.
+Rank 0 gathers the weights into one host buffer and broadcasts it piece by piece, to one engine of
+every other node, while the rest is being gathered. The engines of a node share one copy, those of
+the trainer's own node the buffer itself (`broadcast.py`).
 """
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import timedelta
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from workers.weight_sync.broadcast import TRAINER, Meeting, holders, pieces
 from workers.weight_sync.fingerprint import Fingerprint, fingerprint
 from workers.weight_sync.layout import Layout
 from workers.weight_sync.publication import (
@@ -24,58 +23,8 @@ from workers.weight_sync.publication import (
     TrainerEndpoint,
     WeightSyncClient,
 )
+from workers.weight_sync.shm import SharedBuffer
 from workers.weight_sync.source import ZeroSource
-
-CHUNK_BYTES = 32 << 20
-
-
-class BroadcastGroup:
-    """A gloo group beside the process's default one: rank 0 sends, all others receive.
-
-    Args:
-        host: address of rank 0.
-        port: of its store; 0 on rank 0 picks a free one.
-        rank: this member.
-        world_size: number of members.
-        timeout_s: longest wait for any of them.
-    """
-
-    def __init__(
-        self, *, host: str, port: int, rank: int, world_size: int, timeout_s: float
-    ) -> None:
-        timeout = timedelta(seconds=timeout_s)
-        self.rank = rank
-        self._world_size = world_size
-        self._timeout = timeout
-        self._store = dist.TCPStore(
-            host, port, world_size, is_master=rank == 0, timeout=timeout, wait_for_workers=False
-        )
-        self._group: Any = None
-
-    @property
-    def port(self) -> int:
-        """Port of the store."""
-        return int(self._store.port)
-
-    def join(self) -> None:
-        """Meets the other members; blocks until all are there."""
-        self._group = dist.ProcessGroupGloo(
-            dist.PrefixStore("ballast", self._store), self.rank, self._world_size, self._timeout
-        )
-
-    def broadcast(self, buffer: Tensor) -> None:
-        """Sends (rank 0) or fills (others) a byte buffer [n], in place."""
-        options = dist.BroadcastOptions()
-        options.rootRank = 0
-        options.timeout = self._timeout
-        self._group.broadcast([buffer], options).wait()
-
-
-def pieces(num_bytes: int) -> list[tuple[int, int]]:
-    """Cuts a buffer into (begin, end) pieces, the same on both sides."""
-    return [
-        (begin, min(begin + CHUNK_BYTES, num_bytes)) for begin in range(0, num_bytes, CHUNK_BYTES)
-    ]
 
 
 class GlooEndpoint(TrainerEndpoint):
@@ -84,8 +33,9 @@ class GlooEndpoint(TrainerEndpoint):
     Args:
         source: this rank's weights.
         client: the way to the engines, on rank 0.
-        num_engines: engines, with ids 0 to num_engines - 1.
-        workers_per_engine: tensor-parallel size of each.
+        run_id: labels the buffer.
+        node: this trainer's.
+        engine_nodes: node of every engine, by place.
         host: this node's address as the engines see it; None asks the system.
         timeout_s: longest wait for an engine inside the transport.
     """
@@ -97,63 +47,70 @@ class GlooEndpoint(TrainerEndpoint):
         *,
         source: ZeroSource,
         client: WeightSyncClient | None,
-        num_engines: int,
-        workers_per_engine: int = 1,
+        run_id: str,
+        node: str,
+        engine_nodes: Sequence[str],
         host: str | None = None,
         timeout_s: float = 300.0,
     ) -> None:
         super().__init__(source=source, client=client)
-        if num_engines < 1 or workers_per_engine < 1:
-            raise ValueError(
-                f"gloo needs at least one engine and worker, got num_engines={num_engines}, "
-                f"workers_per_engine={workers_per_engine}"
-            )
-        self._world_size = 1 + num_engines * workers_per_engine
+        if not engine_nodes:
+            raise ValueError("gloo needs at least one engine, engine_nodes is empty")
+        self._run_id = run_id
+        self._holders = holders(node, engine_nodes)
         self._host = host or own_address()
         self._timeout_s = timeout_s
         self._layout = Layout.of(source.metadata())
-        self._group: BroadcastGroup | None = None
-        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._meeting: Meeting | None = None
+        self._shared: SharedBuffer | None = None
+        self._round = 0
 
     def connect(self) -> None:
         """Meets all engines; after an engine restarted, call it again for all of them."""
         if self.rank != 0:
             return
-        self._group = BroadcastGroup(
+        self._meeting = Meeting(
             host=self._host,
             port=0,
-            rank=0,
-            world_size=self._world_size,
+            holders=self._holders,
+            place=TRAINER,
             timeout_s=self._timeout_s,
         )
-        if not self._buffer.numel():
-            self._buffer = torch.zeros(self._layout.num_bytes, dtype=torch.uint8)
+        if self._shared is None:
+            label = f"ballast-{self._run_id}"
+            self._shared = SharedBuffer.create(label, self._layout.num_bytes)
+        self._meeting.offer(self._shared.path)
         init_info = {
             "host": self._host,
-            "port": self._group.port,
-            "world_size": self._world_size,
-            "rank_offset": 1,  # of place 0; every engine adds its own workers' (VLLMEngine)
+            "port": self._meeting.port,
+            "holders": self._holders,
+            "place": 0,  # every engine puts its own here (VLLMWeights)
             "timeout_s": self._timeout_s,
             "layout": self._layout.to_dict(),
         }
         answer = _beside(self._drive().init_weight_transfer_engine, init_info)
-        self._group.join()
+        self._meeting.join()
         answer.result()
 
     def publish(self, version: int) -> PublishReport:
-        """See `TrainerEndpoint.publish`; fingerprints on rank 0 only."""
+        """See `TrainerEndpoint.publish`; fingerprints on rank 0 only.
+
+        Raises:
+            RuntimeError: an engine was lost while it received; connect again without it.
+        """
         watch = Stopwatch()
         fingerprints: dict[str, Fingerprint] = {}
         if self.rank == 0:
-            if self._group is None:
+            if self._meeting is None or self._shared is None:
                 raise RuntimeError("publish before connect: call connect() on every rank first")
             client = self._drive()
             with watch.phase("start"):
                 client.start_weight_update()
             with watch.phase("update"):
+                self._round += 1
                 names = [meta.name for meta in self._layout.metas]
-                answer = _beside(client.update_weights, {"names": names})
-                fingerprints = self._send(answer)
+                answer = _beside(client.update_weights, {"names": names, "number": self._round})
+                fingerprints = self._send(self._meeting, self._shared.data, answer)
                 answer.result()
             with watch.phase("finish"):
                 client.finish_weight_update(str(version))
@@ -172,28 +129,45 @@ class GlooEndpoint(TrainerEndpoint):
 
     def shutdown(self) -> None:
         """Leaves the group."""
-        self._group = None
-        self._buffer = torch.empty(0, dtype=torch.uint8)
+        if self._shared is not None:
+            self._shared.close()
+        self._meeting, self._shared = None, None
 
-    def _send(self, answer: Future[None]) -> dict[str, Fingerprint]:
-        """Fills the buffer from the source and broadcasts each piece as soon as it is complete."""
-        assert self._group is not None
-        flat = self._layout.flat_views(self._buffer)
-        ends = dict(zip(flat, (*self._layout.offsets[1:], self._layout.num_bytes), strict=True))
+    def _send(
+        self, meeting: Meeting, buffer: Tensor, answer: Future[None]
+    ) -> dict[str, Fingerprint]:
+        """Broadcasts each piece of the buffer as soon as it is filled.
+
+        The source is read to its end in any case: other ranks gather together with this one.
+        """
         remaining = pieces(self._layout.num_bytes)
         fingerprints: dict[str, Fingerprint] = {}
-        for name, tensor in self.source:
-            target = flat[name]
-            target.copy_(tensor.view(-1))
-            fingerprints[name] = fingerprint(target)
-            while remaining and remaining[0][1] <= ends[name]:
-                begin, end = remaining.pop(0)
-                if answer.done():
-                    answer.result()  # the engines refused: say so instead of waiting for them
-                self._group.broadcast(self._buffer[begin:end])
-        for begin, end in remaining:
-            self._group.broadcast(self._buffer[begin:end])
+        failure: Exception | None = None
+        for filled in self._fill(buffer, fingerprints):
+            try:
+                while failure is None and remaining and remaining[0][1] <= filled:
+                    begin, end = remaining.pop(0)
+                    if answer.done():
+                        answer.result()  # the engines refused: say so instead of waiting for them
+                    meeting.broadcast(buffer[begin:end])
+            except Exception as error:
+                failure = error
+        if failure is not None:
+            meeting.leave()
+            meeting.give_up(self._round)
+            raise failure
+        meeting.complete(self._round)
         return fingerprints
+
+    def _fill(self, buffer: Tensor, fingerprints: dict[str, Fingerprint]) -> Iterator[int]:
+        """Copies tensor by tensor; yields how many bytes are final."""
+        flat = self._layout.flat_views(buffer)
+        ends = dict(zip(flat, (*self._layout.offsets[1:], self._layout.num_bytes), strict=True))
+        for name, tensor in self.source:
+            flat[name].copy_(tensor.view(-1))
+            fingerprints[name] = fingerprint(flat[name])
+            yield ends[name]
+        yield self._layout.num_bytes
 
 
 def own_address() -> str:

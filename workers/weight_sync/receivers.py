@@ -28,8 +28,8 @@ from vllm.model_executor.model_loader.reload import (
 )
 
 from workers.weight_sync.adapters import is_adapter
+from workers.weight_sync.broadcast import Meeting, pieces
 from workers.weight_sync.fingerprint import Fingerprint, fingerprint
-from workers.weight_sync.gloo import BroadcastGroup, pieces
 from workers.weight_sync.layout import Layout
 from workers.weight_sync.shm import SharedBuffer
 
@@ -52,21 +52,22 @@ class ShmUpdateInfo(WeightTransferUpdateInfo):
 
 @dataclass
 class GlooInitInfo(WeightTransferInitInfo):
-    """Where the group meets, and which of its ranks is this engine's first worker."""
+    """Where the trainer meets the engines, who holds each one's copy, and which one this is."""
 
     host: str
     port: int
-    rank_offset: int
-    world_size: int
+    holders: list[int]
+    place: int
     timeout_s: float
     layout: dict[str, Any]
 
 
 @dataclass
 class GlooUpdateInfo(WeightTransferUpdateInfo):
-    """The tensors that are about to be broadcast."""
+    """The tensors that are about to be broadcast, and the number of this round."""
 
     names: list[str]
+    number: int
 
 
 def refresh_heads(model: nn.Module) -> None:
@@ -161,36 +162,60 @@ class ShmReceiver(FlatReceiver):
 
 
 class GlooReceiver(FlatReceiver):
-    """The engine's end of the gloo transport."""
+    """The engine's end of the gloo transport.
+
+    The first worker of a node's first engine receives, into memory that all others there read.
+    """
 
     init_info_cls = GlooInitInfo
     update_info_cls = GlooUpdateInfo
+    _meeting: Meeting | None = None
+    _shared: SharedBuffer | None = None
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
-        """Joins the trainer's group."""
+        """Joins the trainer's meeting, as holder of a copy or as one of its readers."""
         self._layout = Layout.from_dict(init_info.layout)
-        rank = init_info.rank_offset + self.parallel_config.rank
-        if rank >= init_info.world_size:
+        if init_info.place >= len(init_info.holders):
             raise ValueError(
-                f"this worker would be rank {rank} of {init_info.world_size}: give the engines "
-                f"places from 0 and tell the trainer how many there are"
+                f"this engine would be in place {init_info.place} of {len(init_info.holders)}: "
+                f"give the engines places from 0 and tell the trainer where each stands"
             )
-        self._group: BroadcastGroup | None = BroadcastGroup(
+        self._holder = init_info.holders[init_info.place]
+        self._holds = self._holder == init_info.place and self.parallel_config.rank == 0
+        self._meeting = Meeting(
             host=init_info.host,
             port=init_info.port,
-            rank=rank,
-            world_size=init_info.world_size,
+            holders=init_info.holders,
+            place=init_info.place,
             timeout_s=init_info.timeout_s,
         )
-        self._group.join()
-        self._received = torch.zeros(self._layout.num_bytes, dtype=torch.uint8)
+        size = self._layout.num_bytes
+        if self._shared is not None:
+            self._shared.close()
+        if self._holds:
+            self._shared = SharedBuffer.create("ballast-received", size)
+            self._path = self._shared.path
+            self._meeting.offer(self._path)
+            self._meeting.join()
+        else:
+            self._path = self._meeting.find(self._holder)
+            self._shared = SharedBuffer.open(self._path, size, writable=False)
+            self._shared.close()  # the mapping stays
 
-    def _fetch(self, update_info: GlooUpdateInfo) -> Tensor:  # noqa: ARG002
-        assert self._group is not None
-        for begin, end in pieces(self._received.numel()):
-            self._group.broadcast(self._received[begin:end])
-        return self._received
+    def _fetch(self, update_info: GlooUpdateInfo) -> Tensor:
+        assert self._meeting is not None and self._shared is not None
+        if not self._holds:
+            self._meeting.wait(self._holder, update_info.number, self._path)
+            return self._shared.data
+        try:
+            for begin, end in pieces(self._shared.data.numel()):
+                self._meeting.broadcast(self._shared.data[begin:end])
+        except RuntimeError:
+            self._meeting.leave()
+            raise
+        self._meeting.complete(update_info.number)
+        return self._shared.data
 
     def shutdown(self) -> None:
-        """Leaves the group."""
-        self._group, self._buffer, self._layout = None, None, None
+        """Leaves the meeting."""
+        self._meeting, self._shared, self._buffer, self._layout = None, None, None, None

@@ -5,6 +5,8 @@ Must agree with `VLLMSettings.weight_transfer_backend`, which chooses the engine
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.distributed as dist
 
 from workers.weight_sync.builtin import BuiltinEndpoint
@@ -22,7 +24,8 @@ def trainer_endpoint(
     source: ZeroSource,
     client: WeightSyncClient | None,
     run_id: str,
-    num_engines: int,
+    engine_nodes: Sequence[str],
+    node: str = "",
     workers_per_engine: int = 1,
     process_group: dist.ProcessGroup | None = None,
     host: str | None = None,
@@ -35,7 +38,8 @@ def trainer_endpoint(
         source: this rank's weights; carries rank and world size.
         client: the way to the engines, on rank 0; None on the others.
         run_id: labels what the transport creates.
-        num_engines: engines, with ids 0 to num_engines - 1.
+        engine_nodes: node of every engine, by place.
+        node: of this trainer; whichever engine has the same one shares memory with it.
         workers_per_engine: tensor-parallel size of each.
         process_group: the trainer's ranks on CPU tensors (gloo); None is all ranks.
         host: rank 0's address as the engines see it; None asks the system.
@@ -50,8 +54,9 @@ def trainer_endpoint(
         return GlooEndpoint(
             source=source,
             client=client,
-            num_engines=num_engines,
-            workers_per_engine=workers_per_engine,
+            run_id=run_id,
+            node=node,
+            engine_nodes=engine_nodes,
             host=host,
             timeout_s=timeout_s,
         )
@@ -60,7 +65,7 @@ def trainer_endpoint(
             name,
             source=source,
             client=client,
-            num_engines=num_engines,
+            num_engines=len(engine_nodes),
             workers_per_engine=workers_per_engine,
             host=host,
         )

@@ -1,0 +1,145 @@
+"""Who meets whom over gloo: the trainer and one engine of every other node.
+
+Weights cross the network once for a node. Whoever receives them there, the holder, does so into
+memory that it shares with the node's other engines, which wait until the copy is complete; on its
+own node the trainer is the holder. A TCP store brings all of them together, tells where each
+node's copy is, and says which round of it is complete or given up.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+TRAINER = -1  # its place among the engines, which count from 0
+CHUNK_BYTES = 32 << 20
+LOOK_EVERY_S = 1.0  # whether a holder lives
+_COMPLETE, _GIVEN_UP = "complete", "given up"
+
+
+def holders(node: str, engine_nodes: Sequence[str]) -> list[int]:
+    """The holder of every engine's copy: the trainer on its own node, else the first engine there.
+
+    Args:
+        node: of the trainer.
+        engine_nodes: node of every engine, by place.
+    """
+    first = {node: TRAINER}
+    return [first.setdefault(name, place) for place, name in enumerate(engine_nodes)]
+
+
+def pieces(num_bytes: int) -> list[tuple[int, int]]:
+    """Cuts a buffer into (begin, end) pieces, the same on both sides."""
+    return [
+        (begin, min(begin + CHUNK_BYTES, num_bytes)) for begin in range(0, num_bytes, CHUNK_BYTES)
+    ]
+
+
+class Meeting:
+    """One process's part in it.
+
+    Args:
+        host: address of the trainer.
+        port: of its store; 0 at the trainer picks a free one.
+        holders: of every engine's copy, by place.
+        place: of this engine, or TRAINER.
+        timeout_s: longest wait for any other.
+    """
+
+    def __init__(
+        self, *, host: str, port: int, holders: Sequence[int], place: int, timeout_s: float
+    ) -> None:
+        self._timeout = timedelta(seconds=timeout_s)
+        self._place = place
+        self._members = [TRAINER, *sorted(set(holders) - {TRAINER})]
+        self._store = dist.TCPStore(
+            host,
+            port,
+            is_master=place == TRAINER,
+            timeout=self._timeout,
+            wait_for_workers=False,
+        )
+        self._group: Any = None
+
+    @property
+    def port(self) -> int:
+        """Port of the store."""
+        return int(self._store.port)
+
+    def join(self) -> None:
+        """Holders meet; blocks until all are there."""
+        if len(self._members) > 1:
+            self._group = dist.ProcessGroupGloo(
+                dist.PrefixStore("ballast", self._store),
+                self._members.index(self._place),
+                len(self._members),
+                self._timeout,
+            )
+
+    def leave(self) -> None:
+        """Closes the connections, so that whoever waits at their other end learns of it."""
+        self._group = None
+
+    def broadcast(self, buffer: Tensor) -> None:
+        """Sends (trainer) or fills (other holders) a byte buffer [n], in place."""
+        if len(self._members) == 1:
+            return
+        if self._group is None:
+            raise RuntimeError("the group was left after a broadcast that failed; connect again")
+        options = dist.BroadcastOptions()
+        options.rootRank = 0
+        options.timeout = self._timeout
+        self._group.broadcast([buffer], options).wait()
+
+    # ---- copies ----
+
+    def offer(self, path: str) -> None:
+        """Tells where this holder's copy is."""
+        self._store.set(f"{self._place}/path", path)
+
+    def find(self, holder: int) -> str:
+        """Where a holder's copy is; waits until it says so."""
+        return str(self._store.get(f"{holder}/path").decode())
+
+    def complete(self, number: int) -> None:
+        """Says that this holder's copy of a round may be read."""
+        self._store.set(self._key(self._place, number), _COMPLETE)
+
+    def give_up(self, number: int) -> None:
+        """Says that a round is over for every holder that has not completed it."""
+        for holder in self._members:
+            self._store.compare_set(self._key(holder, number), "", _GIVEN_UP)
+
+    def wait(self, holder: int, number: int, path: str) -> None:
+        """Waits until a holder's copy of a round is complete.
+
+        Args:
+            holder: whose copy.
+            number: of the round.
+            path: of the copy, which is there as long as its holder lives.
+
+        Raises:
+            RuntimeError: the round was given up, the holder is gone, or the time is over.
+        """
+        key, deadline = self._key(holder, number), time.monotonic() + self._timeout.total_seconds()
+        while True:
+            try:
+                self._store.wait([key], timedelta(seconds=LOOK_EVERY_S))
+                break
+            except dist.DistStoreError as error:
+                if time.monotonic() > deadline or not os.path.exists(path):
+                    raise RuntimeError(
+                        f"the holder of this node's weights is gone: {path}"
+                    ) from error
+        if self._store.get(key).decode() != _COMPLETE:
+            raise RuntimeError(f"round {number} of the weights was given up: an engine is gone")
+
+    @staticmethod
+    def _key(holder: int, number: int) -> str:
+        return f"{holder}/round/{number}"
