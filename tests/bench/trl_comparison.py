@@ -37,7 +37,7 @@ from conf.compose import compose
 from orchestrator.sources import prepare
 from workers.models.cache import cache_dir
 from workers.models.tiny import build_tiny
-from workers.tasks.copy import build_copy
+from workers.tasks.digits import build_digits
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -162,7 +162,11 @@ def record_intervals(board: Path) -> list[float]:
 
 def measure_trl(python: Path, steps: int, threads: int, folder: Path) -> Measured:
     """Trains with TRL in its own environment."""
-    model, prompts, out = build_tiny(), build_copy() / "train.parquet", folder / "trl.json"
+    model, prompts, out = (
+        build_tiny(),
+        build_digits(task="copy", length=5) / "train.parquet",
+        folder / "trl.json",
+    )
     command = [
         *(str(python), str(HERE / "trl_grpo.py"), "--steps", str(steps)),
         *("--model", str(model), "--prompts", str(prompts), "--out", str(out)),

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from workers.models.cache import cache_dir
 from workers.models.tiny import build_tiny, warm_start, warm_start_on
 from workers.models.tokenizer import VOCABULARY
-from workers.tasks.copy import build_copy
+from workers.tasks.digits import build_digits
 from workers.tasks.reasoning import reasoning
 from workers.tasks.tables import write_parquet
 
@@ -126,7 +126,7 @@ def test_warm_start_teaches_and_leaves_the_source(folder: Path, tmp_path: Path) 
 
 
 def test_warm_start_on_a_task_folder(folder: Path, tmp_path: Path) -> None:
-    data = build_copy(tmp_path, length=2, num_train=20, num_eval=2)
+    data = build_digits(tmp_path, task="copy", length=2, num_train=20, num_eval=2)
     model = build_tiny(tmp_path / "tiny")
     warm = warm_start_on(model, data, num_batches=2, batch_size=4)
     assert warm == warm_start_on(model, data, num_batches=2, batch_size=4)

@@ -11,7 +11,7 @@ from orchestrator.plan import check
 from orchestrator.producer import PATIENCE, Producer
 from workers.prompts import PromptSet
 from workers.rollout_pool import RolloutGroup
-from workers.tasks.copy import build_copy
+from workers.tasks.digits import build_digits
 from workers.trajectory import STOPPED_EARLY, TrajectoryMeta
 
 
@@ -57,7 +57,7 @@ class Engines:
 @pytest.fixture(scope="module")
 def prompts():
     return PromptSet(
-        str(build_copy() / "train.parquet"),
+        str(build_digits(task="copy", length=5) / "train.parquet"),
         prompt_column="prompt",
         ground_truth_column="ground_truth",
     )

@@ -17,7 +17,7 @@ from orchestrator.replay import Replay, check_sources, open_recording
 from orchestrator.sources import prepare
 from workers.prompts import PromptSet
 from workers.rollout_pool import RolloutGroup
-from workers.tasks.copy import build_copy
+from workers.tasks.digits import build_digits
 from workers.trajectory import Trajectory, TrajectoryMeta, to_record_batch
 
 
@@ -63,7 +63,9 @@ class Recorded:
 @pytest.fixture(scope="module")
 def prompts():
     return PromptSet(
-        build_copy() / "train.parquet", prompt_column="prompt", ground_truth_column="ground_truth"
+        build_digits(task="copy", length=5) / "train.parquet",
+        prompt_column="prompt",
+        ground_truth_column="ground_truth",
     )
 
 

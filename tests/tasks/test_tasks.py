@@ -9,10 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from workers.tasks.addition import addition, build_addition
-from workers.tasks.copy import build_copy, copy_digits
+from workers.tasks.digits import build_digits, digit_strings
 from workers.tasks.reasoning import build_reasoning, reasoning
-from workers.tasks.reverse import reverse_digits
-from workers.tasks.sort import sort_digits
 from workers.tasks.tables import write_parquet
 
 
@@ -47,9 +45,9 @@ def test_the_seed_decides_the_split() -> None:
 @pytest.mark.parametrize(
     ("tables", "expected"),
     [
-        (copy_digits(length=4, num_train=50, num_eval=10), lambda s: s),
-        (sort_digits(length=4, num_train=50, num_eval=10), lambda s: "".join(sorted(s))),
-        (reverse_digits(length=4, num_train=50, num_eval=10), lambda s: s[::-1]),
+        (digit_strings("copy", length=4, num_train=50, num_eval=10), lambda s: s),
+        (digit_strings("sort", length=4, num_train=50, num_eval=10), lambda s: "".join(sorted(s))),
+        (digit_strings("reverse", length=4, num_train=50, num_eval=10), lambda s: s[::-1]),
     ],
 )
 def test_digit_strings(tables, expected) -> None:  # type: ignore[no-untyped-def]
@@ -64,12 +62,12 @@ def test_digit_strings(tables, expected) -> None:  # type: ignore[no-untyped-def
 
 
 def test_files_are_built_once(tmp_path: Path) -> None:
-    folder = build_copy(tmp_path, length=3, num_train=20, num_eval=5)
+    folder = build_digits(tmp_path, task="copy", length=3, num_train=20, num_eval=5)
     before = (folder / "train.parquet").stat().st_mtime_ns
-    assert build_copy(tmp_path, length=3, num_train=20, num_eval=5) == folder
+    assert build_digits(tmp_path, task="copy", length=3, num_train=20, num_eval=5) == folder
     assert (folder / "train.parquet").stat().st_mtime_ns == before
     assert pq.read_table(folder / "eval.parquet").num_rows == 5
-    assert build_copy(tmp_path, length=4, num_train=20, num_eval=5) != folder
+    assert build_digits(tmp_path, task="copy", length=4, num_train=20, num_eval=5) != folder
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -87,8 +85,9 @@ def test_default_folder_is_named_after_the_arguments(
     [
         (lambda: addition(digits=0), "digits must be 1, 2 or 3, got 0"),
         (lambda: addition(heldout_frac=1.0), "heldout_frac must lie"),
-        (lambda: copy_digits(length=1, num_train=9, num_eval=2), "exceed the 10 strings"),
-        (lambda: copy_digits(num_train=0), "must be at least 1"),
+        (lambda: digit_strings("copy", length=1, num_train=9, num_eval=2), "exceed the 10 strings"),
+        (lambda: digit_strings("copy", num_train=0), "must be at least 1"),
+        (lambda: digit_strings("shuffle"), "one of copy, reverse, sort"),
         (lambda: reasoning(datasets={}), "needs datasets"),
         (lambda: reasoning(datasets={"no_such": {}}), "'no_such'"),
         (lambda: reasoning(datasets={"coin_flip": {"bogus": 1}}), "bogus"),
@@ -131,7 +130,7 @@ def test_reasoning_chat() -> None:
 
 
 def test_write_parquet_is_atomic(tmp_path: Path) -> None:
-    table = copy_digits(length=2, num_train=5, num_eval=5).train
+    table = digit_strings("copy", length=2, num_train=5, num_eval=5).train
     path = write_parquet(table, tmp_path / "deep" / "file.parquet")
     assert pq.read_table(path).equals(table)
     assert [p.name for p in path.parent.iterdir()] == ["file.parquet"]

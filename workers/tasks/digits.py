@@ -1,7 +1,7 @@
-"""Prompts that are a string of random digits and an equals sign; the answer is a function of it.
+"""A string of random digits and an equals sign: "3142=" is answered by its copy, reverse or sort.
 
-The shared part of `copy`, `sort` and `reverse`: tasks for models trained from random weights,
-whose answer has as many tokens as the string has digits.
+Tasks for models trained from random weights: the answer has as many tokens as the string has
+digits. Train and held-out strings are disjoint. Score them by positions (dense) or by exact match.
 """
 
 from __future__ import annotations
@@ -12,21 +12,30 @@ from pathlib import Path
 
 from workers.tasks.tables import TaskTables, build_folder, text_table
 
+ANSWERS: dict[str, Callable[[str], str]] = {
+    "copy": lambda string: string,
+    "reverse": lambda string: string[::-1],
+    "sort": lambda string: "".join(sorted(string)),
+}
+
 
 def digit_strings(
-    task: str,
-    answer: Callable[[str], str],
-    *,
-    length: int,
-    num_train: int,
-    num_eval: int,
-    seed: int,
+    task: str, *, length: int = 4, num_train: int = 4096, num_eval: int = 128, seed: int = 0
 ) -> TaskTables:
     """Draws different strings of `length` digits and gives each its answer.
 
+    Args:
+        task: copy, reverse or sort.
+        length: digits of a string.
+        num_train: prompts to train on.
+        num_eval: prompts held out.
+        seed: of the draw.
+
     Raises:
-        ValueError: a count below one, or more strings asked than there are.
+        ValueError: an unknown task, a count below one, or more strings asked than there are.
     """
+    if task not in ANSWERS:
+        raise ValueError(f"task {task!r} is unknown: choose one of {', '.join(ANSWERS)}")
     if min(length, num_train, num_eval) < 1:
         raise ValueError(
             "length, num_train and num_eval must be at least 1, got "
@@ -39,35 +48,22 @@ def digit_strings(
         )
     numbers = random.Random(seed).sample(range(10**length), num_train + num_eval)
     strings = [f"{number:0{length}d}" for number in numbers]
-    rows = [(f"{string}=", answer(string)) for string in strings]
+    rows = [(f"{string}=", ANSWERS[task](string)) for string in strings]
     name = f"{task}_{length}"
     return TaskTables(
         train=text_table(name, rows[:num_train]), heldout=text_table(name, rows[num_train:])
     )
 
 
-def build_digit_strings(
-    folder: str | Path | None,
-    task: str,
-    answer: Callable[[str], str],
+def build_digits(
+    folder: str | Path | None = None,
     *,
-    length: int,
-    num_train: int,
-    num_eval: int,
-    seed: int,
+    task: str,
+    length: int = 4,
+    num_train: int = 4096,
+    num_eval: int = 128,
+    seed: int = 0,
 ) -> Path:
-    """Writes `digit_strings(...)` under `folder` once, returns where."""
-    recipe = {
-        "task": task,
-        "length": length,
-        "num_train": num_train,
-        "num_eval": num_eval,
-        "seed": seed,
-    }
-    return build_folder(
-        folder,
-        recipe,
-        lambda: digit_strings(
-            task, answer, length=length, num_train=num_train, num_eval=num_eval, seed=seed
-        ),
-    )
+    """Writes `digit_strings(...)` under `folder` once, returns where; see there for the rest."""
+    sizes = {"length": length, "num_train": num_train, "num_eval": num_eval, "seed": seed}
+    return build_folder(folder, {"task": task, **sizes}, lambda: digit_strings(task, **sizes))

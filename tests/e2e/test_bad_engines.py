@@ -1,0 +1,156 @@
+"""Engines that hang or answer garbage: recovered or counted, never a hang, never a zero reward.
+
+The real stack with one engine. An environment of the test's own slows sampling down, so that an
+engine is stopped while it samples, and now and then passes an engine's garbage on.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+ENVIRONMENT = '''
+import asyncio
+import itertools
+import math
+from dataclasses import dataclass, replace
+
+from workers.engines.answers import Answers
+from workers.environments.single_turn import SingleTurn
+
+ANSWERS, CALLS = Answers("the engine"), itertools.count(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faulty(SingleTurn):
+    """Every `garbage_every`-th answer has a log-prob that is not finite."""
+
+    seconds: float
+    garbage_every: int
+
+    async def play(self, prompt_tokens, draw):
+        await asyncio.sleep(self.seconds)
+
+        async def faulty_draw(tokens):
+            sample = await draw(tokens)
+            if next(CALLS) % self.garbage_every == 0:
+                sample = replace(sample, logprobs=[math.nan] * len(sample.logprobs))
+            return ANSWERS.judge(sample, vocab_size=64)
+
+        return await super().play(prompt_tokens, faulty_draw)
+'''
+
+
+def start(folder, name, *, seconds, garbage_every, overrides=()):
+    (folder / "faulty_environment.py").write_text(ENVIRONMENT)
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "orchestrator.cli", "train", "experiment=tiny"),
+            *(f"output_dir={folder}", f"run_name={name}", "trainer.total_steps=4"),
+            *("trainer.prompts_per_step=8", "rollout.samples_per_prompt=4", "data.eval_limit=4"),
+            *("trainer.export=false", "algorithm=grpo", "~algorithm.regularizers.kl"),
+            "environment._target_=faulty_environment.Faulty",
+            *(f"+environment.seconds={seconds}", f"+environment.garbage_every={garbage_every}"),
+            *overrides,
+        ],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ,
+    )
+
+
+def stop(driver, word):
+    """SIGSTOP: the process is there and answers nothing any more."""
+    below = psutil.Process(driver).children(recursive=True)
+    victims = [p for p in below if word in " ".join(p.cmdline())]
+    assert victims, [" ".join(p.cmdline())[:60] for p in below]
+    max(victims, key=psutil.Process.create_time).send_signal(signal.SIGSTOP)
+
+
+def finish(process, folder, output):
+    output.append(process.stdout.read())
+    (Path(folder) / "log").write_text("".join(output))
+    return process.wait(timeout=120)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("process_name", ["EngineCore", "ray::RolloutWorker"])
+def test_an_engine_that_answers_nothing_is_replaced(tmp_path, process_name):
+    limits = [f"cluster.timeouts.{name}" for name in ("request_s=8", "engine_s=15", "publish_s=20")]
+    process = start(tmp_path, "hung", seconds=1.5, garbage_every=9, overrides=limits)
+    output = []
+    for line in process.stdout:
+        output.append(line)
+        if line.startswith("step 2/"):
+            stop(process.pid, process_name)
+            break
+    assert finish(process, tmp_path, output) == 0, "".join(output)[-3000:]
+    lines = (tmp_path / "hung" / "metrics.jsonl").read_text().splitlines()
+    steps = [line for line in map(json.loads, lines) if "time/step_s" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    assert steps[-1]["rollout/engines_lost"] == 1
+    assert steps[-1]["rollout/engines_healthy"] == 1
+    assert steps[-1]["rollout/groups_resampled"] > 0
+    assert all(line["publication/probe_gap_max"] <= 1e-5 for line in steps)
+    # Garbage is counted and trains nowhere.
+    assert sum(line["samples/failed"] for line in steps) >= 4 * 32 // 9
+    for step in range(1, 5):
+        table = pq.read_table(tmp_path / "hung" / "rollouts" / f"step_{step:06d}.parquet")
+        assert set(table["outcome"].to_pylist()) == {"scored"}
+        assert table.num_rows == steps[step - 1]["rollout/sequences"] < 32
+
+
+@pytest.mark.slow
+def test_an_engine_that_answers_garbage_only_ends_the_run_with_its_reason(tmp_path):
+    process = start(tmp_path, "garbage", seconds=0.0, garbage_every=1)
+    output = []
+    assert finish(process, tmp_path, output) == 1
+    assert "no group may train" in output[-1]
+    assert "non-finite log-prob" in output[-1]
+
+
+def kill_every_engine(process, output):
+    """SIGKILL to each EngineCore as it appears, until the driver ends."""
+    driver = psutil.Process(process.pid)
+    while process.poll() is None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for below in driver.children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                    if "EngineCore" in " ".join(below.cmdline()):
+                        below.kill()
+        time.sleep(0.5)
+    output.append(process.stdout.read())
+
+
+@pytest.mark.slow
+def test_a_run_without_engines_stops_with_a_checkpoint_and_resumes(tmp_path):
+    sound = {"seconds": 0.3, "garbage_every": 1_000_000}
+    kept = ["trainer.checkpoint_every=0", "trainer.total_steps=5"]  # none but the one at the stop
+    process = start(tmp_path, "lost", overrides=kept, **sound)
+    output = []
+    for line in process.stdout:
+        output.append(line)
+        if line.startswith("step 2/"):
+            break
+    kill_every_engine(process, output)
+    text = "".join(output)
+    assert process.returncode == 1, text[-3000:]
+    assert "rollout engine 0 died 4 times without finishing a group" in text
+    saved = sorted(path.name for path in (tmp_path / "lost" / "checkpoints").glob("step_*"))
+    assert saved in (["step_000002"], ["step_000003"])
+    again = start(tmp_path, "lost", overrides=[*kept, "resume=auto"], **sound)
+    rest = []
+    assert finish(again, tmp_path, rest) == 0, "".join(rest)[-3000:]
+    lines = (tmp_path / "lost" / "metrics.jsonl").read_text().splitlines()
+    steps = [line["step"] for line in map(json.loads, lines) if "time/step_s" in line]
+    assert steps == [1, 2, 3, 4, 5]
