@@ -4,8 +4,9 @@
 
 What it is: in one run, on the same cores, (1) generated tokens/s of the pool, from `submit` to the
 last group scored and in the object store, beside those of `AsyncLLM` in a plain process with the
-same prompts, seeds and settings, and no reward; (2) seconds to publish the model's weights to the
-engines by `shm` and by `gloo`, attestation apart, beside a plain memory copy of the same bytes.
+same prompts, seeds and settings, and no reward, the two taking turns batch by batch; (2) seconds to
+publish the model's weights to the engines by `shm` and by `gloo`, attestation apart, beside a plain
+memory copy of the same bytes; by `gloo` also as if each engine stood on a node of its own.
 What it is not: a measure of vLLM, or of a network.
 """
 
@@ -17,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -38,6 +39,7 @@ from workers.prompts import PromptEncoder
 from workers.requests import GroupRequest
 
 RUN_LIMIT_S = 900.0
+ANSWER = "round: "
 WARM_UP = 2  # rounds that are not counted
 
 
@@ -61,40 +63,41 @@ def running(overrides: list[str], *, with_policy: bool) -> Iterator[tuple[Any, A
 Round = tuple[float, int]  # seconds and generated tokens of a batch
 
 
-def pool_rounds(roles: Roles, config: Any, sources: Any, rounds: int) -> list[Round]:
-    """Batches through the pool, one after the other."""
+def pool_round(roles: Roles, config: Any, sources: Any, number: int) -> Round:
+    """A batch through the pool."""
     prompts, samples = sources.train, config.rollout.samples_per_prompt
-    found = []
-    for number in range(rounds):
-        requests = [
-            GroupRequest(
-                group_id=f"{number}-{row}",
-                prompt_uid=prompts[row].uid,
-                step=0,
-                dataset=prompts[row].dataset,
-                prompt=prompts[row].prompt,
-                ground_truth=prompts[row].ground_truth,
-                num_samples=samples,
-                seed=(number * config.trainer.prompts_per_step + row) * samples,
-                sampling=draw_settings(config.rollout.sampling),
-                columns=prompts[row].columns,
-            )
-            for row in range(config.trainer.prompts_per_step)
-        ]
-        began = time.perf_counter()
-        roles.rollouts.submit(requests)
-        groups = roles.rollouts.wait([request.group_id for request in requests])
-        passed = time.perf_counter() - began
-        found.append((passed, sum(meta.num_sampled for group in groups for meta in group.metas)))
-    return found
+    requests = [
+        GroupRequest(
+            group_id=f"{number}-{row}",
+            prompt_uid=prompts[row].uid,
+            step=0,
+            dataset=prompts[row].dataset,
+            prompt=prompts[row].prompt,
+            ground_truth=prompts[row].ground_truth,
+            num_samples=samples,
+            seed=(number * config.trainer.prompts_per_step + row) * samples,
+            sampling=draw_settings(config.rollout.sampling),
+            columns=prompts[row].columns,
+        )
+        for row in range(config.trainer.prompts_per_step)
+    ]
+    began = time.perf_counter()
+    roles.rollouts.submit(requests)
+    groups = roles.rollouts.wait([request.group_id for request in requests])
+    passed = time.perf_counter() - began
+    return passed, sum(meta.num_sampled for group in groups for meta in group.metas)
 
 
-async def bare_rounds(job: dict[str, Any]) -> list[Round]:
-    """The same batches through `AsyncLLM` alone; runs in a process of its own."""
+async def bare_rounds() -> None:
+    """The same batches through `AsyncLLM` alone, one for every line of standard input.
+
+    Runs in a process of its own; the first line says what to do.
+    """
     from vllm import AsyncEngineArgs, SamplingParams
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    job = json.loads(sys.stdin.readline())
     settings, sampling = VLLMSettings(**job["settings"]), Sampling(**job["sampling"])
     engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**settings.engine_args()))
 
@@ -113,8 +116,8 @@ async def bare_rounds(job: dict[str, Any]) -> list[Round]:
             drawn = len(output.outputs[0].token_ids)
         return drawn
 
-    found = []
-    for number in range(job["rounds"]):
+    for line in sys.stdin:
+        number = int(line)
         began = time.perf_counter()
         counts = await asyncio.gather(
             *(
@@ -123,13 +126,13 @@ async def bare_rounds(job: dict[str, Any]) -> list[Round]:
                 for k in range(job["samples"])
             )
         )
-        found.append((time.perf_counter() - began, sum(counts)))
+        print(f"{ANSWER}{json.dumps((time.perf_counter() - began, sum(counts)))}", flush=True)
     engine.shutdown()
-    return found
 
 
-def measure_bare(config: Any, sources: Any, rounds: int) -> list[Round]:
-    """Starts the process in which vLLM runs alone."""
+@contextmanager
+def bare_vllm(config: Any, sources: Any) -> Iterator[Callable[[int], Round]]:
+    """A process in which vLLM runs alone; yields what has it sample a batch."""
     settings = vllm_settings(config, str(sources.model_path), engine_id=0, transport="shm")
     encoder = PromptEncoder(str(sources.model_path), config.data.max_prompt_tokens)
     rows = range(config.trainer.prompts_per_step)
@@ -138,20 +141,36 @@ def measure_bare(config: Any, sources: Any, rounds: int) -> list[Round]:
         "sampling": asdict(draw_settings(config.rollout.sampling)),
         "prompts": [encoder.encode(sources.train[row].prompt)[0] for row in rows],
         "samples": config.rollout.samples_per_prompt,
-        "rounds": rounds,
     }
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, __file__, "--bare"],
-        input=json.dumps(job),
         env={**os.environ, **engine_env(settings, config.cluster.rollout.threads)},
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         text=True,
-        timeout=RUN_LIMIT_S,
-        check=False,
     )
-    if done.returncode:
-        raise RuntimeError(f"bare vLLM exited {done.returncode}:\n{done.stderr[-2000:]}")
-    return [(seconds, tokens) for seconds, tokens in json.loads(done.stdout.splitlines()[-1])]
+    assert process.stdin is not None and process.stdout is not None
+    say, answers = process.stdin, process.stdout
+
+    def ask(line: str) -> None:
+        say.write(f"{line}\n")
+        say.flush()
+
+    def sample(number: int) -> Round:
+        ask(str(number))
+        for line in answers:  # vLLM prints there too
+            if line.startswith(ANSWER):
+                seconds, tokens = json.loads(line.removeprefix(ANSWER))
+                return seconds, tokens
+        raise RuntimeError(f"bare vLLM ended with exit code {process.wait()}")
+
+    ask(json.dumps(job))
+    try:
+        yield sample
+    finally:
+        say.close()
+        process.wait(RUN_LIMIT_S)
 
 
 def copy_seconds(num_bytes: int) -> float:
@@ -166,14 +185,19 @@ def copy_seconds(num_bytes: int) -> float:
 
 
 def compare_generation(overrides: list[str], rounds: int) -> None:
-    """Prints tokens/s of the pool and of vLLM alone."""
+    """Prints tokens/s of the pool and of vLLM alone, which take turns, batch by batch."""
     one = [*overrides, "rollout.num_engines=1"]
-    with running(one, with_policy=False) as (config, sources, roles):
-        pool = pool_rounds(roles, config, sources, rounds)[WARM_UP:]
-    bare = measure_bare(config, sources, rounds)[WARM_UP:]
+    found: dict[str, list[Round]] = {"pool": [], "bare vLLM": []}
+    with (
+        running(one, with_policy=False) as (config, sources, roles),
+        bare_vllm(config, sources) as sample,
+    ):
+        for number in range(rounds):
+            found["pool"].append(pool_round(roles, config, sources, number))
+            found["bare vLLM"].append(sample(number))
     rates = {
-        name: statistics.median(tokens / seconds for seconds, tokens in found)
-        for name, found in (("pool", pool), ("bare vLLM", bare))
+        name: statistics.median(tokens / seconds for seconds, tokens in taken[WARM_UP:])
+        for name, taken in found.items()
     }
     print(f"\n{'generation':<22}{'tokens/s':>10}")
     for name, rate in rates.items():
@@ -186,9 +210,11 @@ def compare_publication(overrides: list[str], rounds: int, engines: int) -> None
     print(
         f"\n{'publication to ' + str(engines) + ' engines':<28}{'MB':>8}{'s':>8}{'of a copy':>11}"
     )
-    for transport in ("shm", "gloo"):
+    for transport, apart in (("shm", False), ("gloo", False), ("gloo", True)):
         own = [f"rollout.transport={transport}", f"rollout.num_engines={engines}"]
         with running([*overrides, *own], with_policy=True) as (config, sources, roles):
+            if apart:  # every engine receives a copy of its own, as on other nodes
+                roles.launcher.node = lambda number: f"node of {number}"
             turns = Turns(roles.rollout_workers, roles.learner.workers, config)
             publisher = Publisher(roles, config, probe_prompts=sources.train, turns=turns)
             publisher.begin(0)
@@ -196,7 +222,8 @@ def compare_publication(overrides: list[str], rounds: int, engines: int) -> None
         seconds = statistics.median(one["publication/total_s"] for one in found)
         num_bytes = int(found[0]["publication/bytes"])
         share = copy_seconds(num_bytes) / seconds
-        print(f"{transport:<28}{num_bytes / 1e6:>8.0f}{seconds:>8.3f}{share:>11.2f}", flush=True)
+        name = f"{transport}, nodes apart" if apart else transport
+        print(f"{name:<28}{num_bytes / 1e6:>8.0f}{seconds:>8.3f}{share:>11.2f}", flush=True)
 
 
 def main() -> int:
@@ -208,7 +235,7 @@ def main() -> int:
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.bare:
-        print(json.dumps(asyncio.run(bare_rounds(json.load(sys.stdin)))))
+        asyncio.run(bare_rounds())
         return 0
     os.chdir(Path(__file__).resolve().parents[2])
     overrides = [f"experiment={options.experiment}"]
