@@ -200,6 +200,8 @@ class Publisher:
         )
         phases = {f"publication/{name}_s": value for name, value in report.seconds.items()}
         bandwidth = report.num_bytes / max(report.seconds["total"], 1e-9)
+        if report.copy_bytes_per_s is not None:
+            metrics["publication/copy_frac"] = bandwidth / report.copy_bytes_per_s
         return {
             **metrics,
             **phases,

@@ -24,7 +24,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.utils import instantiate
 
 from conf.compose import compose
@@ -173,17 +172,6 @@ def bare_vllm(config: Any, sources: Any) -> Iterator[Callable[[int], Round]]:
         process.wait(RUN_LIMIT_S)
 
 
-def copy_seconds(num_bytes: int) -> float:
-    """A plain copy of so many bytes from memory to memory, best of five."""
-    source, target = (torch.ones(num_bytes, dtype=torch.uint8) for _ in range(2))
-    seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
-        target.copy_(source)
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
-
-
 def compare_generation(overrides: list[str], rounds: int) -> None:
     """Prints tokens/s of the pool and of vLLM alone, which take turns, batch by batch."""
     one = [*overrides, "rollout.num_engines=1"]
@@ -207,9 +195,8 @@ def compare_generation(overrides: list[str], rounds: int) -> None:
 
 def compare_publication(overrides: list[str], rounds: int, engines: int) -> None:
     """Prints seconds of a publication by transport, and its share of a plain copy's speed."""
-    print(
-        f"\n{'publication to ' + str(engines) + ' engines':<28}{'MB':>8}{'s':>8}{'of a copy':>11}"
-    )
+    title = f"publication to {engines} engines"
+    print(f"\n{title:<28}{'MB':>8}{'s':>8}{'update':>9}{'of a copy':>11}")
     for transport, apart in (("shm", False), ("gloo", False), ("gloo", True)):
         own = [f"rollout.transport={transport}", f"rollout.num_engines={engines}"]
         with running([*overrides, *own], with_policy=True) as (config, sources, roles):
@@ -221,9 +208,13 @@ def compare_publication(overrides: list[str], rounds: int, engines: int) -> None
             found = [publisher.publish(1 + k, stepped=False) for k in range(rounds)]
         seconds = statistics.median(one["publication/total_s"] for one in found)
         num_bytes = int(found[0]["publication/bytes"])
-        share = copy_seconds(num_bytes) / seconds
+        share = statistics.median(one["publication/copy_frac"] for one in found)
+        update = statistics.median(one["publication/update_s"] for one in found)
         name = f"{transport}, nodes apart" if apart else transport
-        print(f"{name:<28}{num_bytes / 1e6:>8.0f}{seconds:>8.3f}{share:>11.2f}", flush=True)
+        print(
+            f"{name:<28}{num_bytes / 1e6:>8.0f}{seconds:>8.3f}{update:>9.3f}{share:>11.3f}",
+            flush=True,
+        )
 
 
 def main() -> int:

@@ -64,6 +64,7 @@ class Stack:
             num_bytes=4,
             seconds={"total": 1.0},
             fingerprints=dict(TENSOR),
+            copy_bytes_per_s=16.0,
         )
         return [report]
 
@@ -120,6 +121,8 @@ def test_who_died_in_it_is_left_out_of_the_next_attempt(publish):
     metrics = publish(stack)
     assert stack.connected == [[0, 1], [1]]
     assert metrics["publication/probe_gap_max"] == 0.0
+    assert metrics["publication/bytes_per_s"] == 4.0
+    assert metrics["publication/copy_frac"] == 0.25
     assert stack.engines[0].health is Health.DEAD
 
 

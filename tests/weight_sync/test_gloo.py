@@ -74,6 +74,7 @@ def test_two_engines_receive_every_publication(gloo_engines, model, engine_nodes
         assert [each.engine_id for each in evidence] == [0, 1]
         metrics = judge.check(report, evidence, learner_logprobs=own, optimizer_stepped=True)
         assert metrics["publication/probe_gap_max"] <= 1e-5
+    assert report.copy_bytes_per_s > report.num_bytes / report.seconds["total"]
     endpoint.shutdown()
 
 

@@ -104,6 +104,7 @@ def test_every_publication_reaches_the_samples_and_the_tied_head(publish, model,
         assert metrics["publication/probe_gap_max"] <= EXACT
         assert metrics["publication/unchanged_tensors"] == 0
     assert report.num_bytes == 4 * sum(p.numel() for p in model.parameters())
+    assert report.copy_bytes_per_s > report.num_bytes / report.seconds["total"]
     assert set(report.seconds) == {"stage", "barrier", "start", "update", "finish", "total"}
     assert shm_engine.each("diagnose", report.fingerprints) == [{}]
     request = {"request_id": "after", "sampling": Sampling(max_tokens=12), "seed": 3}

@@ -22,6 +22,7 @@ from workers.weight_sync.publication import (
     Stopwatch,
     TrainerEndpoint,
     WeightSyncClient,
+    copy_bandwidth,
 )
 from workers.weight_sync.shm import SharedBuffer
 from workers.weight_sync.source import ZeroSource
@@ -64,6 +65,7 @@ class GlooEndpoint(TrainerEndpoint):
         self._meeting: Meeting | None = None
         self._shared: SharedBuffer | None = None
         self._round = 0
+        self._copy_bytes_per_s: float | None = None
 
     def connect(self) -> None:
         """Meets all engines; after an engine restarted, call it again for all of them."""
@@ -79,6 +81,7 @@ class GlooEndpoint(TrainerEndpoint):
         if self._shared is None:
             label = f"ballast-{self._run_id}"
             self._shared = SharedBuffer.create(label, self._layout.num_bytes)
+            self._copy_bytes_per_s = copy_bandwidth(self._shared.data)
         self._meeting.offer(self._shared.path)
         init_info = {
             "host": self._host,
@@ -125,6 +128,7 @@ class GlooEndpoint(TrainerEndpoint):
             num_bytes=self._layout.num_bytes,
             seconds=watch.total(),
             fingerprints=fingerprints,
+            copy_bytes_per_s=self._copy_bytes_per_s,
         )
 
     def shutdown(self) -> None:

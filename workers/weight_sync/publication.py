@@ -13,8 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from workers.weight_sync.fingerprint import Fingerprint
 from workers.weight_sync.source import ZeroSource
+
+COPY_BYTES = 256 << 20  # enough to leave every cache
 
 
 class WeightSyncClient(Protocol):
@@ -47,6 +51,8 @@ class PublishReport:
         num_bytes: sent to each engine.
         seconds: duration by phase; "total" is the whole.
         fingerprints: of what was sent, by name; complete on rank 0.
+        copy_bytes_per_s: of a plain memory copy where the sender runs; None where weights do not
+            pass through its host memory.
         lost: engines that died before all was done, by number.
     """
 
@@ -56,6 +62,7 @@ class PublishReport:
     num_bytes: int
     seconds: dict[str, float]
     fingerprints: dict[str, Fingerprint] = field(repr=False)
+    copy_bytes_per_s: float | None = None
     lost: frozenset[int] = frozenset()
 
 
@@ -76,6 +83,16 @@ class Stopwatch:
     def total(self) -> dict[str, float]:
         """Returns all phases and the time since the watch was made."""
         return {**self.seconds, "total": time.perf_counter() - self._began}
+
+
+def copy_bandwidth(buffer: Tensor) -> float:
+    """Bytes per second of a plain copy inside a byte buffer [n], whose first half it overwrites."""
+    half = min(buffer.numel() // 2, COPY_BYTES)
+    for _ in range(2):  # the first touches the pages
+        began = time.perf_counter()
+        buffer[:half].copy_(buffer[half : 2 * half])
+        seconds = time.perf_counter() - began
+    return half / seconds
 
 
 class TrainerEndpoint(ABC):

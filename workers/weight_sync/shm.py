@@ -27,6 +27,7 @@ from workers.weight_sync.publication import (
     Stopwatch,
     TrainerEndpoint,
     WeightSyncClient,
+    copy_bandwidth,
 )
 from workers.weight_sync.source import ZeroSource
 
@@ -113,6 +114,7 @@ class ShmEndpoint(TrainerEndpoint):
         self._layout = Layout.of(source.metadata())
         self._slots: list[SharedBuffer] = []
         self._round = 0
+        self._copy_bytes_per_s: float | None = None
 
     def connect(self) -> None:
         """Opens the buffers on all ranks and in all engines; again for an engine that restarted."""
@@ -151,6 +153,7 @@ class ShmEndpoint(TrainerEndpoint):
             num_bytes=self._layout.num_bytes,
             seconds=watch.total(),
             fingerprints=fingerprints,
+            copy_bytes_per_s=self._copy_bytes_per_s,
         )
 
     def shutdown(self) -> None:
@@ -165,6 +168,7 @@ class ShmEndpoint(TrainerEndpoint):
         paths: list[Any] = [None]
         if self.rank == 0:
             self._slots = [SharedBuffer.create(label, size) for label in labels]
+            self._copy_bytes_per_s = copy_bandwidth(self._slots[0].data)
             paths = [[slot.path for slot in self._slots]]
         if self.source.world_size > 1:
             if self._group is None and dist.get_backend() != "gloo":
