@@ -19,6 +19,7 @@ def vllm_settings(
 ) -> VLLMSettings:
     """What rollout engine number `engine_id` is told, which gets its weights by `transport`."""
     rollout, timeouts = config.rollout, config.cluster.timeouts
+    recompute_kv = config.schedule.kv_cache == "recompute"
     return VLLMSettings(
         model_path=model_path,
         device="cuda" if config.cluster.rollout.num_gpus else "cpu",
@@ -28,6 +29,8 @@ def vllm_settings(
         tensor_parallel_size=rollout.tensor_parallel_size,
         kv_cache_memory_bytes=int(rollout.kv_cache_gib * 2**30),
         sleeps=config.cluster.colocated,
+        recompute_kv=recompute_kv,
+        enable_prefix_caching=recompute_kv,  # or a new prompt would be given stale keys and values
         seed=config.seed,
         weight_transfer_backend=transport,
         engine_id=engine_id,

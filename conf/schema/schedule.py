@@ -17,6 +17,7 @@ class ScheduleConfig:
     max_staleness: int = 0  # policy versions between sampling and training; 0: synchronous
     order: str = "begun"  # groups train in the order in which they were begun, or finished
     stale: str = "drop"  # a group beyond max_staleness: drop it, or train it (with a correction)
+    kv_cache: str = "recompute"  # of responses that weights change under: recompute it, or stale
     oversample: float = 1.0  # groups begun for a step over those that it trains
     leftover: str = "again"  # the slowest of these: keep them in flight, begin again, or drop
     max_refill_rounds: int = 10  # batches sampled, at most, to fill one whose groups were filtered
@@ -31,6 +32,7 @@ class ScheduleConfig:
         )
         choose("schedule.order", self.order, ("begun", "finished"))
         choose("schedule.stale", self.stale, ("drop", "train"))
+        choose("schedule.kv_cache", self.kv_cache, ("recompute", "stale"))
         self._check_oversample()
         require(
             self.max_refill_rounds >= 1,

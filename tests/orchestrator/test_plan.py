@@ -5,6 +5,7 @@ from hydra.utils import instantiate
 
 from conf.compose import compose
 from orchestrator import capacity, plan
+from orchestrator.settings import vllm_settings
 
 
 def planned(*overrides):
@@ -140,3 +141,10 @@ def test_who_does_not_run_takes_no_gpu(overrides, gpus):
 def test_weights_go_the_way_that_the_places_allow(overrides, one_node, chosen):
     _, config = compose(overrides)
     assert capacity.transport(config, one_node=one_node) == chosen
+
+
+def test_stale_keys_and_values_are_shared_with_no_new_prompt():
+    for name, recomputes in (("recompute", True), ("stale", False)):
+        _, config = compose(["experiment=tiny", f"schedule.kv_cache={name}"])
+        engine = vllm_settings(config, "model", engine_id=0, transport="shm")
+        assert engine.recompute_kv is engine.enable_prefix_caching is recomputes

@@ -217,3 +217,32 @@ def test_an_unknown_transport_names_the_known_ones(model):
         trainer_endpoint(
             "rdma", source=ZeroSource(model), client=None, run_id="x", engine_nodes=["here"]
         )
+
+
+def test_stale_keys_and_values_are_kept_for_running_responses_only(
+    tiny_model, start_engines, model
+):
+    settings = {"recompute_kv": False, "enable_prefix_caching": False}
+    with start_engines(tiny_model, "shm", 1, **settings) as engines:
+        endpoint = trainer_endpoint(
+            "shm", source=ZeroSource(model), client=engines, run_id="stale", engine_nodes=["here"]
+        )
+        endpoint.connect()
+        endpoint.publish(1)
+        sampling = Sampling(max_tokens=400, ignore_eos=True)
+        running = engines.submit(
+            engines.engines[0].generate(PROBE, request_id="long", sampling=sampling, seed=7)
+        )
+        time.sleep(0.3)
+        move(model)
+        endpoint.publish(2)
+        sample = running.result(60)
+        assert sorted(set(sample.weight_versions)) == [1, 2]
+        switch = sample.weight_versions.index(2)
+        own = torch.tensor(logprobs(model, PROBE + sample.tokens)[len(PROBE) :])
+        gaps = (torch.tensor(sample.logprobs) - own).abs()[switch:]
+        assert gaps.max() > 100 * EXACT  # the context is still as the old weights read it
+        (evidence,) = engines.each("evidence", PROBE)
+        close = {"atol": EXACT, "rtol": 0}
+        torch.testing.assert_close(evidence.probe_logprobs, logprobs(model, PROBE), **close)
+        endpoint.shutdown()
