@@ -18,14 +18,14 @@ def command(cluster, *arguments):
     return [sys.executable, "-m", "orchestrator.cli", name, "--address", cluster.address, *rest]
 
 
-def ballast(cluster, *arguments, env=None):
+def ballast(cluster, *arguments, env=None, timeout_s=TIMEOUT_S):
     return subprocess.run(
         command(cluster, *arguments),
         env=env or cluster.env,
         cwd=cluster.folder,
         capture_output=True,
         text=True,
-        timeout=TIMEOUT_S,
+        timeout=timeout_s,
         check=False,
     )
 
@@ -160,6 +160,6 @@ def test_a_failure_on_the_cluster_has_its_exit_code_and_its_words(cluster):
 @pytest.mark.slow
 def test_the_quickstart(cluster):
     arguments = [f"output_dir={cluster.folder / 'runs'}", "run_name=quickstart"]
-    done = ballast(cluster, "submit", "experiment=quickstart", *arguments)
+    done = ballast(cluster, "submit", "experiment=quickstart", *arguments, timeout_s=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert steps(cluster, "quickstart")[-1]["step"] == 20
