@@ -158,6 +158,7 @@ def test_a_failure_on_the_cluster_has_its_exit_code_and_its_words(cluster):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_the_quickstart(cluster):
     arguments = [f"output_dir={cluster.folder / 'runs'}", "run_name=quickstart"]
     done = ballast(cluster, "submit", "experiment=quickstart", *arguments, timeout_s=1200)
