@@ -71,13 +71,22 @@ def transport(config: TrainConfig, *, one_node: bool) -> str:
     by_itself = adapter.trains and adapter.publish == "adapter"  # small, and on the host
     if by_itself or not (cluster.learner.num_gpus and cluster.rollout.num_gpus):
         return "shm" if one_node else "gloo"
-    one_gpu = cluster.num_nodes == cluster.gpus_per_node == 1
-    return "ipc" if cluster.colocated or one_gpu else "nccl"  # NCCL refuses to share a GPU
+    if cluster.colocated or cluster.num_nodes == cluster.gpus_per_node == 1:
+        return "ipc"
+    engine, rank = cluster.rollout.num_gpus, cluster.learner.num_gpus
+    if engine + min(engine, rank) <= 1:  # Ray may put two on one GPU, which NCCL refuses
+        return "shm" if one_node else "gloo"
+    return "nccl"
 
 
 def planned_transport(config: TrainConfig) -> str:
     """How weights will reach the engines, as far as that is known before anything has a place."""
-    return transport(config, one_node=config.cluster.num_nodes == 1)
+    return transport(config, one_node=config.cluster.num_nodes == 1 and not joins_elsewhere(config))
+
+
+def joins_elsewhere(config: TrainConfig) -> bool:
+    """Whether engines may join by themselves, on nodes that are not the learner's."""
+    return config.rollout.max_engines is not None and config.cluster.address is not None
 
 
 def check(config: TrainConfig, algorithm: Algorithm) -> None:
@@ -108,7 +117,12 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
     model = architecture_of(config.model)
     if model is not None:
         check_heads(model.num_heads, model.num_kv_heads, config.learner.sequence_parallel_size)
-    named = config.rollout.transport
+    named = planned_transport(config)
+    if named == "ipc" and (config.rollout.max_engines or 0) > config.rollout.num_engines:
+        raise ValueError(
+            f"rollout.max_engines={config.rollout.max_engines}: weights go by ipc, which reaches "
+            f"engines on the learner's GPU only; choose another cluster= or rollout.transport"
+        )
     if cluster.num_nodes > 1 and named in ("shm", "ipc"):
         raise ValueError(
             f"rollout.transport={named}: reaches engines of its own node only, and cluster="

@@ -56,8 +56,8 @@ class EngineLauncher:
         self._placement = placement
         self._own: dict[int, PlacementGroup] = {}  # of engines that joined later
         nodes = set(placement_group_table(placement)["bundles_to_node_id"].values())
-        elsewhere = config.rollout.max_engines is not None and config.cluster.address is not None
-        self.transport = capacity.transport(config, one_node=len(nodes) == 1 and not elsewhere)
+        one_node = len(nodes) == 1 and not capacity.joins_elsewhere(config)
+        self.transport = capacity.transport(config, one_node=one_node)
 
     @property
     def shape(self) -> dict[str, float]:

@@ -128,8 +128,8 @@ class Publisher:
             report, engines, own = self._send(numbers)
         except WorkerError:
             self._connected = []
-            if self._answering() == numbers:
-                raise  # all of them are there: what failed is not an engine
+            if self._roles.launcher.transport != "gloo" or self._answering() == numbers:
+                raise  # NCCL hangs with whoever waits; or all are there, and it was no engine
             return self.republish()
         if not engines:
             return {}

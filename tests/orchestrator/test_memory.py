@@ -221,6 +221,10 @@ def test_the_reference_counts_where_it_shares_the_gpu():
             "=3 cannot divide 28 attention heads and 4 key-value heads: choose one of 1, 2, 4, 28",
         ),
         (["cluster=nodes_2", "rollout.transport=shm"], "reaches engines of its own node only"),
+        (
+            ["cluster=gpu_1", "rollout.max_engines=2"],
+            "rollout.max_engines=2: weights go by ipc, which reaches engines on the learner's GPU",
+        ),
         (["rollout.kv_cache_gib=100"], "KV cache 100.0"),
         (["rollout.kv_cache_gib=0.3"], "56 KiB per token x rollout.max_model_len=7096 = 0.38 GiB"),
     ],

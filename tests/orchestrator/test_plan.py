@@ -118,6 +118,9 @@ def test_who_does_not_run_takes_no_gpu(overrides, gpus):
     assert [count for _, count in capacity.gpus_asked(config, references=False)] == gpus
 
 
+FRACTIONS = ["cluster.rollout.num_gpus=0.4", "cluster.learner.num_gpus=0.5"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "one_node", "chosen"),
     [
@@ -128,6 +131,7 @@ def test_who_does_not_run_takes_no_gpu(overrides, gpus):
         (["experiment=cpgd_qwen25_7b", "cluster=nodes_8"], False, "nccl"),
         (["experiment=cpgd_qwen25_7b", "cluster=gpu_8_colocated"], True, "ipc"),
         (["experiment=smollm2_reasoning", "cluster=gpu_1"], True, "ipc"),
+        (["experiment=tiny", *FRACTIONS], True, "shm"),
         (
             [
                 *("experiment=smollm2_reasoning", "cluster=gpu_2"),

@@ -123,16 +123,25 @@ def process_id(worker):  # runs inside EngineCore
 
 
 @pytest.mark.parametrize(
-    "engine_nodes", [["there", "there"], pytest.param(APART, marks=pytest.mark.slow)]
+    ("engine_nodes", "victim"),
+    [
+        (["there", "there"], 0),
+        pytest.param(APART, 0, marks=pytest.mark.slow),
+        pytest.param(APART, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_an_engine_that_dies_in_a_publication_leaves_the_other_usable(
-    tiny_model, start_engines, model, engine_nodes
+    tiny_model, start_engines, model, engine_nodes, victim
 ):
-    """The one that dies is a holder; the other reads the lost copy, or receives by itself."""
+    """The one that dies is a holder; the other reads the lost copy, or receives by itself.
+
+    Where the second of two holders dies, the first receives and loads all before anybody knows.
+    """
+    other = 1 - victim
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with start_engines(tiny_model, "gloo", 2) as engines:
         source = KillingSource(model)
-        asked = engines.engines[0]._engine.collective_rpc(process_id)
+        asked = engines.engines[victim]._engine.collective_rpc(process_id)
         (source.victim,) = engines.submit(asked).result(60)
         endpoint = endpoint_of(engines, source, engine_nodes)
         endpoint.connect()
@@ -141,11 +150,34 @@ def test_an_engine_that_dies_in_a_publication_leaves_the_other_usable(
             endpoint.publish(1)
         assert source.num_read == len(list(ZeroSource(model)))  # other ranks gather with it
         endpoint.shutdown()
-        rest = endpoint_of(Alone(engines, 1), ZeroSource(model), engine_nodes[1:])
+        rest = endpoint_of(Alone(engines, other), ZeroSource(model), [engine_nodes[other]])
         rest.connect()
         own = moved(model)
         report = rest.publish(2)
-        evidence = engines.submit(engines.engines[1].evidence(PROBE)).result(60)
+        evidence = engines.submit(engines.engines[other].evidence(PROBE)).result(60)
         judge = Attestation(expected=expected_names(model), tolerance=Tolerance.absolute(1e-5))
         judge.check(report, [evidence], learner_logprobs=own, optimizer_stepped=True)
         rest.shutdown()
+
+
+def die(worker):  # runs inside EngineCore
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_call_to_an_engine_that_dies_in_it_is_answered_at_once(tiny_model, start_engines):
+    """vLLM itself leaves such a call pending; the limit would be 300 s."""
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with start_engines(tiny_model, "shm", 1) as engines:
+        (engine,) = engines.engines
+
+        async def ask():
+            async with engine._bounded("a question"):
+                await engine._engine.collective_rpc(die)
+
+        began = time.monotonic()
+        with pytest.raises(EngineDiedError, match="engine 0 is gone"):
+            engines.submit(ask()).result(60)
+        assert time.monotonic() - began < 60

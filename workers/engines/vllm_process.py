@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from workers.engines.scheduler_watch import SchedulerWatch
 
 SHUTDOWN_TIMEOUT_S = 10.0  # EngineCore is killed after it
+LOOK_EVERY_S = 0.5  # whether EngineCore lives
 
 
 class EngineTimeoutError(TimeoutError):
@@ -40,6 +41,8 @@ class VLLMProcess:
         self.settings = settings
         self._engine: AsyncLLM | None = None
         self._watch: SchedulerWatch | None = None
+        self._limits: set[asyncio.Timeout] = set()  # of the calls in flight
+        self._look: asyncio.Task[None] | None = None
 
     async def start(self, version: int = 0) -> None:
         """Starts EngineCore and labels the weights of the model folder.
@@ -57,7 +60,15 @@ class VLLMProcess:
         self._engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[SchedulerWatch])
         assert self._engine.logger_manager is not None
         (self._watch,) = self._engine.logger_manager.stat_loggers
+        self._look = asyncio.get_running_loop().create_task(self._until_dead(self._engine))
         await self.set_version(version)
+
+    async def _until_dead(self, engine: AsyncLLM) -> None:
+        """Ends the calls in flight once EngineCore is gone, which vLLM leaves pending."""
+        while not engine.errored:
+            await asyncio.sleep(LOOK_EVERY_S)
+        for limit in self._limits:
+            limit.reschedule(asyncio.get_running_loop().time())
 
     async def set_version(self, version: int) -> None:
         """Labels the weights in use without changing them."""
@@ -66,6 +77,8 @@ class VLLMProcess:
 
     async def shutdown(self) -> None:
         """Ends EngineCore and its workers; safe to call twice."""
+        if self._look is not None:
+            self._look.cancel()
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.shutdown(timeout=SHUTDOWN_TIMEOUT_S)
@@ -106,14 +119,21 @@ class VLLMProcess:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         seconds = timeout_s or self.settings.control_timeout_s
+        engine = self._live()
         try:
-            async with asyncio.timeout(seconds):
-                yield
+            async with asyncio.timeout(seconds) as limit:
+                self._limits.add(limit)
+                try:
+                    yield
+                finally:
+                    self._limits.discard(limit)
         except EngineTimeoutError:
             raise
         except EngineDeadError as error:
             raise self._death() from error
         except TimeoutError as error:
+            if engine.errored:
+                raise self._death() from error
             raise EngineTimeoutError(
                 f"engine {self.settings.engine_id} ({self.settings.model_path}) did not answer "
                 f"{what} within {seconds:g} s"

@@ -37,18 +37,14 @@ class VLLMWeights(VLLMProcess):
             place: of this engine among those that connect; its number if not given, which is its
                 place as long as no engine left.
         """
-        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
-
         place = self.settings.engine_id if place is None else place
         own = {"rank_offset": place * self.settings.tensor_parallel_size, "place": place}
         init_info = init_info | {
             name: init_info[name] + shift for name, shift in own.items() if name in init_info
         }
         async with self._bounded("init_weight_transfer_engine"):
-            await self._live().init_weight_transfer_engine(
-                WeightTransferInitRequest(init_info=init_info)
-            )
-            await self._live().collective_rpc("record_receipts")
+            await self._attempt("init_weight_transfer_engine", init_info)
+            await self._live().collective_rpc("prepare")
 
     async def start_weight_update(self) -> None:
         """Freezes running requests, so that no token is sampled between weights and label."""
@@ -58,10 +54,14 @@ class VLLMWeights(VLLMProcess):
 
     async def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None:
         """Receives weights: one round for `shm` and `gloo`, chunks for the others."""
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
         async with self._bounded("update_weights"):
-            await self._live().update_weights(WeightTransferUpdateRequest(update_info=update_info))
+            await self._attempt("update_weights", update_info)
+
+    async def _attempt(self, method: str, argument: Any) -> None:
+        """Has every worker do what `AsyncLLM` does under the same name, and hears all of them."""
+        told = await self._live().collective_rpc("attempt", args=(method, argument))
+        if faults := [f"worker {rank}: {fault}" for rank, fault in enumerate(told) if fault]:
+            raise RuntimeError("; ".join(faults))
 
     async def finish_weight_update(self, weight_version: str | None = None) -> None:
         """Labels the new weights, forgets keys and values of the old ones, and goes on."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 TRAINER = -1  # its place among the engines, which count from 0
 CHUNK_BYTES = 32 << 20
-LOOK_EVERY_S = 1.0  # whether a holder lives
+LOOK_EVERY_S = 5.0  # whether a holder lives
 _COMPLETE, _GIVEN_UP = "complete", "given up"
 
 

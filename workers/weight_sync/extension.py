@@ -45,8 +45,22 @@ class WeightSyncExtension:
     weight_transfer_engine: Any
     model_runner: Any
 
-    def record_receipts(self) -> None:
-        """Begins to fingerprint what vLLM's own transports load (`nccl`, `ipc`)."""
+    def attempt(self, method: str, argument: Any) -> str:
+        """Calls a method of vLLM's worker; returns what it raised, or nothing.
+
+        Were it raised here, the answers of the engine's other workers would stay unread, and be
+        taken for those to the next question.
+        """
+        try:
+            getattr(self, method)(argument)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    def prepare(self) -> None:
+        """Follows every meeting with a trainer: nothing is under way, and receipts are kept."""
+        self._weight_update_active = False  # vLLM's: the last update may have been cut short
+        # What vLLM's own transports load (`nccl`, `ipc`) is fingerprinted as it comes.
         if not hasattr(self.weight_transfer_engine, "fingerprints"):
             ReceiptRecorder.attach(self.weight_transfer_engine)
 

@@ -108,13 +108,18 @@ class GlooEndpoint(TrainerEndpoint):
                 raise RuntimeError("publish before connect: call connect() on every rank first")
             client = self._drive()
             with watch.phase("start"):
-                client.start_weight_update()
+                self._begin(client)
             with watch.phase("update"):
                 self._round += 1
                 names = [meta.name for meta in self._layout.metas]
                 answer = _beside(client.update_weights, {"names": names, "number": self._round})
-                fingerprints = self._send(self._meeting, self._shared.data, answer)
-                answer.result()
+                try:
+                    fingerprints = self._send(self._meeting, self._shared.data, answer)
+                    answer.result()
+                except Exception:
+                    self._meeting.leave()
+                    self._meeting.give_up(self._round)
+                    raise
             with watch.phase("finish"):
                 client.finish_weight_update(str(version))
         else:
@@ -137,6 +142,14 @@ class GlooEndpoint(TrainerEndpoint):
             self._shared.close()
         self._meeting, self._shared = None, None
 
+    def _begin(self, client: WeightSyncClient) -> None:
+        try:
+            client.start_weight_update()
+        except Exception:
+            for _ in self.source:  # other ranks gather together with this one
+                pass
+            raise
+
     def _send(
         self, meeting: Meeting, buffer: Tensor, answer: Future[None]
     ) -> dict[str, Fingerprint]:
@@ -157,9 +170,10 @@ class GlooEndpoint(TrainerEndpoint):
             except Exception as error:
                 failure = error
         if failure is not None:
-            meeting.leave()
-            meeting.give_up(self._round)
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure  # or its traceback would keep this frame, and the buffer with it
         meeting.complete(self._round)
         return fingerprints
 

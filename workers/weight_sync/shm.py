@@ -70,9 +70,9 @@ class SharedBuffer:
             descriptor = os.open(path, os.O_RDWR)
         except OSError as error:
             raise ValueError(
-                f"cannot open the trainer's shared memory {path}: {error}. The shm transport needs "
-                f"engines and trainer ranks on one node, in one container and under one user; use "
-                f"the gloo or nccl transport otherwise"
+                f"cannot open shared memory {path}: {error}. Processes of one node share weights, "
+                f"so they need one container and one user; put engines on other nodes otherwise, "
+                f"for the gloo or nccl transport"
             ) from error
         return cls(descriptor, num_bytes, writable=writable)
 
