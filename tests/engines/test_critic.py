@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModel
 
 sys.path.insert(0, str(Path(__file__).parent))
 import critic_matrix
@@ -22,24 +23,9 @@ from workers.packing import pack
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama language model of 2 layers, hidden 32: its backbone is the critic's."""
-    folder = tmp_path_factory.mktemp("model")
-    config = LlamaConfig(
-        vocab_size=20,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    torch.manual_seed(0)
-    network = LlamaForCausalLM(config)
-    for parameter in network.parameters():
-        if parameter.dim() > 1:
-            nn.init.normal_(parameter, std=0.2)
-    network.save_pretrained(folder)
-    return folder
+def model(save_llama: Callable[..., Path]) -> Path:
+    """A Llama language model: its backbone is the critic's."""
+    return save_llama(tie_word_embeddings=False)
 
 
 class PlainCritic(nn.Module):

@@ -1,11 +1,11 @@
 """A reference takes over a learner's weights: exact, whatever the ZeRO stage on either side."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent))
 from rank_processes import run_ranks
@@ -21,26 +21,9 @@ NAMES = ("0 to 0", "0 to 3", "2 to 3 offloaded", "3 to 0", "3 to 3")
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tied Llama of 2 layers whose vocabulary (21) divides unevenly over two ranks."""
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    network = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=21,
-            hidden_size=32,
-            intermediate_size=45,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            tie_word_embeddings=True,
-        )
-    )
-    for parameter in network.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.2)
-    network.save_pretrained(folder)
-    return folder
+def model(save_llama: Callable[..., Path]) -> Path:
+    """Its vocabulary divides unevenly over two ranks."""
+    return save_llama(vocab_size=21, intermediate_size=45)
 
 
 @pytest.fixture(scope="module")

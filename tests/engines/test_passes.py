@@ -1,13 +1,14 @@
 """Two passes over one batch against a plain loop: one sequence at a time, full logits."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from algorithms.advantages.outcome import GroupRelative
 from algorithms.aggregations import TokenMean
@@ -26,26 +27,9 @@ PASSES = (((0, 1), (2, 3)), ((1, 3), (0, 2)))  # rows of each update of each pas
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tied Llama of one layer, hidden 32, vocabulary 20."""
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    network = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=20,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            tie_word_embeddings=True,
-        )
-    )
-    for parameter in network.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.2)
-    network.save_pretrained(folder)
-    return folder
+def model(save_llama: Callable[..., Path]) -> Path:
+    """Of one layer."""
+    return save_llama(num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
 
 
 def sequences() -> list[torch.Tensor]:
