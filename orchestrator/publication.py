@@ -77,6 +77,8 @@ class Publisher:
         if config.rollout.dtype != "float32" or config.model.dtype != "float32":
             self._version = version
             _, engines, own = self._send(numbers)
+            if not engines:
+                raise WorkerError("no rollout engine outlived the first publication; see their logs")
             tolerance = self._above_noise(version, engines, own)
         self._attestation = Attestation(expected=expected, tolerance=tolerance)
         return self.publish(version, stepped=False)

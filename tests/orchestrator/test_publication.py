@@ -36,13 +36,12 @@ class Stack:
     alive: list[int] = field(default_factory=lambda: [0, 1])
     connected: list[list[int]] = field(default_factory=list)
     version: int = -1  # published last
-
     received: dict = field(default_factory=lambda: TENSOR)
     attested: list[list[int]] = field(default_factory=list)
 
     def __post_init__(self):
         self.dying = list(self.dies)
-        self.engines = {n: SimpleNamespace(health=Health.HEALTHY) for n in self.alive}
+        self.engines = {n: SimpleNamespace(health=Health.HEALTHY) for n in self.ranks}
 
     # the learner
     def call(self, method, *args, timeout_s):
@@ -96,8 +95,8 @@ class Stack:
 
 @pytest.fixture
 def publish():
-    def run(stack, transport="gloo", received=None):
-        _, config = compose(["experiment=tiny", "rollout.num_engines=2"])
+    def run(stack, transport="gloo", received=None, overrides=()):
+        _, config = compose(["experiment=tiny", "rollout.num_engines=2", *overrides])
         launcher = SimpleNamespace(transport=transport, node=lambda number: f"node {number}")
         roles = SimpleNamespace(
             launcher=launcher,
@@ -148,3 +147,9 @@ def test_the_attestation_is_not_skipped_after_a_failure(publish):
     assert stack.attested == [[0, 1], [1]]
     with pytest.raises(AttestationError, match="weight"):
         publish(Stack(fails=1, dies=(0,)), received={"weight": (7, 7)})
+
+
+def test_no_engine_left_after_the_first_publication_is_said(publish):
+    stack = Stack(alive=[])
+    with pytest.raises(WorkerError, match="no rollout engine outlived the first publication"):
+        publish(stack, transport="shm", overrides=["rollout.dtype=bfloat16"])
