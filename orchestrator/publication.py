@@ -78,7 +78,7 @@ class Publisher:
             self._version = version
             _, engines, own = self._send(numbers)
             if not engines:
-                raise WorkerError("no rollout engine outlived the first publication; see their logs")
+                raise WorkerError("no rollout engine outlived the first publication; see its log")
             tolerance = self._above_noise(version, engines, own)
         self._attestation = Attestation(expected=expected, tolerance=tolerance)
         return self.publish(version, stepped=False)
