@@ -181,3 +181,5 @@ def test_a_call_to_an_engine_that_dies_in_it_is_answered_at_once(tiny_model, sta
         with pytest.raises(EngineDiedError, match="engine 0 is gone"):
             engines.submit(ask()).result(60)
         assert time.monotonic() - began < 60
+        engines.each("start")  # again, as after a death in a job; the old one's end is its own
+        assert engines.each("version") == [0]

@@ -34,11 +34,21 @@ def activities(timelines):
     return {(t.role, t.index): [span.activity for span in t.spans] for t in timelines}
 
 
+def lives(handle):
+    try:
+        ray.get(handle.take_spans.remote())
+    except ray.exceptions.RayActorError:
+        return False
+    return True
+
+
 def test_who_is_busy_or_dead_is_left_out_and_heard_later(group):
     collector = SpanCollector([group])
     ray.get([handle.work.remote(0.01) for handle in group.handles])
     assert activities(collector.collect()) == {("learner", index): ["learn"] for index in range(3)}
     ray.kill(group.handles[2])
+    while lives(group.handles[2]):  # the kill is on its way
+        time.sleep(0.01)
     busy = group.handles[1].work.remote(WAIT_S + 1.0)  # it answers nothing meanwhile
     assert activities(collector.collect()) == {("learner", 0): []}
     began = time.monotonic()

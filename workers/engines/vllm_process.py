@@ -60,6 +60,9 @@ class VLLMProcess:
         self._engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[SchedulerWatch])
         assert self._engine.logger_manager is not None
         (self._watch,) = self._engine.logger_manager.stat_loggers
+        if self._look is not None:
+            self._look.cancel()  # of an engine that died, whose end is not this one's
+        self._limits = set()
         self._look = asyncio.get_running_loop().create_task(self._until_dead(self._engine))
         await self.set_version(version)
 
@@ -122,11 +125,12 @@ class VLLMProcess:
         engine = self._live()
         try:
             async with asyncio.timeout(seconds) as limit:
-                self._limits.add(limit)
+                limits = self._limits
+                limits.add(limit)
                 try:
                     yield
                 finally:
-                    self._limits.discard(limit)
+                    limits.discard(limit)
         except EngineTimeoutError:
             raise
         except EngineDeadError as error:
