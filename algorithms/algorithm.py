@@ -19,10 +19,14 @@ from torch import Tensor
 
 from algorithms.coefficients import read, replaced
 from algorithms.composition import (
-    check_agreement,
+    check_auxiliaries,
+    check_bypass,
     check_columns,
+    check_controllers,
     check_finite_tensor,
     check_kind,
+    check_known,
+    check_reference,
     check_shape,
     plain_mapping,
     shaped,
@@ -114,7 +118,15 @@ class Algorithm:
         ):
             # A plain dict pickles everywhere, whatever container the configuration handed over.
             object.__setattr__(self, key, plain_mapping(key, getattr(self, key), kind))
-        check_agreement(self)
+        if not self.name:
+            raise ValueError("name='' is empty; name the algorithm")
+        check_auxiliaries(self.auxiliaries)
+        check_bypass(self.bypass, self.correction)
+        parts = self.trained_parts()
+        for part in parts:
+            check_known(part)
+        check_reference(self.reference, parts)
+        check_controllers(self.controllers, lambda path: read(self, path))
 
     @property
     def coefficients(self) -> dict[str, float]:
@@ -228,7 +240,9 @@ class Algorithm:
         if self.reference.old_policy:
             inputs = replace(inputs, ref_logprobs=inputs.old_logprobs)
         check_columns(self.name, self.credit_columns, inputs)
-        check_finite_tensor("rewards", inputs.rewards, "drop samples whose scoring failed")
+        check_finite_tensor(
+            "shaped_rewards", inputs.shaped_rewards, "drop samples whose scoring failed"
+        )
         with torch.no_grad():
             credit = self.advantage(inputs)
         source = type(self.advantage).__name__

@@ -4,50 +4,62 @@ What it is: what :class:`algorithms.algorithm.Algorithm` asks of its parts and o
 is not: checks of a part's own fields, see :mod:`algorithms.validation`. Shapes: [N].
 """
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from algorithms.coefficients import read
+from algorithms.controllers import Controller
 from algorithms.inputs import COLUMNS, CreditInputs, LossInputs
-from algorithms.parts import Part
-
-if TYPE_CHECKING:
-    from algorithms.algorithm import Algorithm
+from algorithms.parts import Correction, Part
+from algorithms.references import ReferenceRule
 
 PartT = TypeVar("PartT", bound=Part)
 
 
-def check_agreement(algorithm: "Algorithm") -> None:
-    """Raise where parts that are right by themselves can't be together."""
-    if not algorithm.name:
-        raise ValueError("name='' is empty; name the algorithm")
+def check_auxiliaries(auxiliaries: Iterable[str]) -> None:
+    """Raise where an auxiliary loss has the key of a loss that every algorithm has."""
     for reserved in ("policy", "value"):
-        if reserved in algorithm.auxiliaries:
+        if reserved in auxiliaries:
             raise ValueError(f"auxiliaries key {reserved!r} is taken; choose another key")
-    if algorithm.bypass and algorithm.correction is not None:
+
+
+def check_bypass(bypass: bool, correction: Correction | None) -> None:
+    """Raise where the ratio pi_old / mu would be counted twice."""
+    if bypass and correction is not None:
         raise ValueError(
-            f"bypass=True with correction={algorithm.correction!r} counts pi_old / mu twice; "
+            f"bypass=True with correction={correction!r} counts pi_old / mu twice; "
             "set correction to none or bypass to false"
         )
-    parts = algorithm.trained_parts()
-    for part in parts:
-        check_known(part)
-    if not algorithm.reference.frozen and "ref_logprobs" not in union(parts):
+
+
+def check_reference(reference: ReferenceRule, parts: Iterable[Part]) -> None:
+    """Raise where the reference moves although no part reads it."""
+    if not reference.frozen and "ref_logprobs" not in union(parts):
         raise ValueError(
-            f"reference={algorithm.reference!r} has nothing to move: no part reads ref_logprobs; "
+            f"reference={reference!r} has nothing to move: no part reads ref_logprobs; "
             "choose algorithm/reference=frozen, or a part with a reference, such as rpg with "
             "algorithm.policy_loss.reference=ref"
         )
+
+
+def check_controllers(
+    controllers: Mapping[str, Controller], start_of: Callable[[str], float]
+) -> None:
+    """Raise where two controllers steer one coefficient, or one starts out of its bounds.
+
+    Args:
+        controllers: the controllers by key.
+        start_of: gives the number at a dotted path of the algorithm.
+    """
     steered: set[str] = set()
-    for key, controller in algorithm.controllers.items():
+    for key, controller in controllers.items():
         path = controller.coefficient
         if path in steered:
             raise ValueError(f"controllers.{key}: {path} has a controller already; remove one")
         steered.add(path)
-        controller.check_start(read(algorithm, path))
+        controller.check_start(start_of(path))
 
 
 def check_known(part: Part) -> None:

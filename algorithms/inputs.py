@@ -83,14 +83,14 @@ class CreditInputs:
     """The whole step's batch, over all ranks: group and batch statistics are exact.
 
     Attributes:
-        rewards: [S] float32, shaped.
+        shaped_rewards: [S] float32, after the algorithm's reward shaping.
         group_ids: [S] int64, 0..G-1.
         sequence_ids: [N] int64, sorted, 0..S-1.
         loss_mask: [N] bool.
         old_logprobs, ref_logprobs, rollout_logprobs, values: [N], where a part declares them.
     """
 
-    rewards: Tensor
+    shaped_rewards: Tensor
     group_ids: Tensor
     sequence_ids: Tensor
     loss_mask: Tensor

@@ -71,8 +71,10 @@ class GroupRelative(Advantage):
 
     def __call__(self, inputs: CreditInputs) -> Credit:
         """See :class:`algorithms.parts.Advantage`."""
-        statistics = group_statistics(inputs.rewards, inputs.group_ids, unbiased=self.unbiased)
-        centered = inputs.rewards - statistics.mean
+        statistics = group_statistics(
+            inputs.shaped_rewards, inputs.group_ids, unbiased=self.unbiased
+        )
+        centered = inputs.shaped_rewards - statistics.mean
         weighted = torch.where(statistics.informative, self._weight(statistics) * centered, 0.0)
         advantages = whiten(broadcast(weighted, inputs), inputs.loss_mask, self.whiten)
         return finished(advantages, inputs, metrics=outcome_metrics(statistics))
@@ -97,9 +99,9 @@ class LeaveOneOut(Advantage):
 
     def __call__(self, inputs: CreditInputs) -> Credit:
         """See :class:`algorithms.parts.Advantage`."""
-        statistics = group_statistics(inputs.rewards, inputs.group_ids, unbiased=True)
+        statistics = group_statistics(inputs.shaped_rewards, inputs.group_ids, unbiased=True)
         factor = statistics.size / (statistics.size - 1.0).clamp(min=1.0)
-        centered = torch.where(statistics.informative, inputs.rewards - statistics.mean, 0.0)
+        centered = torch.where(statistics.informative, inputs.shaped_rewards - statistics.mean, 0.0)
         advantages = whiten(broadcast(factor * centered, inputs), inputs.loss_mask, self.whiten)
         return finished(advantages, inputs, metrics=outcome_metrics(statistics))
 
@@ -123,8 +125,8 @@ class BatchRelative(Advantage):
 
     def __call__(self, inputs: CreditInputs) -> Credit:
         """See :class:`algorithms.parts.Advantage`."""
-        statistics = group_statistics(inputs.rewards, inputs.group_ids, unbiased=True)
-        centered = inputs.rewards
+        statistics = group_statistics(inputs.shaped_rewards, inputs.group_ids, unbiased=True)
+        centered = inputs.shaped_rewards
         if self.baseline == "mean" and centered.numel():
             centered = centered - centered.mean()
         advantages = whiten(broadcast(centered, inputs), inputs.loss_mask, self.whiten)

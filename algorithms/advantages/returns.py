@@ -107,8 +107,8 @@ class ReinforcePlusPlus(Advantage):
 
     def __call__(self, inputs: CreditInputs) -> Credit:
         """See :class:`algorithms.parts.Advantage`."""
-        statistics = group_statistics(inputs.rewards, inputs.group_ids, unbiased=True)
-        rewards = inputs.rewards
+        statistics = group_statistics(inputs.shaped_rewards, inputs.group_ids, unbiased=True)
+        rewards = inputs.shaped_rewards
         if self.baseline == "group_mean":
             rewards = torch.where(statistics.informative, rewards - statistics.mean, 0.0)
         mask = inputs.loss_mask
@@ -161,14 +161,16 @@ class GeneralizedAdvantage(Advantage):
         mask = inputs.loss_mask
         ids = inputs.sequence_ids[mask]
         values = present("values", inputs.values)[mask]  # [M]
-        rewards, kl = token_rewards(inputs, inputs.rewards, self.kl_coefficient, self.kl_estimator)
+        rewards, kl = token_rewards(
+            inputs, inputs.shaped_rewards, self.kl_coefficient, self.kl_estimator
+        )
         following = torch.zeros_like(values)
         following[:-1] = torch.where(last_of_segment(ids)[:-1], 0.0, values[1:])
         delta = rewards + self.gamma * following - values
         scanned = discounted_suffix_sum(delta, ids, self.gamma * self.lam)
         empty = values.new_zeros(mask.shape)
         advantages = whiten(empty.masked_scatter(mask, scanned), mask, self.whiten, self.eps)
-        statistics = group_statistics(inputs.rewards, inputs.group_ids, unbiased=True)
+        statistics = group_statistics(inputs.shaped_rewards, inputs.group_ids, unbiased=True)
         return finished(
             advantages,
             inputs,

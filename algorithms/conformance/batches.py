@@ -82,7 +82,7 @@ def credit_inputs(
     chosen = rewards if rewards is not None else (torch.arange(num) % 3 == 0).double()
     values = inputs.values
     return CreditInputs(
-        rewards=chosen,
+        shaped_rewards=chosen,
         group_ids=torch.arange(num) // group_size,
         sequence_ids=inputs.sequence_ids,
         loss_mask=inputs.loss_mask,

@@ -83,7 +83,7 @@ class _Rollout:
         self.mask = (algorithm.trains(scored) & kept).repeat_interleave(LENGTH)
         self.credit = algorithm.credit(
             CreditInputs(
-                rewards=algorithm.shape_rewards(scored),
+                shaped_rewards=algorithm.shape_rewards(scored),
                 group_ids=self.group_ids,
                 sequence_ids=self.sequence_ids,
                 loss_mask=self.mask,

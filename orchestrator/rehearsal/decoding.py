@@ -19,7 +19,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-from workers.concurrency import EngineLoad
+from workers.data.requests import EngineLoad
 
 INSTANT_S = 1e-6  # less between two spans is rounding
 

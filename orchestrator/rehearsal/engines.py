@@ -20,9 +20,9 @@ from orchestrator.rehearsal.decoding import Decoder, DecodingSpeed, Siblings
 from orchestrator.rehearsal.metering import CpuMeter
 from orchestrator.rehearsal.timeline import SimulatedTime
 from orchestrator.rehearsal.workload import Workload
-from workers.group import WorkerGroup
-from workers.requests import Collected, GroupRequest
-from workers.trajectory import SCORED, TrajectoryMeta
+from workers.data.requests import Collected, GroupRequest
+from workers.data.trajectory import SCORED, TrajectoryMeta
+from workers.worker_group import WorkerGroup
 
 
 @dataclass(kw_only=True, slots=True, eq=False)

@@ -1,9 +1,9 @@
 """Simulated learner, reference, critic and publication: they cost time and change nothing.
 
 A rank's time for a sequence of L tokens is (L + q L^2) / speed, with q from the model's sizes: what
-`workers.partition` balances. Ranks wait for each other at every optimizer update and, under ZeRO-3,
-at every micro-batch. Roles that share GPUs share `Devices` and take turns on them; those that do
-not compute side by side. Plans cross pickle, rank by rank, at the driver's expense.
+`orchestrator.step.partition` balances. Ranks wait for each other at every optimizer update and,
+under ZeRO-3, at every micro-batch. Roles that share GPUs share `Devices` and take turns on them;
+those that do not compute side by side. Plans cross pickle, rank by rank, at the driver's expense.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from conf.schema import RehearsalConfig
 from orchestrator.rehearsal.engines import SimulatedEngines
 from orchestrator.rehearsal.metering import CpuMeter
 from orchestrator.rehearsal.timeline import SimulatedTime
-from workers.partition import SequenceCost
-from workers.plans import CreditPlan, RankPlan, Trajectories
-from workers.policy_worker import TrainReport
+from orchestrator.step.partition import SequenceCost
+from workers.data.plans import CreditPlan, RankPlan, StepRows
+from workers.learner.policy_worker import TrainReport
 from workers.spans import Activity, Span
 
 
@@ -92,20 +92,20 @@ class Ranks:
     lockstep: bool
     width: int = 1
 
-    def send(self, plans: Sequence[RankPlan], rows: Trajectories) -> None:
+    def send(self, plans: Sequence[RankPlan], rows: StepRows) -> None:
         """What the driver does to tell every rank its part."""
         pickle.dumps(rows.slices, protocol=5)
         for plan in plans:
             for _ in range(self.width):
                 pickle.dumps(plan, protocol=5)
 
-    def forward_s(self, plans: Sequence[RankPlan], rows: Trajectories) -> float:
+    def forward_s(self, plans: Sequence[RankPlan], rows: StepRows) -> float:
         """Of one no-grad pass over the rows."""
         tokens = num_tokens(rows)
         each = [[micro.rows for micro in plan.micro_batches] for plan in plans]
         return self._together(each, tokens) / (self.settings.score_tokens_per_s * self.width)
 
-    def train_s(self, plans: Sequence[RankPlan], rows: Trajectories) -> float:
+    def train_s(self, plans: Sequence[RankPlan], rows: StepRows) -> float:
         """Of all optimizer updates, which ranks begin together."""
         tokens, total = num_tokens(rows), 0.0
         for number in range(len(plans[0].updates)):
@@ -125,7 +125,7 @@ class Ranks:
         return float(slowest) / self.cost.linear
 
 
-def num_tokens(rows: Trajectories) -> npt.NDArray[np.int64]:
+def num_tokens(rows: StepRows) -> npt.NDArray[np.int64]:
     """Tokens [S] of a step's sequences, prompts included."""
     pieces = (
         rows.batches[piece.batch].num_tokens[piece.start : piece.start + piece.length]
@@ -145,10 +145,10 @@ class SimulatedPolicy:
     def __init__(self, ranks: Ranks, measured: Mapping[str, float]) -> None:
         self._ranks, self._measured = ranks, dict(measured)
 
-    def score(
+    def compute_logprobs(
         self,
         plans: Sequence[RankPlan],
-        rows: Trajectories,
+        rows: StepRows,
         *,
         logprobs: str,  # noqa: ARG002 - columns have no content
         entropy: str | None,  # noqa: ARG002
@@ -160,7 +160,7 @@ class SimulatedPolicy:
         return [Column(done) for _ in plans]
 
     def credit(
-        self, plan: CreditPlan, rows: Trajectories, computed: Sequence[Any]
+        self, plan: CreditPlan, rows: StepRows, computed: Sequence[Any]
     ) -> tuple[Any, Mapping[str, float]]:
         """Advantages of all rows, on one rank, once everything that was begun is computed."""
         pickle.dumps((plan, rows.slices), protocol=5)
@@ -171,7 +171,7 @@ class SimulatedPolicy:
         return column, {}
 
     def train(
-        self, plans: Sequence[RankPlan], rows: Trajectories, computed: Sequence[Any]
+        self, plans: Sequence[RankPlan], rows: StepRows, computed: Sequence[Any]
     ) -> tuple[list[Any], list[TrainReport]]:
         """Take the time of the updates."""
         ranks = self._ranks
@@ -200,16 +200,14 @@ class SimulatedCritic:
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
 
-    def values(self, plans: Sequence[RankPlan], rows: Trajectories) -> list[Any]:
+    def values(self, plans: Sequence[RankPlan], rows: StepRows) -> list[Any]:
         """Start a pass; one column per rank."""
         self._ranks.send(plans, rows)
         with self._ranks.meter.simulating():
             done = self._ranks.devices.take("score", self._ranks.forward_s(plans, rows))
         return [Column(done) for _ in plans]
 
-    def train(
-        self, plans: Sequence[RankPlan], rows: Trajectories, computed: Sequence[Any]
-    ) -> Answered:
+    def train(self, plans: Sequence[RankPlan], rows: StepRows, computed: Sequence[Any]) -> Answered:
         """Start the updates."""
         ranks = self._ranks
         ranks.send(plans, rows)

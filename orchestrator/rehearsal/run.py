@@ -1,13 +1,14 @@
-"""A rehearsal from a checked configuration to its figures: the real trainer on simulated roles.
+"""Rehearse a checked configuration: the real loop and trainer on simulated roles.
 
-`Rehearsal` assembles what `orchestrator/train.py` assembles, with simulated roles in the places of
-real ones, runs it, and notes after every step where time, the driver's CPU and memory stand.
+`Rehearsal` composes what `orchestrator/run.py` composes, with simulated roles in the places of real
+ones, runs it, and notes after every step where time, the driver's CPU and memory stand.
 """
 
 from __future__ import annotations
 
 import resource
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,17 +17,15 @@ import pyarrow.parquet as pq
 
 from algorithms.algorithm import Algorithm
 from conf.schema import DataConfig, RehearsalConfig, TrainConfig
-from orchestrator import architecture
-from orchestrator.accounting import Accounting
-from orchestrator.adaptation import Adaptation
-from orchestrator.capacity import needs_reference
-from orchestrator.checkpoint import CheckpointStore
-from orchestrator.clock import Clock
-from orchestrator.colocation import Turns
-from orchestrator.critic import Critic
-from orchestrator.ledger import Ledger
-from orchestrator.producer import Producer
-from orchestrator.profiling import StepProfiler
+from orchestrator.checkpoints.checkpoint import CheckpointStore
+from orchestrator.checkpoints.saving import Saver
+from orchestrator.fleet.colocation import Colocation
+from orchestrator.fleet.concurrency import concurrency_of
+from orchestrator.fleet.pool import RolloutPool
+from orchestrator.loop import Loop
+from orchestrator.outputs import Outputs
+from orchestrator.planning import architecture
+from orchestrator.planning.capacity import needs_reference
 from orchestrator.rehearsal.engines import SimulatedEngines
 from orchestrator.rehearsal.learner import (
     Devices,
@@ -37,14 +36,20 @@ from orchestrator.rehearsal.learner import (
 )
 from orchestrator.rehearsal.metering import CpuMeter
 from orchestrator.rehearsal.timeline import SimulatedTime
-from orchestrator.saving import Saver
-from orchestrator.settings import concurrency
+from orchestrator.step.adaptation import Adaptation
+from orchestrator.step.critic import Critic
+from orchestrator.step.partition import SequenceCost
+from orchestrator.step.roles import TrainingRoles
+from orchestrator.supply.ledger import Ledger
+from orchestrator.supply.producer import Producer
+from orchestrator.supply.supply import Supply
+from orchestrator.telemetry.accounting import Accounting
+from orchestrator.telemetry.clock import Clock
+from orchestrator.telemetry.heldout import HeldoutResult
 from orchestrator.trainer import Trainer
-from workers.group import WorkerGroup
-from workers.partition import SequenceCost
-from workers.prompts import PromptSet
-from workers.rollout_pool import RolloutPool
+from workers.data.prompts import PromptSet
 from workers.spans import Span, Timeline
+from workers.worker_group import WorkerGroup
 
 CHARACTERS_PER_TOKEN = 4
 
@@ -117,25 +122,24 @@ class Rehearsal:
         self.learner = Devices(role="learner", timeline=self.timeline)
         self._devices = [self.learner]
         self.ledger = Ledger(prompts, seed=config.seed, shuffle=config.data.shuffle)
-        self.trainer = self._assemble(prompts)
+        self.loop = self._compose(prompts)
         self._samples = 0
         self.moments: list[Moment] = []
 
     def run(self) -> list[Moment]:
         """Run every step; where it stood after each."""
-        self.trainer.publisher.begin(0)
-        self.trainer.run(1)
+        self.loop.run(self.loop.begin(None))
         return self.moments
 
-    def _assemble(self, prompts: PromptSet) -> Trainer:
+    def _compose(self, prompts: PromptSet) -> Loop:
         config, algorithm, timeline = self._config, self._algorithm, self.timeline
         cost = sequence_cost(config)
         stage, width = config.learner.zero_stage, config.learner.sequence_parallel_size
         ranks = self._ranks(self.learner, cost, zero_stage=stage, width=width)
         policy, reference = SimulatedPolicy(ranks, self._measured()), None
         if needs_reference(config, algorithm):
-            roles = config.cluster
-            shared = roles.learner.num_gpus + roles.reference.num_gpus <= 1
+            cluster = config.cluster
+            shared = cluster.learner.num_gpus + cluster.reference.num_gpus <= 1
             own = self.learner if shared else self._own_devices("reference")
             stage = config.reference.stage(config.learner)
             ranks = self._ranks(own, cost, zero_stage=stage, width=width)
@@ -146,18 +150,13 @@ class Rehearsal:
             self.engines,
             silence_s=config.cluster.timeouts.engine_s,
             together=config.schedule.max_staleness == 0,
-            concurrency=concurrency(config),
+            concurrency=concurrency_of(config),
             clock=lambda: timeline.now,
         )
-        nobody = WorkerGroup("learner", [])  # of whom nothing is asked
         adaptation = Adaptation(algorithm, learner=policy, reference=None)
-        return Trainer(
-            config=config,
-            algorithm=algorithm,
-            learner=policy,
-            reference=reference,
-            producer=Producer(pool, prompts, self.ledger, config),
+        supply = Supply(
             ledger=self.ledger,
+            groups=Producer(pool, prompts, self.ledger, config),
             publisher=SimulatedPublisher(
                 settings=self._settings,
                 timeline=timeline,
@@ -165,28 +164,30 @@ class Rehearsal:
                 engines=self.engines,
                 learner=self.learner,
             ),
-            profiler=StepProfiler(
-                workers=nobody,
-                settings=type(config.learner.profile)(),
-                folder=self._folder,
-                timeout_s=0.0,
-            ),
-            adaptation=adaptation,
-            evaluator=None,
-            saver=Saver(
-                CheckpointStore(self._folder, config.trainer),
-                parts={"ledger": self.ledger, "adaptation": adaptation},
-                keepers={},
-            ),
-            recorder=None,
-            turns=Turns(self.engines, nobody, config),
-            cost=cost,
-            critic=self._critic(cost),
-            on_step=self._on_step,
-            on_scores=lambda step, scores: None,
+            colocation=Colocation(self.engines, WorkerGroup("learner", []), config),
+        )
+        outputs = Outputs(
+            log=self,
             accounting=Accounting(self._timelines),
             make_clock=lambda: Clock(lambda: timeline.now),
         )
+        roles = TrainingRoles(
+            learner=policy, reference=reference, critic=self._critic(cost), cost=cost
+        )
+        trainer = Trainer(
+            config=config,
+            algorithm=algorithm,
+            roles=roles,
+            supply=supply,
+            outputs=outputs,
+            adaptation=adaptation,
+        )
+        saver = Saver(
+            CheckpointStore(self._folder, config.trainer),
+            parts={"ledger": self.ledger, "adaptation": adaptation},
+            keepers={},
+        )
+        return Loop(config=config, stepper=trainer, supply=supply, saver=saver, outputs=outputs)
 
     def _critic(self, cost: SequenceCost) -> Critic | None:
         config = self._config
@@ -237,7 +238,8 @@ class Rehearsal:
         read = {rule.metric: float("nan") for rule in self._algorithm.controllers.values()}
         return {**read, "learner/grad_norm": 1.0}
 
-    def _on_step(self, _step: int, metrics: dict[str, float]) -> None:
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:  # noqa: ARG002
+        """Note where the run stands after a step."""
         self._samples += int(metrics["rollout/sequences"])
         now = self.timeline.now
         with self.meter.simulating():
@@ -253,9 +255,13 @@ class Rehearsal:
                 driver_s=self.meter.driver_s,
                 simulating_s=self.meter.simulating_s,
                 samples=self._samples,
-                metrics=metrics,
+                metrics=dict(metrics),
             )
         self.moments.append(moment)
+
+    def heldout(self, step: int, result: HeldoutResult) -> None:
+        """Refuse: a rehearsal has no held-out prompts."""
+        raise AssertionError(f"held-out result {result} at step {step} of a rehearsal")
 
 
 def rehearse(config: TrainConfig, algorithm: Algorithm) -> list[Moment]:

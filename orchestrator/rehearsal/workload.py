@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from conf.schema import RehearsalConfig
-from workers.requests import GroupRequest
+from workers.data.requests import GroupRequest
 
 
 @dataclass(frozen=True, kw_only=True)

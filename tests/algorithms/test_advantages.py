@@ -27,7 +27,7 @@ def batch(rewards: Tensor = REWARDS, *, group_size: int = 8) -> CreditInputs:
 def per_sequence(credit: Credit, inputs: CreditInputs) -> Tensor:
     """First trainable token of each sequence [S]; every other token must agree."""
     first = []
-    for index in range(len(inputs.rewards)):
+    for index in range(len(inputs.shaped_rewards)):
         rows = credit.advantages[(inputs.sequence_ids == index) & inputs.loss_mask]
         assert (rows == rows[0]).all()
         first.append(rows[0])
@@ -111,7 +111,7 @@ def test_whitening_is_over_trainable_tokens_only() -> None:
 def single(rewards: float, values: list[float]) -> CreditInputs:
     num = len(values)
     return CreditInputs(
-        rewards=torch.tensor([rewards], dtype=torch.float64),
+        shaped_rewards=torch.tensor([rewards], dtype=torch.float64),
         group_ids=torch.tensor([0]),
         sequence_ids=torch.zeros(num, dtype=torch.int64),
         loss_mask=torch.ones(num, dtype=torch.bool),
@@ -146,7 +146,7 @@ def test_gae_equals_a_loop_and_skips_tokens_that_do_not_train() -> None:
         running, following = 0.0, 0.0
         for position, row in reversed(list(enumerate(rows))):
             reward = -0.1 * (inputs.old_logprobs[row] - inputs.ref_logprobs[row]).item()
-            reward += inputs.rewards[index].item() if position == len(rows) - 1 else 0.0
+            reward += inputs.shaped_rewards[index].item() if position == len(rows) - 1 else 0.0
             value = inputs.values[row].item()
             running = reward + 0.9 * following - value + 0.9 * 0.8 * running
             following, expected[row] = value, running
@@ -200,7 +200,7 @@ def test_credit_runs_as_many_operations_for_long_sequences_as_for_short(
     def operations(length: int) -> int:
         ids = torch.repeat_interleave(torch.arange(64), length)
         inputs = CreditInputs(
-            rewards=torch.randn(64),
+            shaped_rewards=torch.randn(64),
             group_ids=torch.arange(64) // 8,
             sequence_ids=ids,
             loss_mask=torch.ones(ids.numel(), dtype=torch.bool),
@@ -232,7 +232,7 @@ def test_credit_does_not_depend_on_the_order_of_sequences() -> None:
     rows = torch.cat([torch.nonzero(inputs.sequence_ids == s).flatten() for s in order])
     lengths = torch.tensor([LENGTHS[s] + 2 for s in order])
     moved = CreditInputs(
-        rewards=inputs.rewards[order],
+        shaped_rewards=inputs.shaped_rewards[order],
         group_ids=inputs.group_ids[order],
         sequence_ids=torch.repeat_interleave(torch.arange(8), lengths),
         **{

@@ -27,7 +27,7 @@ class Divided(Advantage):
     """An advantage that divides by 0."""
 
     def __call__(self, inputs: CreditInputs) -> Credit:
-        return Credit(advantages=inputs.rewards[inputs.sequence_ids] / 0.0)
+        return Credit(advantages=inputs.shaped_rewards[inputs.sequence_ids] / 0.0)
 
 
 def composed(**parts: object) -> Algorithm:

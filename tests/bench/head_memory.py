@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from workers.engines.chunked_head import chunked_logprobs
+from workers.engines.model.chunked_head import chunked_logprobs
 
 MIB, GIB = 1 << 20, 1 << 30
 VOCABULARIES = (1024, 8192, 32768, 49152, 131072, 151936)

@@ -43,11 +43,11 @@ from algorithms.advantages.outcome import GroupRelative
 from algorithms.aggregations import TokenMean
 from algorithms.algorithm import Algorithm
 from algorithms.policy_losses.clipped import ClippedRatio
-from workers.engines.attention import VARLEN_SDPA, attention_arguments
-from workers.engines.policy_model import PolicyModel
-from workers.engines.weighted_loss import loss_inputs, weighted_sum
-from workers.packing import PackedBatch, pack
-from workers.partition import micro_batches
+from orchestrator.step.partition import micro_batches
+from workers.data.packing import PackedBatch, pack
+from workers.engines.model.attention import VARLEN_SDPA, attention_arguments
+from workers.engines.model.policy_model import PolicyModel
+from workers.engines.zero.weighted_loss import loss_inputs, weighted_sum
 
 BASELINE, OURS = "padded, plain logits", "packed, chunked head"
 VARIANTS = (BASELINE, "sorted, plain logits", "packed, plain logits", OURS)

@@ -34,24 +34,22 @@ from hydra.utils import instantiate
 from algorithms.algorithm import Algorithm
 from conf.compose import compose
 from conf.schema import TrainConfig
-from orchestrator.batch import (
+from orchestrator.step.batch import (
     BatchPlan,
     StepBatch,
     assemble,
     batch_metrics,
     plan_updates,
-    usable_rows,
 )
-from orchestrator.ledger import Ledger
-from orchestrator.producer import Producer
-from workers.credit import assign_credit
-from workers.micro_batches import packed_rows
-from workers.partition import SequenceCost, partition
-from workers.plans import CreditPlan, MicroBatchPlan, RankPlan, step_table
-from workers.prompts import PromptSet
-from workers.requests import GroupRequest
-from workers.rollout_pool import RolloutGroup
-from workers.trajectory import SCHEMA, TrajectoryMeta, join_computed
+from orchestrator.step.partition import SequenceCost, partition
+from orchestrator.supply.ledger import Ledger
+from orchestrator.supply.producer import Producer
+from workers.data.micro_batches import packed_rows
+from workers.data.plans import CreditPlan, MicroBatchPlan, RankPlan, step_table
+from workers.data.prompts import PromptSet
+from workers.data.requests import GroupRequest
+from workers.data.trajectory import SCHEMA, RolloutGroup, TrajectoryMeta, join_computed
+from workers.learner.credit import assign_credit
 
 STEPS = 5
 EPOCH = 100_000  # prompts, so that the ledger is as large as a run's
@@ -206,7 +204,7 @@ class Driver:
         return batch, plan
 
     def _why_not(self, group: RolloutGroup) -> str | None:
-        rewards = [group.metas[row].reward for row in usable_rows(group)]
+        rewards = [group.metas[row].reward for row in group.usable_rows()]
         ids = torch.zeros(len(rewards), dtype=torch.int64)
         keep = self.algorithm.keep_groups(torch.tensor(rewards, dtype=torch.float32), ids)
         return None if bool(keep[0]) else "filtered"
@@ -232,7 +230,7 @@ def rank_seconds(
     """What a learner rank does of a step besides forward and backward."""
     watch = Watch()
     credit = CreditPlan(
-        rewards=batch.shaped_rewards, group_ids=batch.group_ids, trained=batch.trained
+        shaped_rewards=batch.shaped_rewards, group_ids=batch.group_ids, trained=batch.trained
     )
     advantages, _ = assign_credit(driver.algorithm, credit, step_table(batch.slices, tables))
     watch.lap("credit")

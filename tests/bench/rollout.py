@@ -27,15 +27,18 @@ from typing import Any
 from hydra.utils import instantiate
 
 from conf.compose import compose
-from orchestrator.cluster import Cluster, Roles
-from orchestrator.colocation import Turns
-from orchestrator.producer import draw_settings
-from orchestrator.publication import Publisher
-from orchestrator.settings import vllm_settings
-from orchestrator.sources import prepare
-from workers.engines.vllm_settings import Sampling, VLLMSettings, engine_env
-from workers.prompts import PromptEncoder
-from workers.requests import GroupRequest
+from orchestrator.cluster.cluster import Cluster, Roles
+from orchestrator.fleet.colocation import Colocation
+from orchestrator.fleet.publication import Publisher
+from orchestrator.planning.settings import vllm_settings
+from orchestrator.planning.sources import prepare
+from orchestrator.supply.producer import draw_settings
+from workers.data.prompts import PromptEncoder
+from workers.data.requests import GroupRequest, Sampling
+from workers.engines.vllm.settings import (
+    VLLMSettings,
+    engine_env,
+)
 
 RUN_LIMIT_S = 900.0
 ANSWER = "round: "
@@ -69,7 +72,7 @@ def pool_round(roles: Roles, config: Any, sources: Any, number: int) -> Round:
         GroupRequest(
             group_id=f"{number}-{row}",
             prompt_uid=prompts[row].uid,
-            step=0,
+            begun_version=0,
             dataset=prompts[row].dataset,
             prompt=prompts[row].prompt,
             ground_truth=prompts[row].ground_truth,
@@ -81,8 +84,8 @@ def pool_round(roles: Roles, config: Any, sources: Any, number: int) -> Round:
         for row in range(config.trainer.prompts_per_step)
     ]
     began = time.perf_counter()
-    roles.rollouts.submit(requests)
-    groups = roles.rollouts.wait([request.group_id for request in requests])
+    roles.fleet.pool.submit(requests)
+    groups = roles.fleet.pool.wait([request.group_id for request in requests])
     passed = time.perf_counter() - began
     return passed, sum(meta.num_sampled for group in groups for meta in group.metas)
 
@@ -173,7 +176,7 @@ def bare_vllm(config: Any, sources: Any) -> Iterator[Callable[[int], Round]]:
 
 
 def compare_generation(overrides: list[str], rounds: int) -> None:
-    """Prints tokens/s of the pool and of vLLM alone, which take turns, batch by batch."""
+    """Prints tokens/s of the pool and of vLLM alone, which take colocation, batch by batch."""
     one = [*overrides, "rollout.num_engines=1"]
     found: dict[str, list[Round]] = {"pool": [], "bare vLLM": []}
     with (
@@ -202,8 +205,14 @@ def compare_publication(overrides: list[str], rounds: int, engines: int) -> None
         with running([*overrides, *own], with_policy=True) as (config, sources, roles):
             if apart:  # every engine receives a copy of its own, as on other nodes
                 roles.launcher.node = lambda number: f"node of {number}"
-            turns = Turns(roles.rollout_workers, roles.learner.workers, config)
-            publisher = Publisher(roles, config, probe_prompts=sources.train, turns=turns)
+            colocation = Colocation(roles.fleet.workers, roles.learner.workers, config)
+            publisher = Publisher(
+                roles.fleet,
+                roles.learner.workers,
+                config,
+                probe_prompts=sources.train,
+                colocation=colocation,
+            )
             publisher.begin(0)
             found = [publisher.publish(1 + k, stepped=False) for k in range(rounds)]
         seconds = statistics.median(one["publication/total_s"] for one in found)

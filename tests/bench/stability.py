@@ -114,7 +114,7 @@ def train(algorithm: Algorithm, seed: int) -> Curves:
         curves.reward.append(rewards.mean().item())
         curves.entropy.append(old_entropy.mean().item())
         credit = algorithm.credit(
-            CreditInputs(rewards=rewards, group_ids=groups, sequence_ids=ids, loss_mask=mask)
+            CreditInputs(shaped_rewards=rewards, group_ids=groups, sequence_ids=ids, loss_mask=mask)
         )
         lengths = torch.full_like(groups, LENGTH)
         weights = algorithm.sequence_weights(

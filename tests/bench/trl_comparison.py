@@ -34,7 +34,7 @@ from typing import Any
 import rollout
 
 from conf.compose import compose
-from orchestrator.sources import prepare
+from orchestrator.planning.sources import prepare
 from workers.models.cache import cache_dir
 from workers.models.tiny import build_tiny
 from workers.tasks.digits import build_digits

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 import conf
 from conf.compose import compose
-from orchestrator.cli import main
+from orchestrator.cli.parser import main
 
 ROOT = Path(conf.__file__).parent
 EXPERIMENTS = {path.stem: path for path in (ROOT / "experiment").glob("*.yaml")}

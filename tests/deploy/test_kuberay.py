@@ -21,9 +21,9 @@ from ray.autoscaler._private.kuberay.autoscaling_config import (
 )
 
 from conf.compose import compose
-from orchestrator import plan
-from orchestrator.capacity import gpus_asked, needs_reference
-from orchestrator.cli import build_parser
+from orchestrator.cli.parser import build_parser
+from orchestrator.planning import plan
+from orchestrator.planning.capacity import gpus_asked, needs_reference
 
 ROOT = Path(__file__).parents[2]
 KUBERAY = ROOT / "deploy" / "kuberay"

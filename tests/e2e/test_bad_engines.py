@@ -23,8 +23,8 @@ import itertools
 import math
 from dataclasses import dataclass, replace
 
-from workers.engines.answers import Answers
-from workers.environments.single_turn import SingleTurn
+from workers.engines.vllm.answers import Answers
+from workers.rollout.environments.single_turn import SingleTurn
 
 ANSWERS, CALLS = Answers("the engine"), itertools.count(1)
 

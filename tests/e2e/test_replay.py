@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from workers.trajectory import SCHEMA
+from workers.data.trajectory import SCHEMA
 
 STEPS = 3
 SHAPE = ["trainer.prompts_per_step=8", "rollout.samples_per_prompt=4"]

@@ -1,7 +1,7 @@
 """A mixture of reasoning-gym's procedural tasks, with all that its own scorers need to score them.
 
 The column `entry` holds reasoning-gym's question, answer and metadata, and the dataset's name and
-configuration, as JSON; `workers.rewards.gym` reads it. Prompts are plain text after solved
+configuration, as JSON; `workers.reward.scorers.gym` reads it. Prompts are plain text after solved
 examples (for small models) or chat messages (for models that follow instructions).
 """
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from workers.engines.lora_settings import PEFT_PREFIX
+from workers.engines.model.lora_settings import PEFT_PREFIX
 
 
 def is_adapter(names: Collection[str]) -> bool:

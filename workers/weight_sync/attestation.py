@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from workers.weight_sync.endpoint import PublishReport
 from workers.weight_sync.fingerprint import Fingerprint
-from workers.weight_sync.publication import PublishReport
 
 
 class AttestationError(RuntimeError):

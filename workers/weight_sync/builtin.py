@@ -11,15 +11,15 @@ from typing import Any
 
 from torch import Tensor
 
-from workers.weight_sync.fingerprint import Fingerprint, fingerprint
-from workers.weight_sync.gloo import own_address
-from workers.weight_sync.publication import (
+from workers.engines.zero.weights import ParameterMeta, ZeroSource
+from workers.weight_sync.endpoint import (
     PublishReport,
     Stopwatch,
     TrainerEndpoint,
     WeightSyncClient,
 )
-from workers.weight_sync.source import ParameterMeta, ZeroSource
+from workers.weight_sync.fingerprint import Fingerprint, fingerprint
+from workers.weight_sync.gloo import own_address
 
 
 class _LabellingClient:

@@ -13,11 +13,11 @@ from typing import Any
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.platforms import current_platform
 
-from workers.engines.cpu_generators import take_back_by_state
-from workers.engines.lifeline import follow_owner
+from workers.engines.vllm.cpu_generators import states
+from workers.engines.vllm.lifeline import follow_owner
 from workers.weight_sync.adapters import apply_adapter
 from workers.weight_sync.diagnosis import stale_weights, unlike_expected
-from workers.weight_sync.recording import ReceiptRecorder
+from workers.weight_sync.receipts import ReceiptRecorder
 
 RECEIVERS = {"shm": "ShmReceiver", "gloo": "GlooReceiver"}
 
@@ -36,7 +36,7 @@ follow_owner()
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
-    take_back_by_state(CPUModelRunner)
+    states(CPUModelRunner)
 
 
 class WeightSyncExtension:

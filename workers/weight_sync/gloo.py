@@ -14,18 +14,18 @@ from typing import Any
 
 from torch import Tensor
 
+from workers.engines.zero.weights import ZeroSource
 from workers.weight_sync.broadcast import TRAINER, Meeting, holders, pieces
-from workers.weight_sync.fingerprint import Fingerprint, fingerprint
-from workers.weight_sync.layout import Layout
-from workers.weight_sync.publication import (
+from workers.weight_sync.endpoint import (
     PublishReport,
     Stopwatch,
     TrainerEndpoint,
     WeightSyncClient,
     copy_bandwidth,
 )
+from workers.weight_sync.fingerprint import Fingerprint, fingerprint
+from workers.weight_sync.layout import Layout
 from workers.weight_sync.shm import SharedBuffer
-from workers.weight_sync.source import ZeroSource
 
 
 class GlooEndpoint(TrainerEndpoint):

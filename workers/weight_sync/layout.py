@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workers.engines.zero.weights import ParameterMeta
 from workers.weight_sync.fingerprint import Fingerprint, fingerprint
-from workers.weight_sync.source import ParameterMeta
 
 _ALIGNMENT = 64  # bytes; a cache line, and a multiple of every element size
 

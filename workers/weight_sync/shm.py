@@ -20,16 +20,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from workers.weight_sync.fingerprint import Fingerprint, combine, fingerprint
-from workers.weight_sync.layout import Layout
-from workers.weight_sync.publication import (
+from workers.engines.zero.weights import ZeroSource
+from workers.weight_sync.endpoint import (
     PublishReport,
     Stopwatch,
     TrainerEndpoint,
     WeightSyncClient,
     copy_bandwidth,
 )
-from workers.weight_sync.source import ZeroSource
+from workers.weight_sync.fingerprint import Fingerprint, combine, fingerprint
+from workers.weight_sync.layout import Layout
 
 NUM_SLOTS = 2
 

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import torch.distributed as dist
 
+from workers.engines.zero.weights import ZeroSource
 from workers.weight_sync.builtin import BuiltinEndpoint
+from workers.weight_sync.endpoint import TrainerEndpoint, WeightSyncClient
 from workers.weight_sync.gloo import GlooEndpoint
-from workers.weight_sync.publication import TrainerEndpoint, WeightSyncClient
 from workers.weight_sync.shm import ShmEndpoint
-from workers.weight_sync.source import ZeroSource
 
 TRANSPORTS = ("shm", "gloo", "nccl", "ipc")
 

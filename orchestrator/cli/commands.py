@@ -1,0 +1,182 @@
+"""What each command of the command line does, in a few lines of composition."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from conf.compose import compose
+from conf.schema import TrainConfig
+
+
+def _composed(
+    options: Namespace, *, extra: tuple[str, ...] = (), last: tuple[str, ...] = ()
+) -> tuple[DictConfig, TrainConfig]:
+    folder = None if options.config_dir is None else str(Path(options.config_dir).absolute())
+    return compose([*extra, *options.overrides, *last], config_dir=folder)
+
+
+def train(options: Namespace) -> int:
+    """Train, or print the plan."""
+    extra = ("dry_run=true",) if options.dry_run else ()
+    raw, config = _composed(options, extra=extra)
+    from orchestrator.planning import plan
+    from orchestrator.planning.resuming import (
+        check_same_algorithm,
+        check_same_model,
+        check_same_roles,
+    )
+
+    algorithm = instantiate(raw.algorithm, _convert_="all")
+    plan.check(config, algorithm)
+    check_same_model(config)
+    check_same_roles(config)
+    check_same_algorithm(raw, config)
+    print(plan.describe(config, algorithm))
+    if not config.dry_run:
+        from orchestrator.cli.jobs.submission import load_secrets
+        from orchestrator.planning.doctor.report import require_machine
+        from orchestrator.run import run
+
+        load_secrets()
+        require_machine(config, algorithm)
+        run(raw, config, algorithm)
+    return 0
+
+
+def eval(options: Namespace) -> int:  # noqa: A001 - the command's name
+    """Score a model folder or a checkpoint on held-out prompts."""
+    from orchestrator.cli.evaluate import evaluate
+
+    folder = None if options.config_dir is None else str(Path(options.config_dir).absolute())
+    evaluate(Path(options.path).absolute(), options.overrides, folder, Path(options.output))
+    return 0
+
+
+def rehearse(options: Namespace) -> int:
+    """Print what a run would do in simulated time, or compare schedules."""
+    from orchestrator.planning import plan
+    from orchestrator.rehearsal.comparison import SCHEDULES, divisions, overrides
+    from orchestrator.rehearsal.figures import figures, steps_table, table
+    from orchestrator.rehearsal.run import peak_memory_bytes
+    from orchestrator.rehearsal.run import rehearse as run
+    from orchestrator.telemetry import bubbles
+
+    _, config = _composed(options)
+    wanted: list[list[str]] = [[]]
+    if options.compare:
+        pairs = divisions(config, options.ratios)
+        wanted = [overrides(name, *pair) for pair in pairs for name in SCHEDULES]
+    rows = []
+    for chosen in wanted:
+        raw, config = _composed(options, last=tuple(chosen))
+        algorithm = instantiate(raw.algorithm, _convert_="all")
+        plan.check(config, algorithm)
+        moments = run(config, algorithm)
+        rows.append(figures(config, moments))
+        if not options.compare:
+            print(steps_table(moments), end="\n\n")
+    print(table(rows))
+    if not options.compare:
+        shares = bubbles.mean_shares([moment.metrics for moment in moments])
+        print(f"\nbubbles: {bubbles.diagnose(shares, config)}")
+    print(f"\npeak memory, simulation included: {peak_memory_bytes() / 2**30:.2f} GiB")
+    return 0
+
+
+def doctor(options: Namespace) -> int:
+    """Examine this machine for a run; 1 if the run could not work."""
+    raw, config = _composed(options)
+    from orchestrator.planning.doctor.findings import faults, table
+    from orchestrator.planning.doctor.report import examine
+
+    findings = examine(config, instantiate(raw.algorithm, _convert_="all"))
+    print(table(findings))
+    return 1 if faults(findings) else 0
+
+
+def nodes(options: Namespace) -> int:
+    """Wait for a cluster's nodes and list them."""
+    from orchestrator.cluster.nodes import table, wait_for_nodes
+
+    found = wait_for_nodes(options.address, count=options.wait_for, timeout_s=options.timeout)
+    print(table(found))
+    return 0
+
+
+def submit(options: Namespace) -> int:
+    """Send a run to a cluster and follow it."""
+    from orchestrator.cli.jobs import commands
+
+    return commands.submit(options)
+
+
+def jobs(options: Namespace) -> int:
+    """List a cluster's jobs."""
+    from orchestrator.cli.jobs import commands
+
+    return commands.jobs(options)
+
+
+def logs(options: Namespace) -> int:
+    """Print or follow a job's log."""
+    from orchestrator.cli.jobs import commands
+
+    return commands.logs(options)
+
+
+def stop(options: Namespace) -> int:
+    """Stop a job with a checkpoint."""
+    from orchestrator.cli.jobs import commands
+
+    return commands.stop(options)
+
+
+def scale(options: Namespace) -> int:
+    """Give a running job more engines, or fewer; follow what it does."""
+    if options.address is not None:
+        from orchestrator.cli.jobs import commands
+
+        return commands.scale(options)
+    from orchestrator.fleet.scaling import ask
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    run_dir = Path(options.run).absolute()
+    say(ask(run_dir, options.engines, timeout_s=options.timeout, say=say))
+    return 0
+
+
+def data(options: Namespace) -> int:
+    """Generate or find the prompt files."""
+    _, config = _composed(options)
+    from orchestrator.planning.sources import prompt_sets
+
+    train_set, heldout = prompt_sets(config.data)
+    print(f"{len(train_set)} training prompts: {train_set.path}")
+    if heldout is not None:
+        print(f"{len(heldout)} held-out prompts: {heldout.path}")
+    return 0
+
+
+def model(options: Namespace) -> int:
+    """Build or find the model folder."""
+    _, config = _composed(options)
+    from orchestrator.planning.sources import model_folder
+
+    print(model_folder(config.model))
+    return 0
+
+
+def check_algorithm(options: Namespace) -> int:
+    """Run the conformance kit; 1 if a check fails."""
+    raw, _ = _composed(options)
+    from algorithms.conformance import run
+
+    report = run(instantiate(raw.algorithm, _convert_="all"))
+    print(report.table())
+    return 0 if report.passed else 1

@@ -1,0 +1,109 @@
+"""`ballast eval`: a model folder or a checkpoint, scored on held-out prompts.
+
+A Hugging Face folder needs engines only. A checkpoint is loaded by a learner and published to the
+engines, exactly as in training, so that what is scored is what was trained.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from algorithms.algorithm import Algorithm
+from conf.compose import complete, compose
+from conf.schema import TrainConfig, TrainerConfig
+from orchestrator.checkpoints.checkpoint import Checkpoint, CheckpointStore
+from orchestrator.cluster.cluster import Cluster
+from orchestrator.fleet.colocation import Colocation
+from orchestrator.fleet.publication import Publisher
+from orchestrator.planning.sources import prepare
+from orchestrator.supply.evaluation import Evaluator
+from orchestrator.telemetry.heldout import HeldoutResult
+
+
+def evaluate(
+    path: Path, overrides: list[str], config_dir: str | None, output: Path
+) -> HeldoutResult:
+    """Score `path` and write the scores to `output`.
+
+    Raises:
+        ValueError: when `path` is neither a model folder, a run nor a checkpoint.
+    """
+    raw, config, checkpoint = _resolve(path, overrides, config_dir)
+    algorithm: Algorithm = instantiate(raw.algorithm, _convert_="all")
+    scorer = instantiate(raw.reward.scorer, _convert_="all")
+    environment = instantiate(raw.environment, _convert_="all")
+    sources = prepare(config)
+    if sources.heldout is None:
+        raise ValueError("data.eval_path=None: name the held-out Parquet to score on")
+    output = output.absolute()
+    model = str(sources.model_path)
+    with Cluster(config, algorithm, run_id=path.name, model_path=model) as cluster:
+        version = 0 if checkpoint is None else checkpoint.version
+        roles = cluster.launch(
+            environment=environment,
+            scorer=scorer,
+            version=version,
+            with_policy=checkpoint is not None,
+            with_critic=False,
+        )
+        if checkpoint is not None:
+            roles.learner.workers.call(
+                "load",
+                str(checkpoint.folder("learner")),
+                timeout_s=config.cluster.timeouts.checkpoint_s,
+            )
+            colocation = Colocation(roles.fleet.workers, roles.learner.workers, config)
+            publisher = Publisher(
+                roles.fleet,
+                roles.learner.workers,
+                config,
+                probe_prompts=sources.train,
+                colocation=colocation,
+            )
+            publisher.begin(version)
+        scores = Evaluator(roles.fleet.pool, sources.heldout, config).run(version)
+    scores.write(output)
+    _print(scores, path, output)
+    return scores
+
+
+def _resolve(
+    path: Path, overrides: list[str], config_dir: str | None
+) -> tuple[DictConfig, TrainConfig, Checkpoint | None]:
+    """The configuration to run with, and the checkpoint if `path` is one."""
+    if (path / "config.json").exists():
+        folder = [f"model.path={path}", "model.build=null", f"model.name={path.name}"]
+        return *compose([*overrides, *folder], config_dir=config_dir), None
+    run_dir = path if (path / "config.yaml").exists() else path.parent.parent
+    if not (run_dir / "config.yaml").exists():
+        raise ValueError(
+            f"{path} is neither a Hugging Face folder (no config.json), a run (no config.yaml) "
+            "nor a checkpoint of one"
+        )
+    wanted = None if path == run_dir else path.name
+    checkpoint = CheckpointStore(run_dir, TrainerConfig()).latest(wanted)
+    if checkpoint is None:
+        raise ValueError(f"{path} holds no complete checkpoint; give the run's final/ folder")
+    raw = OmegaConf.merge(
+        OmegaConf.load(run_dir / "config.yaml"), OmegaConf.from_dotlist(overrides)
+    )
+    model = json.loads((run_dir / "manifest.json").read_text())["model"]
+    raw.model.path, raw.model.build = model, None
+    return *complete(raw), checkpoint
+
+
+def _print(scores: HeldoutResult, path: Path, output: Path) -> None:
+    table = Table(title=f"{path.name}: {len(scores.answers)} held-out samples")
+    table.add_column("score")
+    table.add_column("value", justify="right")
+    for name, value in scores.metrics.items():
+        table.add_row(name, f"{value:.4f}")
+    console = Console()
+    console.print(table)
+    console.print(f"written to {output}", soft_wrap=True)

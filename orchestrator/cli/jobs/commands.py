@@ -1,0 +1,144 @@
+"""What `ballast submit | jobs | logs | stop | scale` do, in a few lines each."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+from hydra.utils import instantiate
+from ray.job_submission import JobDetails, JobSubmissionClient
+
+from conf.compose import compose
+from orchestrator.cli.jobs.client import ClusterError, connect
+from orchestrator.cli.jobs.following import Follower, ending, folder_of
+from orchestrator.cli.jobs.submission import request
+from orchestrator.planning import plan
+
+
+def submit(options: Namespace) -> int:
+    """Check the run here, send it, and follow it; the exit code is the run's."""
+    folder = None if options.config_dir is None else str(Path(options.config_dir).absolute())
+    raw, config = compose(options.overrides, config_dir=folder)
+    algorithm = instantiate(raw.algorithm, _convert_="all")
+    plan.check(config, algorithm)
+    job = request(
+        config,
+        options.overrides,
+        working_dir=None if options.working_dir is None else Path(options.working_dir),
+        wheel=None if options.wheel is None else Path(options.wheel),
+        config_dir=options.config_dir,
+        env=options.env,
+        secrets=options.secret,
+    )
+    client = connect(options.address)
+    _refuse_second(client, config.run_name, config.output_dir)
+    print(plan.describe(config, algorithm))
+    job_id = client.submit_job(
+        entrypoint=job.entrypoint,
+        runtime_env=job.runtime_env,
+        metadata=job.metadata,
+        submission_id=f"{config.run_name}-{time.strftime('%Y%m%d-%H%M%S')}",
+    )
+    print(f"submitted {job_id}; ballast stop {job_id} ends it with a checkpoint", flush=True)
+    return 0 if options.no_wait else _follow(options, job_id)
+
+
+def _refuse_second(client: JobSubmissionClient, run_name: str, output_dir: str) -> None:
+    """Two jobs that write to one run's folder would destroy it."""
+    wanted = {"run_name": run_name, "output_dir": output_dir}
+    for job in client.list_jobs():
+        if wanted.items() <= (job.metadata or {}).items() and not job.status.is_terminal():
+            raise ClusterError(
+                f"run_name={run_name} is written by job {job.submission_id}, which is "
+                f"{job.status.value}: ballast stop {job.submission_id}, or choose another run_name="
+            )
+
+
+def jobs(options: Namespace) -> int:
+    """One line per job, the newest last."""
+    found = connect(options.address).list_jobs()
+    submitted = [job for job in found if job.submission_id]
+    for job in sorted(submitted, key=lambda job: job.start_time or 0):
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime((job.start_time or 0) / 1000))
+        run = (job.metadata or {}).get("run_name", "-")
+        print(f"{job.submission_id:<40} {job.status.value:<10} {began}  {_duration(job):>9}  {run}")
+    return 0
+
+
+def _duration(job: JobDetails) -> str:
+    end = job.end_time / 1000 if job.end_time else time.time()
+    return f"{max(0.0, end - (job.start_time or 0) / 1000):.0f} s"
+
+
+def logs(options: Namespace) -> int:
+    """A job's log so far, or to its end."""
+    client = connect(options.address)
+    _known(client, options.job)
+    if options.follow:
+        return _follow(options, options.job)
+    print(client.get_job_logs(options.job), end="")
+    return 0
+
+
+def stop(options: Namespace) -> int:
+    """Ask a run to stop after its step, with a checkpoint, and wait until it has."""
+    client = connect(options.address)
+    _known(client, options.job)
+    if (done := ending(client, options.job)) is not None:
+        print(f"{options.job} has ended: {done}")
+        return 0
+    client.stop_job(options.job)
+    print(f"{options.job}: asked to stop; its step ends and a checkpoint is written", flush=True)
+    deadline = time.monotonic() + options.timeout
+    while (done := ending(client, options.job)) is None:
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"{options.job} still runs after {options.timeout:g} s: its step is long; ask for "
+                "it again with ballast jobs"
+            )
+        time.sleep(1.0)
+    print(f"{options.job}: {done}")
+    return 0
+
+
+def scale(options: Namespace) -> int:
+    """Ask a submitted run for so many engines: a small job does it where the run's folder is."""
+    client = connect(options.address)
+    _known(client, options.run)
+    if (done := ending(client, options.run)) is not None:
+        raise ClusterError(f"{options.run} has ended: {done}; submit it again with resume=auto")
+    run_dir = folder_of(client, options.run)
+    if run_dir is None:
+        raise ClusterError(f"{options.run} has no run folder yet; ask again when it has begun")
+    words = ["scale", "--engines", str(options.engines), "--timeout", f"{options.timeout:g}"]
+    asking = client.submit_job(
+        entrypoint="exec " + shlex.join(["python", "-m", "orchestrator.cli", *words, run_dir]),
+        runtime_env=client.get_job_info(options.run).runtime_env,
+        metadata={"scales": options.run},
+        submission_id=f"scale-{options.run}-{time.strftime('%Y%m%d-%H%M%S')}",
+    )
+    return _follow(options, asking)
+
+
+def _known(client: JobSubmissionClient, job_id: str) -> None:
+    ids = [job.submission_id for job in client.list_jobs() if job.submission_id]
+    if job_id not in ids:
+        raise ClusterError(f"no job {job_id!r} on this cluster; it has {', '.join(ids) or 'none'}")
+
+
+def _follow(options: Namespace, job_id: str) -> int:
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    follower = Follower(lambda: connect(options.address), job_id, write)
+    try:
+        done = follower.follow()
+    except KeyboardInterrupt:
+        print(f"\nleft {job_id}, which goes on: ballast logs {job_id} --follow", file=sys.stderr)
+        return 130
+    print(f"{job_id}: {done}")
+    return done.exit_code

@@ -1,0 +1,155 @@
+"""The command line: `ballast train | submit | doctor | eval | data | ...`.
+
+Only argument parsing happens here; every heavy import stays inside the command that needs it, so
+that `--help` answers at once. Overrides follow Hydra's grammar (`key=value`, `group=member`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+EPILOG = """examples:
+  ballast train                                        the quickstart
+  ballast train experiment=tiny algorithm=dapo
+  ballast train experiment=quickstart algorithm=cpgd learner.num_ranks=2 learner.zero_stage=3
+  ballast train --config-dir my_conf algorithm=my_loss dry_run=true
+  ballast eval runs/quickstart/final rollout.eval_samples_per_prompt=8
+  ballast submit --address http://head:8265 experiment=tiny output_dir=/shared/runs
+  ballast scale --engines 4 runs/quickstart
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="ballast",
+        description="Stable RL post-training of language models on Ray, vLLM and DeepSpeed.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text)
+
+    def overrides(command: argparse.ArgumentParser) -> None:
+        command.add_argument("overrides", nargs="*", help="Hydra overrides, such as algorithm=dapo")
+        command.add_argument("--config-dir", help="a folder with groups of your own")
+
+    train = command("train", "Train a policy.")
+    train.add_argument("--dry-run", action="store_true", help="print the plan and exit")
+    overrides(train)
+    evaluate = command("eval", "Score a model on held-out prompts: mean, pass@k and maj@k.")
+    evaluate.add_argument("path", help="a Hugging Face folder, a run's folder or a checkpoint")
+    evaluate.add_argument("--output", default="eval.json", help="where to write the scores")
+    overrides(evaluate)
+    data = command("data", "Generate a data group's prompt files and say where they are.")
+    overrides(data)
+    model = command("model", "Build a model group's folder and say where it is.")
+    overrides(model)
+    doctor = command("doctor", "Say whether a run could work on this machine, and what to mend.")
+    overrides(doctor)
+    rehearse = command(
+        "rehearse", "Run the driver on simulated engines and learner, to plan a run."
+    )
+    rehearse.add_argument(
+        "--compare", action="store_true", help="all schedules on several divisions of the GPUs"
+    )
+    rehearse.add_argument(
+        "--ratios",
+        default="1,2,4,8",
+        help="GPUs that sample to GPUs that learn, with --compare (%(default)s)",
+    )
+    overrides(rehearse)
+    _add_cluster_commands(command, overrides)
+    check = command("check-algorithm", "Run the conformance kit on an algorithm.")
+    overrides(check)
+    return parser
+
+
+def _add_cluster_commands(
+    command: Callable[[str, str], argparse.ArgumentParser],
+    overrides: Callable[[argparse.ArgumentParser], None],
+) -> None:
+    """`submit`, and what one does with what was submitted."""
+
+    def on_cluster(name: str, text: str) -> argparse.ArgumentParser:
+        added = command(name, text)
+        added.add_argument(
+            "--address", help="of the dashboard, such as http://head:8265 (RAY_API_SERVER_ADDRESS)"
+        )
+        return added
+
+    submit = on_cluster("submit", "Train on a Ray cluster: the overrides of `train`, as a Ray job.")
+    submit.add_argument("--working-dir", help="a folder to send along; the run starts in it")
+    submit.add_argument("--wheel", help="this project's wheel, for a cluster without the project")
+    submit.add_argument(
+        "--env", action="append", default=[], help="NAME=VALUE, or NAME for its value here"
+    )
+    submit.add_argument(
+        "--secret", action="append", default=[], help="NAME of a secret that the cluster must have"
+    )
+    submit.add_argument("--no-wait", action="store_true", help="return when it is submitted")
+    overrides(submit)
+    on_cluster("jobs", "List a cluster's jobs.")
+    logs = on_cluster("logs", "Print a job's log.")
+    logs.add_argument("job", help="the job's id")
+    logs.add_argument("--follow", action="store_true", help="to the job's end")
+    stop = on_cluster("stop", "Stop a job after its step, with a checkpoint.")
+    stop.add_argument("job", help="the job's id")
+    stop.add_argument("--timeout", type=float, default=3600.0, help="longest wait, in seconds")
+    scale = on_cluster("scale", "Add engines to a running job, or take some from it.")
+    scale.add_argument("--engines", type=int, required=True, help="how many it shall have")
+    scale.add_argument("run", help="the run's folder; with --address, the job's id")
+    scale.add_argument("--timeout", type=float, default=900.0, help="longest wait, in seconds")
+    nodes = command("nodes", "Wait until a cluster's nodes have joined, and list them.")
+    nodes.add_argument("--address", required=True, help="of Ray's head, HOST:PORT")
+    nodes.add_argument("--wait-for", type=int, default=1, help="how many nodes there shall be")
+    nodes.add_argument("--timeout", type=float, default=600.0, help="longest wait, in seconds")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the console script; returns the exit status."""
+    options, more = build_parser().parse_known_args(arguments)
+    if flags := [word for word in more if word.startswith("-")]:
+        build_parser().error(f"unknown option {flags[0]}; overrides are written key=value")
+    if more and not hasattr(options, "overrides"):
+        build_parser().error(f"ballast {options.command} takes no {more[0]!r}")
+    if more:
+        options.overrides += more  # overrides may stand after options, too
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # a user's own modules, after everything installed
+    # A shell starts background jobs with interrupts ignored; asked to stop, a run shall stop.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+    from hydra.errors import InstantiationException
+
+    from orchestrator.cli import commands
+    from orchestrator.stop import EXIT_CODE, StoppedError
+
+    run = getattr(commands, options.command.replace("-", "_"))
+    try:
+        return int(run(options))
+    except InstantiationException as error:  # a part that refuses its values: its own words count
+        print(f"ballast {options.command}: {error.__cause__ or error}", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        print(f"ballast {options.command}: {error}", file=sys.stderr)
+        return 2
+    except StoppedError as error:
+        print(f"ballast {options.command}: {error}", file=sys.stderr)
+        return EXIT_CODE
+    except RuntimeError as error:
+        print(f"ballast {options.command}: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"ballast {options.command}: stopped", file=sys.stderr)
+        return 130

@@ -1,0 +1,1 @@
+"""Start Ray and place the processes of every role on it."""

@@ -1,0 +1,132 @@
+"""The driver's side of a group of policy ranks: plans in, references to Arrow columns out.
+
+A step's trajectories and computed columns stay in the object store; this class only passes
+references on. The same group serves as learner and, having the same weights when a step begins, as
+actor; another one without an optimizer serves as reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from workers.data.plans import CreditPlan, RankPlan, StepRows
+from workers.learner.policy_worker import TrainReport
+from workers.worker_group import Pending, WorkerGroup
+
+
+class Policy(Protocol):
+    """What the training loop asks of a policy, as learner, actor or reference."""
+
+    def compute_logprobs(
+        self, plans: Sequence[RankPlan], rows: StepRows, *, logprobs: str, entropy: str | None
+    ) -> list[Any]:
+        """Start a no-grad pass; references to the named columns."""
+
+    def credit(
+        self, plan: CreditPlan, rows: StepRows, computed: Sequence[Any]
+    ) -> tuple[Any, Mapping[str, float]]:
+        """Advantages of the whole step: their reference, and metrics."""
+
+    def train(
+        self, plans: Sequence[RankPlan], rows: StepRows, computed: Sequence[Any]
+    ) -> tuple[list[Any], list[TrainReport]]:
+        """Run the optimizer updates: `logprobs` columns and a report for every plan."""
+
+    def follow(self, policy: Any, *, share: float) -> None:
+        """Move these weights towards another policy's: (1 - share) own + share theirs."""
+
+
+class PolicyGroup:
+    """All ranks of one policy: a `Policy`.
+
+    Args:
+        workers: its ranks.
+        train_s: longest that a step's updates may take.
+        ranks_per_plan: neighbouring ranks that share their micro-batches: they get the same plan,
+            and as each of them answers for all of it, the first one's answer is taken.
+        base: they score as the model that their adapter was attached to: a reference that takes no
+            memory and no process of its own.
+    """
+
+    def __init__(
+        self, workers: WorkerGroup, *, train_s: float, ranks_per_plan: int = 1, base: bool = False
+    ) -> None:
+        self.workers = workers
+        self._base = base
+        self._train_s = train_s
+        self._ranks_per_plan = ranks_per_plan
+
+    def compute_logprobs(
+        self, plans: Sequence[RankPlan], rows: StepRows, *, logprobs: str, entropy: str | None
+    ) -> list[Any]:
+        """Start a no-grad pass; one reference per plan to a record batch of the named columns."""
+        where = self.workers.put(rows)
+        columns = [
+            handle.compute_logprobs.remote(plan, where, logprobs, entropy, base=self._base)
+            for handle, plan in self._assigned(plans)
+        ]
+        return columns[:: self._ranks_per_plan]
+
+    def credit(
+        self, plan: CreditPlan, rows: StepRows, computed: Sequence[Any]
+    ) -> tuple[Any, Mapping[str, float]]:
+        """Advantages of the whole step, on rank 0: their reference, and metrics."""
+        call = self.workers.handles[0].credit.options(num_returns=2)
+        columns, metrics = call.remote(plan, self.workers.put(rows), *computed)
+        answer = Pending(self.workers.role, "credit", [metrics], self._train_s).result()[0]
+        return columns, answer
+
+    def train(
+        self, plans: Sequence[RankPlan], rows: StepRows, computed: Sequence[Any]
+    ) -> tuple[list[Any], list[TrainReport]]:
+        """Run the optimizer updates: `logprobs` columns and a report for every plan."""
+        columns, reports, where = [], [], self.workers.put(rows)
+        for handle, plan in self._assigned(plans):
+            call = handle.train.options(num_returns=2)
+            column, report = call.remote(plan, where, *computed)
+            columns.append(column)
+            reports.append(report)
+        answers = Pending(self.workers.role, "train", reports, self._train_s).result()
+        return columns[:: self._ranks_per_plan], answers[:: self._ranks_per_plan]
+
+    def _assigned(self, plans: Sequence[RankPlan]) -> list[tuple[Any, RankPlan]]:
+        """Every rank with its plan."""
+        of_rank = [plan for plan in plans for _ in range(self._ranks_per_plan)]
+        return list(zip(self.workers.handles, of_rank, strict=True))
+
+    def follow(self, policy: PolicyGroup, *, share: float) -> None:
+        """Move these weights towards another group's: (1 - share) own + share theirs.
+
+        Layer by layer through the object store, so that neither side, whatever its ZeRO stage, ever
+        holds more than one layer in full; with `share` 1 the copy is exact to the bit. This side
+        must have no optimizer.
+
+        Raises:
+            WorkerError: a rank did not answer, or the two are not the same model.
+        """
+        theirs, limit_s = policy.workers, self._train_s
+        moved = 0
+        for number in range(theirs.call_first("num_layers", timeout_s=limit_s)):
+            # The second value is what the driver waits for; the first it never fetches.
+            read = [h.read_layer.options(num_returns=2).remote(number) for h in theirs.handles]
+            Pending(theirs.role, "read_layer", [done for _, done in read], limit_s).result()
+            tensors = read[0][0]
+            moved += self.workers.call("move_layer", share, tensors, timeout_s=limit_s)[0]
+        have = len(self.workers.call_first("parameter_names", timeout_s=limit_s))
+        if moved != have:
+            raise ValueError(
+                f"{self.workers.role} has {have} tensors, {theirs.role} gave {moved}: both must be "
+                "the same model"
+            )
+
+
+def training_metrics(reports: Sequence[TrainReport]) -> dict[str, float]:
+    """What the ranks report, as one: their metrics are global already, their gaps are not."""
+    tokens = max(1, sum(report.gap_tokens for report in reports))
+    return {
+        **reports[0].metrics,
+        "learner/steps": float(reports[0].steps_taken),
+        "mismatch/abs_mean": sum(report.gap_sum for report in reports) / tokens,
+        "mismatch/abs_max": max(report.gap_max for report in reports),
+    }

@@ -1,0 +1,55 @@
+"""Compute one step of `trainer=rollout_only`: sample with a model as it is, score, and record.
+
+The engines hold the weights of the model folder, version 0, from the first prompt to the last. A
+step takes `trainer.prompts_per_step` groups of the supply and writes all their samples, failed ones
+with their outcome, so that `rollout=replay` can train from the record. In the ledger a recorded
+prompt is "trained" at its step. The order of steps, checkpoints and the end are in `loop.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.outputs import Outputs
+from orchestrator.step.batch import sample_metrics
+from orchestrator.supply.group_files import places
+from orchestrator.supply.source import NothingToTrainError
+from orchestrator.supply.supply import Supply
+
+
+@dataclass(kw_only=True)
+class Collector:
+    """The steps of a run without a learner."""
+
+    supply: Supply
+    outputs: Outputs
+    version: int = 0  # of the model folder's weights
+
+    def step(self, step: int) -> dict[str, float]:
+        """Take groups, begin to write them, and return the metrics.
+
+        Raises:
+            NothingToTrainError: no group has samples enough to train.
+        """
+        clock, groups = self.outputs.make_clock(), self.supply.groups
+        with clock.span("generate"):
+            taken = groups.take(step, self.version, lambda group: None)
+        groups.run_ahead(self.version)
+        if not taken.groups:
+            raise NothingToTrainError(
+                f"no group can be recorded: groups dropped {dict(taken.dropped)}, samples failed "
+                f"{dict(taken.failed)}. Check the reward and the prompts"
+            )
+        if self.outputs.recorder is not None:
+            slices, batches = places(taken.groups)
+            self.outputs.recorder.write(step, slices, batches, [])
+        metrics = {
+            **sample_metrics([meta for group in taken.groups for meta in group.metas]),
+            **taken.metrics(),
+            **groups.metrics(),
+            **self.supply.ledger.metrics(),
+        }
+        metrics |= self.outputs.accounting.step(step, clock, metrics)
+        metrics |= clock.metrics()
+        metrics["rollout/tokens_per_s"] = metrics["rollout/tokens"] / metrics["time/generate_s"]
+        return metrics

@@ -1,0 +1,1 @@
+"""Keep the rollout engines of a run: share out work, publish weights, recover, scale."""

@@ -1,0 +1,26 @@
+"""Name what belongs to the rollout side of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.fleet.launcher import EngineLauncher
+from orchestrator.fleet.pool import RolloutPool
+from workers.worker_group import WorkerGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fleet:
+    """The rollout engines of a run, and the processes that they call.
+
+    Attributes:
+        launcher: places engines and starts their processes.
+        workers: the processes of the engines, by engine number.
+        pool: shares groups out among the engines.
+        rewards: the reward workers, which engines call for the rewards of their samples.
+    """
+
+    launcher: EngineLauncher
+    workers: WorkerGroup
+    pool: RolloutPool
+    rewards: WorkerGroup

@@ -1,0 +1,166 @@
+"""Rollout engines as Ray actors: how one is launched, where it stands, and how more find a place.
+
+The engines of the configuration stand in bundles of the run's placement group. One that joins later
+has a placement group of its own, with one bundle of the same shape: Ray places it when there is
+room, an autoscaler makes room for it, and its resources go back when the engine leaves. Who joins
+and who leaves is decided in `membership.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray._private.state import available_resources_per_node
+from ray.util import placement_group_table
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from conf.schema import TrainConfig
+from orchestrator.planning import capacity
+from orchestrator.planning.placement import Room
+from orchestrator.planning.settings import vllm_settings
+from workers.engines.vllm.settings import engine_env
+from workers.rollout.worker import RolloutWorker
+from workers.worker_group import Placement, WorkerGroup
+
+NODE_LABEL = "ray.io/node-id"
+
+
+class EngineLauncher:
+    """Starts the processes of engines; what they then load is the caller's business.
+
+    Args:
+        config: of the run.
+        run_id: names the run in every trajectory.
+        model_path: what an engine loads before its first publication.
+        environment: that its samples are played in.
+        early_stop: when a group's remaining samples are not needed.
+        env: variables of every process.
+        placement: of the run, given by now; its first bundles are for engines.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        run_id: str,
+        model_path: str,
+        environment: Any,
+        early_stop: Any,
+        env: Mapping[str, str],
+        placement: PlacementGroup,
+    ) -> None:
+        self._config, self._run_id, self._model_path = config, run_id, model_path
+        self._environment, self._early_stop, self._env = environment, early_stop, dict(env)
+        self._placement = placement
+        self._own: dict[int, PlacementGroup] = {}  # of engines that joined later
+        nodes = set(placement_group_table(placement)["bundles_to_node_id"].values())
+        one_node = len(nodes) == 1 and not capacity.joins_elsewhere(config)
+        self.transport = capacity.transport(config, one_node=one_node)
+
+    @property
+    def shape(self) -> dict[str, float]:
+        """What one engine asks of Ray."""
+        role, devices = self._config.cluster.rollout, self._config.rollout.tensor_parallel_size
+        shape = {"CPU": role.num_cpus, "GPU": role.num_gpus * devices}
+        return {kind: amount for kind, amount in shape.items() if amount}
+
+    def launch_first(self) -> WorkerGroup:
+        """The engines of the configuration."""
+        numbers = range(self._config.rollout.num_engines)
+        return self._launch(numbers, self._placement, numbers)
+
+    def launch(self, number: int, place: PlacementGroup) -> Any:
+        """One more engine, in a place that `ask` gave; its handle."""
+        self._own[number] = place
+        return self._launch([number], place, [0])[number]
+
+    def _launch(
+        self, numbers: Sequence[int], place: PlacementGroup, bundles: Sequence[int]
+    ) -> WorkerGroup:
+        config, role = self._config, self._config.cluster.rollout
+        settings = {
+            number: vllm_settings(
+                config, self._model_path, engine_id=number, transport=self.transport
+            )
+            for number in numbers
+        }
+        return WorkerGroup.launch(
+            "rollout",
+            RolloutWorker,
+            ranks=numbers,
+            arguments=lambda number: {
+                "run_id": self._run_id,
+                "settings": settings[number],
+                "max_prompt_tokens": config.data.max_prompt_tokens,
+                "environment": self._environment,
+                "reward_timeout_s": config.reward.timeout_s,
+                "early_stop": self._early_stop,
+            },
+            env=lambda number: {**self._env, **engine_env(settings[number], role.threads)},
+            restarts=True,
+            placement=Placement(
+                group=place,
+                bundles=bundles,
+                num_cpus=role.num_cpus,
+                num_gpus=role.num_gpus * config.rollout.tensor_parallel_size,
+            ),
+            max_concurrency=1000,
+        )
+
+    # ---- places ----
+
+    def ask(self) -> PlacementGroup:
+        """A place for one engine, which Ray gives when there is room."""
+        beside = self._beside()
+        selector = None if beside is None else [{NODE_LABEL: beside}]
+        return placement_group([self.shape], bundle_label_selector=selector)
+
+    def _beside(self) -> str | None:
+        """The node that engines must stand on, where shared memory is what brings the weights."""
+        if self.transport != "shm":
+            return None
+        return self._node(self._placement, self._config.rollout.num_engines)
+
+    def given(self, place: PlacementGroup) -> bool:
+        """Whether Ray has reserved the place."""
+        return self._node(place, 0) is not None
+
+    def stands(self, number: int) -> bool:
+        """Whether an engine has a place: not while its node is gone and no other has room."""
+        return self.node(number) is not None
+
+    def node(self, number: int) -> str | None:
+        """Id of the node where an engine has its place, or None while it has none."""
+        own = self._own.get(number)
+        return self._node(self._placement, number) if own is None else self._node(own, 0)
+
+    @staticmethod
+    def _node(place: PlacementGroup, bundle: int) -> str | None:
+        nodes: dict[int, str] = placement_group_table(place).get("bundles_to_node_id", {})
+        return nodes.get(bundle) or None
+
+    def give_up(self, place: PlacementGroup) -> None:
+        """Ask for a place no longer, or give it back."""
+        remove_placement_group(place)
+
+    def end(self, number: int, handle: Any) -> None:
+        """End an engine's process and give back what was its own.
+
+        A bundle of the run's placement group stays with the run, which Ray cannot divide.
+        """
+        ray.kill(handle)
+        if (own := self._own.pop(number, None)) is not None:
+            remove_placement_group(own)
+
+    def room(self) -> Room:
+        """What is free at this moment, node by node, where an engine may stand."""
+        beside = self._beside()
+        names = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+        free = {
+            f"{names[node]} ({node[:8]})": resources
+            for node, resources in available_resources_per_node().items()
+            if node in names and beside in (None, node)
+        }
+        return Room.of(self.shape, free)

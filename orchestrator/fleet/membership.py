@@ -1,0 +1,290 @@
+"""Who belongs to the rollout engines of a running job: engines join, leave, die and come back.
+
+A job wants a number of engines: that of the configuration, up to `rollout.max_engines` where the
+cluster has room, or what `ballast scale` asked for since. For each that is missing a place is asked
+of Ray; a node that joins the cluster gives it, and an autoscaler adds a node for it. An engine that
+joins takes the way of one that was restarted (`recovery.py`): it samples when the learner's weights
+are attested in it. One that leaves is given nothing more, finishes what it holds, and ends.
+
+`maintain` is called by the pool whenever it waits. It never waits itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from conf.schema import TrainConfig
+from orchestrator.fleet.fleet import Fleet
+from orchestrator.fleet.health import Health
+from orchestrator.fleet.launcher import EngineLauncher
+from orchestrator.fleet.pool import RolloutPool
+from orchestrator.fleet.recovery import EngineRecovery
+from orchestrator.fleet.scaling import ScaleRequest, ScaleRequests
+from workers.worker_group import Pending, WorkerGroup
+
+MAINTAIN_EVERY_S = 0.25
+LOOK_EVERY_S = 2.0  # for places that Ray has given
+END_S = 20.0  # longest that an engine may take to shut down
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PendingPlaces:
+    """Engines that a request adds, all of them or none."""
+
+    places: Sequence[Any]
+    deadline: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ending:
+    """An engine that shuts down."""
+
+    number: int
+    handle: Any
+    pending: Pending
+    deadline: float
+
+
+class Membership:
+    """The engines of a job.
+
+    Args:
+        pool: gives them prompts.
+        workers: their processes, under the same numbers.
+        launcher: starts and places them.
+        recovery: loads and admits them.
+        requests: where requests come in.
+        config: of the run.
+        say: takes a line of news.
+    """
+
+    def __init__(
+        self,
+        pool: RolloutPool,
+        workers: WorkerGroup,
+        launcher: EngineLauncher,
+        recovery: EngineRecovery,
+        requests: ScaleRequests,
+        config: TrainConfig,
+        *,
+        say: Callable[[str], None],
+    ) -> None:
+        self._pool, self._workers, self._launcher = pool, workers, launcher
+        self._recovery, self._requests, self._config, self._say = recovery, requests, config, say
+        self._wanted = max(config.rollout.num_engines, config.rollout.max_engines or 0)
+        self._next_number = config.rollout.num_engines
+        self._request: ScaleRequest | None = None
+        self._awaited: _PendingPlaces | None = None  # of the request
+        self._standing: list[Any] = []  # places asked for whenever there may be room
+        self._joining: set[int] = set()  # not yet admitted for the first time
+        self._leaving: dict[int, float] = {}  # number -> when it is waited for no longer
+        self._ending: list[_Ending] = []
+        self._maintained = self._looked = -MAINTAIN_EVERY_S
+
+    @property
+    def staying(self) -> list[int]:
+        """Engines that nobody asked to leave, whatever their health."""
+        return [number for number in self._pool.engines if number not in self._leaving]
+
+    def maintain(self) -> None:
+        """Do what can be done at this moment for who joins, leaves or died.
+
+        Raises:
+            EnginesLostError: none is left, or one keeps dying.
+        """
+        now = time.monotonic()
+        if now - self._maintained < MAINTAIN_EVERY_S:
+            return
+        self._maintained = now
+        self._end_leaving(now)
+        for number in self._joining & (self._dead() | self._recovery.unplaced):
+            self._drop_joining(
+                number, self._pool.engines[number].loss_reason or "it lost its place"
+            )
+        for number, why in self._recovery.maintain().items():
+            if number in self._joining:
+                self._drop_joining(number, why)
+            else:
+                self._pool.lose(number, why)
+        self._joining -= set(self._pool.sampling())
+        if self._request is None and (request := self._requests.next()) is not None:
+            self._begin(request, now)
+        if now - self._looked >= LOOK_EVERY_S:
+            self._looked = now
+            self._check_places(now)
+        self._conclude()
+
+    def _dead(self) -> set[int]:
+        engines = self._pool.engines
+        return {number for number, own in engines.items() if own.health is Health.DEAD}
+
+    # ---- requests ----
+
+    def _begin(self, request: ScaleRequest, now: float) -> None:
+        why_not = self._why_not(request)
+        if why_not is not None:
+            self._say(f"asked for {request.engines} engines, refused: {why_not}")
+            self._requests.answer(request, "refused", why_not)
+            return
+        self._withdraw()
+        self._request = request
+        have, more = len(self.staying), request.engines - len(self.staying)
+        if more > 0:
+            timeouts = self._config.cluster.timeouts
+            limit_s = timeouts.start_s if self._config.cluster.autoscaled else timeouts.place_s
+            places = [self._launcher.ask() for _ in range(more)]
+            self._awaited = _PendingPlaces(places=places, deadline=now + limit_s)
+            self._looked = now - LOOK_EVERY_S
+        else:
+            self._wanted = request.engines
+            for number in self._choose_leaving(-more):
+                self._release(number, now)
+        change = f"engines: {have} -> {request.engines}"
+        self._requests.answer(request, "working", f"{change}; the run goes on")
+
+    def _why_not(self, request: ScaleRequest) -> str | None:
+        """What makes a request impossible from the start, or None."""
+        config, more = self._config, request.engines - len(self.staying)
+        if config.cluster.colocated:
+            return (
+                f"cluster={config.cluster.name} has one engine on the GPU of each learner rank, "
+                "and they take turns; choose a cluster= with cluster.colocated=false"
+            )
+        if request.engines < 1:
+            return f"{request.engines} engines: a run needs at least one"
+        if more > 0 and self._launcher.transport == "ipc":
+            return "rollout.transport=ipc reaches engines on the learner's GPU only; choose nccl"
+        if more > 0 and not config.cluster.autoscaled:
+            room = self._launcher.room()
+            if room.count < more:
+                return room.refuses(more)
+        return None
+
+    def _conclude(self) -> None:
+        """Answer the request once everybody is there, or gone."""
+        if self._request is None or self._awaited or self._joining or self._leaving or self._ending:
+            return
+        count, asked = len(self.staying), self._request.engines
+        message = f"{count} engines, {len(self._pool.sampling())} of them sample"
+        self._requests.answer(self._request, "done" if count == asked else "refused", message)
+        self._say(f"asked for {asked} engines: {message}")
+        self._request = None
+
+    def _refuse(self, why: str) -> None:
+        """Give the request up; what it has done so far stays."""
+        if self._request is not None:
+            self._requests.answer(self._request, "refused", why)
+            self._request = None
+        self._say(f"{why}; {len(self.staying)} engines go on")
+
+    # ---- joining ----
+
+    def _check_places(self, now: float) -> None:
+        if self._awaited is not None:
+            self._fill(self._awaited, now)
+        if self._request is not None:
+            return
+        while len(self.staying) + len(self._standing) < self._wanted:
+            self._standing.append(self._launcher.ask())
+        given = [place for place in self._standing if self._launcher.given(place)]
+        self._standing = [place for place in self._standing if place not in given]
+        for place in given:
+            self._join(place)
+
+    def _fill(self, awaited: _PendingPlaces, now: float) -> None:
+        assert self._request is not None
+        if all(self._launcher.given(place) for place in awaited.places):
+            self._wanted, self._awaited = self._request.engines, None
+            for place in awaited.places:
+                self._join(place)
+        elif now > awaited.deadline:
+            self._awaited = None
+            for place in awaited.places:
+                self._launcher.give_up(place)
+            self._refuse(self._launcher.room().refuses(len(awaited.places)))
+
+    def _join(self, place: Any) -> None:
+        number, self._next_number = self._next_number, self._next_number + 1
+        self._workers.add(number, self._launcher.launch(number, place))
+        self._pool.add(number)
+        self._joining.add(number)
+        self._recovery.begin(number)
+        self._say(f"rollout engine {number} joins")
+
+    def _drop_joining(self, number: int, why: str) -> None:
+        """One that joins and can't start is not tried again: the others do without it."""
+        self._joining.discard(number)
+        self._end(number)
+        self._wanted = len(self.staying)
+        self._refuse(f"rollout engine {number} could not join: {why}")
+
+    def _withdraw(self) -> None:
+        for place in self._standing:
+            self._launcher.give_up(place)
+        self._standing = []
+
+    # ---- leaving ----
+
+    def _choose_leaving(self, count: int) -> list[int]:
+        """Those that sample nothing first, then the youngest."""
+        engines = self._pool.engines
+        return sorted(self.staying, key=lambda n: (engines[n].health.samples, -n))[:count]
+
+    def _release(self, number: int, now: float) -> None:
+        self._joining.discard(number)
+        if self._pool.engines[number].health.samples:
+            self._pool.retire(number)
+            self._leaving[number] = now + self._config.cluster.timeouts.request_s
+        else:
+            self._end(number)
+
+    def _end_leaving(self, now: float) -> None:
+        for number, deadline in list(self._leaving.items()):
+            engine = self._pool.engines[number]
+            if engine.health is not Health.LEAVING or self._pool.idle(number) or now > deadline:
+                del self._leaving[number]
+                self._end(number)
+        for ending in list(self._ending):
+            if ending.pending.ready() or now > ending.deadline:
+                self._ending.remove(ending)
+                self._launcher.end(ending.number, ending.handle)
+
+    def _end(self, number: int) -> None:
+        self._say(f"rollout engine {number} leaves")
+        self._pool.remove(number)
+        self._recovery.forget(number)
+        handle = self._workers.remove(number)
+        gone = WorkerGroup("rollout", {number: handle})
+        pending = gone.start("shutdown", timeout_s=END_S)
+        deadline = time.monotonic() + END_S
+        self._ending.append(
+            _Ending(number=number, handle=handle, pending=pending, deadline=deadline)
+        )
+
+
+def membership_of(
+    fleet: Fleet,
+    republish: Callable[[], object],
+    requests: ScaleRequests,
+    config: TrainConfig,
+    *,
+    say: Callable[[str], None],
+) -> Membership:
+    """Compose the membership of a run; `republish` gives engines the learner's present weights."""
+    timeouts = config.cluster.timeouts
+    recovery = EngineRecovery(
+        fleet.pool,
+        fleet.workers,
+        fleet.rewards,
+        stands=fleet.launcher.stands,
+        republish=republish,
+        start_s=timeouts.start_s,
+        place_s=timeouts.place_s,
+        say=say,
+    )
+    return Membership(
+        fleet.pool, fleet.workers, fleet.launcher, recovery, requests, config, say=say
+    )

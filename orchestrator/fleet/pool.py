@@ -1,0 +1,290 @@
+"""The driver's side of the rollout workers: groups out, finished groups in, no token in between.
+
+`submit` takes groups, which go to the workers as `routing` says; `poll` returns groups as they
+finish, in any order. A worker that holds groups has one `collect` call open, which doubles as its
+heartbeat and says how its engine fares. The trajectories stay in the object store; a finished group
+is its metadata and the place of its rows.
+
+A worker that dies, or whose heartbeat stops, loses its unfinished groups to the others, which
+sample them again with the same seeds. Bringing it back needs the learner's weights, and so does an
+engine that joins: the owner of the pool gives it a `maintain`, which every waiting `poll` calls
+first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray.exceptions
+
+from orchestrator.fleet.concurrency import Concurrency
+from orchestrator.fleet.health import Event, Health, after
+from orchestrator.fleet.routing import Routing
+from workers.data.requests import Collected, EngineLoad, GroupRequest
+from workers.data.trajectory import RolloutGroup, TrajectoryMeta
+from workers.worker_group import WorkerError, WorkerGroup, died
+
+HEARTBEAT_S = 5.0  # how long a worker may hold an open `collect` without a finished group
+HEARTBEATS_PER_S = 20.0  # of all workers: each costs the driver about a millisecond
+JUDGE_EVERY_S = 1.0
+UNPLACED_S = 0.2  # how long a poll waits while no engine samples
+MAX_DEATHS = 3  # of one worker without a finished group in between
+
+
+class EnginesLostError(WorkerError):
+    """Nobody is left to sample, or an engine keeps dying; the run itself is whole."""
+
+
+@dataclass(kw_only=True, slots=True)
+class EngineRecord:
+    """What the pool knows of one engine.
+
+    Attributes:
+        answered: when it last answered, or was given something to answer.
+        load: as it last reported.
+        deaths: since its last finished group.
+        asked: whether a `collect` call is open.
+        loss_reason: why it died the last time.
+    """
+
+    answered: float
+    health: Health = Health.HEALTHY
+    load: EngineLoad = field(default_factory=EngineLoad)
+    deaths: int = 0
+    asked: bool = False
+    loss_reason: str = ""
+
+    def see(self, event: Event) -> None:
+        """Move on to the state that `event` leads to."""
+        self.health = after(self.health, event)
+
+
+class RolloutPool:
+    """All rollout engines as one.
+
+    `engines` holds what is known of each, by its number; `maintain`, which the owner sets, brings
+    dead ones back and lets engines join and leave, and returns at once.
+
+    Args:
+        group: the workers.
+        silence_s: a worker that does not answer its heartbeat for so long is killed.
+        together: groups submitted at once are sampled in one batch, so that equal submissions give
+            equal bits; for schedules in which nothing else is in flight then.
+        concurrency: where the limit of every engine starts; None sets none, as `together` needs.
+        clock: seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        group: WorkerGroup,
+        *,
+        silence_s: float,
+        together: bool,
+        concurrency: Concurrency | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        assert not (together and concurrency), "one batch can't be held back in parts"
+        self._group, self._together, self._clock = group, together, clock
+        self._silence_s = silence_s
+        self.engines = {number: EngineRecord(answered=clock()) for number in group.ranks}
+        self.maintain: Callable[[], None] = self._refuse_deaths
+        self._judged = clock()  # when silence was last looked at
+        self._lost = self._resampled = self._preemptions = 0
+        self._routing = Routing(concurrency=concurrency)
+        self._open: dict[Any, tuple[int, Any]] = {}  # metas ref -> engine, batch ref
+        self._kept: list[RolloutGroup] = []  # finished while somebody waited for other groups
+
+    @property
+    def num_in_flight(self) -> int:
+        """Groups submitted and not yet returned."""
+        return self._routing.num_groups
+
+    @property
+    def heartbeat_s(self) -> float:
+        """How long a worker may take to say that it lives: longer where there are many."""
+        shared = len(self._group) / HEARTBEATS_PER_S
+        return max(HEARTBEAT_S, min(shared, self._silence_s / 4))
+
+    def metrics(self) -> dict[str, float]:
+        """How the engines fare, since the start of the job."""
+        loads = [engine.load for engine in self.engines.values()]
+        limits = [limit for n in self.sampling() if (limit := self._routing.limit(n)) is not None]
+        return {
+            **({"rollout/concurrency": float(sum(limits))} if limits else {}),
+            "rollout/kv_usage": max((load.kv_usage for load in loads), default=0.0),
+            "rollout/waiting": float(sum(load.waiting for load in loads)),
+            "rollout/preemptions": float(self._preemptions),
+            "rollout/engines": float(len(self.engines)),
+            "rollout/engines_healthy": float(len(self.sampling())),
+            "rollout/engines_lost": float(self._lost),
+            "rollout/groups_resampled": float(self._resampled),
+        }
+
+    def sampling(self) -> list[int]:
+        """Numbers of the engines that may be given prompts."""
+        return [number for number, engine in self.engines.items() if engine.health.samples]
+
+    def submit(self, requests: Sequence[GroupRequest]) -> None:
+        """Give groups out, as many as the engines may hold; returns at once."""
+        self._routing.add(requests)
+        self._give_out(self.sampling())
+
+    def abort(self, group_ids: Sequence[str]) -> None:
+        """Give groups up, which frees their slots; `poll` never returns them."""
+        for number, held in self._routing.withdraw(group_ids).items():
+            self._group[number].abort.remote(held)
+            if self.engines[number].health.samples:
+                self._give_out([number])
+
+    def _give_out(self, numbers: Sequence[int]) -> None:
+        for number, share in self._routing.assign(numbers).items():
+            self._group[number].submit.remote(share, self._together)
+            self._ensure_open(number)
+
+    def _ensure_open(self, number: int) -> None:
+        engine = self.engines[number]
+        if not engine.asked:
+            collect = self._group[number].collect.options(num_returns=2)
+            metas, batch = collect.remote(self.heartbeat_s)
+            self._open[metas] = (number, batch)
+            engine.asked, engine.answered = True, self._clock()
+
+    def poll(self, *, wait: bool = True) -> list[RolloutGroup]:
+        """Groups that finished, possibly none; waits a heartbeat at most, or not at all.
+
+        Raises:
+            WorkerError: when a worker keeps dying, or sampling fails for another reason.
+        """
+        if self._kept:
+            kept, self._kept = self._kept, []
+            return kept
+        if wait:
+            self.maintain()
+        if not self._open:
+            if wait and self.num_in_flight:
+                time.sleep(UNPLACED_S)
+            return []
+        ready = self._group.ready(list(self._open), timeout_s=HEARTBEAT_S if wait else 0.0)
+        finished = [group for ref in ready for group in self._answer(ref)]
+        self._judge_silence()
+        return finished
+
+    def _answer(self, ref: Any) -> list[RolloutGroup]:
+        number, batch = self._open.pop(ref)
+        engine = self.engines[number]
+        engine.asked = False
+        try:
+            collected: Collected = self._group.answer(ref)
+        except ray.exceptions.RayError as error:
+            if not died(error):
+                raise WorkerError(f"rollout.collect, engine {number}: {error}") from error
+            self.lose(number, str(getattr(error, "cause", None) or error))
+            return []
+        engine.answered = self._clock()
+        engine.see(Event.ANSWERED)
+        engine.load = collected.load
+        self._preemptions += collected.load.preemptions
+        if collected.metas:
+            engine.deaths = 0
+        self._routing.observe(number, collected.load)
+        groups = self._split(collected.metas, batch)
+        if engine.health.samples:
+            self._give_out([number])
+        if self._routing.outstanding(number):
+            self._ensure_open(number)
+        return groups
+
+    def _judge_silence(self) -> None:
+        if self._clock() - self._judged < JUDGE_EVERY_S:
+            return
+        self._judged = self._clock()
+        for number, _ in list(self._open.values()):
+            engine = self.engines[number]
+            silence_s = self._clock() - engine.answered
+            if silence_s > self._silence_s:
+                # The process may hang rather than be gone; Ray constructs it anew.
+                self._group.kill(number)
+                self.lose(number, f"no heartbeat for {silence_s:.0f} s")
+            elif silence_s > 2 * self.heartbeat_s:
+                engine.see(Event.SILENT)
+
+    def lose(self, number: int, why: str) -> None:
+        """Take note that an engine is dead; its unfinished groups are sampled again elsewhere."""
+        engine = self.engines[number]
+        engine.see(Event.DIED)
+        engine.loss_reason = why
+        self._lost += 1
+        engine.deaths += 1
+        self._orphan(number)
+
+    def loss_report(self, number: int) -> str:
+        """How often an engine died without finishing a group, and why the last time."""
+        engine = self.engines[number]
+        return (
+            f"rollout engine {number} died {engine.deaths} times without finishing a group, the "
+            f"last time because: {engine.loss_reason}"
+        )
+
+    def _orphan(self, number: int) -> None:
+        """What an engine holds is for the others to sample."""
+        engine = self.engines[number]
+        self._open = {ref: own for ref, own in self._open.items() if own[0] != number}
+        engine.asked, engine.load = False, EngineLoad()
+        self._resampled += self._routing.orphan(number)
+        self._give_out(self.sampling())
+
+    def admit(self, number: int) -> None:
+        """Let an engine sample again, once its weights are attested."""
+        self.engines[number].see(Event.ATTESTED)
+        self._give_out(self.sampling())
+
+    def add(self, number: int) -> None:
+        """Know of one more engine of the group, which has yet to start and to be admitted."""
+        joining = EngineRecord(answered=self._clock(), health=Health.RESTARTING)
+        self.engines[number] = joining
+
+    def retire(self, number: int) -> None:
+        """Give an engine no more prompts; it goes on with those that it holds."""
+        self.engines[number].see(Event.LEAVE)
+
+    def idle(self, number: int) -> bool:
+        """Whether an engine holds no group."""
+        return self._routing.outstanding(number) == 0
+
+    def remove(self, number: int) -> None:
+        """Forget an engine that is given no prompts; what it holds is sampled again elsewhere."""
+        self._orphan(number)
+        del self.engines[number]
+
+    def _refuse_deaths(self) -> None:
+        for number, engine in self.engines.items():
+            if engine.health is Health.DEAD:
+                raise EnginesLostError(f"{self.loss_report(number)}; nobody is there to restart it")
+
+    def wait(self, group_ids: Sequence[str]) -> list[RolloutGroup]:
+        """Exactly these groups, once all are finished; others are kept for the next `poll`."""
+        wanted = set(group_ids)
+        found: list[RolloutGroup] = []
+        others: list[RolloutGroup] = []
+        while len(found) < len(wanted):
+            for group in self.poll():
+                (found if group.group_id in wanted else others).append(group)
+        self._kept.extend(others)
+        return found
+
+    def _split(self, metas: Sequence[TrajectoryMeta], batch: Any) -> list[RolloutGroup]:
+        groups, start = [], 0
+        while start < len(metas):
+            group_id, end = metas[start].group_id, start
+            while end < len(metas) and metas[end].group_id == group_id:
+                end += 1
+            if self._routing.finish(group_id):
+                siblings = tuple(metas[start:end])
+                groups.append(
+                    RolloutGroup(group_id=group_id, metas=siblings, batch=batch, start=start)
+                )
+            start = end
+        return groups

@@ -1,0 +1,287 @@
+"""Publication: the learner's weights into every engine, and the proof that they arrived.
+
+The learner sends; then each engine says which version it has, what arrived, and how likely it finds
+a fixed probe, and the learner says the same of itself. `Attestation` compares, and a disagreement
+ends the run with the names of the tensors. In float32 the tolerance is a number of the
+configuration; in other types it is the gap that was measured before the first step, when both sides
+held the same weights for certain, times a factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+from typing import Protocol
+
+from conf.schema import TrainConfig
+from orchestrator.fleet.colocation import Colocation
+from orchestrator.fleet.fleet import Fleet
+from orchestrator.fleet.health import Health
+from workers.data.prompts import PromptSet
+from workers.learner.weight_client import Destination
+from workers.weight_sync.attestation import (
+    Attestation,
+    AttestationError,
+    EngineEvidence,
+    ProbeGap,
+    Tolerance,
+)
+from workers.weight_sync.endpoint import PublishReport
+from workers.worker_group import WorkerError, WorkerGroup
+
+PROBE_PROMPTS = 8
+PROBE_TOKENS = 64  # of each prompt, at most
+COLLECTIVE = ("gloo", "nccl")  # transports in which every engine waits for the others
+INNER_SHARE = 0.9  # of the limit, for the learner's own waits: who is behind one, it knows best
+PLAUSIBLE_NOISE = 0.2  # mean |gap| of log-probs above which no arithmetic type explains it
+
+
+class Publishing(Protocol):
+    """What the training loop asks of whoever spreads its weights."""
+
+    def begin(self, version: int) -> dict[str, float]:
+        """Bring whoever samples to the learner's present weights, before the first step."""
+
+    def publish(self, version: int, *, stepped: bool) -> dict[str, float]:
+        """Spread the learner's weights under the label `version`; metrics.
+
+        Args:
+            version: one more than the last.
+            stepped: whether the optimizer changed anything since.
+        """
+
+
+class Publisher:
+    """All publications of a run: `Publishing` to its engines."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        learner: WorkerGroup,
+        config: TrainConfig,
+        *,
+        probe_prompts: PromptSet,
+        colocation: Colocation,
+    ) -> None:
+        self._fleet, self._learner, self._config = fleet, learner, config
+        self._colocation = colocation
+        self._prompts = probe_prompts
+        self._limit_s = config.cluster.timeouts.publish_s
+        self._version, self._stepped = 0, False  # of the last publication
+        self._connected: list[int] = []  # engines that the learner sends to
+        self._probe: list[list[int]] = []
+        self._attestation: Attestation | None = None
+
+    def begin(self, version: int) -> dict[str, float]:
+        """Connect learner and engines, publish the present weights, and set the tolerance."""
+        config = self._config
+        numbers = self._fleet.workers.ranks
+        self._connect(numbers)
+        self._probe = self._choose_probe()
+        learner = self._learner
+        expected = learner.call_first("parameter_names", timeout_s=self._limit_s)
+        tolerance = Tolerance.rounding(config.rollout.probe_tolerance)
+        if config.rollout.dtype != "float32" or config.model.dtype != "float32":
+            self._version = version
+            _, engines, own = self._send(numbers)
+            if not engines:
+                raise WorkerError("no rollout engine outlived the first publication; see its log")
+            tolerance = self._above_noise(version, engines, own)
+        self._attestation = Attestation(expected=expected, tolerance=tolerance)
+        return self.publish(version, stepped=False)
+
+    def _connect(self, numbers: list[int]) -> None:
+        rollout, fleet = self._config.rollout, self._fleet
+        to = Destination(
+            transport=fleet.launcher.transport,
+            dtype=rollout.dtype,
+            engines={number: fleet.workers[number] for number in numbers},
+            nodes={number: fleet.launcher.node(number) or f"of {number}" for number in numbers},
+            workers_per_engine=rollout.tensor_parallel_size,
+            timeout_s=self._limit_s * INNER_SHARE,
+        )
+        self._learner.call("connect", to, timeout_s=self._limit_s)
+        self._connected = list(numbers)
+
+    def publish(self, version: int, *, stepped: bool) -> dict[str, float]:
+        """Send the learner's weights to all engines under the label `version`.
+
+        Args:
+            version: one more than the last.
+            stepped: whether the optimizer changed anything since.
+
+        Raises:
+            AttestationError: with the names of the tensors.
+            WorkerError: when a rank or an engine does not answer.
+        """
+        self._version, self._stepped = version, stepped or self._stepped
+        return self.republish()
+
+    def republish(self) -> dict[str, float]:
+        """Give the last version to all engines that run, and admit those that had none yet.
+
+        Learner and engines meet anew when one joined or is gone. With no engine there is nothing to
+        do: the first that starts is given the last version.
+
+        Raises:
+            AttestationError: with the names of the tensors.
+        """
+        pool = self._fleet.pool
+        numbers = self._answering()
+        if not numbers:
+            return {}
+        joining = [number for number in numbers if pool.engines[number].health is Health.STALE]
+        try:
+            if joining or numbers != self._connected:
+                self._connect(numbers)
+            report, engines, own = self._send(numbers)
+        except WorkerError:
+            self._connected = []
+            if self._fleet.launcher.transport != "gloo" or self._answering() == numbers:
+                raise  # NCCL hangs with whoever waits; or all are there, and it was no engine
+            return self.republish()
+        if not engines:
+            return {}
+        metrics = self._judge(report, engines, own, stepped=self._stepped)
+        self._stepped = False
+        for number in joining:
+            if pool.engines[number].health is Health.STALE:  # it outlived the publication
+                pool.admit(number)
+        return metrics
+
+    def _answering(self) -> list[int]:
+        """Engines that run. Over a collective they are asked: one that is gone would stall all."""
+        pool, workers = self._fleet.pool, self._fleet.workers
+        numbers = [
+            number
+            for number, engine in pool.engines.items()
+            if engine.health.follows or engine.health is Health.STALE
+        ]
+        if self._fleet.launcher.transport not in COLLECTIVE:
+            return numbers
+        asked = workers.only(numbers).start("engine_call", "version", timeout_s=self._limit_s)
+        alive = asked.survivors()
+        for number in numbers:
+            if number not in alive:
+                pool.lose(number, "it did not answer before a publication")
+        return list(alive)
+
+    def _send(self, numbers: list[int]) -> tuple[PublishReport, list[EngineEvidence], list[float]]:
+        """What the sender, every engine that lives, and the learner say of a publication."""
+        learner = self._learner
+        rollouts = self._fleet.workers.only(numbers)
+        self._colocation.receive()
+        report: PublishReport = learner.call("publish", self._version, timeout_s=self._limit_s)[0]
+        self._colocation.generate()
+        engines = rollouts.start("attest", self._probe, timeout_s=self._limit_s)
+        own = learner.start("probe", self._probe, timeout_s=self._limit_s)
+        answers = engines.survivors()
+        for number in numbers:
+            if number in report.lost or number not in answers:
+                answers.pop(number, None)
+                self._fleet.pool.lose(number, "it did not outlive a publication")
+        evidence = [
+            EngineEvidence(
+                engine_id=number,
+                version=version,
+                received=received,
+                probe_logprobs=list(chain.from_iterable(probe)),
+            )
+            for number, (version, received, probe) in answers.items()
+        ]
+        return report, evidence, list(chain.from_iterable(own.result()[0]))
+
+    def _judge(
+        self,
+        report: PublishReport,
+        engines: list[EngineEvidence],
+        own: list[float],
+        *,
+        stepped: bool,
+    ) -> dict[str, float]:
+        assert self._attestation is not None, "begin comes before publish"
+        metrics = self._attestation.check(
+            report,
+            engines,
+            learner_logprobs=own,
+            optimizer_stepped=stepped,
+            diagnose=self._diagnose(report),
+        )
+        phases = {f"publication/{name}_s": value for name, value in report.seconds.items()}
+        bandwidth = report.num_bytes / max(report.seconds["total"], 1e-9)
+        if report.copy_bytes_per_s is not None:
+            metrics["publication/copy_frac"] = bandwidth / report.copy_bytes_per_s
+        return {
+            **metrics,
+            **phases,
+            "publication/bytes": float(report.num_bytes),
+            "publication/bytes_per_s": bandwidth,
+        }
+
+    def _diagnose(self, report: PublishReport):  # type: ignore[no-untyped-def]
+        def ask(engine_id: int) -> Mapping[str, str]:
+            expected = {name: list(value) for name, value in report.fingerprints.items()}
+            asked = self._fleet.workers.start_one(
+                engine_id, "engine_call", "diagnose", expected, timeout_s=self._limit_s
+            )
+            found: Mapping[str, str] = asked.result()[0]
+            return found
+
+        return ask
+
+    def _choose_probe(self) -> list[list[int]]:
+        prompts = [self._prompts[row].prompt for row in range(len(self._prompts))[:PROBE_PROMPTS]]
+        encoded: list[list[int]] = self._fleet.workers.call_first(
+            "encode", prompts, timeout_s=self._limit_s
+        )
+        room = min(PROBE_TOKENS, self._config.rollout.max_model_len - 1)
+        return [tokens[:room] for tokens in encoded if len(tokens) > 1]
+
+    @staticmethod
+    def _above_noise(version: int, engines: list[EngineEvidence], own: list[float]) -> Tolerance:
+        gaps = [ProbeGap.between(own, engine.probe_logprobs) for engine in engines]
+        floor = ProbeGap(mean=max(gap.mean for gap in gaps), max=max(gap.max for gap in gaps))
+        if not floor.mean <= PLAUSIBLE_NOISE:
+            fault = (
+                f"with equal weights learner and engines differ by {floor.mean:.3g} on average, "
+                f"more than arithmetic explains ({PLAUSIBLE_NOISE:g}); check rollout.dtype, "
+                "model.dtype and whether vLLM supports this architecture"
+            )
+            raise AttestationError(version, {}, [fault])
+        return Tolerance.above_noise(floor)
+
+
+class FixedWeights:
+    """`Publishing` where nothing learns: engines sample with what they loaded.
+
+    Args:
+        fleet: the rollout side of the run.
+        timeout_s: longest that the engines may take to label their weights.
+    """
+
+    def __init__(self, fleet: Fleet, *, timeout_s: float) -> None:
+        self._fleet, self._timeout_s, self._version = fleet, timeout_s, 0
+
+    def begin(self, version: int) -> dict[str, float]:
+        """Take note of the label that the engines were started with."""
+        self._version = version
+        return {}
+
+    def publish(self, version: int, *, stepped: bool) -> dict[str, float]:
+        """Refuse: there are no other weights to publish."""
+        raise AssertionError(f"version {version} (stepped={stepped}) of weights that never change")
+
+    def republish(self) -> dict[str, float]:
+        """Label the weights of engines that started since, and admit these engines."""
+        pool = self._fleet.pool
+        started = [number for number, own in pool.engines.items() if own.health is Health.STALE]
+        labels = self._fleet.workers.only(started).start(
+            "engine_call", "set_version", self._version, timeout_s=self._timeout_s
+        )
+        answers = labels.survivors()
+        for number in started:
+            if number in answers:
+                pool.admit(number)
+            else:
+                pool.lose(number, "it died while its weights were labelled")
+        return {}

@@ -1,0 +1,119 @@
+"""Which engine samples which group: a pure account of who holds what, and of what waits.
+
+Groups go to the engine with the least outstanding samples among those below their limit; what
+exceeds every limit waits here, so that it goes to whichever engine is free first. A group stays on
+one engine with all its siblings and turns, whose prefix that engine's cache holds. Nothing here
+calls an engine or knows whether one lives: `rollout_pool` does.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, deque
+from collections.abc import Iterable
+
+from orchestrator.fleet.concurrency import Concurrency
+from workers.data.requests import EngineLoad, GroupRequest
+
+
+class Routing:
+    """Groups in flight, by the number of the engine that holds them.
+
+    Args:
+        concurrency: where the limit of an engine starts; None sets no limit.
+    """
+
+    def __init__(self, *, concurrency: Concurrency | None) -> None:
+        self._start = concurrency
+        self._limits: dict[int, Concurrency] = {}  # of engines that reported
+        self._outstanding: Counter[int] = Counter()  # samples
+        self._held: dict[str, tuple[int, GroupRequest]] = {}
+        self._queue: deque[GroupRequest] = deque()
+
+    @property
+    def num_groups(self) -> int:
+        """Groups that wait or are held."""
+        return len(self._queue) + len(self._held)
+
+    @property
+    def num_queued(self) -> int:
+        """Groups that no engine holds yet."""
+        return len(self._queue)
+
+    def outstanding(self, engine: int) -> int:
+        """Samples of unfinished groups that the engine holds."""
+        return self._outstanding[engine]
+
+    def limit(self, engine: int) -> int | None:
+        """Samples that the engine may hold."""
+        control = self._limits.get(engine, self._start)
+        return None if control is None else control.limit
+
+    def add(self, requests: Iterable[GroupRequest]) -> None:
+        """Groups to sample, behind those that wait already."""
+        self._queue.extend(requests)
+
+    def assign(self, engines: Iterable[int]) -> dict[int, list[GroupRequest]]:
+        """Give out what fits, oldest first.
+
+        Args:
+            engines: who may sample.
+
+        Returns:
+            Groups by the engine that is to begin them.
+        """
+        shares: dict[int, list[GroupRequest]] = {}
+        if not self._queue:
+            return shares
+        least = [(self._outstanding[engine], engine) for engine in engines]
+        heapq.heapify(least)
+        while self._queue and least:
+            held, engine = least[0]
+            request, limit = self._queue[0], self.limit(engine)
+            total = held + request.num_samples
+            if held and limit is not None and total > limit:
+                heapq.heappop(least)
+                continue
+            self._held[request.group_id] = (engine, self._queue.popleft())
+            self._outstanding[engine] = total
+            shares.setdefault(engine, []).append(request)
+            heapq.heapreplace(least, (total, engine))
+        return shares
+
+    def finish(self, group_id: str) -> bool:
+        """The group is no longer held; False where it was withdrawn before."""
+        if group_id not in self._held:
+            return False
+        engine, request = self._held.pop(group_id)
+        self._outstanding[engine] -= request.num_samples
+        return True
+
+    def withdraw(self, group_ids: Iterable[str]) -> dict[int, list[str]]:
+        """Forget groups; those that an engine holds, by engine, for it to abort."""
+        unwanted = dict.fromkeys(group_ids)
+        self._queue = deque(r for r in self._queue if r.group_id not in unwanted)
+        held: dict[int, list[str]] = {}
+        for group_id in unwanted:
+            if group_id in self._held:
+                held.setdefault(self._held[group_id][0], []).append(group_id)
+                self.finish(group_id)
+        return held
+
+    def orphan(self, engine: int) -> int:
+        """Put what a dead engine held before all that waits; how many groups these are.
+
+        Its limit starts again, as the engine does.
+        """
+        orphans = [request for owner, request in self._held.values() if owner == engine]
+        for request in orphans:
+            self.finish(request.group_id)
+        self._queue.extendleft(reversed(orphans))
+        self._limits.pop(engine, None)
+        return len(orphans)
+
+    def observe(self, engine: int, load: EngineLoad) -> None:
+        """Move the engine's limit by what it reports, before its finished groups are taken off."""
+        control = self._limits.get(engine, self._start)
+        if control is not None:
+            held = self._outstanding[engine]
+            self._limits[engine] = control.observe(load, outstanding=held)

@@ -1,0 +1,1 @@
+"""Check a configuration before anything expensive starts, and say what it will cost."""

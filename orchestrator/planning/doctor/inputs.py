@@ -1,0 +1,106 @@
+"""Checks of the run's inputs: model folder, tokenizer, chat template, prompts. Nothing is built."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from conf.schema import TrainConfig
+from orchestrator.planning.doctor.findings import Finding, fault, note, ok
+from orchestrator.planning.sources import check_context, model_folder, prompt_sets
+from workers.data.prompts import PromptEncoder, PromptSet
+from workers.tasks.local_copy import source_files
+
+SAMPLED_PROMPTS = 64
+
+
+def check(config: TrainConfig) -> list[Finding]:
+    """Model first, then what the model's tokenizer makes of the prompts."""
+    prompts, about_data = data(config)
+    return [*model(config), *about_data, *tokenizer(config, prompts)]
+
+
+def model(config: TrainConfig) -> Iterator[Finding]:
+    """Whether the folder is a model that can be loaded: every shard is read to its last byte."""
+    if config.model.path is None:
+        yield ok("model", f"{config.model.name}, built on first use")
+        return
+    try:
+        folder = model_folder(config.model)
+        check_context(folder, config.rollout.max_model_len)
+    except ValueError as error:
+        yield fault("model", str(error), "put a local copy of the model there, or set model.path")
+        return
+    problems = list(_broken_shards(folder))
+    if problems:
+        yield fault("model", "; ".join(problems), "copy the model's folder again")
+    else:
+        yield ok("model", f"{folder}: configuration and weights are readable")
+
+
+def _broken_shards(folder: Path) -> Iterator[str]:
+    from safetensors import SafetensorError, safe_open
+
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        named = set(json.loads(index.read_text())["weight_map"].values())
+        yield from (f"{name} is missing" for name in sorted(named) if not (folder / name).exists())
+    for shard in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(shard, framework="np") as weights:
+                if not list(weights.keys()):
+                    yield f"{shard.name} holds no tensor"
+        except (SafetensorError, OSError) as error:
+            yield f"{shard.name}: {error}"
+
+
+def data(config: TrainConfig) -> tuple[PromptSet | None, list[Finding]]:
+    """The training prompts, where they are there already or take no time to make."""
+    build: Any = config.data.build
+    try:
+        if build is not None and "source" in build:
+            files = source_files(build["source"])
+            return None, [ok("data", f"{len(files)} files to convert, below {build['source']}")]
+        prompts, _ = prompt_sets(config.data)
+    except ValueError as error:
+        return None, [fault("data", str(error), "see data.build.source, or data.train_path")]
+    return prompts, [ok("data", f"{len(prompts)} prompts: {prompts.path}")]
+
+
+def tokenizer(config: TrainConfig, prompts: PromptSet | None) -> Iterator[Finding]:
+    """Whether the prompts pass through the model's tokenizer and chat template."""
+    if config.model.path is None or not Path(config.model.path).is_dir():
+        return
+    try:
+        encoder = PromptEncoder(config.model.path, config.data.max_prompt_tokens)
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        yield fault("tokenizer", f"can't be loaded: {first}", "copy the tokenizer's files, too")
+        return
+    if prompts is None:
+        yield ok("tokenizer", "loads")
+        return
+    sample = [prompts[row].prompt for row in range(min(SAMPLED_PROMPTS, len(prompts)))]
+    chats = [prompt for prompt in sample if not isinstance(prompt, str)]
+    try:
+        refused = [why for prompt in sample if (why := encoder.encode(prompt)[1])]
+    except ValueError as error:  # transformers: no chat template
+        yield fault(
+            "chat template",
+            f"{len(chats)} of {len(sample)} prompts are chats: {str(error).splitlines()[0]}",
+            "use an instruct model, or prompts of plain text",
+        )
+        return
+    if len(refused) == len(sample):
+        yield fault("tokenizer", refused[0], "raise data.max_prompt_tokens")
+    elif refused:
+        yield note(
+            "tokenizer",
+            f"{len(refused)} of {len(sample)} prompts would be dropped: {refused[0]}",
+            "raise data.max_prompt_tokens, or accept it",
+        )
+    else:
+        kind = "with the chat template" if chats else "as plain text"
+        yield ok("tokenizer", f"encodes {len(sample)} prompts {kind}")

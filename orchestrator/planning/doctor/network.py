@@ -1,0 +1,120 @@
+"""Checks of what processes need of each other: ports, Ray's resources, NCCL."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+
+from conf.schema import TrainConfig
+from orchestrator.planning.capacity import planned_transport
+from orchestrator.planning.doctor.findings import Finding, fault, note, ok
+
+CONNECT_S = 3.0
+
+
+def check(config: TrainConfig, *, references: bool, critic: bool = False) -> list[Finding]:
+    """Ports, then Ray, then NCCL."""
+    return [ports(), *ray_resources(config, references=references, critic=critic), *nccl(config)]
+
+
+def ports() -> Finding:
+    """Whether a port that is opened on this machine's own address can be reached."""
+    from ray.util import get_node_ip_address
+
+    address = get_node_ip_address()
+    with socket.socket() as server:
+        try:
+            server.bind((address, 0))
+            server.listen(1)
+            with socket.create_connection(server.getsockname(), timeout=CONNECT_S):
+                return ok("ports", f"{address} opens and reaches its own ports")
+        except OSError as error:
+            return fault(
+                "ports",
+                f"{address} does not reach a port that it opened: {error}",
+                "mend the hostname's address (/etc/hosts) or the firewall between the nodes",
+            )
+
+
+def ray_resources(
+    config: TrainConfig, *, references: bool, critic: bool = False
+) -> Iterator[Finding]:
+    """What every process asks of Ray against what Ray has, or will have."""
+    from orchestrator.planning.placement import bundles
+
+    ranks = config.learner.num_ranks
+    wanted = bundles(
+        config,
+        num_ranks=ranks,
+        num_references=ranks if references else 0,
+        num_critics=config.critic.num_ranks if critic else 0,
+    )
+    cpus, gpus = (sum(bundle[kind] for bundle in wanted) for kind in ("CPU", "GPU"))
+    address = config.cluster.address
+    if address is None:
+        if cpus > config.cluster.num_cpus:
+            yield fault(
+                "Ray",
+                f"the roles take {cpus:g} CPUs, cluster.num_cpus={config.cluster.num_cpus}",
+                "raise cluster.num_cpus (logical CPUs), or lower what the roles take",
+            )
+        else:
+            yield ok("Ray", f"its own: {cpus:g} of {config.cluster.num_cpus} logical CPUs")
+        return
+    mode = os.environ.get("RAY_AUTH_MODE")
+    try:
+        have = _cluster_resources(address)
+    except Exception as error:  # Ray's own: no cluster, another version, a wrong token
+        yield fault(
+            "Ray",
+            f"cluster.address={address} (RAY_AUTH_MODE={mode}): {str(error).splitlines()[0]}",
+            "start it (ray start --head), use its version of Ray, and the same RAY_AUTH_MODE and "
+            "token on every node",
+        )
+        return
+    text = (
+        f"{address}: {cpus:g} of {have.get('CPU', 0):g} CPUs, {gpus:g} of "
+        f"{have.get('GPU', 0):g} GPUs"
+    )
+    if cpus > have.get("CPU", 0) or gpus > have.get("GPU", 0):
+        yield fault("Ray", text, "add nodes, or choose a smaller cluster=")
+    else:
+        yield ok("Ray", text)
+
+
+def _cluster_resources(address: str) -> dict[str, float]:
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if separator and port.isdigit():  # Ray itself would go on trying for long
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    import ray
+
+    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    try:
+        return dict(ray.cluster_resources())
+    finally:
+        ray.shutdown()
+
+
+def nccl(config: TrainConfig) -> Iterator[Finding]:
+    """NCCL, where weights or gradients travel by it."""
+    if not (config.cluster.learner.num_gpus or planned_transport(config) == "nccl"):
+        return
+    import torch
+
+    if config.cluster.address is not None and not torch.cuda.is_available():
+        yield note(
+            "NCCL",
+            "this machine has no GPU to ask",
+            "run ballast doctor on a node that has one",
+        )
+    elif not torch.cuda.is_available():
+        yield fault(
+            "NCCL",
+            f"rollout.transport={planned_transport(config)}, but torch {torch.__version__} sees no "
+            "CUDA device",
+            "choose a cluster= without GPUs, or mend the driver (nvidia-smi)",
+        )
+    else:
+        version = ".".join(map(str, torch.cuda.nccl.version()))
+        yield ok("NCCL", f"{version}, CUDA {torch.version.cuda}")

@@ -1,0 +1,40 @@
+"""All checks in order, and the cheap ones that `train` runs by itself."""
+
+from __future__ import annotations
+
+from algorithms.algorithm import Algorithm
+from conf.schema import TrainConfig
+from orchestrator.planning import plan
+from orchestrator.planning.capacity import needs_critic, needs_reference
+from orchestrator.planning.doctor import inputs, machine, network
+from orchestrator.planning.doctor.findings import Finding, fault, faults, ok
+
+
+def examine(config: TrainConfig, algorithm: Algorithm) -> list[Finding]:
+    """Every finding about this machine and this configuration; starts no engine."""
+    references, critic = needs_reference(config, algorithm), needs_critic(config, algorithm)
+    findings = [_plan(config, algorithm)]
+    findings += machine.check(config, references=references, critic=critic)
+    findings += inputs.check(config)
+    findings += network.check(config, references=references, critic=critic)
+    return findings
+
+
+def _plan(config: TrainConfig, algorithm: Algorithm) -> Finding:
+    try:
+        plan.check(config, algorithm)
+    except ValueError as error:
+        return fault("plan", str(error), "ballast train dry_run=true shows the whole plan")
+    return ok("plan", f"{config.run_name}: the configuration fits cluster={config.cluster.name}")
+
+
+def require_machine(config: TrainConfig, algorithm: Algorithm) -> None:
+    """The checks that cost milliseconds.
+
+    Raises:
+        ValueError: with every fault and its remedy.
+    """
+    references, critic = needs_reference(config, algorithm), needs_critic(config, algorithm)
+    found = faults(machine.check(config, references=references, critic=critic))
+    if found:
+        raise ValueError("; ".join(f"{f.subject}: {f.text} ({f.remedy})" for f in found))

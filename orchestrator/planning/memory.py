@@ -1,0 +1,271 @@
+"""What a run needs of every GPU, computed from sizes alone: no weights, no GPU, nothing started.
+
+Not a measurement: an estimate of what must be there at once, good enough to refuse a cluster that
+can't hold the run and to say by how much. Data flows from the configuration and a model's
+architecture to bytes per process, and from there to `plan`.
+
+Legend: P parameters, N ranks, T tokens of a micro-batch on one rank, L layers, h hidden size, i
+feed-forward size, q = heads x head_dim, k = key/value heads x head_dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from conf.schema import AdapterConfig, ArchitectureConfig, TrainConfig
+from orchestrator.planning.architecture import architecture_of, num_parameters
+
+GIB = 2**30
+# CUDA context, buffers of NCCL and cuBLAS, what the allocator can't reuse, and the chunk of a
+# weight publication: of every process, by experience with 80 GB devices.
+RESERVE_BYTES = 4 * GIB
+HEAD_BYTES = 3 * 64 * 2**20  # logits, softmax and gradient of one chunk of the language-model head
+LIVE_PARAMETERS = 100_000_000  # that ZeRO-3 keeps gathered, workers/engines/zero/settings.py
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# What a role that takes turns keeps on the GPU out of turn, orchestrator/fleet/colocation.py.
+RESTING = {"rollout": ("reserve",), "learner": ("weights", "gradients", "reserve")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one process keeps on its GPU.
+
+    Attributes:
+        role: rollout, learner, reference or critic.
+        parts: what -> bytes.
+    """
+
+    role: str
+    parts: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        """Bytes."""
+        return sum(self.parts.values())
+
+    def resting(self) -> Share:
+        """What stays on the GPU while a colocated role is not at work."""
+        kept = {name: size for name, size in self.parts.items() if name in RESTING[self.role]}
+        return Share(role=self.role, parts=kept)
+
+    def __str__(self) -> str:
+        terms = " + ".join(f"{name} {size / GIB:.1f}" for name, size in self.parts.items() if size)
+        return f"{self.role}: {terms} = {self.total / GIB:.1f} GiB"
+
+
+def num_trained(config: TrainConfig, model: ArchitectureConfig) -> int:
+    """Parameters with a gradient: all, or A and B beside every linear layer, (in + out) x rank.
+
+    An adapter on fewer layers is counted as one on all of them.
+    """
+    adapter = config.model.adapter
+    if not adapter.trains:
+        return num_parameters(model)
+    queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    attention = 2 * (model.hidden_size + queries) + 2 * (model.hidden_size + keys)
+    feed_forward = 3 * (model.hidden_size + model.intermediate_size)
+    return model.num_layers * adapter.rank * (attention + feed_forward)
+
+
+def kv_bytes_per_token(model: ArchitectureConfig, config: TrainConfig) -> float:
+    """Keys and values of one token on one device of an engine."""
+    heads = max(1.0, model.num_kv_heads / config.rollout.tensor_parallel_size)
+    element = ELEMENT_BYTES[config.rollout.dtype]
+    return 2 * model.num_layers * heads * model.head_dim * element
+
+
+def layer_bytes_per_token(model: ArchitectureConfig, element: int) -> float:
+    """What autograd saves of one layer for every token: norms in float32, the rest in `element`.
+
+    Two norms keep their input, their output and its cast, the feed-forward network four tensors of
+    size i, attention seven of size q (with keys and values repeated to all heads).
+    """
+    queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    norms = 2 * model.hidden_size * (8 + (element if element < 4 else 0))
+    saved = 4 * model.intermediate_size + 7 * queries + (3 * (queries + keys) * model.qk_norm)
+    return norms + element * saved
+
+
+def policy_share(
+    config: TrainConfig, model: ArchitectureConfig, *, num_ranks: int, trains: bool
+) -> Share:
+    """One rank of the learner, or of a policy that only scores.
+
+    Weights, gradients and AdamW's moments are float32. From stage 1 on DeepSpeed keeps a second
+    float32 copy of the partition that it steps.
+    """
+    learner = config.learner
+    stage, parameters = learner.zero_stage, num_parameters(model)
+    offloaded = learner.offload_params
+    if not trains:
+        stage, offloaded = config.reference.stage(learner), config.reference.offloads(learner)
+    weights = 4.0 * parameters / num_ranks if stage == 3 else 4.0 * parameters
+    whole = 4.0 * num_trained(config, model)
+    divided = whole / num_ranks
+    parts = {"weights": 0.0 if stage == 3 and offloaded else weights}
+    if trains:
+        on_device = not learner.offload_optimizer
+        parts["gradients"] = divided if stage >= 2 else whole
+        parts["master weights"] = divided if stage >= 1 and on_device else 0.0
+        moments = 2 * (divided if stage >= 1 else whole)
+        parts["AdamW"] = moments if learner.optimizer.name == "adamw" and on_device else 0.0
+    widest = max(LIVE_PARAMETERS, model.vocab_size * model.hidden_size)
+    parts["gathered"] = 4.0 * min(parameters, widest) if stage == 3 else 0.0
+    element = ELEMENT_BYTES[config.model.dtype]
+    parts["bf16 weights"] = element * parameters if element < 4 and stage < 3 else 0.0
+    tokens = learner.token_budget / learner.sequence_parallel_size
+    one_layer = layer_bytes_per_token(model, element) * tokens
+    if not trains:
+        kept = one_layer
+    elif learner.gradient_checkpointing:
+        kept = 4.0 * model.num_layers * model.hidden_size * tokens + one_layer
+    else:
+        kept = one_layer * model.num_layers
+    parts["activations"] = kept + HEAD_BYTES
+    parts["reserve"] = float(RESERVE_BYTES)
+    return Share(role="learner" if trains else "reference", parts=parts)
+
+
+def critic_share(config: TrainConfig, model: ArchitectureConfig) -> Share:
+    """One rank of the critic: a learner of its own settings, of the policy's architecture.
+
+    Its ranks never share a micro-batch, and all of its weights train.
+    """
+    names = [item.name for item in fields(config.learner) if hasattr(config.critic, item.name)]
+    own = {name: getattr(config.critic, name) for name in names}
+    learner = replace(config.learner, **own, sequence_parallel_size=1)
+    whole = replace(config.model, adapter=AdapterConfig())
+    alike = replace(config, learner=learner, model=whole)
+    share = policy_share(alike, model, num_ranks=config.critic.num_ranks, trains=True)
+    return replace(share, role="critic")
+
+
+def engine_share(config: TrainConfig, model: ArchitectureConfig) -> Share:
+    """One device of an engine."""
+    rollout = config.rollout
+    weights = ELEMENT_BYTES[rollout.dtype] * num_parameters(model) / rollout.tensor_parallel_size
+    return Share(
+        role="rollout",
+        parts={
+            "weights": weights,
+            "KV cache": rollout.kv_cache_gib * GIB,
+            "reserve": float(RESERVE_BYTES),
+        },
+    )
+
+
+def shares(
+    config: TrainConfig, model: ArchitectureConfig, *, references: bool, critic: bool = False
+) -> list[Share]:
+    """One process of every role that owns a part of a GPU."""
+    cluster, ranks = config.cluster, config.learner.num_ranks
+    found = []
+    if cluster.rollout.num_gpus:
+        found.append(engine_share(config, model))
+    if cluster.learner.num_gpus:
+        found.append(policy_share(config, model, num_ranks=ranks, trains=True))
+    if cluster.reference.num_gpus and references:
+        found.append(policy_share(config, model, num_ranks=ranks, trains=False))
+    if critic and config.cluster.gpus_of("critic", critic=critic):
+        found.append(critic_share(config, model))
+    return found
+
+
+def check(config: TrainConfig, *, references: bool, critic: bool = False) -> None:
+    """Refuse what a GPU of `cluster.gpu_memory_gib` can't hold.
+
+    Roles with less than a whole GPU share one, so what they keep is added; of colocated roles, what
+    engines and learner keep in each other's turn. Nothing is checked where
+    the GPU's memory or the model's sizes are unknown.
+
+    Raises:
+        ValueError: with the arithmetic and what to change.
+    """
+    model, have = architecture_of(config.model), config.cluster.gpu_memory_gib
+    if model is None:
+        return
+    _check_cache(config, model)
+    if have is None:
+        return
+    present = shares(config, model, references=references, critic=critic)
+    cluster = config.cluster
+    shared = [share for share in present if cluster.gpus_of(share.role, critic=critic) < 1]
+    at_once = [*([share] for share in present if share not in shared), shared]
+    if cluster.colocated:
+        at_once = [
+            [share.resting() if share.role == role else share for share in present]
+            for role in ("rollout", "learner")
+        ]
+    for together in at_once:
+        total = sum(share.total for share in together)
+        if total > have * GIB:
+            raise ValueError(
+                f"cluster={config.cluster.name} can't hold {config.model.name} "
+                f"({num_parameters(model) / 1e9:.2f} B parameters): "
+                f"{'; '.join(map(str, together))}; that is {total / GIB:.1f} GiB on one GPU of "
+                f"{have:g} GiB. {_remedy(config, model, together)}"
+            )
+
+
+def _check_cache(config: TrainConfig, model: ArchitectureConfig) -> None:
+    rollout = config.rollout
+    needed = kv_bytes_per_token(model, config) * rollout.max_model_len / GIB
+    if rollout.kv_cache_gib < needed:
+        raise ValueError(
+            f"rollout.kv_cache_gib={rollout.kv_cache_gib:g} can't hold one sequence: "
+            f"{kv_bytes_per_token(model, config) / 1024:g} KiB per token x rollout.max_model_len="
+            f"{rollout.max_model_len} = {needed:.2f} GiB; raise it, or choose a cluster= of GPUs"
+        )
+
+
+def _remedy(config: TrainConfig, model: ArchitectureConfig, together: list[Share]) -> str:
+    """The fewest settings of the learner that make it fit, tried in the order of their price."""
+    have = (config.cluster.gpu_memory_gib or 0.0) * GIB
+    if all(share.role == "rollout" for share in together):
+        return (
+            "Lower rollout.kv_cache_gib, raise rollout.tensor_parallel_size, or choose a cluster= "
+            "with larger GPUs"
+        )
+    engines = sum(share.total for share in together if share.role == "rollout")
+    learner, changes = config.learner, dict[str, Any]()
+    ladder: list[dict[str, Any]] = [{"gradient_checkpointing": True}, {"zero_stage": 3}]
+    ladder += [{"num_ranks": learner.num_ranks * 2**k} for k in range(1, 11)]
+    for rung in ladder:
+        changes |= {name: value for name, value in rung.items() if getattr(learner, name) != value}
+        # The critic takes these settings from the learner, unless it was given its own.
+        trial = replace(
+            config,
+            learner=replace(learner, **changes),
+            critic=replace(config.critic, **changes),
+        )
+        total = engines + sum(
+            critic_share(trial, model).total
+            if share.role == "critic"
+            else policy_share(
+                trial,
+                model,
+                num_ranks=trial.learner.num_ranks,
+                trains=share.role == "learner",
+            ).total
+            for share in together
+            if share.role != "rollout"
+        )
+        if total <= have:
+            words = " ".join(f"learner.{name}={value}" for name, value in changes.items())
+            return f"{words.replace('True', 'true')} would fit: {total / GIB:.1f} GiB"
+    return "Choose a smaller model=, or a cluster= with larger GPUs"
+
+
+def describe(config: TrainConfig, *, references: bool, critic: bool = False) -> list[str]:
+    """One line per role with a GPU, and what its key/value cache holds; empty where unknown."""
+    model = architecture_of(config.model)
+    if model is None:
+        return []
+    present = shares(config, model, references=references, critic=critic)
+    lines = [str(share) for share in present]
+    longest = kv_bytes_per_token(model, config) * config.rollout.max_model_len
+    if lines and config.cluster.rollout.num_gpus:
+        fit = config.rollout.kv_cache_gib * GIB / longest
+        lines.append(f"an engine's cache holds {fit:.0f} sequences of the greatest length")
+    return lines

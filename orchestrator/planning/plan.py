@@ -1,0 +1,257 @@
+"""The launch plan: the batch arithmetic and the placement of a run, as text. Starts nothing."""
+
+from __future__ import annotations
+
+import math
+
+from algorithms.algorithm import Algorithm
+from algorithms.conformance.rehearsal import rehearse
+from algorithms.rewards import OverlongPenalty
+from conf.schema import AdapterConfig, LearnerConfig, TrainConfig
+from orchestrator.planning import capacity
+
+
+def check(config: TrainConfig, algorithm: Algorithm) -> None:
+    """What configuration and algorithm must agree on.
+
+    Raises:
+        ValueError: names the values and the remedy.
+    """
+    if not config.trainer.learns:
+        capacity.check(config, algorithm)
+        return
+    if algorithm.needs_groups and config.rollout.samples_per_prompt < 2:
+        raise ValueError(
+            f"algorithm={algorithm.name} compares siblings of one prompt, so "
+            f"rollout.samples_per_prompt={config.rollout.samples_per_prompt} would train on "
+            "nothing; raise it to 2 or more, or choose another algorithm/advantage"
+        )
+    if config.schedule.stale == "train" and algorithm.correction is None and not algorithm.bypass:
+        raise ValueError(
+            f"schedule.stale=train with algorithm={algorithm.name}, which corrects nothing for "
+            "tokens of older weights; add algorithm/correction=tis, or set schedule.stale=drop"
+        )
+    if config.rollout.early_stop_samples and not algorithm.settles_early:
+        raise ValueError(
+            f"rollout.early_stop_samples={config.rollout.early_stop_samples} with algorithm="
+            f"{algorithm.name}, none of whose filters decides on a group before all its samples "
+            "are scored; add algorithm.filters (DynamicSampling, as in algorithm=dapo), or set 0"
+        )
+    produced = PRODUCED | ({"values"} if algorithm.needs_critic else frozenset())
+    missing = algorithm.required_columns - produced
+    if missing:
+        remedy = "choose an algorithm without it"
+        if "values" in missing:
+            remedy = "values are a critic's: start from algorithm=ppo, or set algorithm.value_loss"
+        raise ValueError(
+            f"algorithm={algorithm.name} reads {', '.join(sorted(missing))}, which no role of this "
+            f"configuration produces; {remedy}"
+        )
+    if config.cluster.colocated and algorithm.needs_critic:
+        raise ValueError(
+            f"cluster={config.cluster.name} has turns for engines and learner, and none for the "
+            f"critic of algorithm={algorithm.name}; choose an algorithm without one, or a cluster= "
+            "with cluster.colocated=false"
+        )
+    _check_critic(config, algorithm)
+    _check_adapter(config, algorithm)
+    rehearse(algorithm)
+    capacity.check(config, algorithm)
+
+
+def _check_critic(config: TrainConfig, algorithm: Algorithm) -> None:
+    """A critic that nothing reads, or settings of one that does not exist."""
+    if algorithm.needs_critic and "values" not in algorithm.credit_columns:
+        raise ValueError(
+            f"algorithm={algorithm.name} trains a critic ({algorithm.value_loss!r}) whose values "
+            f"{type(algorithm.advantage).__name__} does not read; choose algorithm/advantage=gae "
+            "or set algorithm.value_loss=null"
+        )
+    if config.critic.warmup_steps and not algorithm.needs_critic:
+        raise ValueError(
+            f"critic.warmup_steps={config.critic.warmup_steps}: algorithm={algorithm.name} has no "
+            "critic to warm up; set it to 0 or choose algorithm=ppo"
+        )
+
+
+#: Columns that some role of this system can produce; `values` only where the algorithm has a
+#: critic.
+PRODUCED = frozenset(
+    {
+        "old_logprobs",
+        "old_entropy",
+        "entropy",
+        "ref_logprobs",
+        "epoch_logprobs",
+        "rollout_logprobs",
+        "rewards",
+    }
+)
+
+
+def _notes(config: TrainConfig, algorithm: Algorithm) -> list[str]:
+    """What is allowed and may surprise."""
+    budget = config.rollout.sampling.max_new_tokens
+    return [
+        f"reward_shaping.{key} never applies: responses have at most {budget} tokens, its ramp "
+        + (
+            f"begins after {part.max_length - part.buffer}"
+            if part.ramps
+            else f"of {part.buffer} has no room in max_length={part.max_length}; set buffer"
+        )
+        for key, part in algorithm.reward_shaping.items()
+        if isinstance(part, OverlongPenalty)
+        and not (part.ramps and budget > part.max_length - part.buffer)
+    ]
+
+
+def _check_adapter(config: TrainConfig, algorithm: Algorithm) -> None:
+    rule = algorithm.reference
+    if config.model.adapter.trains and not (rule.frozen or rule.old_policy):
+        raise ValueError(
+            f"model/adapter={config.model.adapter.name} scores the reference by switching the "
+            f"adapter off, so algorithm.reference={rule!r} has no weights to move; choose "
+            "algorithm/reference=frozen, or model/adapter=none"
+        )
+
+
+def _adapter(adapter: AdapterConfig) -> str:
+    targets = adapter.target_modules
+    where = targets if isinstance(targets, str) else ", ".join(targets)
+    how = "merged" if adapter.publish == "merged" else "by itself"
+    return (
+        f"{adapter.name}, rank {adapter.rank}, alpha {adapter.alpha:g}, on {where}; published {how}"
+    )
+
+
+def describe(config: TrainConfig, algorithm: Algorithm) -> str:
+    """What would run, in a dozen lines."""
+    trainer, rollout, schedule = config.trainer, config.rollout, config.schedule
+    sequences = config.sequences_per_step
+    rows = [
+        ("run", f"{config.run_name}, {trainer.total_steps} steps, seed {config.seed}"),
+        *(_algorithm_rows(algorithm) if trainer.learns else []),
+        ("roles", ", ".join(_roles(config, algorithm))),
+        ("model", config.model.path or f"{config.model.name} (built on first use)"),
+        ("data", config.data.train_path or f"{config.data.name} (generated on first use)"),
+        (
+            "step",
+            f"{trainer.prompts_per_step} prompts x {rollout.samples_per_prompt} samples = "
+            f"{sequences} sequences, at most {sequences * config.longest} tokens",
+        ),
+        ("rollout", _rollout(config)),
+        *(_learner_rows(config, algorithm) if trainer.learns else []),
+        (
+            "schedule",
+            f"{schedule.name}, max_staleness {schedule.max_staleness}, trained in the order "
+            f"{schedule.order}; {schedule.stale} what is staler{_oversample(config)}",
+        ),
+        ("cluster", capacity.describe(config, algorithm).replace("\n", f"\n{'':>12}")),
+    ]
+    if rollout.replay.replays:
+        rows = [row for row in rows if row[0] != "schedule"]
+    profile = _profile(config)
+    rows += [("profile", profile)] if profile else []
+    return "\n".join(f"{name:>10}  {text}" for name, text in rows)
+
+
+def _algorithm_rows(algorithm: Algorithm) -> list[tuple[str, str]]:
+    columns = ", ".join(sorted(algorithm.required_columns))
+    return [
+        ("algorithm", repr(algorithm)),
+        ("columns", columns or "none beyond rewards and log-probs"),
+    ]
+
+
+def _roles(config: TrainConfig, algorithm: Algorithm) -> list[str]:
+    """Every role that is launched, and where the less obvious ones live."""
+    cluster = config.cluster
+    roles = [] if config.rollout.replay.replays else ["rollout", "reward"]
+    if not config.trainer.learns:
+        return roles
+    roles.append("learner")
+    if config.trainer.num_updates > 1 or "old_logprobs" in algorithm.credit_columns:
+        roles.append(f"actor ({cluster.actor.placement} with the learner)")
+    if capacity.needs_reference(config, algorithm):
+        roles.append("reference")
+    elif "ref_logprobs" in algorithm.required_columns:
+        roles.append("reference (the learner with its adapter switched off)")
+    if algorithm.needs_critic:
+        roles.append(f"critic ({'beside the learner' if cluster.critic.shared else 'dedicated'})")
+    return roles
+
+
+def _rollout(config: TrainConfig) -> str:
+    rollout = config.rollout
+    if rollout.replay.replays:
+        return f"no engine: the record of {rollout.replay.folder}"
+    weights = "the model's weights"
+    if config.trainer.learns:
+        weights = f"weights by {capacity.planned_transport(config)}"
+    return (
+        f"{rollout.num_engines} engines x {rollout.tensor_parallel_size} devices, "
+        f"{rollout.dtype}, {weights}"
+    )
+
+
+def _learner_rows(config: TrainConfig, algorithm: Algorithm) -> list[tuple[str, str]]:
+    """The arithmetic of an update, who computes it, and what may surprise."""
+    trainer, learner = config.trainer, config.learner
+    sequences, updates = config.sequences_per_step, trainer.updates_per_step
+    return [
+        (
+            "updates",
+            f"{sequences} / {updates} = {config.sequences_per_update} sequences per optimizer "
+            f"update, about {config.sequences_per_update / learner.num_data_parallel:g} on each "
+            f"of {_rows_owners(learner)}, packed to {learner.token_budget} tokens; "
+            f"{trainer.epochs_per_step} x {updates} = {trainer.num_updates} updates a step",
+        ),
+        (
+            "learner",
+            f"{learner.num_ranks} ranks, ZeRO-{learner.zero_stage}, {config.model.dtype}, "
+            f"{learner.optimizer.name} lr {learner.optimizer.lr:g}",
+        ),
+        *([("adapter", _adapter(config.model.adapter))] if config.model.adapter.trains else []),
+        *([("critic", _critic(config))] if algorithm.needs_critic else []),
+        *[("note", text) for text in _notes(config, algorithm)],
+    ]
+
+
+def _oversample(config: TrainConfig) -> str:
+    schedule = config.schedule
+    if schedule.oversample == 1:
+        return ""
+    begun = math.ceil(schedule.oversample * config.trainer.prompts_per_step)
+    fate = {"keep": "keep", "again": "begin again", "drop": "drop"}[schedule.leftover]
+    return f"; {begun} groups begun for {config.trainer.prompts_per_step}, {fate} the slowest"
+
+
+def _rows_owners(learner: LearnerConfig) -> str:
+    """Who gets rows of their own: ranks, or groups of ranks that share every micro-batch."""
+    size = learner.sequence_parallel_size
+    if size == 1:
+        return f"{learner.num_ranks} ranks"
+    return f"{learner.num_data_parallel} groups of {size} ranks (sequence parallel)"
+
+
+def _critic(config: TrainConfig) -> str:
+    critic = config.critic
+    text = (
+        f"{critic.num_ranks} ranks, ZeRO-{critic.zero_stage}, {config.model.dtype} under a float32 "
+        f"head, {critic.optimizer.name} lr {critic.optimizer.lr:g}, {critic.num_updates} updates "
+        "a step"
+    )
+    if critic.warmup_steps:
+        text += f"; alone in the first {critic.warmup_steps} steps"
+    return text if critic.model is None else f"{text}; starts from {critic.model}"
+
+
+def _profile(config: TrainConfig) -> str | None:
+    """Describe in one line which steps are profiled; None where none is."""
+    settings = config.learner.profile
+    if not settings.steps:
+        return None
+    text = f"updates of steps {settings.steps} on ranks {settings.ranks}"
+    if settings.memory and not config.cluster.learner.num_gpus:
+        return f"{text}; allocations are in the trace (no CUDA device, so no memory snapshot)"
+    return f"{text}, with memory snapshots" if settings.memory else text

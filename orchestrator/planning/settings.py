@@ -1,0 +1,128 @@
+"""From configuration to the settings of each engine: the only place where both are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from algorithms.algorithm import Algorithm
+from conf.schema import OptimizerConfig, TrainConfig
+from workers.engines.model.lora_settings import LoraSettings, adapted_leaves, linear_names
+from workers.engines.vllm.settings import VLLMSettings
+from workers.engines.zero.settings import OptimizerSettings, ZeroSettings
+from workers.rollout.group_play import EarlyStop
+
+
+def vllm_settings(
+    config: TrainConfig, model_path: str, *, engine_id: int, transport: str
+) -> VLLMSettings:
+    """What rollout engine number `engine_id` is told, which gets its weights by `transport`."""
+    rollout, timeouts = config.rollout, config.cluster.timeouts
+    recompute_kv = config.schedule.kv_cache == "recompute"
+    return VLLMSettings(
+        model_path=model_path,
+        device="cuda" if config.cluster.rollout.num_gpus else "cpu",
+        dtype=rollout.dtype,
+        max_model_len=rollout.max_model_len,
+        max_num_seqs=rollout.max_num_seqs,
+        tensor_parallel_size=rollout.tensor_parallel_size,
+        kv_cache_memory_bytes=int(rollout.kv_cache_gib * 2**30),
+        sleeps=config.cluster.colocated,
+        recompute_kv=recompute_kv,
+        enable_prefix_caching=recompute_kv,  # or a new prompt would be given stale keys and values
+        seed=config.seed,
+        weight_transfer_backend=transport,
+        engine_id=engine_id,
+        **_adapter_slots(config, model_path),
+        request_timeout_s=timeouts.request_s,
+        control_timeout_s=timeouts.publish_s,
+        engine_kwargs=rollout.engine_kwargs,
+    )
+
+
+def policy_settings(config: TrainConfig, model_path: str, *, trains: bool) -> ZeroSettings:
+    """What a rank of the learner, or of a policy that only scores, is told."""
+    learner, reference = config.learner, config.reference
+    return ZeroSettings(
+        model=model_path,
+        zero_stage=learner.zero_stage if trains else reference.stage(learner),
+        dtype="bf16" if config.model.dtype == "bfloat16" else "float32",
+        optimizer=optimizer_settings(config) if trains else None,
+        adapter=adapter_settings(config) if trains else None,
+        gradient_checkpointing=learner.gradient_checkpointing,
+        attention=learner.attention,
+        head_chunk=learner.head_chunk,
+        sequence_parallel_size=learner.sequence_parallel_size,
+        offload_optimizer=learner.offload_optimizer and trains,
+        offload_params=learner.offload_params if trains else reference.offloads(learner),
+        deepspeed=learner.deepspeed,
+    )
+
+
+def critic_settings(config: TrainConfig, critic_path: str) -> ZeroSettings:
+    """What a rank of the critic is told."""
+    critic = config.critic
+    return ZeroSettings(
+        model=critic_path,
+        zero_stage=critic.zero_stage,
+        dtype="bf16" if config.model.dtype == "bfloat16" else "float32",
+        optimizer=_optimizer(
+            critic.optimizer, total_steps=config.trainer.total_steps * critic.num_updates
+        ),
+        gradient_checkpointing=critic.gradient_checkpointing,
+        attention=critic.attention,
+        offload_optimizer=critic.offload_optimizer,
+        offload_params=critic.offload_params,
+        deepspeed=critic.deepspeed,
+    )
+
+
+def early_stop(config: TrainConfig, algorithm: Algorithm) -> EarlyStop | None:
+    """When the engines may spare a group the rest of its samples; never where nothing is set."""
+    samples = config.rollout.early_stop_samples
+    return EarlyStop(settled=algorithm.settled, min_samples=samples) if samples else None
+
+
+def adapter_settings(config: TrainConfig) -> LoraSettings | None:
+    """The learner's adapter, or None where its own weights train."""
+    adapter = config.model.adapter
+    if not adapter.trains:
+        return None
+    targets = adapter.target_modules
+    return LoraSettings(
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        target_modules=targets if isinstance(targets, str) else tuple(targets),
+        publish="adapter" if adapter.publish == "adapter" else "merged",
+        seed=config.seed,
+    )
+
+
+def _adapter_slots(config: TrainConfig, model_path: str) -> dict[str, Any]:
+    """What an engine keeps free for an adapter that is published by itself."""
+    adapter = adapter_settings(config)
+    if adapter is None or adapter.publish == "merged":
+        return {}
+    layers = adapted_leaves(adapter.target_modules, linear_names(Path(model_path)))
+    return {"adapter_rank": adapter.rank, "adapter_layers": layers}
+
+
+def optimizer_settings(config: TrainConfig) -> OptimizerSettings:
+    """The learner's optimizer, whose schedule ends with the run."""
+    trainer = config.trainer
+    steps = trainer.total_steps - config.critic.warmup_steps
+    return _optimizer(config.learner.optimizer, total_steps=steps * trainer.num_updates)
+
+
+def _optimizer(optimizer: OptimizerConfig, *, total_steps: int) -> OptimizerSettings:
+    return OptimizerSettings(
+        name="adamw" if optimizer.name == "adamw" else "sgd",
+        lr=optimizer.lr,
+        betas=(optimizer.betas[0], optimizer.betas[1]),
+        eps=optimizer.eps,
+        weight_decay=optimizer.weight_decay,
+        max_grad_norm=optimizer.max_grad_norm,
+        schedule=optimizer.schedule,
+        warmup_steps=optimizer.warmup_steps,
+        total_steps=total_steps,
+    )

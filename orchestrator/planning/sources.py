@@ -1,0 +1,123 @@
+"""The run's inputs on disk: the model folder and the prompt files, built on first use.
+
+`model.build` and `data.build` name functions that write into a folder and skip what is done;
+everything that can be refused about the inputs is refused here, before a process starts.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.utils import instantiate
+
+from conf.schema import DataConfig, ModelConfig, TrainConfig
+from workers.data.prompts import PromptSet
+from workers.engines.model.heads import check_heads
+from workers.engines.model.lora_settings import check_targets, linear_names
+from workers.models.vocabulary import check_stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Checked inputs of a run."""
+
+    model_path: Path
+    critic_path: Path  # what a critic starts from
+    train: PromptSet
+    heldout: PromptSet | None
+
+
+def prepare(config: TrainConfig) -> Sources:
+    """Build or find the model and the prompts.
+
+    Raises:
+        ValueError: on a model folder without weights or without the layers to adapt, a stop token
+            or string that its tokenizer lacks, a missing column, an empty or unreadable Parquet
+            file; names the path and the remedy.
+    """
+    model_path = model_folder(config.model)
+    check_context(model_path, config.rollout.max_model_len)
+    for name in ("sampling", "eval_sampling"):
+        ends = getattr(config.rollout, name)
+        check_stop(model_path, f"rollout.{name}", token_ids=ends.stop_token_ids, texts=ends.stop)
+    check_sequence_parallel(model_path, config.learner.sequence_parallel_size)
+    critic_path = model_path
+    if config.critic.model is not None:
+        critic_path = Path(config.critic.model).absolute()
+        check_vocabulary(critic_path, model_path)
+    if config.model.adapter.trains:
+        check_targets(config.model.adapter.target_modules, linear_names(model_path))
+    train, heldout = prompt_sets(config.data)
+    return Sources(model_path=model_path, critic_path=critic_path, train=train, heldout=heldout)
+
+
+def model_folder(config: ModelConfig) -> Path:
+    """The policy's Hugging Face folder, with config, weights and tokenizer."""
+    path = Path(instantiate(config.build) if config.path is None else config.path).absolute()
+    if not path.is_dir():
+        raise ValueError(f"model.path={path} is not a folder; give a local Hugging Face folder")
+    if not (path / "config.json").exists():
+        raise ValueError(f"model.path={path} has no config.json; it is not a model folder")
+    if not list(path.glob("*.safetensors")):
+        raise ValueError(
+            f"model.path={path} holds no *.safetensors weights; save the model with "
+            "save_pretrained, which writes them"
+        )
+    if not list(path.glob("tokenizer*")):
+        raise ValueError(f"model.path={path} holds no tokenizer; save one beside the weights")
+    return path
+
+
+def check_context(model_path: Path, max_model_len: int) -> None:
+    """Refuse a context longer than the model's own."""
+    record = json.loads((model_path / "config.json").read_text())
+    limit = record.get("max_position_embeddings")
+    if limit is not None and max_model_len > limit:
+        raise ValueError(
+            f"rollout.max_model_len={max_model_len} exceeds the context of {model_path.name}, "
+            f"{limit} tokens; lower it"
+        )
+
+
+def check_sequence_parallel(model_path: Path, size: int) -> None:
+    """Refuse ranks that share a micro-batch but cannot share the model's heads."""
+    record = json.loads((model_path / "config.json").read_text())
+    record = record.get("text_config", record)
+    num_heads = record.get("num_attention_heads")
+    if size > 1 and num_heads is not None:
+        check_heads(num_heads, record.get("num_key_value_heads") or num_heads, size)
+
+
+def check_vocabulary(critic_path: Path, model_path: Path) -> None:
+    """Refuse a critic that does not know every token of the policy."""
+    if not (critic_path / "config.json").exists():
+        raise ValueError(
+            f"critic.model={critic_path} has no config.json; give a local Hugging Face folder, or "
+            "null to start from the policy's"
+        )
+    sizes = [
+        json.loads((path / "config.json").read_text()).get("vocab_size")
+        for path in (critic_path, model_path)
+    ]
+    if None not in sizes and sizes[0] < sizes[1]:
+        raise ValueError(
+            f"critic.model={critic_path} has a vocabulary of {sizes[0]}, the policy one of "
+            f"{sizes[1]}: the critic reads the policy's tokens, so start it from a model with the "
+            "same tokenizer"
+        )
+
+
+def prompt_sets(config: DataConfig) -> tuple[PromptSet, PromptSet | None]:
+    """Training and held-out prompts."""
+    train_path, eval_path = config.train_path, config.eval_path
+    if train_path is None:
+        folder = Path(instantiate(config.build))
+        train_path, eval_path = str(folder / "train.parquet"), str(folder / "eval.parquet")
+    names = {
+        "prompt_column": config.prompt_column,
+        "ground_truth_column": config.ground_truth_column,
+    }
+    train = PromptSet(train_path, **names)
+    return train, None if eval_path is None else PromptSet(eval_path, **names)

@@ -1,0 +1,206 @@
+"""Compose a run from a checked configuration, and run it: `ballast train`.
+
+One composition for the three kinds of run:
+
+    kind          chosen by               groups come from      step
+    train         (default)               engines               Trainer
+    replay        rollout=replay          a recording           Trainer
+    rollout_only  trainer=rollout_only    engines               Collector
+
+What a step is stands in `trainer.py` and `collector.py`, the order of steps in `loop.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from algorithms.algorithm import Algorithm
+from conf.schema import TrainConfig
+from orchestrator.checkpoints.checkpoint import CheckpointStore
+from orchestrator.checkpoints.recorder import Recorder
+from orchestrator.checkpoints.saving import Keeper, RankKeeper, Saver, Stateful
+from orchestrator.cluster.cluster import Cluster, Roles
+from orchestrator.collector import Collector
+from orchestrator.fleet.scaling import ScaleRequests
+from orchestrator.loop import Loop
+from orchestrator.outputs import Outputs
+from orchestrator.planning.sources import prepare
+from orchestrator.run_folder import open_run, write_run_manifest
+from orchestrator.step.adaptation import Adaptation
+from orchestrator.step.critic import Critic
+from orchestrator.step.partition import SequenceCost
+from orchestrator.step.roles import TrainingRoles
+from orchestrator.supply.replay import check_sources, open_recording
+from orchestrator.supply.supply import Supply, from_engines, from_recording
+from orchestrator.telemetry import summary
+from orchestrator.telemetry.accounting import Accounting
+from orchestrator.telemetry.profiling import StepProfiler
+from orchestrator.telemetry.progress import Progress
+from orchestrator.telemetry.run_log import RunLog
+from orchestrator.telemetry.span_collector import SpanCollector
+from orchestrator.telemetry.trace_file import TraceFile
+from orchestrator.trainer import Trainer
+from workers.data.random_state import RandomGenerators
+
+
+def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
+    """Run a checked configuration to its end; return the run's folder.
+
+    Raises:
+        ValueError: for what can't run, before anything expensive starts where that is possible.
+        StoppedError: when it was asked to stop, and everything is on disk.
+    """
+    progress = Progress(config.trainer.total_steps)
+    scorer = instantiate(raw.reward.scorer, _convert_="all")
+    environment = instantiate(raw.environment, _convert_="all")
+    recording = open_recording(config)
+    progress.say("preparing model and prompts ...")
+    sources = prepare(config)
+    if recording is not None:
+        check_sources(recording, sources)
+    run_dir, checkpoint = open_run(config)
+    progress.say(f"run folder  {run_dir}")
+    write_run_manifest(run_dir, raw, sources)
+    os.chdir(run_dir)  # Ray puts the driver's folder first on the path of every worker
+    cluster = Cluster(
+        config,
+        algorithm,
+        run_id=run_dir.name,
+        model_path=str(sources.model_path),
+        critic_path=str(sources.critic_path),
+    )
+    with progress, cluster, ScaleRequests(run_dir) as requests:
+        progress.say("starting engines ..." if recording is None else "starting the learner ...")
+        roles = cluster.launch(
+            environment=environment,
+            scorer=scorer,
+            version=checkpoint.version if checkpoint else 0,
+            with_policy=config.trainer.learns,
+        )
+        if recording is None:
+            by = f"; weights by {roles.fleet.launcher.transport}" if config.trainer.learns else ""
+            progress.say(f"{cluster.where_engines_are()}{by}")
+            supply = from_engines(config, sources, roles, requests, progress.say)
+        else:
+            supply = from_recording(config, sources, roles, recording)
+        log = RunLog(run_dir, config, progress)
+        outputs = _outputs(config, roles, run_dir, log)
+        loop = _loop(config, algorithm, roles, supply, outputs, run_dir)
+        first_step = loop.begin(checkpoint)
+        with loop.stop:
+            ended = loop.run(first_step)
+        if ended:
+            progress.say(ended)
+        exports = config.trainer.learns and config.trainer.export
+        exported = _export(config, roles, run_dir) if exports else None
+        outputs.accounting.finish()
+    log.close()
+    progress.say(summary.describe(config, log, run_dir, exported))
+    return run_dir
+
+
+def _outputs(config: TrainConfig, roles: Roles, run_dir: Path, log: RunLog) -> Outputs:
+    timeouts = config.cluster.timeouts
+    folder = run_dir / "rollouts"
+    records = config.tracking.rollouts
+    return Outputs(
+        log=log,
+        accounting=Accounting(
+            SpanCollector(roles.groups).collect,
+            TraceFile(run_dir) if config.tracking.trace else None,
+        ),
+        profiler=StepProfiler(
+            workers=roles.learner.workers,
+            settings=config.learner.profile,
+            folder=run_dir / "profiles",
+            timeout_s=timeouts.train_s,
+        ),
+        recorder=Recorder(folder, timeout_s=timeouts.checkpoint_s) if records else None,
+    )
+
+
+def _loop(
+    config: TrainConfig,
+    algorithm: Algorithm,
+    roles: Roles,
+    supply: Supply,
+    outputs: Outputs,
+    run_dir: Path,
+) -> Loop:
+    parts: dict[str, Stateful] = {
+        "ledger": supply.ledger,
+        "random": RandomGenerators(),
+        **supply.parts,
+    }
+    keepers: dict[str, Keeper] = dict(supply.keepers)
+    stepper: Trainer | Collector
+    if config.trainer.learns:
+        stepper = _trainer(config, algorithm, roles, supply, outputs)
+        parts["adaptation"] = stepper.adaptation
+        keepers |= _rank_keepers(config, algorithm, roles)
+    else:
+        stepper = Collector(supply=supply, outputs=outputs)
+    return Loop(
+        config=config,
+        stepper=stepper,
+        supply=supply,
+        saver=Saver(
+            CheckpointStore(run_dir, config.trainer),
+            parts=parts,
+            keepers=keepers,
+            before_commit=outputs.flush,
+        ),
+        outputs=outputs,
+    )
+
+
+def _trainer(
+    config: TrainConfig, algorithm: Algorithm, roles: Roles, supply: Supply, outputs: Outputs
+) -> Trainer:
+    limit_s = config.cluster.timeouts.start_s
+    critic = None
+    if roles.critic is not None:
+        shape = roles.critic.workers.call_first("shape", timeout_s=limit_s)
+        cost = SequenceCost.of_model(**shape)
+        critic = Critic(group=roles.critic, algorithm=algorithm, config=config, cost=cost)
+    shape = roles.learner.workers.call_first("shape", timeout_s=limit_s)
+    return Trainer(
+        config=config,
+        algorithm=algorithm,
+        roles=TrainingRoles(
+            learner=roles.learner,
+            reference=roles.reference,
+            critic=critic,
+            cost=SequenceCost.of_model(**shape),
+        ),
+        supply=supply,
+        outputs=outputs,
+        adaptation=Adaptation(algorithm, learner=roles.learner, reference=roles.reference),
+    )
+
+
+def _rank_keepers(config: TrainConfig, algorithm: Algorithm, roles: Roles) -> dict[str, Keeper]:
+    """Name the roles whose ranks write into a checkpoint."""
+    groups = {"learner": roles.learner.workers}
+    if roles.critic is not None:
+        groups["critic"] = roles.critic.workers
+    if roles.reference is not None and not algorithm.reference.frozen:
+        groups["reference"] = roles.reference.workers
+    limit_s = config.cluster.timeouts.checkpoint_s
+    return {name: RankKeeper(group, timeout_s=limit_s) for name, group in groups.items()}
+
+
+def _export(config: TrainConfig, roles: Roles, run_dir: Path) -> Path:
+    """Write the trained model as a Hugging Face folder; beside its name first, then renamed."""
+    final, draft = run_dir / "final", run_dir / "final.partial"
+    shutil.rmtree(draft, ignore_errors=True)
+    limit_s = config.cluster.timeouts.checkpoint_s
+    roles.learner.workers.call("export", str(draft), timeout_s=limit_s)
+    shutil.rmtree(final, ignore_errors=True)
+    draft.rename(final)
+    return final

@@ -1,0 +1,1 @@
+"""Compute one step on metadata: batch, partition, critic, adaptation."""

@@ -1,0 +1,246 @@
+"""One step's batch as the driver sees it: which rows exist, what they earned, who trains on what.
+
+Metadata in, plans out. A `StepBatch` names rows of trajectories that stay in the object store; a
+`RankPlan` tells a learner rank which rows make up its micro-batches and what weight every sequence
+has. No token passes through here, and the only division of the whole system
+(`Algorithm.sequence_weights`) happens here, over all ranks at once.
+
+Legend: S sequences of a step, G groups, U optimizer updates, R ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from algorithms.algorithm import Algorithm
+from algorithms.inputs import BatchMetadata, RewardInputs
+from orchestrator.step.partition import SequenceCost, partition
+from workers.data.plans import MicroBatchPlan, RankPlan, Slice
+from workers.data.trajectory import RolloutGroup, TrajectoryMeta
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBatch:
+    """The rows of a step, in order, and where they lie.
+
+    Attributes:
+        metas: S rows; a row of `rewards` and of every plan is an index into it.
+        group_ids: [S] int64, 0..G-1.
+        rewards: [S] float32, as scored.
+        shaped_rewards: [S] float32, after reward shaping.
+        trained: [S] bool, False where a filter masks the whole sequence.
+        slices: rows of each object-store batch, in the order of `metas`.
+        batches: the object references that `slices` counts.
+    """
+
+    metas: tuple[TrajectoryMeta, ...]
+    group_ids: npt.NDArray[np.int64]
+    rewards: npt.NDArray[np.float32]
+    shaped_rewards: npt.NDArray[np.float32]
+    trained: npt.NDArray[np.bool_]
+    slices: tuple[Slice, ...]
+    batches: tuple[Any, ...]
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Trained tokens of each sequence [S]; 0 where a filter masks it."""
+        own = np.asarray([meta.num_trained for meta in self.metas], dtype=np.int64)
+        return np.where(self.trained, own, 0)
+
+    @property
+    def num_groups(self) -> int:
+        """G."""
+        return int(self.group_ids.max()) + 1 if len(self.group_ids) else 0
+
+
+def reward_inputs(metas: Sequence[TrajectoryMeta]) -> RewardInputs:
+    """What shaping and filters read of scored trajectories [S]."""
+    return RewardInputs(
+        rewards=torch.tensor([meta.reward for meta in metas], dtype=torch.float32),
+        response_lengths=torch.tensor([meta.num_sampled for meta in metas], dtype=torch.int64),
+        truncated=torch.tensor([meta.finish_reason == "length" for meta in metas]),
+    )
+
+
+def assemble(groups: Sequence[RolloutGroup], algorithm: Algorithm) -> StepBatch:
+    """The usable rows of the chosen groups, shaped and filtered by the algorithm."""
+    metas: list[TrajectoryMeta] = []
+    group_ids: list[int] = []
+    slices: list[Slice] = []
+    batches: dict[Any, int] = {}  # reference -> number
+    for number, group in enumerate(groups):
+        source = batches.setdefault(group.batch, len(batches))
+        for row in group.usable_rows():
+            metas.append(group.metas[row])
+            group_ids.append(number)
+            slices.append(Slice(batch=source, start=group.start + row, length=1))
+    inputs = reward_inputs(metas)
+    return StepBatch(
+        metas=tuple(metas),
+        group_ids=np.asarray(group_ids, dtype=np.int64),
+        rewards=inputs.rewards.numpy(),
+        shaped_rewards=algorithm.shape_rewards(inputs).numpy(),
+        trained=algorithm.trains(inputs).numpy(),
+        slices=_joined(slices),
+        batches=tuple(batches),
+    )
+
+
+def _joined(slices: Sequence[Slice]) -> tuple[Slice, ...]:
+    """Neighbouring rows as one slice."""
+    joined: list[Slice] = []
+    for piece in slices:
+        last = joined[-1] if joined else None
+        if last and last.batch == piece.batch and last.start + last.length == piece.start:
+            joined[-1] = Slice(batch=last.batch, start=last.start, length=last.length + 1)
+        else:
+            joined.append(piece)
+    return tuple(joined)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """Who trains on what, and how evenly.
+
+    Attributes:
+        ranks: one plan per learner rank, all with equal numbers of micro-batches per update.
+        metrics: flat names.
+    """
+
+    ranks: tuple[RankPlan, ...]
+    metrics: Mapping[str, float]
+
+
+def plan_updates(
+    batch: StepBatch,
+    algorithm: Algorithm,
+    *,
+    num_updates: int,
+    num_ranks: int,
+    token_budget: int,
+    cost: SequenceCost,
+    num_passes: int = 1,
+    seed: tuple[int, ...] = (0,),
+    coefficients: Mapping[str, float] | None = None,
+) -> BatchPlan:
+    """Divide a step into passes, optimizer updates, ranks and micro-batches.
+
+    Whole groups go to one update, and a pass holds every group once: the first in the order in
+    which they came, later ones shuffled by `seed`. Weights are computed once per update over all of
+    its sequences, so the gradient depends neither on ranks nor on micro-batches.
+
+    Args:
+        batch: the step's rows.
+        algorithm: whose aggregation weighs them.
+        num_updates: optimizer updates of a pass.
+        num_ranks: of the learner.
+        token_budget: of a micro-batch.
+        cost: of a sequence.
+        num_passes: over the batch.
+        seed: of the order of later passes; distinct for every step.
+        coefficients: of the algorithm, for this step.
+    """
+    tokens = np.asarray([meta.num_tokens for meta in batch.metas], dtype=np.int64)  # [S]
+    trained = batch.lengths  # [S]
+    updates: list[list[list[MicroBatchPlan]]] = []  # [U][R][K]
+    imbalance, fill = 1.0, 0.0
+    # A filtered batch may hold fewer groups than a full one; every update keeps one at least.
+    num_updates = max(1, min(num_updates, batch.num_groups))
+    for part in _parts(batch.num_groups, num_updates, num_passes, seed):
+        rows = np.flatnonzero(np.isin(batch.group_ids, part))  # [rows of this update]
+        weights = algorithm.sequence_weights(
+            BatchMetadata(
+                lengths=torch.from_numpy(trained[rows]),
+                group_ids=torch.from_numpy(batch.group_ids[rows]),
+                rewards=torch.from_numpy(batch.rewards[rows]),
+            )
+        )
+        active = np.flatnonzero(trained[rows] > 0)
+        spread = partition(
+            tokens[rows[active]], num_ranks=num_ranks, token_budget=token_budget, cost=cost
+        )
+        imbalance, fill = max(imbalance, spread.imbalance), fill + spread.fill_frac
+        updates.append(
+            [
+                [_micro_batch(rows, active[chosen], weights) for chosen in rank]
+                for rank in spread.rows
+            ]
+        )
+    ranks = tuple(
+        RankPlan(
+            updates=tuple(tuple(update[rank]) for update in updates),
+            num_passes=num_passes,
+            coefficients=dict(coefficients or {}),
+        )
+        for rank in range(num_ranks)
+    )
+    num_micro = sum(len(update[0]) for update in updates)
+    return BatchPlan(
+        ranks=ranks,
+        metrics={
+            "learner/rank_imbalance": imbalance,
+            "learner/micro_batch_fill_frac": fill / len(updates),
+            "learner/micro_batches": float(num_micro),
+            "learner/updates": float(len(updates)),
+        },
+    )
+
+
+def _parts(
+    num_groups: int, num_updates: int, num_passes: int, seed: tuple[int, ...]
+) -> Iterator[npt.NDArray[np.int64]]:
+    """The groups of every update, pass after pass."""
+    for number in range(num_passes):
+        order = np.arange(num_groups)
+        if number:
+            order = np.random.default_rng([*seed, number]).permutation(num_groups)
+        yield from np.array_split(order, num_updates)
+
+
+def _micro_batch(
+    rows: npt.NDArray[np.int64],
+    chosen: npt.NDArray[np.int64],
+    weights: Mapping[str, torch.Tensor],
+) -> MicroBatchPlan:
+    return MicroBatchPlan(
+        rows=rows[chosen],
+        weights={name: weight.numpy()[chosen] for name, weight in weights.items()},
+    )
+
+
+def batch_metrics(batch: StepBatch, version: int) -> dict[str, float]:
+    """Rewards, lengths and staleness of a step."""
+    oldest = np.asarray([meta.min_version for meta in batch.metas])
+    newest = np.asarray([meta.max_version for meta in batch.metas])
+    return {
+        **sample_metrics(batch.metas),
+        "reward/shaped_mean": float(batch.shaped_rewards.mean()),
+        "staleness/max": float(version - oldest.min()),
+        "staleness/mean": float(version - (oldest + newest).mean() / 2),
+    }
+
+
+def sample_metrics(metas: Sequence[TrajectoryMeta]) -> dict[str, float]:
+    """Rewards and lengths of samples, of which at least one is scored."""
+    rewards = np.asarray([m.reward for m in metas if m.reward is not None], dtype=np.float32)
+    sampled = np.asarray([meta.num_sampled for meta in metas], dtype=np.float64)
+    metrics = {
+        "reward/mean": float(rewards.mean()),
+        "reward/std": float(rewards.std()),
+        "rollout/response_tokens_mean": float(sampled.mean()),
+        "rollout/response_tokens_max": float(sampled.max()),
+        "rollout/truncated_frac": float(np.mean([m.finish_reason == "length" for m in metas])),
+        "rollout/tokens": float(sampled.sum()),
+        "rollout/sequences": float(len(metas)),
+        "reward/latency_s": float(np.mean([meta.reward_s for meta in metas])),
+    }
+    for part in sorted({name for meta in metas for name in meta.reward_parts}):
+        values = [meta.reward_parts[part] for meta in metas if part in meta.reward_parts]
+        metrics[f"reward/part/{part}"] = float(np.mean(values))
+    return metrics

@@ -1,0 +1,26 @@
+"""Name the roles that compute a training step, as the trainer sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.cluster.policy_group import Policy
+from orchestrator.step.critic import Critic
+from orchestrator.step.partition import SequenceCost
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRoles:
+    """The roles of a training run.
+
+    Attributes:
+        learner: trains; at the start of a step it is the actor, too, having the same weights.
+        reference: gives `ref_logprobs`; None where the algorithm reads none.
+        critic: gives `values`; None where the algorithm reads none.
+        cost: what a sequence costs the learner, by its length.
+    """
+
+    learner: Policy
+    reference: Policy | None
+    critic: Critic | None
+    cost: SequenceCost

@@ -1,0 +1,41 @@
+"""When a run ends because its gradients are not finite.
+
+A learner skips an optimizer step whose gradient is not finite, so its weights stay what they were;
+one such step is an accident, several in a row are a run that learns nothing. Reports of the ranks
+in, one error out; the caller saves what is still good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+from workers.learner.policy_worker import TrainReport
+
+SHOWN = 5
+
+
+class NonFiniteGradientsError(RuntimeError):
+    """Too many optimizer steps in a row were skipped; names the tensors."""
+
+
+def check_skipped(reports: Sequence[TrainReport], *, limit: int) -> None:
+    """Raise where a step ended in, or passed, `limit` skipped optimizer steps in a row.
+
+    Args:
+        reports: of all ranks; they skip together.
+        limit: `learner.max_skipped_steps`.
+
+    Raises:
+        NonFiniteGradientsError: with the worst tensors and what to change.
+    """
+    in_a_row = max(report.skipped_in_a_row for report in reports)
+    if in_a_row < limit:
+        return
+    names = dict.fromkeys(name for report in reports for name in report.non_finite)
+    worst = ", ".join(islice(names, SHOWN)) or "no tensor by itself, the norm over all of them"
+    raise NonFiniteGradientsError(
+        f"{in_a_row} optimizer steps in a row had a non-finite gradient and were skipped "
+        f"(learner.max_skipped_steps={limit}), worst in {worst}. Lower learner.optimizer.lr or the "
+        "coefficient that grew, or look at rewards and log-probs of the last recorded rollouts"
+    )

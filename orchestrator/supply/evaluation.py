@@ -1,0 +1,110 @@
+"""Evaluation: held-out prompts through the same engines and the same reward.
+
+`mean` is the mean reward of all samples; with k samples of a prompt and scores in [0, 1], `pass@j`
+is the unbiased estimate of the chance that one of j is right (Chen et al., 2107.03374, Eq. 1), and
+`maj@k` the score of the most frequent response. A failed sample counts as not right and is counted
+beside, because a held-out score must not improve when samples fail.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import ray
+
+from conf.schema import TrainConfig
+from orchestrator.fleet.pool import RolloutPool
+from orchestrator.supply.producer import draw_settings
+from orchestrator.telemetry.heldout import HeldoutAnswer, HeldoutResult
+from workers.data.prompts import PromptSet
+from workers.data.requests import GroupRequest
+from workers.data.trajectory import SCORED
+
+
+class Evaluator:
+    """Runs the held-out prompts when nothing else is in flight, or beside what is."""
+
+    def __init__(self, pool: RolloutPool, prompts: PromptSet, config: TrainConfig) -> None:
+        self._pool, self._prompts, self._config = pool, prompts, config
+        limit = config.data.eval_limit or len(prompts)
+        self._rows = range(min(limit, len(prompts)))
+
+    def run(self, version: int) -> HeldoutResult:
+        """Score every held-out prompt under the weights of `version`."""
+        rollout = self._config.rollout
+        requests = []
+        for row in self._rows:
+            prompt = self._prompts[row]
+            requests.append(
+                GroupRequest(
+                    group_id=f"eval-{version}-{row}",
+                    prompt_uid=prompt.uid,
+                    begun_version=version,
+                    dataset=prompt.dataset,
+                    prompt=prompt.prompt,
+                    ground_truth=prompt.ground_truth,
+                    num_samples=rollout.eval_samples_per_prompt,
+                    seed=row * rollout.eval_samples_per_prompt,
+                    sampling=draw_settings(rollout.eval_sampling),
+                    columns=prompt.columns,
+                )
+            )
+        self._pool.submit(requests)
+        finished = {
+            group.group_id: group for group in self._pool.wait([r.group_id for r in requests])
+        }
+        answers: list[HeldoutAnswer] = []
+        lengths: list[int] = []
+        for request in requests:
+            group = finished[request.group_id]
+            texts = ray.get(group.batch).column("response_text")
+            for number, meta in enumerate(group.metas):
+                lengths.append(meta.num_sampled)
+                answers.append(
+                    HeldoutAnswer(
+                        prompt_uid=request.prompt_uid,
+                        prompt=str(request.prompt),
+                        response=str(texts[group.start + number]),
+                        ground_truth=request.ground_truth,
+                        reward=meta.reward,
+                        outcome=meta.outcome,
+                    )
+                )
+        metrics = summarise(answers)
+        metrics["response_tokens_mean"] = sum(lengths) / len(lengths)
+        return HeldoutResult(metrics=metrics, answers=tuple(answers))
+
+
+def summarise(answers: Sequence[HeldoutAnswer]) -> dict[str, float]:
+    """mean, pass@j and maj@k over prompts; a failed sample counts as 0 and in `failed_frac`."""
+    by_prompt: dict[str, list[HeldoutAnswer]] = defaultdict(list)
+    for answer in answers:
+        by_prompt[answer.prompt_uid].append(answer)
+    groups = list(by_prompt.values())
+    samples = min(len(group) for group in groups)
+    metrics = {
+        "mean": sum(a.reward or 0.0 for a in answers) / len(answers),
+        "failed_frac": sum(a.outcome != SCORED for a in answers) / len(answers),
+    }
+    for j in (2**power for power in range(samples.bit_length())):
+        rates = [
+            pass_at(len(group), sum((a.reward or 0.0) >= 1.0 for a in group), j) for group in groups
+        ]
+        metrics[f"pass@{j}"] = sum(rates) / len(rates)
+    if samples > 1:
+        metrics[f"maj@{samples}"] = sum(_majority(group) for group in groups) / len(groups)
+    return metrics
+
+
+def pass_at(num_samples: int, num_right: int, j: int) -> float:
+    """1 - C(n - c, j) / C(n, j): the chance that j of n samples hold one of the c right ones."""
+    if num_samples - num_right < j:
+        return 1.0
+    return 1.0 - math.comb(num_samples - num_right, j) / math.comb(num_samples, j)
+
+
+def _majority(group: Sequence[HeldoutAnswer]) -> float:
+    text, _ = Counter(answer.response.strip() for answer in group).most_common(1)[0]
+    return next(a.reward or 0.0 for a in group if a.response.strip() == text)

@@ -1,0 +1,96 @@
+"""What the training loop asks of whoever supplies its groups, and how a supply ends.
+
+`producer.py` supplies groups that engines sample for this run, `replay.py` those that another run
+recorded; the trainer knows neither. Groups flow out, nothing flows back but the version of the
+weights and the algorithm's verdict.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from workers.data.trajectory import SCORED, STOPPED_EARLY, RolloutGroup
+
+
+def group_name(epoch: int, row: int, attempt: int) -> str:
+    """The id of a prompt's group; every attempt to sample it has its own."""
+    return f"{epoch}-{row}-{attempt}" if attempt else f"{epoch}-{row}"
+
+
+def prompt_of(group_id: str) -> tuple[int, int]:
+    """(epoch, row) of the prompt that `group_name` named."""
+    epoch, row = group_id.split("-")[:2]
+    return int(epoch), int(row)
+
+
+class NothingToTrainError(RuntimeError):
+    """A step in which no group may train; the message counts why."""
+
+
+class NothingLeftError(NothingToTrainError):
+    """Whatever can be learned here has been, or can't be: the run ends as it ends after a step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """Groups of one step, and what was dropped on the way."""
+
+    groups: tuple[RolloutGroup, ...]
+    dropped: Counter[str] = field(default_factory=Counter)  # groups, by reason
+    failed: Counter[str] = field(default_factory=Counter)  # samples, by outcome
+    num_late: int = 0  # groups that train though they are staler than the bound
+    num_aborted: int = 0  # groups that over-sampling began and nobody waited for
+    rewards: tuple[float, ...] = ()  # of every scored sample, also of groups that do not train
+
+    def metrics(self) -> dict[str, float]:
+        """What was taken and what was not, and whom an early stop cut off."""
+        return {
+            "groups/trained": float(len(self.groups)),
+            "groups/dropped": float(self.dropped.total()),
+            "groups/filtered": float(self.dropped["filtered"]),
+            "groups/aborted": float(self.num_aborted),
+            "staleness/groups_late": float(self.num_late),
+            "reward/sampled_mean": sum(self.rewards) / max(1, len(self.rewards)),
+            "samples/failed": float(self.failed.total()),
+            **self._early_stop_metrics(),
+        }
+
+    def _early_stop_metrics(self) -> dict[str, float]:
+        metas = [meta for group in self.groups for meta in group.metas]
+        stopped = [meta.num_sampled for meta in metas if meta.outcome == STOPPED_EARLY]
+        if not stopped:
+            return {}
+        finished = [meta.num_sampled for meta in metas if meta.outcome == SCORED]
+        return {
+            "rollout/early_stop_frac": len(stopped) / len(metas),
+            "rollout/early_stop_length_bias": float(np.mean(finished) - np.mean(stopped)),
+        }
+
+
+class GroupSource(Protocol):
+    """Where a step's groups come from."""
+
+    def take(
+        self, step: int, version: int, may_train: Callable[[RolloutGroup], str | None]
+    ) -> Taken:
+        """The groups of a step.
+
+        Args:
+            step: recorded in the ledger as where they were trained.
+            version: of the learner's weights.
+            may_train: why a group with usable rows may not train, or None.
+
+        Raises:
+            NothingLeftError: there are no more groups.
+        """
+
+    def run_ahead(self, version: int) -> None:
+        """Prepare the groups of later steps while this one trains; returns at once."""
+
+    def metrics(self) -> dict[str, float]:
+        """How the supply fares."""

@@ -1,0 +1,113 @@
+"""Compose the sampling side of a run: engines, or a recording.
+
+Composition only. Loop, steps and checkpoints take what stands in a `Supply` and do not ask which
+kind it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from conf.schema import TrainConfig
+from orchestrator.checkpoints.saving import Keeper, Stateful
+from orchestrator.cluster.cluster import Roles
+from orchestrator.fleet.colocation import Colocation
+from orchestrator.fleet.membership import membership_of
+from orchestrator.fleet.publication import FixedWeights, Publisher, Publishing
+from orchestrator.fleet.scaling import ScaleRequests
+from orchestrator.planning.sources import Sources
+from orchestrator.supply.buffered import BufferedGroups
+from orchestrator.supply.evaluation import Evaluator
+from orchestrator.supply.ledger import Ledger
+from orchestrator.supply.producer import Producer
+from orchestrator.supply.recording import Recording
+from orchestrator.supply.replay import Replay, Unpublished
+from orchestrator.supply.source import GroupSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supply:
+    """The sampling side of a run.
+
+    Attributes:
+        ledger: says what became of every prompt.
+        groups: gives the groups of a step.
+        publisher: spreads the learner's weights.
+        colocation: makes room for the learner where engines share its GPUs.
+        evaluator: scores held-out prompts; None where nothing can.
+        parts: its state in a checkpoint, beside the ledger's.
+        keepers: its files in a checkpoint.
+    """
+
+    ledger: Ledger
+    groups: GroupSource
+    publisher: Publishing
+    colocation: Colocation
+    evaluator: Evaluator | None = None
+    parts: Mapping[str, Stateful] = field(default_factory=dict)
+    keepers: Mapping[str, Keeper] = field(default_factory=dict)
+
+
+def from_engines(
+    config: TrainConfig,
+    sources: Sources,
+    roles: Roles,
+    requests: ScaleRequests,
+    say: Callable[[str], None],
+) -> Supply:
+    """Compose engines that sample; with the learner's weights, or as they are where none learns.
+
+    Args:
+        config: the checked configuration.
+        sources: model and prompts.
+        roles: the running processes.
+        requests: asks the run for another number of engines.
+        say: takes a line of news.
+    """
+    fleet, timeouts = roles.fleet, config.cluster.timeouts
+    ledger, colocation = _ledger(config, sources), _colocation(config, roles)
+    publisher: Publisher | FixedWeights = FixedWeights(fleet, timeout_s=timeouts.publish_s)
+    if config.trainer.learns:
+        publisher = Publisher(
+            fleet,
+            roles.learner.workers,
+            config,
+            probe_prompts=sources.train,
+            colocation=colocation,
+        )
+    membership = membership_of(fleet, publisher.republish, requests, config, say=say)
+    fleet.pool.maintain = membership.maintain
+    producer = Producer(fleet.pool, sources.train, ledger, config)
+    heldout = sources.heldout if config.trainer.learns else None
+    return Supply(
+        ledger=ledger,
+        groups=producer,
+        publisher=publisher,
+        colocation=colocation,
+        evaluator=None if heldout is None else Evaluator(fleet.pool, heldout, config),
+        keepers={"buffered": BufferedGroups(producer, timeout_s=timeouts.checkpoint_s)},
+    )
+
+
+def from_recording(
+    config: TrainConfig, sources: Sources, roles: Roles, recording: Recording
+) -> Supply:
+    """Compose groups that another run recorded; nothing samples."""
+    ledger = _ledger(config, sources)
+    replay = Replay(recording, ledger, config)
+    return Supply(
+        ledger=ledger,
+        groups=replay,
+        publisher=Unpublished(),
+        colocation=_colocation(config, roles),
+        parts={"recording": replay},
+    )
+
+
+def _ledger(config: TrainConfig, sources: Sources) -> Ledger:
+    return Ledger(sources.train, seed=config.seed, shuffle=config.data.shuffle)
+
+
+def _colocation(config: TrainConfig, roles: Roles) -> Colocation:
+    return Colocation(roles.fleet.workers, roles.learner.workers, config)

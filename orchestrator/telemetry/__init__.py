@@ -1,0 +1,1 @@
+"""Measure a run: time by role, metrics, traces, progress, trackers."""

@@ -1,0 +1,45 @@
+"""Hold the result of an evaluation on held-out prompts: metrics, and every answer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldoutAnswer:
+    """One held-out sample.
+
+    Example:
+        HeldoutAnswer(
+            prompt_uid="7", prompt="2+3=", response="5", ground_truth="5", reward=1.0,
+            outcome="scored",
+        )
+    """
+
+    prompt_uid: str
+    prompt: str
+    response: str
+    ground_truth: str | None
+    reward: float | None  # None where scoring failed
+    outcome: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldoutResult:
+    """The result of one evaluation.
+
+    Attributes:
+        metrics: `mean`, `pass@1`, `pass@2`, ..., `maj@k`, `failed_frac`, `response_tokens_mean`.
+        answers: every sample, in the order of the prompts.
+    """
+
+    metrics: dict[str, float]
+    answers: tuple[HeldoutAnswer, ...]
+
+    def write(self, path: Path) -> None:
+        """Write metrics and answers as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record = {"metrics": self.metrics, "answers": [asdict(answer) for answer in self.answers]}
+        path.write_text(json.dumps(record, indent=1) + "\n")

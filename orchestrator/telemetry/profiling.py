@@ -1,0 +1,52 @@
+"""Profiles of chosen steps: which ranks of the learner record, and where their files go.
+
+The recording is `workers/engines/zero/profiler.py`'s, on the rank. A step that is not chosen costs
+one comparison here and nothing on the ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from conf.schema import ProfileConfig
+from workers.worker_group import WorkerGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepProfiler:
+    """Records the optimizer updates of the chosen steps.
+
+    Attributes:
+        workers: the learner's ranks.
+        settings: steps and ranks.
+        folder: `<run>/profiles`, made when the first step is recorded.
+        timeout_s: longest that starting, or writing the files, may take.
+    """
+
+    workers: WorkerGroup
+    settings: ProfileConfig
+    folder: Path
+    timeout_s: float
+
+    @contextmanager
+    def step(self, step: int) -> Iterator[None]:
+        """Records what the ranks do meanwhile, if this step is chosen."""
+        if step not in self.settings.steps:
+            yield
+            return
+        self.folder.mkdir(exist_ok=True)
+        targets = [
+            str(self.folder / f"step_{step:06d}_rank_{rank:03d}")
+            if rank in self.settings.ranks
+            else None
+            for rank in range(len(self.workers))
+        ]
+        started = self.workers.start_each(
+            "start_profile", targets, self.settings.memory, timeout_s=self.timeout_s
+        )
+        started.result()
+        yield
+        self.workers.call("stop_profile", timeout_s=self.timeout_s)

@@ -1,0 +1,46 @@
+"""Pass finished steps and evaluations on: to the trackers, the display and the last page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from conf.schema import TrainConfig
+from orchestrator.telemetry.heldout import HeldoutResult
+from orchestrator.telemetry.progress import Progress
+from orchestrator.telemetry.tracking import Tracker
+
+
+class RunLog:
+    """Everything that a run tells about its steps while it goes on.
+
+    Attributes:
+        steps: the metrics of every step of this process.
+        first_heldout, last_heldout: step and result of the first and the newest evaluation.
+    """
+
+    def __init__(self, run_dir: Path, config: TrainConfig, progress: Progress) -> None:
+        self._run_dir, self._progress = run_dir, progress
+        self._tracker = Tracker(run_dir, config.tracking, run_name=config.run_name)
+        self.steps: list[dict[str, float]] = []
+        self.first_heldout: tuple[int, HeldoutResult] | None = None
+        self.last_heldout: tuple[int, HeldoutResult] | None = None
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log the metrics of a finished step."""
+        self._tracker.log(step, metrics)
+        self.steps.append({"step": step, **metrics})
+        self._progress.step(step, metrics)
+
+    def heldout(self, step: int, result: HeldoutResult) -> None:
+        """Log an evaluation after `step` and write its answers to `eval/`."""
+        self._tracker.log(step, {f"eval/{name}": value for name, value in result.metrics.items()})
+        result.write(self._run_dir / "eval" / f"step_{step:06d}.json")
+        self.first_heldout = self.first_heldout or (step, result)
+        self.last_heldout = (step, result)
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())
+        self._progress.say(f"held-out at step {step}: {shown}")
+
+    def close(self) -> None:
+        """Flush and close the trackers."""
+        self._tracker.close()

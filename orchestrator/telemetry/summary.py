@@ -1,0 +1,75 @@
+"""The last page of a run: what it reached, where everything is, and what to try next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from conf.schema import TrainConfig
+from orchestrator.telemetry import bubbles
+from orchestrator.telemetry.heldout import HeldoutResult
+from orchestrator.telemetry.run_log import RunLog
+from orchestrator.telemetry.trace_file import FILE_NAME
+
+
+def describe(config: TrainConfig, log: RunLog, run_dir: Path, export: Path | None) -> str:
+    """Return rewards, held-out scores, sample answers and paths, as text."""
+    steps, first_heldout, last_heldout = log.steps, log.first_heldout, log.last_heldout
+    lines = ["", f"run {run_dir.name} finished"]
+    if steps:
+        last = steps[-5:]
+        end = sum(step["reward/mean"] for step in last) / len(last)
+        seconds = sum(step["time/step_s"] for step in steps)
+        lines += [
+            f"  reward          {steps[0]['reward/mean']:.3f} in step {steps[0]['step']:.0f}"
+            f" -> {end:.3f} over the last {len(last)} steps",
+            f"  time            {seconds:.0f} s in {len(steps)} steps,"
+            f" {sum(s['rollout/tokens'] for s in steps):.0f} tokens sampled",
+            *_bubbles(config, steps),
+        ]
+    if first_heldout and last_heldout and first_heldout[0] < last_heldout[0]:
+        (first, before), (final, after) = first_heldout, last_heldout
+        lines.append(
+            f"  held-out score  {before.metrics['mean']:.3f} at step {first}"
+            f" -> {after.metrics['mean']:.3f} at step {final}"
+        )
+        lines += _answers(before, after)
+    lines += [
+        f"  checkpoints     {run_dir / 'checkpoints'}",
+        *([f"  final model     {export}"] if export is not None else []),
+        f"  metrics         {run_dir / 'metrics.jsonl'}",
+        *([f"  rollouts        {run_dir / 'rollouts'}"] if config.tracking.rollouts else []),
+        *([f"  trace           {run_dir / FILE_NAME}"] if config.tracking.trace else []),
+        f"next: {_next(config, run_dir)}",
+    ]
+    return "\n".join(lines)
+
+
+def _bubbles(config: TrainConfig, steps: Sequence[dict[str, float]]) -> list[str]:
+    """Who did what in the steps, and the largest bubble with its remedy."""
+    shares = bubbles.mean_shares(steps)
+    if not shares:
+        return []
+    roles = [f"                  {line}" for line in bubbles.describe(shares)]
+    return ["  time by role", *roles, f"  bubbles         {bubbles.diagnose(shares, config)}"]
+
+
+def _next(config: TrainConfig, run_dir: Path) -> str:
+    """What to try after this run."""
+    if not config.trainer.learns:
+        return f"the same without trainer=, rollout=replay rollout.replay.folder={run_dir}"
+    if config.run_name in ("quickstart", "tiny"):
+        return f"ballast train experiment={config.run_name} algorithm=dapo"
+    return f"the same command with resume=auto trainer.total_steps={config.trainer.total_steps * 2}"
+
+
+def _answers(before: HeldoutResult, after: HeldoutResult, count: int = 3) -> list[str]:
+    """The same prompts before and after, those that changed first."""
+    old = {answer.prompt_uid: answer for answer in reversed(before.answers)}
+    pairs = [(old[new.prompt_uid], new) for new in after.answers if new.prompt_uid in old]
+    pairs.sort(key=lambda pair: pair[0].response == pair[1].response)
+    lines = ["  sample answers  (prompt: before -> after, truth)"]
+    for was, now in pairs[:count]:
+        shown = now.prompt.splitlines()[-1][-60:]
+        lines.append(f"    {shown!r}: {was.response!r} -> {now.response!r}, {now.ground_truth!r}")
+    return lines

@@ -1,0 +1,130 @@
+"""Turns on a shared GPU: the order of calls, what is refused, and where processes are placed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hydra.utils import instantiate
+
+from conf.compose import ConfigError, compose
+from orchestrator.fleet.colocation import Colocation, make_room
+from orchestrator.planning import memory, plan
+from orchestrator.planning.placement import bundles
+
+GIB = 2**30
+
+
+class Group:
+    """Records calls in a list that several groups share."""
+
+    def __init__(self, role: str, calls: list[tuple[Any, ...]]) -> None:
+        self._role, self._calls = role, calls
+
+    def call(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
+        if method != "device_bytes":
+            self._calls.append((self._role, *([method, *args] if args else [method])))
+        return [3 * GIB, 5 * GIB]
+
+    def start(self, method: str, *args: Any, timeout_s: float) -> Group:
+        self.call(method, *args, timeout_s=timeout_s)
+        return self
+
+    def survivors(self) -> dict[int, Any]:
+        return {}
+
+
+def turns(*overrides: str) -> tuple[Colocation, Group, list[tuple[Any, ...]]]:
+    calls: list[tuple[Any, ...]] = []
+    engines, learner = Group("engines", calls), Group("learner", calls)
+    _, config = compose(["experiment=tiny", *overrides])
+    return Colocation(engines, learner, config), engines, calls  # type: ignore[arg-type]
+
+
+def test_one_holds_the_memory_at_a_time() -> None:
+    taking, _, calls = turns("cluster.colocated=true")
+    taking.learn()
+    calls.append(("train",))
+    taking.receive()
+    calls.append(("publish",))
+    taking.generate()
+    assert calls == [
+        ("engines", "engine_call", "sleep", 2),
+        ("learner", "reload_states"),
+        ("train",),
+        ("learner", "offload_states"),
+        ("engines", "engine_call", "wake", ["weights"]),
+        ("publish",),
+        ("engines", "engine_call", "wake", ["kv_cache"]),
+    ]
+    assert taking.metrics() == {
+        "colocation/engines_asleep_bytes": 5 * GIB,
+        "colocation/generating_bytes": 5 * GIB,
+    }
+
+
+def test_engines_make_room_before_the_learner_loads() -> None:
+    _, config = compose(["experiment=tiny", "cluster.colocated=true"])
+    _, engines, calls = turns("cluster.colocated=true")
+    make_room(engines, config)  # type: ignore[arg-type]
+    assert calls == [("engines", "engine_call", "sleep", 2)]
+
+
+def test_what_an_adapter_does_not_change_stays_in_host_memory() -> None:
+    overrides = ["cluster.colocated=true", "model/adapter=lora"]
+    _, config = compose(["experiment=tiny", *overrides])
+    taking, engines, calls = turns(*overrides)
+    make_room(engines, config)  # type: ignore[arg-type]
+    taking.learn()
+    sleeping = ("engines", "engine_call", "sleep", 1)
+    assert calls == [sleeping, sleeping, ("learner", "reload_states")]
+
+
+def test_nothing_happens_on_devices_of_their_own() -> None:
+    taking, _, calls = turns()
+    taking.learn()
+    taking.receive()
+    taking.generate()
+    assert calls == []
+    assert taking.metrics() == {}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["schedule=one_step_off"], r"schedule.max_staleness=1: colocated engines sleep"),
+        (["rollout.tensor_parallel_size=2"], "rollout.tensor_parallel_size=2: a colocated engine"),
+        (["rollout.num_engines=2"], "rollout.num_engines=2: .* learner.num_ranks = 1"),
+        (["rollout.transport=nccl"], "rollout.transport='nccl': NCCL refuses two processes"),
+        (["cluster.learner.num_gpus=0.8"], "the roles ask for 1.35 of the GPU that they share"),
+    ],
+)
+def test_what_can_not_take_turns_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compose(["cluster=gpu_1_colocated", *overrides])
+
+
+def test_a_critic_has_no_turn() -> None:
+    raw, config = compose(["experiment=tiny", "cluster.colocated=true", "algorithm=ppo"])
+    with pytest.raises(ValueError, match="none for the critic of algorithm=ppo"):
+        plan.check(config, instantiate(raw.algorithm, _convert_="all"))
+
+
+def test_engine_rank_and_reference_share_a_bundle() -> None:
+    shape = ["rollout.num_engines=2", "learner.num_ranks=2", "cluster.gpus_per_node=2"]
+    _, config = compose(["cluster=gpu_1_colocated", *shape])
+    alone = {"CPU": 2.0, "GPU": 0.9}
+    assert bundles(config, num_ranks=2, num_references=0) == [alone, alone]
+    placed = bundles(config, num_ranks=2, num_references=2)
+    assert placed == [{"CPU": 3.0, "GPU": pytest.approx(1.0)}] * 2
+
+
+def test_memory_is_that_of_one_turn() -> None:
+    """1.5 B parameters: 36.7 GiB to learn and 38.9 to sample fit 60 GiB in turn, not at once."""
+    sizes = ["cluster=gpu_1_colocated", "model=qwen25_1_5b", "cluster.gpu_memory_gib=60"]
+    memory.check(compose(sizes)[1], references=False)
+    with pytest.raises(ValueError, match=r"that is 75\.6 GiB on one GPU of 60 GiB"):
+        memory.check(compose([*sizes, "cluster.colocated=false"])[1], references=False)
+    # In the engines' turn the learner keeps weights and gradients: 38.9 + 15.5.
+    with pytest.raises(ValueError, match=r"that is 54\.\d GiB on one GPU of 50 GiB"):
+        memory.check(compose([*sizes, "cluster.gpu_memory_gib=50"])[1], references=False)

@@ -1,0 +1,150 @@
+"""What a publication does when an engine dies in it, without engines: who is asked, and when."""
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+
+from conf.compose import compose
+from orchestrator.fleet.health import Health
+from orchestrator.fleet.publication import Publisher
+from workers.weight_sync.attestation import AttestationError
+from workers.weight_sync.endpoint import PublishReport
+from workers.worker_group import WorkerError
+
+TENSOR = {"weight": (1, 2)}
+PROBED = [0.0, -1.0, -1.0]
+
+
+@dataclass
+class Answer:
+    answers: object
+
+    def survivors(self):
+        return self.answers
+
+    def result(self):
+        return self.answers
+
+
+@dataclass
+class Stack:
+    """Two engines and a learner, whose first publications fail; `dies` dies in each of them."""
+
+    fails: int = 0
+    dies: tuple[int, ...] = ()
+    alive: list[int] = field(default_factory=lambda: [0, 1])
+    connected: list[list[int]] = field(default_factory=list)
+    version: int = -1  # published last
+    received: dict = field(default_factory=lambda: TENSOR)
+    attested: list[list[int]] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.dying = list(self.dies)
+        self.engines = {n: SimpleNamespace(health=Health.HEALTHY) for n in self.ranks}
+
+    # the learner
+    def call(self, method, *args, timeout_s):
+        if method == "connect":
+            assert args[0].nodes == {n: f"node {n}" for n in args[0].engines}
+            self.connected.append(list(args[0].engines))
+            return None
+        assert method == "publish"
+        if self.fails:
+            self.fails -= 1
+            if self.dying:
+                self.alive.remove(self.dying.pop(0))
+            raise WorkerError("learner.publish, rank 0: RuntimeError: connection closed by peer")
+        self.version = args[0]
+        report = PublishReport(
+            version=args[0],
+            transport="gloo",
+            names=tuple(TENSOR),
+            num_bytes=4,
+            seconds={"total": 1.0},
+            fingerprints=dict(TENSOR),
+            copy_bytes_per_s=16.0,
+        )
+        return [report]
+
+    def call_first(self, method, *args, timeout_s):
+        return list(TENSOR) if method == "parameter_names" else [[1, 2, 3]]
+
+    # the engines
+    ranks = (0, 1)
+
+    def __getitem__(self, number):
+        return f"engine {number}"
+
+    def only(self, numbers):
+        return SimpleNamespace(start=lambda method, *args, timeout_s: self.ask(method, numbers))
+
+    def ask(self, method, numbers):
+        if method == "attest":
+            self.attested.append(numbers)
+        what = 0 if method == "engine_call" else (self.version, self.received, [PROBED])
+        return Answer({n: what for n in numbers if n in self.alive})
+
+    def start(self, method, *args, timeout_s):
+        return Answer([[PROBED]])
+
+    # the pool
+    def lose(self, number, why):
+        self.engines[number].health = Health.DEAD
+
+
+@pytest.fixture
+def publish():
+    def run(stack, transport="gloo", received=None, overrides=()):
+        _, config = compose(["experiment=tiny", "rollout.num_engines=2", *overrides])
+        launcher = SimpleNamespace(transport=transport, node=lambda number: f"node {number}")
+        fleet = SimpleNamespace(launcher=launcher, workers=stack, pool=stack)
+        colocation = SimpleNamespace(receive=lambda: None, generate=lambda: None)
+        prompts = [SimpleNamespace(prompt="?")]
+        publisher = Publisher(fleet, stack, config, probe_prompts=prompts, colocation=colocation)
+        fails, stack.fails = stack.fails, 0
+        publisher.begin(0)
+        stack.fails, stack.received = fails, received or TENSOR
+        return publisher.publish(1, stepped=False)
+
+    return run
+
+
+def test_who_died_in_it_is_left_out_of_the_next_attempt(publish):
+    stack = Stack(fails=1, dies=(0,))
+    metrics = publish(stack)
+    assert stack.connected == [[0, 1], [1]]
+    assert metrics["publication/probe_gap_max"] == 0.0
+    assert metrics["publication/bytes_per_s"] == 4.0
+    assert metrics["publication/copy_frac"] == 0.25
+    assert stack.engines[0].health is Health.DEAD
+
+
+def test_with_no_engine_left_there_is_nothing_to_publish(publish):
+    stack = Stack(fails=2, dies=(0, 1))
+    assert publish(stack) == {}
+    assert stack.connected == [[0, 1], [1]]
+
+
+def test_a_failure_with_all_engines_there_is_the_runs_end(publish):
+    with pytest.raises(WorkerError, match="connection closed"):
+        publish(Stack(fails=1))
+
+
+def test_over_shared_memory_nobody_is_asked_and_a_failure_ends_the_run(publish):
+    with pytest.raises(WorkerError, match="connection closed"):
+        publish(Stack(fails=1, dies=(0,)), transport="shm")
+
+
+def test_the_attestation_is_not_skipped_after_a_failure(publish):
+    stack = Stack(fails=1, dies=(0,))
+    publish(stack)
+    assert stack.attested == [[0, 1], [1]]
+    with pytest.raises(AttestationError, match="weight"):
+        publish(Stack(fails=1, dies=(0,)), received={"weight": (7, 7)})
+
+
+def test_no_engine_left_after_the_first_publication_is_said(publish):
+    stack = Stack(alive=[])
+    with pytest.raises(WorkerError, match="no rollout engine outlived the first publication"):
+        publish(stack, transport="shm", overrides=["rollout.dtype=bfloat16"])

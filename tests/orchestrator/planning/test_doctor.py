@@ -1,0 +1,198 @@
+"""The doctor finds what is wrong, says what to do, and passes what is right: faults made real."""
+
+import json
+import resource
+import socket
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from conf.compose import compose
+from orchestrator.cli.parser import main
+from orchestrator.planning.doctor import inputs, machine, network
+from orchestrator.planning.doctor.findings import Level, faults, table
+from workers.models.tiny import build_tiny
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A tiny model's folder and prompts of its own."""
+    build_tiny(tmp_path / "model")
+    pq.write_table(
+        pa.table({"prompt": ["12=", "34="], "ground_truth": ["12", "34"]}), tmp_path / "p.parquet"
+    )
+    return tmp_path
+
+
+def configured(folder, *more):
+    return compose(
+        [
+            "experiment=tiny",
+            "model.build=null",
+            f"model.path={folder / 'model'}",
+            "data.build=null",
+            f"data.train_path={folder / 'p.parquet'}",
+            f"output_dir={folder}",
+            *more,
+        ]
+    )[1]
+
+
+def one(findings, subject, level):
+    """The one finding about `subject`, which has `level`."""
+    (found,) = [f for f in findings if f.subject == subject]
+    assert found.level is level, found
+    return found
+
+
+def test_a_sound_machine_passes(folder, capsys):
+    arguments = ["experiment=tiny", f"output_dir={folder}"]
+    assert main(["doctor", *arguments]) == 0
+    report = capsys.readouterr().out
+    for subject in ("plan", "versions", "GPUs", "shared memory", "disk", "open files", "Ray"):
+        assert subject in report
+    assert "FAULT" not in report
+
+
+def test_what_can_not_work_exits_with_1_and_says_why(folder, capsys, monkeypatch):
+    monkeypatch.setenv("BALLAST_MODELS", str(folder / "nowhere"))
+    assert main(["doctor", "experiment=rpg_qwen3_4b_2k", f"output_dir={folder}"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    wrong = [n for n, line in enumerate(lines) if line.startswith("FAULT")]
+    assert any("nowhere/Qwen3-4B is not a folder" in lines[n] for n in wrong)
+    assert all(lines[n + 1].lstrip().startswith("-> ") for n in wrong)
+
+
+def test_train_runs_the_cheap_part_itself(folder, capsys):
+    arguments = ["experiment=tiny", "cluster=gpu_8", f"output_dir={folder / 'runs'}"]
+    assert main(["train", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert "cluster=gpu_8 asks for 7, nvidia-smi lists" in error
+    assert not (folder / "runs").exists()
+
+
+def test_good_inputs(folder):
+    findings = inputs.check(configured(folder))
+    assert not faults(findings)
+    assert one(findings, "tokenizer", Level.OK).text == "encodes 2 prompts as plain text"
+
+
+def test_a_truncated_shard(folder):
+    shard = folder / "model" / "model.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    assert "model.safetensors: " in one(inputs.check(configured(folder)), "model", Level.FAULT).text
+
+
+def test_a_missing_shard(folder):
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002.safetensors"}}
+    (folder / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = one(inputs.check(configured(folder)), "model", Level.FAULT)
+    assert found.text == "model-00002.safetensors is missing"
+
+
+def chats(folder):
+    messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    rows = pa.array([[{"role": "user", "content": "12="}]], messages)
+    pq.write_table(pa.table({"prompt": rows, "ground_truth": ["12"]}), folder / "p.parquet")
+
+
+def test_a_chat_template(folder):
+    chats(folder)
+    findings = inputs.check(configured(folder, "data.max_prompt_tokens=24"))
+    assert "with the chat template" in one(findings, "tokenizer", Level.OK).text
+
+
+def test_chats_without_a_template(folder):
+    chats(folder)
+    (folder / "model" / "chat_template.jinja").unlink(missing_ok=True)
+    settings = folder / "model" / "tokenizer_config.json"
+    record = json.loads(settings.read_text())
+    record.pop("chat_template", None)
+    settings.write_text(json.dumps(record))
+    found = one(inputs.check(configured(folder)), "chat template", Level.FAULT)
+    assert "1 of 1 prompts are chats" in found.text
+
+
+def test_prompts_that_are_too_long(folder):
+    findings = inputs.check(configured(folder, "data.max_prompt_tokens=2"))
+    assert one(findings, "tokenizer", Level.FAULT).text == "prompt of 3 tokens, limit 2"
+
+
+def test_a_requirement_that_is_not_met(folder, tmp_path, monkeypatch):
+    record = tmp_path / "site" / "ballast_rl-9.dist-info"
+    record.mkdir(parents=True)
+    (record / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: ballast-rl\nVersion: 9\n"
+        "Requires-Dist: pyarrow>=999\nRequires-Dist: no-such-package\n"
+        "Requires-Dist: not-asked; extra == 'wandb'\n"
+    )
+    monkeypatch.syspath_prepend(str(record.parent))
+    findings = list(machine.versions(configured(folder)))
+    text = one(findings, "versions", Level.FAULT).text
+    assert "is not >=999" in text
+    assert "no-such-package is missing" in text
+    assert "not-asked" not in text
+
+
+@pytest.mark.parametrize(
+    ("sizes", "level", "text"),
+    [
+        ("81920\n81920\n", Level.OK, "2 of at least 80 GiB, 1.75 asked"),
+        ("40960\n40960\n", Level.NOTE, "2 of 40 GiB, the plan counts on 80 GiB"),
+        ("81920\n", Level.FAULT, "cluster=gpu_2 asks for 1.75, nvidia-smi lists 1"),
+    ],
+)
+def test_gpus_that_the_driver_lists(folder, tmp_path, monkeypatch, sizes, level, text):
+    driver = tmp_path / "bin" / "nvidia-smi"
+    driver.parent.mkdir()
+    driver.write_text("#!/bin/sh\ncat <<END\n" + sizes + "END\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(driver.parent), prepend=":")
+    findings = list(machine.gpus(configured(folder, "cluster=gpu_2"), references=False))
+    assert one(findings, "GPUs", level).text == text
+
+
+def test_a_disk_that_is_too_small(folder):
+    """72.7 B parameters x (12 B x (2 kept + 1 being written) + 4 B) = 2708.5 GiB."""
+    config = compose(["model=qwen25_72b", f"output_dir={folder / 'a' / 'b'}"])[1]
+    assert machine.checkpoint_bytes(config) / 2**30 == pytest.approx(2708.5, abs=0.1)
+    (found,) = faults(list(machine.disk(config)))
+    assert "take 2708.5 GiB" in found.text
+
+
+def test_too_few_open_files():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (400, hard))
+    try:
+        found = machine.open_files()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert found.level is Level.FAULT
+    assert found.remedy.startswith("ulimit -n")
+
+
+def test_ports_answer():
+    assert network.ports().level is Level.OK
+
+
+def test_a_cluster_that_is_not_there(folder):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = configured(folder, f"cluster.address=127.0.0.1:{port}")
+    found = one(network.ray_resources(config, references=False), "Ray", Level.FAULT)
+    assert f"127.0.0.1:{port}" in found.text
+    assert "ray start --head" in found.remedy
+
+
+def test_more_cpus_than_rays_own(folder):
+    config = configured(folder, "cluster.num_cpus=1")
+    found = one(network.ray_resources(config, references=False), "Ray", Level.FAULT)
+    assert found.text == "the roles take 2 CPUs, cluster.num_cpus=1"
+
+
+def test_the_table_has_a_remedy_below_every_finding_that_needs_one(folder):
+    config = configured(folder, "cluster.num_cpus=1")
+    text = table([network.ports(), *network.ray_resources(config, references=False)])
+    assert text.splitlines()[-1].lstrip().startswith("-> raise cluster.num_cpus")

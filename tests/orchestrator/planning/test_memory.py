@@ -1,0 +1,260 @@
+"""The arithmetic of GPUs and their memory: against transformers' own count, and by hand."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from torch.nn import Module
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
+
+from conf.compose import compose
+from conf.schema import ArchitectureConfig
+from orchestrator.planning import capacity, memory, plan
+from orchestrator.planning.architecture import architecture_of, num_parameters
+from workers.engines.model.policy_model import PolicyModel
+
+CONF = Path(__file__).parents[3] / "conf"
+SIZED = sorted(
+    p.stem for p in (CONF / "model").glob("*.yaml") if "architecture:\n" in p.read_text()
+)
+GIB = 2**30
+TOKENS = 384  # of the batch whose activations are counted
+
+SMALL = ArchitectureConfig(
+    num_layers=2,
+    hidden_size=256,
+    intermediate_size=1024,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=64,
+    vocab_size=512,
+    attention_bias=True,
+    context=1024,
+)
+
+
+def built(size: ArchitectureConfig) -> Module:
+    """A transformers model of these sizes."""
+    kind = Qwen3Config if size.qk_norm else Qwen2Config
+    config = kind(
+        num_hidden_layers=size.num_layers,
+        hidden_size=size.hidden_size,
+        intermediate_size=size.intermediate_size,
+        num_attention_heads=size.num_heads,
+        num_key_value_heads=size.num_kv_heads,
+        head_dim=size.head_dim,
+        vocab_size=size.vocab_size,
+        tie_word_embeddings=size.tied_embeddings,
+    )
+    return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize("model", SIZED)
+def test_parameters_are_those_that_transformers_counts(model):
+    size = compose([f"model={model}"])[1].model.architecture
+    with torch.device("meta"):
+        one, two = (
+            sum(p.numel() for p in built(replace(size, num_layers=layers)).parameters())
+            for layers in (1, 2)
+        )
+    counted = one + (size.num_layers - 1) * (two - one)
+    assert num_parameters(size) == counted
+    said = (CONF / "model" / f"{model}.yaml").read_text()
+    assert f"{counted / 1e9:.2f} B parameters" in said
+
+
+@pytest.mark.parametrize(("qk_norm", "autocast"), [(True, None), (False, torch.bfloat16)])
+def test_activations_are_those_that_autograd_saves(qk_norm, autocast):
+    """Bytes saved per layer and token, the difference of two layers and one."""
+    size = replace(SMALL, qk_norm=qk_norm, attention_bias=not qk_norm)
+    one, two = (saved_bytes(replace(size, num_layers=layers), autocast) for layers in (1, 2))
+    measured = (two - one) / TOKENS
+    estimate = memory.layer_bytes_per_token(size, 4 if autocast is None else 2)
+    assert estimate == pytest.approx(measured, rel=0.1)
+
+
+def saved_bytes(size: ArchitectureConfig, autocast: torch.dtype | None) -> int:
+    """Distinct storage that one forward pass keeps for its backward pass, weights aside."""
+    model = built(size)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        cast_weight = tensor.dim() == 2 and TOKENS not in tensor.shape
+        if place not in weights and not cast_weight:
+            kept[place] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        PolicyModel(model, autocast=autocast)(
+            torch.arange(TOKENS),
+            torch.arange(TOKENS),
+            torch.tensor([0, TOKENS], dtype=torch.int32),
+            torch.arange(TOKENS) > 0,
+        )
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def test_a_rank_of_7b_by_hand():
+    """7,615,616,512 parameters over 4 ranks of ZeRO-3: 4 B of each is 7.09 GiB of every kind."""
+    _, config = compose(["experiment=cpgd_qwen25_7b"])
+    size = config.model.architecture
+    parts = memory.policy_share(config, size, num_ranks=4, trains=True).parts
+    quarter = 7_615_616_512 * 4 / 4 / GIB
+    assert parts["weights"] / GIB == pytest.approx(quarter)
+    assert parts["gradients"] / GIB == pytest.approx(quarter)
+    assert parts["master weights"] / GIB == pytest.approx(quarter)
+    assert parts["AdamW"] / GIB == pytest.approx(2 * quarter)
+    # 28 layer inputs of 3584 float32, and one layer that is recomputed, for 7096 tokens.
+    layer = 2 * 3584 * 10 + 2 * (4 * 18944 + 7 * 3584)
+    assert parts["activations"] == (28 * 3584 * 4 + layer) * 7096 + 3 * 64 * 2**20
+    scores = memory.policy_share(config, size, num_ranks=4, trains=False).parts
+    assert "gradients" not in scores
+    assert scores["weights"] == parts["weights"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "kept"),  # in units of the parameters' own 4 bytes, on each of 4 ranks
+    [
+        (0, {"weights": 1, "gradients": 1, "master weights": 0, "AdamW": 2}),
+        (1, {"weights": 1, "gradients": 1, "master weights": 1 / 4, "AdamW": 2 / 4}),
+        (2, {"weights": 1, "gradients": 1 / 4, "master weights": 1 / 4, "AdamW": 2 / 4}),
+        (3, {"weights": 1 / 4, "gradients": 1 / 4, "master weights": 1 / 4, "AdamW": 2 / 4}),
+    ],
+)
+def test_what_each_stage_divides(stage, kept):
+    _, config = compose(["experiment=cpgd_qwen25_7b", f"learner.zero_stage={stage}"])
+    parts = memory.policy_share(config, SMALL, num_ranks=4, trains=True).parts
+    whole = 4 * num_parameters(SMALL)
+    assert {name: parts[name] / whole for name in kept} == pytest.approx(kept)
+
+
+def test_ranks_that_share_a_micro_batch_halve_its_activations():
+    kept = []
+    for size in (1, 2):
+        overrides = ["experiment=cpgd_qwen25_7b", f"learner.sequence_parallel_size={size}"]
+        _, config = compose(overrides)
+        shares = (
+            memory.policy_share(config, SMALL, num_ranks=4, trains=True),
+            memory.critic_share(config, SMALL),
+        )
+        kept.append([share.parts["activations"] - memory.HEAD_BYTES for share in shares])
+    (learner, critic), (shared, same) = kept
+    assert shared == learner / 2
+    assert same == critic
+
+
+def test_offloading_takes_the_optimizer_off_the_gpu():
+    _, config = compose(["experiment=cpgd_qwen25_7b", "learner.offload_optimizer=true"])
+    parts = memory.policy_share(config, SMALL, num_ranks=4, trains=True).parts
+    assert parts["AdamW"] == parts["master weights"] == 0
+    assert parts["gradients"] > 0
+
+
+def test_the_cache_of_an_engine():
+    """Qwen2.5-7B: 28 layers x 4 heads x 128 x 2 (key, value) x 2 B = 56 KiB a token."""
+    _, config = compose(["experiment=cpgd_qwen25_7b"])
+    assert memory.kv_bytes_per_token(config.model.architecture, config) == 56 * 1024
+    _, wide = compose(["experiment=cpgd_qwen25_7b", "rollout.tensor_parallel_size=2"])
+    assert memory.kv_bytes_per_token(wide.model.architecture, wide) == 28 * 1024
+    _, wider = compose(["experiment=cpgd_qwen25_7b", "rollout.tensor_parallel_size=8"])
+    assert (
+        memory.kv_bytes_per_token(wider.model.architecture, wider) == 14 * 1024
+    )  # 1 head at least
+
+
+def refusal(*overrides):
+    raw, config = compose(list(overrides))
+    with pytest.raises(ValueError, match=": ") as caught:
+        plan.check(config, instantiate(raw.algorithm, _convert_="all"))
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def test_a_model_too_large_is_refused_with_the_sum():
+    message = refusal("experiment=cpgd_qwen25_7b", "cluster=gpu_2")
+    assert "cluster=gpu_2 can't hold qwen25_7b (7.62 B parameters)" in message
+    # 4 x 28.37 (weights, gradients, masters, and AdamW twice) = 141.85, gathered 2.03
+    assert (
+        "weights 28.4 + gradients 28.4 + master weights 28.4 + AdamW 56.7 + gathered 2.0" in message
+    )
+    assert "on one GPU of 80 GiB" in message
+    assert "learner.num_ranks=4 would fit" in message
+
+
+def test_the_remedy_is_a_remedy():
+    raw, config = compose(["experiment=cpgd_qwen25_7b", "cluster=gpu_8", "learner.num_ranks=4"])
+    plan.check(config, instantiate(raw.algorithm, _convert_="all"))
+
+
+def test_the_reference_counts_where_it_shares_the_gpu():
+    algorithm = "algorithm=grpo"
+    message = refusal("experiment=cpgd_qwen25_7b", algorithm, "cluster.gpu_memory_gib=60")
+    assert "learner: " in message
+    assert "reference: " in message
+    raw, config = compose(["experiment=cpgd_qwen25_7b", "cluster.gpu_memory_gib=60"])
+    plan.check(config, instantiate(raw.algorithm, _convert_="all"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["learner.num_ranks=8"],
+            "has 1 nodes x 8 = 8 GPUs, the run asks for 10: 4 engines x 1 devices x 1 + "
+            "8 learner ranks x 0.75",
+        ),
+        (
+            ["algorithm=grpo", "rollout.num_engines=5"],
+            "asks for 9: 5 engines x 1 devices x 1 + 4 learner ranks x 0.75 + "
+            "4 reference ranks x 0.25",
+        ),
+        (["cluster=nodes_8", "rollout.tensor_parallel_size=16"], "an engine stands on one node"),
+        (["rollout.max_model_len=40000"], "exceeds the context of qwen25_7b, 32768 tokens"),
+        (
+            ["learner.num_ranks=3", "learner.sequence_parallel_size=3"],
+            "=3 cannot divide 28 attention heads and 4 key-value heads: choose one of 1, 2, 4, 28",
+        ),
+        (["cluster=nodes_2", "rollout.transport=shm"], "reaches engines of its own node only"),
+        (
+            ["cluster=gpu_1", "rollout.max_engines=2"],
+            "rollout.max_engines=2: weights go by ipc, which reaches engines on the learner's GPU",
+        ),
+        (["rollout.kv_cache_gib=100"], "KV cache 100.0"),
+        (["rollout.kv_cache_gib=0.3"], "56 KiB per token x rollout.max_model_len=7096 = 0.38 GiB"),
+    ],
+)
+def test_what_a_cluster_does_not_have_is_refused(overrides, message):
+    assert message in refusal("experiment=cpgd_qwen25_7b", *overrides)
+
+
+def test_the_folder_must_hold_the_named_model(tmp_path):
+    record = {
+        "num_hidden_layers": 24,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "max_position_embeddings": 32768,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    message = refusal("experiment=cpgd_qwen25_7b", f"model.path={tmp_path}")
+    assert "model=qwen25_7b has num_layers=28, but the folder" in message
+    (tmp_path / "config.json").write_text(json.dumps({**record, "num_hidden_layers": 28}))
+    _, config = compose(["experiment=cpgd_qwen25_7b", "model=hf", f"model.path={tmp_path}"])
+    assert architecture_of(config.model).head_dim == 128  # 3584 / 28
+
+
+def test_an_unknown_model_is_not_refused():
+    raw, config = compose(["experiment=tiny", "cluster=gpu_1"])
+    algorithm = instantiate(raw.algorithm, _convert_="all")
+    assert architecture_of(config.model) is None
+    plan.check(config, algorithm)
+    # 0.4 for the engine, 0.5 for the learner; cpgd has no reference.
+    assert capacity.describe(config, algorithm) == "gpu_1, 0.9 GPUs of 1 nodes x 1, 80 GiB each"

@@ -1,0 +1,154 @@
+"""The dry run: the arithmetic of a step and what configuration and algorithm must agree on."""
+
+import pytest
+from hydra.utils import instantiate
+
+from conf.compose import compose
+from orchestrator.planning import capacity, plan
+from orchestrator.planning.settings import vllm_settings
+
+
+def planned(*overrides):
+    """What `ballast train --dry-run` prints, without leading blanks."""
+    raw, config = compose(["experiment=tiny", *overrides])
+    algorithm = instantiate(raw.algorithm, _convert_="all")
+    plan.check(config, algorithm)
+    lines = plan.describe(config, algorithm).splitlines()
+    return dict(line.strip().split("  ", 1) for line in lines)
+
+
+def test_the_updates_of_every_pass_are_counted():
+    rows = planned("trainer.updates_per_step=4", "trainer.epochs_per_step=2", "learner.num_ranks=2")
+    assert rows["step"].startswith("32 prompts x 8 samples = 256 sequences")
+    assert "256 / 4 = 64 sequences per optimizer update, about 32 on each of 2" in rows["updates"]
+    assert rows["updates"].endswith("2 x 4 = 8 updates a step")
+    assert "actor" in rows["roles"]
+
+
+def test_one_pass_of_one_update_needs_no_actor():
+    assert "actor" not in planned()["roles"]
+    assert "actor" in planned("trainer.epochs_per_step=2")["roles"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "roles"),
+    [
+        (["algorithm=rpg"], "rollout, reward, learner"),
+        (["algorithm=rpg", "algorithm.policy_loss.reference=ref"], "rollout, reward, learner, ref"),
+        (["algorithm=grpo"], "rollout, reward, learner, reference"),
+        (
+            [
+                "algorithm=grpo",
+                "algorithm/reference=refreshed",
+                "algorithm.reference.every_steps=1",
+            ],
+            "rollout, reward, learner",
+        ),
+    ],
+)
+def test_the_rule_decides_whether_a_reference_runs(overrides, roles):
+    assert planned(*overrides)["roles"].startswith(roles)
+    assert ("reference" in planned(*overrides)["roles"]) == ("ref" in roles)
+
+
+def test_overlong_shaping_follows_the_budget_and_says_where_it_never_applies():
+    rows = planned("algorithm=dapo")
+    assert "max_length=5" in rows["algorithm"]
+    assert "overlong never applies: responses have at most 5 tokens" in rows["note"]
+    room = planned("algorithm=dapo", "algorithm.reward_shaping.overlong.buffer=2")
+    assert "note" not in room
+    longer = planned(
+        "algorithm=dapo",
+        "algorithm.reward_shaping.overlong.max_length=100",
+        "algorithm.reward_shaping.overlong.buffer=20",
+    )
+    assert longer["note"].endswith("its ramp begins after 80")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            [
+                "algorithm=grpo",
+                "algorithm/controller=adaptive_kl",
+                "algorithm.controllers.kl.metric=reference/kl_k3",
+            ],
+            "metric='reference/kl_k3' is not measured by this algorithm; did you mean 'ref",
+        ),
+        (["algorithm/reference=refreshed"], "has nothing to move"),
+        (["reference.offload_params=true"], "needs reference.zero_stage=3"),
+        (["trainer.epochs_per_step=0"], "trainer.epochs_per_step=0: must be at least 1"),
+        (["learner.max_skipped_steps=0"], "learner.max_skipped_steps=0: must be at least 1"),
+        (["algorithm.policy_loss.clip_high=-0.1"], "clip_high=-0.1 is below 0"),
+        (["algorithm.regularizers.drift.coefficient=-1"], "coefficient=-1 is below 0"),
+        (["algorithm=rpg", "algorithm.policy_loss.divergence=jsd"], "divergence='jsd' is unknown"),
+        (["algorithm/gate=erc", "algorithm.gates.erc.low=-0.1"], "low=-0.1"),
+        (["algorithm/correction=icepop", "algorithm.correction.low=9"], "low=9 is not below high"),
+        (["algorithm/correction=tis", "algorithm.bypass=true"], "counts pi_old / mu twice"),
+    ],
+)
+def test_what_cannot_be_is_named_before_anything_starts(overrides, message):
+    with pytest.raises(Exception, match=message):
+        planned(*overrides)
+
+
+def test_a_replay_and_a_rollout_alone_plan_what_they_run():
+    rows = planned("rollout=replay", "rollout.replay.folder=/runs/before", "algorithm=rpg")
+    assert rows["roles"] == "learner"
+    assert rows["rollout"] == "no engine: the record of /runs/before"
+    assert "schedule" not in rows
+    rows = planned("trainer=rollout_only", "algorithm=ppo")
+    assert rows["roles"] == "rollout, reward"
+    assert rows["rollout"].endswith("the model's weights")
+    assert not {"algorithm", "updates", "learner", "critic"} & rows.keys()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpus"),
+    [
+        ([], [4, 3]),
+        (["rollout=replay", "rollout.replay.folder=/r", "learner.num_ranks=8"], [0, 6]),
+        (["trainer=rollout_only", "rollout.num_engines=8"], [8, 0]),
+    ],
+)
+def test_who_does_not_run_takes_no_gpu(overrides, gpus):
+    raw, config = compose(["cluster=gpu_8", *overrides])
+    plan.check(config, instantiate(raw.algorithm, _convert_="all"))
+    assert [count for _, count in capacity.gpus_asked(config, references=False)] == gpus
+
+
+FRACTIONS = ["cluster.rollout.num_gpus=0.4", "cluster.learner.num_gpus=0.5"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "one_node", "chosen"),
+    [
+        (["experiment=tiny"], True, "shm"),
+        (["experiment=tiny"], False, "gloo"),
+        (["experiment=tiny", "rollout.transport=gloo"], True, "gloo"),
+        (["experiment=cpgd_qwen25_7b", "cluster=gpu_8"], True, "nccl"),
+        (["experiment=cpgd_qwen25_7b", "cluster=nodes_8"], False, "nccl"),
+        (["experiment=cpgd_qwen25_7b", "cluster=gpu_8_colocated"], True, "ipc"),
+        (["experiment=smollm2_reasoning", "cluster=gpu_1"], True, "ipc"),
+        (["experiment=tiny", *FRACTIONS], True, "shm"),
+        (
+            [
+                *("experiment=smollm2_reasoning", "cluster=gpu_2"),
+                *("model/adapter=lora", "model.adapter.publish=adapter"),
+            ],
+            True,
+            "shm",
+        ),
+    ],
+)
+def test_weights_go_the_way_that_the_places_allow(overrides, one_node, chosen):
+    _, config = compose(overrides)
+    assert capacity.transport(config, one_node=one_node) == chosen
+
+
+def test_stale_keys_and_values_are_shared_with_no_new_prompt():
+    for name, recomputes in (("recompute", True), ("stale", False)):
+        _, config = compose(["experiment=tiny", f"schedule.kv_cache={name}"])
+        engine = vllm_settings(config, "model", engine_id=0, transport="shm")
+        assert engine.recompute_kv is engine.enable_prefix_caching is recomputes

@@ -1,0 +1,151 @@
+"""Metadata to plans: whole groups per update, every row once, one division over all ranks."""
+
+import numpy as np
+import pytest
+
+from algorithms.advantages.outcome import GroupRelative
+from algorithms.aggregations import TokenMean
+from algorithms.algorithm import Algorithm
+from algorithms.policy_losses.clipped import ClippedRatio
+from orchestrator.step.batch import assemble, batch_metrics, plan_updates
+from orchestrator.step.partition import SequenceCost
+from workers.data.trajectory import RolloutGroup, TrajectoryMeta
+
+ALGORITHM = Algorithm(
+    name="test",
+    advantage=GroupRelative(),
+    policy_loss=ClippedRatio(clip_low=0.2, clip_high=0.2),
+    aggregation=TokenMean(),
+)
+
+
+def meta(group, k, *, reward=1.0, outcome="scored", num_trained=3, version=4):
+    return TrajectoryMeta(
+        prompt_uid=group,
+        group_id=group,
+        rollout_id=f"{group}/{k}",
+        num_tokens=5 + num_trained,
+        num_trained=num_trained,
+        num_sampled=num_trained,
+        finish_reason="stop",
+        outcome=outcome,
+        reward=reward if outcome == "scored" else None,
+        reward_parts={},
+        min_version=version,
+        max_version=version,
+        generate_s=0.1,
+        reward_s=0.01,
+    )
+
+
+def groups(count=4, size=3):
+    """Two groups per object-store batch; sample 1 of group g1 failed."""
+    made = []
+    for number in range(count):
+        metas = tuple(
+            meta(
+                f"g{number}",
+                k,
+                reward=float(k == 0),
+                num_trained=1 + k + number,
+                outcome="failed:timeout" if (number, k) == (1, 1) else "scored",
+            )
+            for k in range(size)
+        )
+        made.append(
+            RolloutGroup(
+                group_id=f"g{number}",
+                metas=metas,
+                batch=f"batch{number // 2}",
+                start=size * (number % 2),
+            )
+        )
+    return made
+
+
+def test_rows_and_slices_leave_failures_out():
+    batch = assemble(groups(), ALGORITHM)
+    assert len(batch.metas) == 11 and batch.num_groups == 4
+    assert batch.batches == ("batch0", "batch1")
+    assert [(s.batch, s.start, s.length) for s in batch.slices] == [(0, 0, 4), (0, 5, 1), (1, 0, 6)]
+    assert batch.rewards.tolist() == [1, 0, 0, 1, 0, 1, 0, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+@pytest.mark.parametrize("num_updates", [1, 2, 4])
+@pytest.mark.parametrize("token_budget", [12, 1000])
+def test_every_row_once_and_weights_sum_to_one(num_ranks, num_updates, token_budget):
+    batch = assemble(groups(), ALGORITHM)
+    plan = plan_updates(
+        batch,
+        ALGORITHM,
+        num_updates=num_updates,
+        num_ranks=num_ranks,
+        token_budget=token_budget,
+        cost=SequenceCost(linear=1.0, quadratic=0.01),
+    )
+    assert len(plan.ranks) == num_ranks
+    seen = []
+    for update in range(num_updates):
+        counts = {len(rank.updates[update]) for rank in plan.ranks}
+        assert len(counts) == 1  # every rank runs equally many micro-batches
+        total, members = 0.0, set()
+        for rank in plan.ranks:
+            for micro in rank.updates[update]:
+                assert sum(batch.metas[row].num_tokens for row in micro.rows) <= token_budget
+                # token mean: the weights of all trained tokens of an update sum to 1
+                total += float(batch.lengths[micro.rows] @ micro.weights["policy"])
+                seen += micro.rows.tolist()
+                members |= {int(batch.group_ids[row]) for row in micro.rows}
+        assert total == pytest.approx(1.0, rel=1e-6)
+        assert len(members) == 4 // num_updates  # whole groups
+    assert sorted(seen) == list(range(11))
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_every_pass_holds_every_row_once_in_an_order_of_its_own(num_ranks):
+    batch = assemble(groups(count=8), ALGORITHM)
+
+    def planned(*seed):
+        return plan_updates(
+            batch,
+            ALGORITHM,
+            num_updates=4,
+            num_passes=3,
+            num_ranks=num_ranks,
+            token_budget=1000,
+            cost=SequenceCost(linear=1.0, quadratic=0.01),
+            seed=seed,
+        )
+
+    def members(plan, update):
+        micros = [micro for rank in plan.ranks for micro in rank.updates[update]]
+        return frozenset(int(batch.group_ids[row]) for micro in micros for row in micro.rows)
+
+    plan = planned(0, 1)
+    assert plan.metrics["learner/updates"] == 12
+    assert plan.metrics["learner/micro_batch_fill_frac"] <= 1.0
+    for number in range(3):
+        passes = [rank.passes[number] for rank in plan.ranks]
+        rows = [r for once in passes for micro in once.micro_batches for r in micro.rows]
+        assert sorted(rows) == list(range(len(batch.metas)))
+        assert len(passes[0].updates) == 4
+    scored = [r for rank in plan.ranks for micro in rank.micro_batches for r in micro.rows]
+    assert sorted(scored) == list(range(len(batch.metas)))  # the first pass alone
+    orders = [[members(plan, 4 * number + u) for u in range(4)] for number in range(3)]
+    assert orders[0] == [{0, 1}, {2, 3}, {4, 5}, {6, 7}]
+    assert orders[1] != orders[0]
+    assert orders[2] != orders[1]
+    again, other = planned(0, 1), planned(0, 2)
+    assert [members(again, u) for u in range(12)] == [u for order in orders for u in order]
+    assert [members(other, u) for u in range(12)] != [u for order in orders for u in order]
+
+
+def test_metrics_of_a_batch():
+    metrics = batch_metrics(assemble(groups(), ALGORITHM), version=5)
+    assert metrics["reward/mean"] == pytest.approx(4 / 11)
+    assert metrics["staleness/max"] == 1.0
+    assert metrics["rollout/tokens"] == sum(
+        1 + k + n for n in range(4) for k in range(3) if (n, k) != (1, 1)
+    )
+    assert np.isfinite(list(metrics.values())).all()

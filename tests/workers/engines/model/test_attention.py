@@ -1,0 +1,149 @@
+"""Packed equals padded, and no token sees across sequences; Llama, Qwen3, Gemma 2 and 3."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    Qwen3Config,
+)
+
+from workers.data.packing import pack_sequences
+from workers.engines.model.attention import attention_arguments, check_attention, sequence_blocks
+from workers.engines.model.policy_model import PolicyModel
+
+SHAPE = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**SHAPE, tie_word_embeddings=True),
+    "qwen3": Qwen3Config(**SHAPE, tie_word_embeddings=False),
+    "gemma2": Gemma2Config(
+        **SHAPE,
+        sliding_window=7,
+        attn_logit_softcapping=20.0,
+        final_logit_softcapping=10.0,
+        query_pre_attn_scalar=8,
+    ),
+    "gemma3": Gemma3TextConfig(
+        **SHAPE,
+        sliding_window=7,
+        layer_types=["sliding_attention", "full_attention"],
+        query_pre_attn_scalar=8,
+    ),
+}
+LENGTHS = (3, 141, 9, 1, 23, 140)  # blocks 141 140, 23 9, 3 1: either side of PLAIN_LENGTH
+TEMPERATURE = 0.7
+
+
+def build(name: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        copy.deepcopy(CONFIGS[name]), attn_implementation="eager"
+    )
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def sequences() -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(3, 61, size=length).tolist() for length in LENGTHS]
+
+
+def alone(model: torch.nn.Module, tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs and entropies [L] of one unpacked sequence by eager attention, plain logits."""
+    logits = model(torch.tensor([tokens]), use_cache=False).logits[0].float() / TEMPERATURE
+    log_p = logits.log_softmax(-1)  # [L, V]
+    picked = log_p[:-1].gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
+    entropy = -(log_p.exp() * log_p).sum(-1)[:-1]
+    zero = picked.new_zeros(1)
+    return torch.cat([zero, picked]), torch.cat([zero, entropy])
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_packed_equals_unpacked_with_gradients(name: str, checkpointing: bool) -> None:
+    plain, packed = build(name), PolicyModel(build(name))
+    if checkpointing:
+        packed.enable_gradient_checkpointing(reentrant=False)
+    batch = pack_sequences(sequences())
+    parts = [alone(plain, tokens) for tokens in sequences()]
+    want = torch.cat([part[0] for part in parts])  # [N]
+    want_entropy = torch.cat([part[1] for part in parts])  # [N]
+    got, entropy = packed(
+        batch.tokens, batch.position_ids, batch.cu_seqlens, batch.loss_mask, TEMPERATURE, True
+    )
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+    torch.testing.assert_close(entropy, want_entropy, rtol=0, atol=1e-5)
+
+    coefficient = torch.linspace(-1, 1, len(want))  # [N]
+    (want * coefficient + 0.3 * want_entropy).sum().backward()
+    (got * coefficient + 0.3 * entropy).sum().backward()
+    expected = dict(plain.named_parameters())
+    for key, parameter in packed.hf_named_parameters():
+        scale = expected[key].grad.abs().max()
+        torch.testing.assert_close(
+            parameter.grad / scale, expected[key].grad / scale, rtol=0, atol=1e-5, msg=key
+        )
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_a_token_cannot_see_across_sequences(name: str) -> None:
+    model = PolicyModel(build(name))
+    rows = sequences()
+    batch = pack_sequences(rows)
+    rows[1] = [(token + 1) % 61 for token in rows[1]]  # 141 tokens, between its neighbours
+    changed = pack_sequences(rows)
+    with torch.no_grad():
+        before, _ = model(batch.tokens, batch.position_ids, batch.cu_seqlens, batch.loss_mask)
+        after, _ = model(changed.tokens, batch.position_ids, batch.cu_seqlens, batch.loss_mask)
+    same = batch.sequence_ids != 1
+    torch.testing.assert_close(after[same], before[same], rtol=0, atol=0)
+    assert (after[~same][1:] != before[~same][1:]).all()
+
+
+def test_blocks_hold_every_token_once_and_little_padding() -> None:
+    lengths = torch.tensor([100, 5, 90, 70, 30, 1, 64])
+    ends = torch.cat([torch.zeros(1), lengths.cumsum(0)]).to(torch.int32)
+    layout = sequence_blocks(ends)
+    # 100: down to 75 -> {100, 90}; 70: down to 52 -> {70, 64}; 30: down to 14 -> {30}; 5: {5, 1}
+    assert [block.shape for block in layout.blocks] == [(2, 100), (2, 70), (1, 30), (2, 5)]
+    flat = torch.cat([block.tokens for block in layout.blocks])
+    assert flat[layout.places].tolist() == list(range(360))
+    assert not layout.in_order
+    assert sequence_blocks(torch.tensor([0, 4, 8, 12], dtype=torch.int32)).in_order
+
+
+def test_what_packed_attention_cannot_compute_is_refused() -> None:
+    with pytest.raises(ValueError, match="attention 'flex'"):
+        check_attention("flex")
+    with pytest.raises(ValueError, match="flash-attn"):
+        check_attention("flash_attention_2")
+    model = PolicyModel(build("llama"))
+    model.model.model.layers[0].self_attn.is_causal = False
+    batch = pack_sequences([[3, 4, 5]])
+    with pytest.raises(ValueError, match="bidirectional attention"):
+        model(batch.tokens, batch.position_ids, batch.cu_seqlens, batch.loss_mask)
+
+
+def test_flash_attention_gets_its_own_arguments() -> None:
+    arguments = attention_arguments("flash_attention_2", torch.tensor([0, 3, 5]).int())
+    assert arguments["max_length_q"] == 3
+    assert arguments["cu_seq_lens_k"].tolist() == [0, 3, 5]

@@ -1,0 +1,62 @@
+"""Advantages of a step from Arrow to Arrow, filtered rows included."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from algorithms.advantages.outcome import GroupRelative
+from algorithms.aggregations import TokenMean
+from algorithms.algorithm import Algorithm
+from algorithms.policy_losses.clipped import ClippedRatio
+from workers.data.plans import CreditPlan, Slice, step_table
+from workers.learner.credit import assign_credit, critic_metrics
+
+ALGORITHM = Algorithm(
+    name="test",
+    advantage=GroupRelative(eps=1e-6),
+    policy_loss=ClippedRatio(clip_low=0.2, clip_high=0.2),
+    aggregation=TokenMean(),
+)
+
+
+def batch(lengths):
+    tokens = [list(range(length)) for length in lengths]
+    masks = [[False] + [True] * (length - 1) for length in lengths]
+    return pa.RecordBatch.from_arrays(
+        [pa.array(tokens, pa.list_(pa.int32())), pa.array(masks, pa.list_(pa.bool_()))],
+        names=["tokens", "loss_mask"],
+    )
+
+
+def test_group_advantages_land_on_trained_tokens():
+    # Two groups of two; rows come from slices of two batches.
+    table = step_table(
+        [Slice(batch=0, start=1, length=2), Slice(batch=1, start=0, length=2)],
+        [batch([9, 3, 2]), batch([4, 3])],
+    )
+    plan = CreditPlan(
+        shaped_rewards=np.array([1.0, 0.0, 0.0, 2.0], dtype=np.float32),
+        group_ids=np.array([0, 0, 1, 1]),
+        trained=np.array([True, True, True, False]),
+    )
+    columns, metrics = assign_credit(ALGORITHM, plan, table)
+    assert columns.column("row").to_pylist() == [0, 1, 2, 3]
+    rows = columns.column("advantages").to_pylist()
+    # Siblings 1 and 0: mean 0.5, unbiased std sqrt(0.5), so +-0.70710678.
+    assert rows[0] == pytest.approx([0, 0.7071058, 0.7071058], abs=1e-5)
+    assert rows[1] == pytest.approx([0, -0.7071058], abs=1e-5)
+    assert rows[2] == pytest.approx([0, -0.7071064, -0.7071064, -0.7071064], abs=1e-5)
+    assert rows[3] == [0, 0, 0]  # filtered: its reward counts, its tokens do not train
+    assert metrics["credit/zero_frac"] == 0.0
+
+
+def test_explained_variance_is_what_values_foretold():
+    returns = np.array([0.0, 1.0, 2.0, 3.0], dtype=np.float32)  # variance 1.25
+    assert critic_metrics(returns, returns)["critic/explained_variance"] == 1.0
+    constant = np.full(4, 7.0, dtype=np.float32)
+    assert critic_metrics(constant, returns)["critic/explained_variance"] == 0.0
+    # returns - values = 0, 1, 2, 1: mean 1, variance 0.5, and 1 - 0.5 / 1.25 = 0.6
+    found = critic_metrics(np.array([0.0, 0.0, 0.0, 2.0], dtype=np.float32), returns)
+    assert found["critic/explained_variance"] == pytest.approx(0.6)
+    assert (found["critic/value_mean"], found["critic/return_mean"]) == (0.5, 1.5)
+    assert critic_metrics(returns, constant)["critic/explained_variance"] == 0.0

@@ -1,0 +1,152 @@
+"""A rollout worker over a vLLM that hangs, or that answers garbage: reported, counted, ended.
+
+vLLM's engine is a stand-in of the test's; the worker and all that it calls are the product's.
+"""
+
+import asyncio
+import gc
+import math
+from types import SimpleNamespace
+
+import pytest
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from workers.data.requests import EngineLoad, GroupRequest, Sampling
+from workers.engines.vllm.answers import MAX_IN_A_ROW
+from workers.engines.vllm.settings import VLLMSettings
+from workers.models.tiny import build_tiny
+from workers.rollout.environments.single_turn import SingleTurn
+from workers.rollout.worker import RolloutWorker
+from workers.worker_group import EngineDiedError
+
+
+class StandIn:
+    """What of `AsyncLLM` a worker touches; answers with `outputs`, or not at all."""
+
+    def __init__(self, output=None):
+        self.output, self.ended = output, False
+        self.errored, self.tokenizer = False, None
+        self.model_config = SimpleNamespace(max_model_len=32, get_vocab_size=lambda: 64)
+        self.logger_manager = SimpleNamespace(stat_loggers=[SimpleNamespace(report=EngineLoad)])
+        self.engine_core = SimpleNamespace(pause_scheduler_async=self.hang)
+
+    async def hang(self, **kwargs):
+        await asyncio.Event().wait()
+
+    async def update_weight_version(self, version):
+        pass
+
+    async def generate(self, prompt, params, request_id, **kwargs):
+        if self.output is None:
+            await self.hang()
+        yield SimpleNamespace(finished=True, outputs=[self.output])
+
+    def shutdown(self, timeout):
+        self.ended = True
+
+
+def output(*, tokens=(5, 2), logprobs=(-0.5, -0.1)):
+    spans = [SimpleNamespace(version="3", start=0, end=len(tokens))]
+    return SimpleNamespace(
+        token_ids=tokens,
+        logprobs=SimpleNamespace(logprobs=logprobs),
+        weight_versions=spans,
+        finish_reason="stop",
+    )
+
+
+def group(number=0):
+    return GroupRequest(
+        group_id=f"0-{number}",
+        prompt_uid=f"p:{number}",
+        begun_version=0,
+        dataset="copy",
+        prompt="12=",
+        ground_truth="12",
+        num_samples=2,
+        seed=1,
+        sampling=Sampling(max_tokens=4),
+    )
+
+
+async def collect_to_the_end(worker):
+    for _ in range(20):
+        await worker.collect(0.3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return build_tiny(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def run(folder, monkeypatch):
+    """Calls `play(worker)` with a worker whose engine is `stand_in`."""
+
+    def run(stand_in, play):
+        monkeypatch.setattr(AsyncLLM, "from_engine_args", lambda args, **kwargs: stand_in)
+
+        async def started():
+            worker = RolloutWorker(
+                run_id="run",
+                settings=VLLMSettings(
+                    model_path=str(folder), request_timeout_s=0.2, control_timeout_s=0.2
+                ),
+                max_prompt_tokens=16,
+                environment=SingleTurn(),
+                reward_timeout_s=1.0,
+            )
+            await worker.start(0, [])
+            return await play(worker)
+
+        try:
+            return asyncio.run(started())
+        finally:
+            gc.unfreeze()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("together", "what"), [(True, "together"), (False, "request '0-0/0/1' .* prompt tokens")]
+)
+def test_an_engine_that_answers_nothing_is_ended_and_reported_dead(run, together, what):
+    stand_in = StandIn()
+
+    async def play(worker):
+        await worker.submit([group()], together)
+        with pytest.raises(EngineDiedError, match=rf"did not answer {what}.* within 0.2 s"):
+            await collect_to_the_end(worker)
+
+    run(stand_in, play)
+    assert stand_in.ended
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        (output(tokens=(), logprobs=()), "empty response"),
+        (output(logprobs=(-0.5, math.nan)), "non-finite log-prob"),
+        (output(logprobs=(-0.5,)), "another number of log-probs than of tokens"),
+        (output(tokens=(5, 64)), "token id beyond the vocabulary"),
+    ],
+)
+def test_garbage_is_a_failed_sample_and_no_reward(run, answer, fault):
+    async def play(worker):
+        await worker.submit([group()], False)
+        return await worker.collect(5.0)
+
+    collected, batch = run(StandIn(answer), play)
+    assert [meta.outcome for meta in collected.metas] == [f"failed:{fault}"] * 2
+    assert [meta.reward for meta in collected.metas] == [None, None]
+    assert [meta.num_trained for meta in collected.metas] == [0, 0]
+    assert batch["loss_mask"].to_pylist() == [[False] * 3] * 2  # the prompt alone
+
+
+def test_garbage_without_end_ends_the_run(run):
+    async def play(worker):
+        await worker.submit([group(number) for number in range(MAX_IN_A_ROW // 2)], False)
+        with pytest.raises(RuntimeError, match="engine 0 gave 64 unusable .* non-finite log-prob"):
+            await collect_to_the_end(worker)
+
+    run(StandIn(output(logprobs=(math.inf, math.nan))), play)

@@ -1,0 +1,169 @@
+"""Groups on a real engine: aborted without a trace, stopped early without a reward."""
+
+import asyncio
+import os
+
+import pytest
+
+from algorithms.advantages.outcome import GroupRelative
+from algorithms.aggregations import TokenMean
+from algorithms.algorithm import Algorithm
+from algorithms.filters import DynamicSampling
+from algorithms.policy_losses.clipped import ClippedRatio
+from workers.data.requests import GroupRequest, Sampling
+from workers.data.trajectory import STOPPED_EARLY
+from workers.engines.vllm.engine import (
+    VLLMSettings,
+    engine_env,
+)
+from workers.models.tiny import build_tiny
+from workers.reward.base import RewardResult
+from workers.rollout.environments.single_turn import SingleTurn
+from workers.rollout.group_play import EarlyStop
+from workers.rollout.worker import RolloutWorker
+
+ALGORITHM = Algorithm(
+    name="test",
+    advantage=GroupRelative(),
+    policy_loss=ClippedRatio(),
+    aggregation=TokenMean(),
+    filters={"dynamic": DynamicSampling()},
+)
+SHORT, LONG = 40, 450
+
+
+class Compare:
+    """A reward worker that likes a response which comes after the ground truth."""
+
+    def __init__(self):
+        self.scored = []
+
+    @property
+    def score(self):
+        return self
+
+    async def remote(self, samples):
+        self.scored += samples
+        return [
+            RewardResult(outcome="scored", reward=float(s.response > s.ground_truth), parts={},
+                         seconds=0.0)
+            for s in samples
+        ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def loop():
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture(scope="module")
+def rewards():
+    return Compare()
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory, loop, rewards):
+    folder = build_tiny(tmp_path_factory.mktemp("models") / "tiny", seed=3)
+    settings = VLLMSettings(model_path=str(folder), kv_cache_memory_bytes=16 << 20)
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in engine_env(settings, 1).items():
+            patch.setitem(os.environ, key, value)
+        patch.setattr("ray.util.get_node_ip_address", lambda: "here")
+        worker = RolloutWorker(
+            run_id="test",
+            settings=settings,
+            max_prompt_tokens=16,
+            environment=SingleTurn(),
+            reward_timeout_s=5.0,
+            early_stop=EarlyStop(settled=ALGORITHM.settled, min_samples=2),
+        )
+        loop.run_until_complete(worker.start(3, [rewards]))
+        yield worker
+        loop.run_until_complete(worker.shutdown())
+
+
+def request(name, *, max_tokens=LONG, ignore_eos=False, **settings):
+    common = {
+        "group_id": name,
+        "prompt_uid": name,
+        "begun_version": 1,
+        "dataset": "d",
+        "prompt": "12345=",
+        "ground_truth": "",
+        "num_samples": 4,
+        "seed": 7,
+        "sampling": Sampling(max_tokens=max_tokens, ignore_eos=ignore_eos),
+    }
+    return GroupRequest(**(common | settings))
+
+
+async def running(worker):
+    """Requests that the engine holds."""
+    return worker._engine._live().output_processor.get_num_unfinished_requests()
+
+
+async def until(worker, count):
+    while await running(worker) != count:
+        await asyncio.sleep(0.01)
+
+
+def test_an_aborted_group_frees_its_slots_and_leaves_no_trace(worker, loop, rewards):
+    async def run():
+        slow = [request(name, ignore_eos=True) for name in ("slow", "slower")]
+        await worker.submit(slow, False)
+        await until(worker, 8)
+        await worker.abort(["slow", "never begun"])
+        left = await running(worker)
+        await worker.abort(["slower"])
+        free = await running(worker)
+        await worker.submit([request("next", max_tokens=SHORT, ignore_eos=True)], False)
+        collected, batch = await worker.collect(60.0)
+        return left, free, collected, batch
+
+    left, free, collected, batch = loop.run_until_complete(run())
+    assert (left, free) == (4, 0)
+    assert [meta.group_id for meta in collected.metas] == ["next"] * 4
+    assert batch.num_rows == 4
+    assert {meta.num_sampled for meta in collected.metas} == {SHORT}
+    assert len(rewards.scored) == 4  # no aborted sample was scored, with 0 or otherwise
+    assert worker._groups == {}
+
+
+def test_a_group_that_finished_but_was_not_collected_can_be_aborted(worker, loop):
+    async def run():
+        both = [request("first", max_tokens=2), request("second", max_tokens=2)]
+        await worker.submit(both, False)
+        while worker._finished.qsize() < 2:
+            await asyncio.sleep(0.01)
+        await worker.abort(["first"])
+        return (await worker.collect(5.0))[0]
+
+    assert {meta.group_id for meta in loop.run_until_complete(run()).metas} == {"second"}
+
+
+def test_siblings_stop_once_the_verdict_is_settled(worker, loop, rewards):
+    """Of sixteen that end when they like, some are scored, differ, and spare the rest."""
+    # About half of all texts come after "5".
+    sixteen = {"num_samples": 16, "ground_truth": "5"}
+
+    async def run(one):
+        await worker.submit([one], False)
+        return (await worker.collect(120.0))[0].metas
+
+    whole = loop.run_until_complete(run(request("whole", **sixteen)))
+    assert {meta.outcome for meta in whole} == {"scored"}
+    before = len(rewards.scored)
+    metas = loop.run_until_complete(run(request("stopped", may_stop_early=True, **sixteen)))
+    scored = [meta for meta in metas if meta.outcome == "scored"]
+    stopped = [meta for meta in metas if meta.outcome == STOPPED_EARLY]
+    assert len(metas) == len(scored) + len(stopped) == 16
+    assert stopped
+    assert len({meta.reward for meta in scored}) > 1  # the verdict: they differ
+    assert all(meta.reward is None and meta.finish_reason == "abort" for meta in stopped)
+    assert len(rewards.scored) - before == len(scored)
+    # A stopped sample is the beginning of the one that would have been.
+    lengths = {meta.rollout_id.split("/")[1]: meta.num_sampled for meta in whole}
+    assert all(m.num_sampled <= lengths[m.rollout_id.split("/")[1]] for m in stopped)
+    assert loop.run_until_complete(running(worker)) == 0

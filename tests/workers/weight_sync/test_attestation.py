@@ -1,0 +1,126 @@
+"""Attestation on literal evidence: what it accepts, and the names in what it refuses."""
+
+import pytest
+
+from workers.weight_sync.attestation import (
+    Attestation,
+    AttestationError,
+    EngineEvidence,
+    ProbeGap,
+    Tolerance,
+)
+from workers.weight_sync.endpoint import PublishReport
+
+SENT = {"embed": (1, 2), "head": (3, 4)}
+
+
+def report(version=1, fingerprints=SENT):
+    return PublishReport(
+        version=version,
+        transport="shm",
+        names=tuple(fingerprints),
+        num_bytes=16,
+        seconds={"total": 0.0},
+        fingerprints=dict(fingerprints),
+    )
+
+
+def evidence(version=1, received=SENT, probe=(0.0, -1.0), engine_id=0):
+    return EngineEvidence(
+        engine_id=engine_id, version=version, received=received, probe_logprobs=list(probe)
+    )
+
+
+def attestation(value=1e-5):
+    return Attestation(expected=["embed", "head"], tolerance=Tolerance.absolute(value))
+
+
+def check(sent, *engines, judge=None, **kwargs):
+    arguments = {"learner_logprobs": [0.0, -1.0], "optimizer_stepped": True} | kwargs
+    return (judge or attestation()).check(sent, engines, **arguments)
+
+
+def test_a_sound_publication_gives_its_metrics():
+    metrics = check(report(), evidence(probe=(0.0, -1.000004)))
+    assert metrics["publication/probe_gap_max"] == pytest.approx(4e-6, rel=1e-3)
+    assert metrics["publication/probe_gap_mean"] == pytest.approx(2e-6, rel=1e-3)
+    assert metrics["publication/unchanged_tensors"] == 0
+
+
+def test_lists_from_the_wire_equal_tuples():
+    check(report(), evidence(received={"embed": [1, 2], "head": [3, 4]}))
+
+
+def test_a_tensor_not_sent_is_named():
+    with pytest.raises(AttestationError, match="head: was not sent") as caught:
+        check(report(fingerprints={"embed": (1, 2)}), evidence(received={"embed": (1, 2)}))
+    assert caught.value.reasons == {"head": "was not sent"}
+
+
+def test_a_tensor_that_did_not_arrive_is_named_with_the_engine():
+    with pytest.raises(AttestationError, match="head: did not arrive at engine 1"):
+        check(report(), evidence(), evidence(received={"embed": (1, 2)}, engine_id=1))
+
+
+def test_other_bytes_are_named():
+    with pytest.raises(AttestationError, match="embed: arrived at engine 0 with other bytes"):
+        check(report(), evidence(received={"embed": (1, 3), "head": (3, 4)}))
+
+
+def test_an_engine_left_behind_is_named():
+    with pytest.raises(AttestationError, match="engine 0 is at version 1"):
+        check(report(version=2), evidence(version=1))
+
+
+def test_weights_must_change_when_the_optimizer_stepped():
+    judge = attestation()
+    check(report(), evidence(), judge=judge)
+    with pytest.raises(AttestationError, match="no tensor changed"):
+        check(report(2), evidence(2), judge=judge)
+    metrics = check(report(2), evidence(2), judge=judge, optimizer_stepped=False)
+    assert metrics["publication/unchanged_tensors"] == 2
+    moved = SENT | {"head": (5, 6)}
+    metrics = check(report(3, moved), evidence(3, moved), judge=judge)
+    assert metrics["publication/unchanged_tensors"] == 1
+
+
+@pytest.mark.parametrize("value", [-1.1, float("nan")])
+def test_a_probe_that_disagrees_asks_for_the_stale_weights(value):
+    asked = []
+
+    def diagnose(engine_id):
+        asked.append(engine_id)
+        return {"head": "computes with other weights"}
+
+    with pytest.raises(AttestationError, match=r"head: computes .* \(engine 0\)") as caught:
+        check(report(), evidence(probe=(0.0, value)), diagnose=diagnose)
+    assert asked == [0]
+    assert "disagree about the probe" in caught.value.faults[0]
+
+
+def test_noise_floor_scales_mean_and_max():
+    floor = ProbeGap.between([0.0, -1.0], [0.0, -1.5])  # |0|, |0.5|
+    assert floor == ProbeGap(mean=0.25, max=0.5)
+    tolerance = Tolerance.above_noise(floor, factor=2.0)
+    assert tolerance == Tolerance(mean=0.5, max=1.0)
+    assert tolerance.allows(ProbeGap(mean=0.5, max=1.0))
+    assert not tolerance.allows(ProbeGap(mean=0.6, max=0.6))
+    assert not tolerance.allows(ProbeGap(mean=0.1, max=1.1))
+
+
+def test_rounding_lets_one_token_differ_by_more_than_all():
+    tolerance = Tolerance.rounding(1e-4)
+    assert tolerance.allows(ProbeGap(mean=5e-7, max=1.8e-5))
+    assert not tolerance.allows(ProbeGap(mean=1.1e-5, max=1.8e-5))  # many tokens, a little
+    assert not tolerance.allows(ProbeGap(mean=5e-6, max=1.1e-4))  # one token, by much
+
+
+def test_impossible_arguments_are_refused():
+    with pytest.raises(ValueError, match="got 1 from the learner and 2"):
+        ProbeGap.between([0.0], [0.0, 1.0])
+    with pytest.raises(ValueError, match=r"0\.5"):
+        Tolerance.above_noise(ProbeGap(mean=1, max=1), factor=0.5)
+    with pytest.raises(ValueError, match="got none"):
+        Attestation(expected=[], tolerance=Tolerance.absolute(1))
+    with pytest.raises(AttestationError, match="no engine gave evidence"):
+        check(report())

@@ -1,0 +1,1 @@
+"""Define the records that processes exchange, and pack them."""

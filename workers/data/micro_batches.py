@@ -1,0 +1,46 @@
+"""A rank's rows as packed micro-batches, and what it answers of them as Arrow columns.
+
+The two ends of every rank: a plan's rows of a step's table go in as `PackedBatch`es, per-sequence
+arrays come out as a record batch keyed by row. Nothing is computed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from workers.data.packing import PackedBatch, pack
+from workers.data.plans import MicroBatchPlan, RankPlan
+from workers.data.results import Rows
+from workers.data.trajectory import computed_columns
+
+TOKEN_COLUMNS = ("tokens", "loss_mask")
+
+
+def packed_rows(table: pa.Table, micro: MicroBatchPlan, names: Sequence[str]) -> PackedBatch:
+    """The plan's rows of a step, packed with the per-token columns `names` and their weights."""
+    rewards = np.zeros(table.num_rows, dtype=np.float32)
+    if "reward" in table.column_names:
+        rewards[micro.rows] = table.column("reward").take(pa.array(micro.rows)).to_numpy()
+    weights = {}
+    for name, own in micro.weights.items():
+        weights[name] = np.zeros(table.num_rows, dtype=np.float32)
+        weights[name][micro.rows] = own
+    return pack(
+        {name: table.column(name) for name in (*TOKEN_COLUMNS, *names)},
+        micro.rows,
+        sequence_columns={"rewards": rewards},
+        weights=weights,
+    )
+
+
+def as_columns(plan: RankPlan, columns: Mapping[str, Rows]) -> pa.RecordBatch:
+    """Per-sequence arrays, in the order of the plan's rows, as columns keyed by row."""
+    rows = np.concatenate([micro.rows for micro in plan.micro_batches])
+    some = next(iter(columns.values()))
+    lengths = np.asarray([len(values) for values in some], dtype=np.int64)
+    empty = np.zeros(0, dtype=np.float32)
+    flat = {name: np.concatenate([empty, *values]) for name, values in columns.items()}
+    return computed_columns(rows, lengths, **flat)

@@ -1,0 +1,105 @@
+"""What the driver asks of a rollout worker, samples of one prompt, and what it hears back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from workers.data.trajectory import TrajectoryMeta
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How one response is sampled.
+
+    Attributes:
+        temperature: 0 is greedy. The learner must divide its logits by the same temperature.
+        top_p, top_k, min_p: truncations; 1, 0 and 0 turn them off. A truncation renormalises the
+            recorded log-probs, so that the learner no longer agrees with them.
+        max_tokens: longest response, in tokens.
+        min_tokens: no end token before this many.
+        stop_token_ids: tokens that end a response besides the model's own end token.
+        stop: strings that end a response; costs detokenisation while sampling.
+        ignore_eos: sample on after the end token.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_tokens: int = 256
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        if self.temperature < 0.0:
+            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}; 1 turns it off")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One sampled response of T tokens.
+
+    Attributes:
+        tokens: [T] token ids as sampled, the end token included if one was sampled.
+        logprobs: [T] log-probabilities under the processed distribution that was sampled from.
+        weight_versions: [T] the weight version that sampled each token.
+        finish_reason: "stop", "length" or "abort".
+        text: the response without special tokens; empty if the engine has no tokenizer.
+    """
+
+    tokens: list[int]
+    logprobs: list[float]
+    weight_versions: list[int]
+    finish_reason: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineLoad:
+    """What one engine's scheduler saw between two reports.
+
+    Attributes:
+        steps: scheduler steps that the report covers; with none it says nothing.
+        kv_usage: largest share of the key/value blocks in use, 0 to 1.
+        waiting: fewest requests that waited inside the engine: the standing queue, which a burst of
+            arrivals does not make (the idea of CoDel, RFC 8289).
+        preemptions: running requests that lost their keys and values to others.
+    """
+
+    steps: int = 0
+    kv_usage: float = 0.0
+    waiting: int = 0
+    preemptions: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupRequest:
+    """Samples wanted of one prompt."""
+
+    group_id: str
+    prompt_uid: str
+    begun_version: int  # of the weights when the group is begun
+    dataset: str
+    prompt: str | list[dict[str, str]]  # text, or chat messages
+    ground_truth: str | None
+    num_samples: int
+    seed: int  # of the first sample; sibling k draws with seed + k
+    sampling: Sampling
+    columns: Mapping[str, Any] = field(default_factory=dict)  # handed to the reward
+    may_stop_early: bool = False  # siblings that no longer matter may be stopped
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Collected:
+    """A worker's heartbeat: what finished since the last, and how its engine fares."""
+
+    metas: Sequence[TrajectoryMeta]  # of whole groups, siblings beside each other
+    load: EngineLoad

@@ -1,0 +1,224 @@
+"""Trajectories as Arrow: one schema from the rollout engine to the learner and to Parquet.
+
+What it is: the columns of a finished sample, the record batch that carries them through the object
+store, and the metadata that alone reaches the driver. What it is not: a store. Data flows from
+`Trajectory` (one sample, in the rollout worker) to a record batch, and the driver sees
+`TrajectoryMeta` with the row it describes.
+
+Per-token columns are aligned to `tokens` (prompt and response): element i belongs to token i, so
+`rollout_logprobs[i]` is log mu(token_i | tokens_<i). Prompt positions hold 0.0 and a False
+`loss_mask`. Columns computed later (`old_logprobs`, `advantages`, ...) travel as record batches of
+their own, whose `row` counts the rows of a step's trajectories in order.
+
+Example: a prompt of two tokens and a response of two,
+
+    tokens            [52, 61, 55, 2]
+    loss_mask         [False, False, True, True]
+    rollout_logprobs  [0.0, 0.0, -0.31, -0.02]
+    weight_versions   [-1, -1, 7, 7]
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+SCHEMA_VERSION = 2  # raised whenever a column changes its name or its meaning
+VERSION_KEY = b"ballast.schema_version"
+SCHEMA = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("begun_version", pa.int32()),
+        ("prompt_uid", pa.string()),
+        ("group_id", pa.string()),
+        ("rollout_id", pa.string()),
+        ("dataset", pa.string()),
+        ("tokens", pa.list_(pa.int32())),
+        ("loss_mask", pa.list_(pa.bool_())),
+        ("rollout_logprobs", pa.list_(pa.float32())),
+        ("weight_versions", pa.list_(pa.int32())),
+        ("finish_reason", pa.string()),
+        ("outcome", pa.string()),
+        ("reward", pa.float32()),
+        ("reward_parts", pa.map_(pa.string(), pa.float32())),
+        ("num_turns", pa.int32()),
+        ("response_text", pa.string()),
+        ("timings", pa.map_(pa.string(), pa.float32())),
+    ],
+    metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()},
+)
+
+SCORED = "scored"
+STOPPED_EARLY = "dropped:early_stop"  # the verdict on its group no longer needed it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trajectory:
+    """One finished sample. Lists are aligned to `tokens`, L in number."""
+
+    run_id: str
+    begun_version: int  # of the weights when its group was begun
+    prompt_uid: str
+    group_id: str
+    rollout_id: str
+    dataset: str
+    tokens: Sequence[int]  # [L]
+    loss_mask: Sequence[bool]  # [L]
+    rollout_logprobs: Sequence[float]  # [L]
+    weight_versions: Sequence[int]  # [L], -1 where the sampler did not draw the token
+    finish_reason: str  # stop, length or abort
+    outcome: str  # scored, dropped:<why> or failed:<why>
+    reward: float | None  # None unless scored
+    reward_parts: Mapping[str, float] = field(default_factory=dict)
+    num_turns: int = 1
+    response_text: str = ""
+    timings: Mapping[str, float] = field(default_factory=dict)  # seconds
+
+    def __post_init__(self) -> None:
+        lengths = {
+            name: len(getattr(self, name))
+            for name in ("tokens", "loss_mask", "rollout_logprobs", "weight_versions")
+        }
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"{self.rollout_id}: columns of unequal length {lengths}; align them")
+        if (self.outcome == SCORED) != (self.reward is not None):
+            raise ValueError(
+                f"{self.rollout_id}: outcome={self.outcome!r} with reward={self.reward!r}; "
+                "a reward belongs to outcome 'scored' and to no other"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrajectoryMeta:
+    """What the driver knows of a trajectory: a few bytes, never its tokens."""
+
+    prompt_uid: str
+    group_id: str
+    rollout_id: str
+    num_tokens: int  # prompt and response
+    num_trained: int  # True positions of the loss mask
+    num_sampled: int  # tokens that the engine drew
+    finish_reason: str
+    outcome: str
+    reward: float | None
+    reward_parts: Mapping[str, float]
+    min_version: int  # of the drawn tokens
+    max_version: int
+    generate_s: float
+    reward_s: float
+
+
+def describe(trajectory: Trajectory) -> TrajectoryMeta:
+    """The driver's view of one trajectory."""
+    drawn = [version for version in trajectory.weight_versions if version >= 0]
+    return TrajectoryMeta(
+        prompt_uid=trajectory.prompt_uid,
+        group_id=trajectory.group_id,
+        rollout_id=trajectory.rollout_id,
+        num_tokens=len(trajectory.tokens),
+        num_trained=sum(trajectory.loss_mask),
+        num_sampled=len(drawn),
+        finish_reason=trajectory.finish_reason,
+        outcome=trajectory.outcome,
+        reward=trajectory.reward,
+        reward_parts=dict(trajectory.reward_parts),
+        min_version=min(drawn, default=-1),
+        max_version=max(drawn, default=-1),
+        generate_s=float(trajectory.timings.get("generate", 0.0)),
+        reward_s=float(trajectory.timings.get("reward", 0.0)),
+    )
+
+
+def to_record_batch(trajectories: Sequence[Trajectory]) -> pa.RecordBatch:
+    """Rows in the given order, in `SCHEMA`."""
+    columns = []
+    for name, kind in zip(SCHEMA.names, SCHEMA.types, strict=True):
+        values = [getattr(trajectory, name) for trajectory in trajectories]
+        if pa.types.is_map(kind):
+            values = [list(value.items()) for value in values]
+        columns.append(pa.array(values, type=kind))
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+def from_record_batch(batch: pa.RecordBatch) -> list[Trajectory]:
+    """The trajectories of `to_record_batch`."""
+    rows = batch.to_pylist()
+    for row in rows:
+        for name in ("reward_parts", "timings"):
+            row[name] = dict(row[name])
+    return [Trajectory(**row) for row in rows]
+
+
+def to_table(batches: Sequence[pa.RecordBatch]) -> pa.Table:
+    """A step's trajectories as one table; row r is what every `row` column counts."""
+    return pa.Table.from_batches(list(batches), schema=SCHEMA)
+
+
+def computed_columns(
+    rows: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], **columns: npt.NDArray[np.float32]
+) -> pa.RecordBatch:
+    """Per-token columns computed for some rows of a step.
+
+    Args:
+        rows: [R] which row of the step's table each sequence is.
+        lengths: [R] tokens of each.
+        columns: name -> [sum(lengths)] values in that order.
+    """
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    names, arrays = ["row"], [pa.array(rows, pa.int64())]
+    for name, values in columns.items():
+        if len(values) != offsets[-1]:
+            raise ValueError(f"{name} has {len(values)} values for {offsets[-1]} tokens")
+        names.append(name)
+        flat = pa.array(np.ascontiguousarray(values, dtype=np.float32), pa.float32())
+        arrays.append(pa.ListArray.from_arrays(pa.array(offsets), flat))
+    return pa.RecordBatch.from_arrays(arrays, names=names)
+
+
+def join_computed(table: pa.Table, computed: Sequence[pa.RecordBatch]) -> pa.Table:
+    """`table` with the computed columns beside it; null where no batch holds the row."""
+    by_name: dict[str, list[pa.RecordBatch]] = {}
+    for batch in computed:
+        for name in batch.schema.names:
+            if name != "row":
+                by_name.setdefault(name, []).append(batch)
+    for name, batches in by_name.items():
+        rows = np.concatenate([batch.column("row").to_numpy() for batch in batches])
+        values = pa.concat_arrays([batch.column(name) for batch in batches])
+        position = np.full(table.num_rows, -1, dtype=np.int64)
+        position[rows] = np.arange(len(rows))
+        indices = pa.array(position, mask=position < 0)
+        table = table.append_column(name, values.take(indices))
+    return table
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutGroup:
+    """The finished siblings of one prompt: metadata, and rows [start, start + len) of a batch."""
+
+    group_id: str
+    metas: tuple[TrajectoryMeta, ...]
+    batch: Any  # object reference of a record batch
+    start: int
+
+    def usable_rows(self) -> list[int]:
+        """Return the positions of the siblings that have a reward and a token to train."""
+        return [
+            row
+            for row, meta in enumerate(self.metas)
+            if meta.outcome == SCORED and meta.num_trained > 0
+        ]
+
+    def too_few(self, *, samples_per_prompt: int) -> str | None:
+        """Say what became of most siblings where too few are usable; None where enough are."""
+        needed = 2 if samples_per_prompt > 1 else 1
+        if len(self.usable_rows()) >= needed:
+            return None
+        outcomes = Counter(meta.outcome for meta in self.metas)
+        return outcomes.most_common(1)[0][0].split(":", 1)[-1]

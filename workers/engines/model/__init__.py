@@ -1,0 +1,1 @@
+"""Wrap transformers models: packed forward, attention, head, LoRA."""

@@ -1,0 +1,87 @@
+"""A decoder that answers with one value per token of a packed batch.
+
+A `PackedModel` without a language-model head and with a float32 scalar one. Values are aligned like
+log-probabilities: the value at token i is V(state before token i is sampled), which only earlier
+tokens of its sequence can say, so it is read from the hidden state of token i - 1.
+
+The head starts at zero. Every value is then 0 in the first step, so the first advantages are plain
+discounted returns instead of returns minus noise, and value clipping starts from 0; the head's own
+gradient is not zero, and from the second update on the backbone has one too.
+
+Legend: N tokens of a packed batch, S sequences, M trained tokens, H hidden size.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+
+from workers.engines.model.attention import VARLEN_SDPA, check_attention
+from workers.engines.model.packed_model import PackedModel, check_model_folder
+
+
+class CriticModel(PackedModel):
+    """`forward(tokens, position_ids, cu_seqlens, loss_mask)` -> values [N].
+
+    Args:
+        model: the backbone.
+        attention: a name of `attention.ATTENTION_NAMES`.
+        autocast: dtype of the backbone's matrix products where it is not that of the weights.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        attention: str = VARLEN_SDPA,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(model, attention=attention, autocast=autocast)
+        width = model.config.get_text_config().hidden_size
+        self.value_head = nn.Linear(width, 1, dtype=torch.float32)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+
+    def forward(
+        self,
+        tokens: Tensor,  # [N] int64
+        position_ids: Tensor,  # [N] int64
+        cu_seqlens: Tensor,  # [S+1] int32
+        loss_mask: Tensor,  # [N] bool
+    ) -> Tensor:
+        """Values [N] float32, zero where `loss_mask` is False.
+
+        A batch with nothing to train gives zeros that still reach every parameter, so ZeRO's
+        collectives all happen.
+        """
+        with self.mixed_precision(tokens):
+            hidden = self.hidden_states(tokens, position_ids, cu_seqlens)  # [N, H]
+        trained = loss_mask.nonzero()[:, 0]  # [M]
+        before = hidden.index_select(0, trained - 1).float()  # [M, H]
+        with torch.autocast(tokens.device.type, enabled=False):
+            picked = self.value_head(before)[:, 0]  # [M]
+        return picked.new_zeros(tokens.shape[0]).index_copy(0, trained, picked)
+
+    def hf_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The backbone's under `model.`, the head's under `value_head.`."""
+        return self.named_parameters()
+
+
+def load_critic_model(
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    attention: str = VARLEN_SDPA,
+    autocast: torch.dtype | None = None,
+) -> CriticModel:
+    """Read the backbone of a Hugging Face model folder; its own head, if it has one, is left out.
+
+    Raises:
+        ValueError: no such folder, no configuration, no weights, or an attention that cannot run.
+    """
+    check_attention(attention)
+    check_model_folder(folder)
+    model = AutoModel.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
+    return CriticModel(model, attention=attention, autocast=autocast)

@@ -1,0 +1,100 @@
+"""Low-rank adapters (peft) inside a Hugging Face model: attach, switch off, name, write.
+
+The base model's weights stay as they are and are frozen; only A and B train. What a publication
+sends of both is `weight_sync/lora_source.py`.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from workers.engines.model.lora_settings import PEFT_PREFIX, LoraSettings, check_targets
+
+ADAPTER = "default"  # peft's name for the only adapter
+
+
+def attach_lora(model: PreTrainedModel, settings: LoraSettings) -> None:
+    """Put A and B beside the targeted linear layers, in place; everything else is frozen.
+
+    Raises:
+        ValueError: a target that is no linear layer. The output head is none: it may be tied to
+            the embedding, whose copy in the engine would have to change with it.
+    """
+    from peft import LoraConfig, inject_adapter_in_model  # a second that only adapters cost
+
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    check_targets(settings.target_modules, linear)
+    targets = settings.target_modules
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft computes alpha / r with it
+        lora_dropout=0.0,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+
+
+def lora_layers(model: nn.Module) -> dict[str, Any]:
+    """The adapted layers by the base model's name of the module; empty without an adapter."""
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(getattr(layer, "lora_A", None), nn.ModuleDict)
+    }
+
+
+@contextlib.contextmanager
+def adapter_disabled(model: nn.Module) -> Iterator[None]:
+    """The base model itself, bit for bit, inside the block."""
+    layers = lora_layers(model).values()
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def base_name(name: str) -> str:
+    """A parameter's name in the model without adapter: `q_proj.weight` for its wrapped layer."""
+    return name.replace(".base_layer.", ".")
+
+
+def adapter_name(name: str) -> str | None:
+    """A's or B's name in a peft folder and in vLLM; None for any other parameter."""
+    suffix = f".{ADAPTER}.weight"
+    if not name.endswith((f".lora_A{suffix}", f".lora_B{suffix}")):
+        return None
+    return f"{PEFT_PREFIX}{name.removesuffix(suffix)}.weight"
+
+
+def save_adapter(
+    folder: Path, weights: Iterable[tuple[str, Tensor]], *, model: Any, base: str, writes: bool
+) -> None:
+    """Write a peft folder: the adapter's tensors and its configuration.
+
+    Args:
+        folder: made if need be.
+        weights: (name, full tensor) pairs, drained on every rank: a collective under ZeRO-3.
+        model: to which the adapter is attached.
+        base: folder of the base model, noted in the configuration.
+        writes: True on the one rank that writes.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights}
+    if not writes:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = model.peft_config[ADAPTER]
+    config.base_model_name_or_path, config.inference_mode = base, True
+    config.save_pretrained(str(folder))

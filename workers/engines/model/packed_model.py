@@ -1,0 +1,147 @@
+"""A transformers model that runs on packed batches: hidden states without padding.
+
+The ground that a policy and a critic stand on: attention that keeps packed sequences apart, an
+autocast that DeepSpeed leaves on, no dropout (what is trained must be what is scored), no key-value
+cache. What becomes of the hidden states is its subclasses' business. Where ranks share their
+batches, each has the hidden states of its own part of the tokens; `own` and `whole` lead from a
+batch to that part and back.
+
+Legend: N tokens of a packed batch, S sequences, H hidden size, n tokens of this rank's part (N
+where the batch is not shared).
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from workers.engines.model.attention import VARLEN_SDPA, attention_arguments, check_attention
+from workers.engines.model.sequence_parallel import ULYSSES, SequenceParallel
+
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+
+
+class PackedModel(nn.Module):
+    """`hidden_states(tokens, position_ids, cu_seqlens)` -> [n, H].
+
+    Args:
+        model: any transformers decoder with full or sliding attention layers.
+        attention: a name of `attention.ATTENTION_NAMES`.
+        autocast: dtype of the matrix products where it is not that of the weights.
+        sequence_group: ranks that share every batch, each of them called with all of it; None
+            where this rank computes its batches alone.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        attention: str = VARLEN_SDPA,
+        autocast: torch.dtype | None = None,
+        sequence_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        super().__init__()
+        check_attention(attention)
+        _check_layers(model)
+        self._shared: SequenceParallel | None = None
+        if sequence_group is not None:
+            self._shared = SequenceParallel(model.config.get_text_config(), sequence_group)
+        model.set_attn_implementation(attention if self._shared is None else ULYSSES)
+        _without_dropout(model)
+        self.model = model
+        self.attention = attention
+        self.autocast = autocast
+
+    def hidden_states(
+        self,
+        tokens: Tensor,  # [N] int64
+        position_ids: Tensor,  # [N] int64
+        cu_seqlens: Tensor,  # [S+1] int32
+    ) -> Tensor:
+        """What the last layer says at every token of this rank's part [n, H]."""
+        extras: dict[str, Any] = {}
+        if self._shared is not None:
+            cu_seqlens = self._shared.padded_ends(cu_seqlens, tokens.shape[0])
+            extras = self._shared.attention_arguments
+        hidden: Tensor = self.model.get_decoder()(
+            input_ids=self.own(tokens)[None],
+            position_ids=self.own(position_ids)[None],
+            use_cache=False,
+            **attention_arguments(self.attention, cu_seqlens),
+            **extras,
+        ).last_hidden_state
+        return hidden[0]
+
+    def own(self, values: Tensor) -> Tensor:
+        """This rank's part [n] of a value per token [N]; padding is zero."""
+        return values if self._shared is None else self._shared.own(values)
+
+    def whole(self, values: Tensor, num_tokens: int) -> Tensor:
+        """All ranks' parts [n] as one value per token [N], on each of them, with gradient."""
+        return values if self._shared is None else self._shared.whole(values, num_tokens)
+
+    def mixed_precision(self, tokens: Tensor) -> torch.autocast:
+        """The autocast of the forward pass.
+
+        To be entered inside `forward`: DeepSpeed switches off one that surrounds its engine.
+        """
+        return torch.autocast(tokens.device.type, self.autocast, enabled=self.autocast is not None)
+
+    def hf_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every parameter that trains, under stable names; a tied weight comes once."""
+        return self.model.named_parameters()
+
+    def enable_gradient_checkpointing(self, *, reentrant: bool) -> None:
+        """Keep layer inputs only and recompute the rest in the backward pass."""
+        self.model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": reentrant}
+        )
+        self.train()
+
+
+def check_model_folder(folder: str | Path) -> None:
+    """Raise ValueError unless `folder` holds a readable configuration and safetensors weights."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise ValueError(f"model folder {path} does not exist: give a Hugging Face model folder")
+    if not (path / "config.json").is_file():
+        raise ValueError(f"model folder {path} has no config.json: not a Hugging Face model")
+    try:
+        json.loads((path / "config.json").read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path / 'config.json'} is not JSON ({error}): export it again"
+        ) from error
+    if not any((path / name).is_file() for name in WEIGHT_FILES):
+        raise ValueError(
+            f"model folder {path} has no weights ({' or '.join(WEIGHT_FILES)}): "
+            "save the model with safetensors there"
+        )
+
+
+def _check_layers(model: PreTrainedModel) -> None:
+    """Layer kinds that packed attention would compute wrongly are refused by name."""
+    config: Any = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or [])
+    unknown = sorted(kinds - {"full_attention", "sliding_attention"})
+    if getattr(config, "attention_chunk_size", None):
+        unknown.append(f"attention_chunk_size={config.attention_chunk_size}")
+    if unknown:
+        raise ValueError(
+            f"{type(model).__name__} has layers that packed batches do not support: "
+            f"{', '.join(unknown)}; use a model with full or sliding attention"
+        )
+
+
+def _without_dropout(model: PreTrainedModel) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)

@@ -1,0 +1,170 @@
+"""A causal language model that answers with log-probabilities of a packed batch.
+
+A `PackedModel` whose head is a `ChunkedHead`: tokens in, per-token log-probabilities and entropies
+out; logits exist nowhere. It does not generate.
+
+Legend: N tokens of a packed batch, S sequences, n tokens of this rank's part of it (`PackedModel`),
+M tokens of that part whose next token trains.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from workers.engines.model.attention import VARLEN_SDPA, check_attention
+from workers.engines.model.chunked_head import ChunkedHead
+from workers.engines.model.lora import adapter_disabled, adapter_name, attach_lora
+from workers.engines.model.lora_settings import LoraSettings
+from workers.engines.model.packed_model import PackedModel, check_model_folder
+
+
+class PolicyModel(PackedModel):
+    """`forward(tokens, position_ids, cu_seqlens, loss_mask)` -> log-probs [N], entropies [N].
+
+    Args:
+        model: any transformers causal LM with full or sliding attention layers.
+        attention: a name of `attention.ATTENTION_NAMES`.
+        autocast: dtype of the matrix products where it is not that of the weights.
+        head_chunk: rows of logits held at a time; None keeps a chunk at 64 MiB.
+        sequence_group: ranks that share every batch, or None.
+        adapter: trains instead of the model's own weights, which are frozen; None trains those.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        attention: str = VARLEN_SDPA,
+        autocast: torch.dtype | None = None,
+        head_chunk: int | None = None,
+        sequence_group: dist.ProcessGroup | None = None,
+        adapter: LoraSettings | None = None,
+    ) -> None:
+        super().__init__(
+            model, attention=attention, autocast=autocast, sequence_group=sequence_group
+        )
+        head = model.get_output_embeddings()
+        if head is None:
+            raise ValueError(f"{type(model).__name__} has no output embedding: not a causal LM")
+        softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        model.set_output_embeddings(
+            ChunkedHead(
+                head.weight, getattr(head, "bias", None), softcap=softcap, chunk_rows=head_chunk
+            )
+        )
+        self.adapter = adapter
+        if adapter is not None:
+            attach_lora(model, adapter)
+
+    def forward(
+        self,
+        tokens: Tensor,  # [N] int64
+        position_ids: Tensor,  # [N] int64
+        cu_seqlens: Tensor,  # [S+1] int32
+        loss_mask: Tensor,  # [N] bool
+        temperature: float = 1.0,
+        entropy: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probs and entropies [N] float32, zero where `loss_mask` is False.
+
+        Element i is log p(token i | earlier tokens of its sequence). A batch with nothing to
+        train gives zeros that still reach every parameter, so ZeRO's collectives all happen.
+        """
+        with self.mixed_precision(tokens):
+            return self._score(tokens, position_ids, cu_seqlens, loss_mask, temperature, entropy)
+
+    def _score(
+        self,
+        tokens: Tensor,
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        loss_mask: Tensor,
+        temperature: float,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        hidden = self.hidden_states(tokens, position_ids, cu_seqlens)  # [n, H]
+        # The token after each, also where that is another rank's. A mask begins with False, so
+        # the last token predicts none.
+        next_tokens, predicts = self.own(tokens.roll(-1)), self.own(loss_mask.roll(-1))  # [n]
+        rows = predicts.nonzero()[:, 0]  # [M]
+        head = self.model.get_output_embeddings()
+        picked, picked_entropy = head(
+            hidden.index_select(0, rows), next_tokens[rows], temperature, entropy
+        )
+
+        def at_predicted(values: Tensor) -> Tensor:
+            """[M] to [N]: from the tokens that predict to those predicted."""
+            laid = values.new_zeros(predicts.shape[0]).index_copy(0, rows, values)  # [n]
+            return self.whole(laid, tokens.shape[0]).roll(1)
+
+        logprobs = at_predicted(picked)
+        return logprobs, None if picked_entropy is None else at_predicted(picked_entropy)
+
+    def hf_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """See `PackedModel`; with an adapter, its matrices alone."""
+        named = super().hf_named_parameters()
+        return ((n, p) for n, p in named if self.adapter is None or adapter_name(n) is not None)
+
+    def enable_gradient_checkpointing(self, *, reentrant: bool) -> None:
+        """See `PackedModel`."""
+        super().enable_gradient_checkpointing(reentrant=reentrant)
+        if reentrant and self.adapter is not None:
+            # A reentrant block has no gradient unless an input wants one, and what frozen
+            # embeddings put out does not.
+            self.model.enable_input_require_grads()
+
+    @contextlib.contextmanager
+    def base(self) -> Iterator[None]:
+        """Inside the block the policy is the model that its adapter was attached to.
+
+        Raises:
+            ValueError: without an adapter that model is gone once the policy has trained.
+        """
+        if self.adapter is None:
+            raise ValueError("this policy has no adapter to switch off: score a reference policy")
+        with adapter_disabled(self.model):
+            yield
+
+
+def load_policy_model(
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    attention: str = VARLEN_SDPA,
+    autocast: torch.dtype | None = None,
+    head_chunk: int | None = None,
+    sequence_group: dist.ProcessGroup | None = None,
+    adapter: LoraSettings | None = None,
+) -> PolicyModel:
+    """Read a Hugging Face model folder; the other arguments are those of `PolicyModel`.
+
+    Under ZeRO-3 initialisation (an `HfDeepSpeedConfig` that is alive) every weight is partitioned
+    as it is read.
+
+    Raises:
+        ValueError: no such folder, no configuration, no weights, an attention that cannot run, or
+            heads that the ranks of the group cannot divide.
+    """
+    check_attention(attention)
+    check_model_folder(folder)
+    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
+    return PolicyModel(
+        model,
+        attention=attention,
+        autocast=autocast,
+        head_chunk=head_chunk,
+        sequence_group=sequence_group,
+        adapter=adapter,
+    )
+
+
+def model_shape(folder: str | Path) -> tuple[int, int]:
+    """Layers and hidden size of the model in `folder`, for the cost of a sequence."""
+    config: Any = AutoConfig.from_pretrained(str(folder), local_files_only=True).get_text_config()
+    return config.num_hidden_layers, config.hidden_size

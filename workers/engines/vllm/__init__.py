@@ -1,0 +1,1 @@
+"""Wrap vLLM: settings, engine, its process, its weights."""

@@ -1,0 +1,208 @@
+"""A vLLM engine for rollouts: asyncio in, `Sample`s out, weights published into it.
+
+Not a Ray actor (`workers.rollout.worker` wraps it). It samples; starting and ending vLLM is
+`vllm_process`, replacing its weights `vllm_weights`. Data flows: prompt token ids to vLLM's
+EngineCore process; sampled ids, log-probs and weight versions back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from workers.data.requests import Sample, Sampling
+from workers.engines.vllm.answers import Answers
+from workers.engines.vllm.process import EngineTimeoutError
+from workers.engines.vllm.settings import (
+    VLLMSettings,
+    engine_env,
+)
+from workers.engines.vllm.weights import VLLMWeights
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.outputs import CompletionOutput, RequestOutput
+
+__all__ = ["EngineTimeoutError", "Sample", "Sampling", "VLLMEngine", "VLLMSettings", "engine_env"]
+
+TOGETHER_S = 5.0  # longest that requests wait for those they are to be batched with
+
+
+class VLLMEngine(VLLMWeights):
+    """One vLLM engine.
+
+    Attributes:
+        answers: what it has answered lately.
+    """
+
+    def __init__(self, settings: VLLMSettings) -> None:
+        super().__init__(settings)
+        self.answers = Answers(f"engine {settings.engine_id}")
+
+    async def generate(
+        self, prompt_token_ids: list[int], *, request_id: str, sampling: Sampling, seed: int
+    ) -> Sample:
+        """Samples one response.
+
+        Args:
+            prompt_token_ids: [P] token ids.
+            request_id: unique among the running requests.
+            sampling: how to sample.
+            seed: of this request alone; the response does not depend on what else is batched.
+
+        Raises:
+            EngineTimeoutError: no response within `request_timeout_s`; the request is aborted.
+            UnusableAnswerError: what came is no response of this model.
+            ValueError: a prompt that leaves no room for a response.
+        """
+        self._check_prompt(prompt_token_ids, request_id)
+        output = await self._finish(prompt_token_ids, request_id, _params(sampling, seed))
+        sample = self._sample(output.outputs[0])
+        return self.answers.judge(sample, vocab_size=self._live().model_config.get_vocab_size())
+
+    async def generate_group(
+        self,
+        prompt_token_ids: list[int],
+        *,
+        request_id: str,
+        sampling: Sampling,
+        seeds: Sequence[int],
+    ) -> list[Sample]:
+        """Samples one response per seed to the same prompt, whose keys and values are shared.
+
+        Equal to `generate` called with each seed; request ids are `<request_id>/<i>`.
+        """
+        return list(
+            await asyncio.gather(
+                *(
+                    self.generate(
+                        prompt_token_ids,
+                        request_id=f"{request_id}/{index}",
+                        sampling=sampling,
+                        seed=seed,
+                    )
+                    for index, seed in enumerate(seeds)
+                )
+            )
+        )
+
+    async def prompt_logprobs(
+        self, token_ids: list[int], *, request_id: str = "probe"
+    ) -> list[float]:
+        """Scores a given sequence under the weights of this moment, at temperature 1.
+
+        vLLM does not read the prefix cache for a request that asks for prompt log-probs.
+
+        Args:
+            token_ids: [T] token ids.
+            request_id: unique among the running requests.
+
+        Returns:
+            [T] log p(token_i | tokens_<i); 0.0 for the first token.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            max_tokens=1,
+            prompt_logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        output = await self._finish(token_ids, request_id, params)
+        flat = output.prompt_logprobs
+        # The actual token comes first at every position; the first position has none.
+        starts = flat.start_indices[1:]  # type: ignore[union-attr]
+        return [0.0, *(flat.logprobs[start] for start in starts)]  # type: ignore[union-attr]
+
+    async def abort(self, request_ids: Sequence[str]) -> None:
+        """Ends running requests; their `generate` returns what was sampled, reason "abort"."""
+        async with self._bounded(f"abort of {len(request_ids)} requests"):
+            await self._live().abort(list(request_ids))
+
+    @asynccontextmanager
+    async def together(self, count: int) -> AsyncIterator[None]:
+        """The `count` requests that are begun inside enter the same batch, all of them.
+
+        What is computed beside what decides how a processor rounds. Begun one by one while the
+        engine runs, equal requests would meet in other company every time; begun together, equal
+        requests give equal bits. Requests that stay away for `TOGETHER_S` are not waited for.
+        """
+        async with self._bounded("together"):
+            await self._freeze(clear_cache=False)
+        arrived = self._live().output_processor.get_num_unfinished_requests
+        wanted, deadline = arrived() + count, time.monotonic() + TOGETHER_S
+        try:
+            yield
+            while arrived() < wanted and time.monotonic() < deadline:
+                await asyncio.sleep(0)
+        finally:
+            await self.resume()
+
+    async def _finish(
+        self, prompt_token_ids: list[int], request_id: str, params: SamplingParams
+    ) -> RequestOutput:
+        from vllm.inputs import tokens_input
+
+        what = f"request {request_id!r} ({len(prompt_token_ids)} prompt tokens)"
+        last: RequestOutput | None = None
+        async with self._bounded(what, self.settings.request_timeout_s):
+            outputs = self._live().generate(
+                tokens_input(prompt_token_ids), params, request_id, lora_request=self._adapter
+            )
+            async for output in outputs:
+                last = output
+        assert last is not None, what
+        assert last.finished, what
+        return last
+
+    def _check_prompt(self, prompt_token_ids: list[int], request_id: str) -> None:
+        limit = self._live().model_config.max_model_len
+        if not 0 < len(prompt_token_ids) < limit:
+            raise ValueError(
+                f"prompt of request {request_id!r} has {len(prompt_token_ids)} tokens, the context "
+                f"{limit}: shorten or filter the prompt, or raise max_model_len"
+            )
+
+    def _sample(self, output: CompletionOutput) -> Sample:
+        tokens = list(output.token_ids)
+        logprobs = list(output.logprobs.logprobs) if output.logprobs else []  # type: ignore[union-attr]
+        versions: list[int] = []
+        for span in output.weight_versions or ():
+            versions.extend([int(span.version)] * (span.end - span.start))
+        tokenizer = self._live().tokenizer
+        text = tokenizer.decode(tokens, skip_special_tokens=True) if tokenizer else ""
+        return Sample(
+            tokens=tokens,
+            logprobs=logprobs,
+            weight_versions=versions,
+            finish_reason=output.finish_reason or "abort",
+            text=text,
+        )
+
+
+def _params(sampling: Sampling, seed: int) -> SamplingParams:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        max_tokens=sampling.max_tokens,
+        min_tokens=sampling.min_tokens,
+        stop_token_ids=list(sampling.stop_token_ids),
+        stop=list(sampling.stop),
+        ignore_eos=sampling.ignore_eos,
+        seed=seed,
+        logprobs=0,
+        flat_logprobs=True,
+        detokenize=bool(sampling.stop),
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,
+    )

@@ -1,0 +1,151 @@
+"""How weights come into a running vLLM, and what it says of them afterwards.
+
+Its first four methods are those of vLLM's weight-sync client, which the trainer's side calls by
+name; around them stand pausing, resuming and the evidence that attestation asks for. The tensors
+arrive inside EngineCore through vLLM's weight-transfer API and never pass through here; the
+transports are `workers.weight_sync`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from workers.engines.vllm.process import VLLMProcess
+from workers.engines.vllm.settings import VLLMSettings
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+
+ADAPTER_ID = 1  # vLLM's number of the only adapter
+
+
+class VLLMWeights(VLLMProcess):
+    """A vLLM whose weights are replaced while it runs."""
+
+    def __init__(self, settings: VLLMSettings) -> None:
+        super().__init__(settings)
+        self._adapter: LoRARequest | None = None
+
+    async def init_weight_transfer_engine(
+        self, init_info: dict[str, Any], place: int | None = None
+    ) -> None:
+        """Connects to the trainer; blocks until the transport's rendezvous is complete.
+
+        Args:
+            init_info: of the transport, equal for all engines. A `rank_offset` or `place` in it is
+                that of the engine in place 0.
+            place: of this engine among those that connect; its number if not given, which is its
+                place as long as no engine left.
+        """
+        place = self.settings.engine_id if place is None else place
+        own = {"rank_offset": place * self.settings.tensor_parallel_size, "place": place}
+        init_info = init_info | {
+            name: init_info[name] + shift for name, shift in own.items() if name in init_info
+        }
+        async with self._bounded("init_weight_transfer_engine"):
+            await self._attempt("init_weight_transfer_engine", init_info)
+            await self._live().collective_rpc("prepare")
+
+    async def start_weight_update(self) -> None:
+        """Freezes running requests, so that no token is sampled between weights and label."""
+        async with self._bounded("start_weight_update"):
+            await self.pause()
+            await self._live().start_weight_update()
+
+    async def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None:
+        """Receives weights: one round for `shm` and `gloo`, chunks for the others."""
+        async with self._bounded("update_weights"):
+            await self._attempt("update_weights", update_info)
+
+    async def _attempt(self, method: str, argument: Any) -> None:
+        """Has every worker do what `AsyncLLM` does under the same name, and hears all of them."""
+        told = await self._live().collective_rpc("attempt", args=(method, argument))
+        if faults := [f"worker {rank}: {fault}" for rank, fault in enumerate(told) if fault]:
+            raise RuntimeError("; ".join(faults))
+
+    async def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """Labels the new weights, forgets keys and values of the old ones, and goes on."""
+        async with self._bounded("finish_weight_update"):
+            await self._live().finish_weight_update(weight_version)
+            if self.settings.adapter_rank is not None:
+                await self._apply_adapter()
+            if self.settings.recompute_kv:
+                await self.reset_prefix_cache()
+            await self.resume()
+
+    async def _apply_adapter(self) -> None:
+        """Puts the adapter that arrived in the place of the last one.
+
+        After vLLM's own end of an update, which forgets every adapter.
+        """
+        from vllm.lora.request import LoRARequest
+
+        await self._live().collective_rpc("apply_adapter", args=(ADAPTER_ID,))
+        # The path is never read: vLLM looks there only for an id that it does not hold.
+        self._adapter = LoRARequest("policy", ADAPTER_ID, "published")
+
+    async def pause(self) -> None:
+        """Freezes running requests in place; with `recompute_kv` their cache is dropped too."""
+        async with self._bounded("pause"):
+            await self._freeze(clear_cache=self.settings.recompute_kv)
+
+    async def resume(self) -> None:
+        """Continues frozen requests."""
+        async with self._bounded("resume"):
+            await self._live().resume_generation()
+
+    async def reset_prefix_cache(self) -> None:
+        """Forgets shared prefixes, which hold keys and values of older weights.
+
+        Raises:
+            RuntimeError: the engine refused, because requests are running and not paused.
+        """
+        async with self._bounded("reset_prefix_cache"):
+            if not await self._live().reset_prefix_cache():
+                raise RuntimeError(
+                    "vLLM refused to reset its prefix cache while requests are running: "
+                    "pause() first, with recompute_kv=True"
+                )
+
+    async def version(self) -> int:
+        """Returns the label of the weights in use."""
+        async with self._bounded("version"):
+            return int(await self._live().get_weight_version())
+
+    async def attest_received(self) -> dict[str, list[int]]:
+        """Returns the fingerprint of every tensor that arrived in the last update.
+
+        Raises:
+            RuntimeError: the tensor-parallel workers received different bytes.
+        """
+        async with self._bounded("attest_received"):
+            per_worker = await self._live().collective_rpc("attest_received")
+        for worker, received in enumerate(per_worker):
+            if received != per_worker[0]:
+                raise RuntimeError(
+                    f"worker {worker} of engine {self.settings.engine_id} received other weights "
+                    f"than worker 0"
+                )
+        return {name: list(value) for name, value in per_worker[0].items()}
+
+    async def diagnose(self, expected: dict[str, list[int]] | None = None) -> dict[str, str]:
+        """Names the weights in use that differ from what was last received.
+
+        Args:
+            expected: fingerprints that ought to have arrived, by parameter name.
+
+        Returns:
+            Reason by parameter name; empty if every live weight is the received one.
+        """
+        async with self._bounded("diagnose"):
+            per_worker = await self._live().collective_rpc("diagnose", args=(expected,))
+        merged: dict[str, str] = {}
+        for found in per_worker:
+            merged.update(found)
+        return merged
+
+    async def _freeze(self, *, clear_cache: bool) -> None:
+        if clear_cache and self._watch is not None:
+            self._watch.excuse()
+        # AsyncLLM.pause_generation adds a sleep of 20 ms that is only for its callers' comfort.
+        await self._live().engine_core.pause_scheduler_async(mode="keep", clear_cache=clear_cache)

@@ -1,0 +1,1 @@
+"""Wrap DeepSpeed ZeRO: settings, ranks, engines of policy and critic, checkpoints."""

@@ -1,0 +1,145 @@
+"""A policy with a low-rank adapter as a stream of tensors: merged into its base, or by itself.
+
+Not a transport: nothing is sent here, and the base is never changed. Data flows from frozen weights
+W [out, in] and trained factors A [r, in], B [out, r] to (name, tensor) pairs:
+
+    merged    W + (alpha / r) B A, summed in float32, under the base model's names
+    adapter   A and (alpha / r) B under peft's names, for engines that keep W themselves
+
+Engines load W from the folder that the learner started from: what no adapter touches is not sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workers.engines.model.lora import ADAPTER, adapter_name, base_name, lora_layers
+from workers.engines.model.lora_settings import LoraSettings
+from workers.engines.zero.weights import Shard, ZeroSource, gathered
+
+Rename = Callable[[str], str | None]
+
+
+def published_name(module: nn.Module, adapter: LoraSettings | None) -> Rename | None:
+    """Which parameters a publication of `module` delivers, and their names.
+
+    Derived from the module alone. None where there is no adapter: everything, as it is called.
+    Engines fuse siblings (q, k and v) into one matrix and reload it whole, so a merged publication
+    has every parameter of a block in which one layer is adapted.
+    """
+    if adapter is None:
+        return None
+    if adapter.publish == "adapter":
+        return adapter_name
+    blocks = {name.rpartition(".")[0] for name in lora_layers(module)}
+
+    def merged(name: str) -> str | None:
+        name = base_name(name)
+        block = name.rpartition(".")[0].rpartition(".")[0]
+        return name if adapter_name(name) is None and block in blocks else None
+
+    return merged
+
+
+def publication_source(
+    module: nn.Module,
+    adapter: LoraSettings | None,
+    *,
+    rank: int,
+    world_size: int,
+    dtype: torch.dtype,
+) -> ZeroSource:
+    """What a publication reads: all of a module, or what its adapter changes."""
+    kind = ZeroSource
+    if adapter is not None:
+        kind = ScaledSource if adapter.publish == "adapter" else MergedSource
+    rename = published_name(module, adapter)
+    return kind(module, rank=rank, world_size=world_size, dtype=dtype, rename=rename)
+
+
+def export_source(
+    module: nn.Module, *, rank: int, world_size: int, dtype: torch.dtype
+) -> ZeroSource:
+    """Every tensor of the model that the policy is, under the base model's names."""
+
+    def rename(name: str) -> str | None:
+        return base_name(name) if adapter_name(name) is None else None
+
+    return MergedSource(module, rank=rank, world_size=world_size, dtype=dtype, rename=rename)
+
+
+class MergedSource(ZeroSource):
+    """Base weights with the adapter's product added on the way out."""
+
+    def __init__(self, module: nn.Module, **arguments: Any) -> None:
+        super().__init__(module, **arguments)
+        self._adapted = {f"{name}.weight": layer for name, layer in lora_layers(module).items()}
+
+    def shards(self) -> Iterator[Shard]:
+        """See `ZeroSource.shards`; under ZeRO-3 the small factors are gathered, a collective."""
+        for group in self._layers():
+            merged = []
+            with gathered(self._factors(group)):
+                for name, parameter in group:
+                    offset, flat = self._held(name, parameter)
+                    merged.append(
+                        Shard(name=name, offset=offset, flat=self._merged(name, offset, flat))
+                    )
+            yield from (shard for shard in merged if shard.flat.numel())
+
+    def _gathered(self, group: list[tuple[str, nn.Parameter]]) -> list[tuple[str, Tensor]]:
+        with gathered([parameter for _, parameter in group] + self._factors(group)):
+            found = []
+            for name, parameter in group:
+                if name in self._adapted:
+                    flat = self._merged(name, 0, parameter.detach().reshape(-1))
+                    found.append((name, self._cast(flat.view(parameter.shape))))
+                else:
+                    found.append((name, self._whole(parameter)))
+            return found
+
+    def _factors(self, group: list[tuple[str, nn.Parameter]]) -> list[nn.Parameter]:
+        layers = [self._adapted[name] for name, _ in group if name in self._adapted]
+        return [
+            factor[ADAPTER].weight for layer in layers for factor in (layer.lora_A, layer.lora_B)
+        ]
+
+    def _merged(self, name: str, offset: int, flat: Tensor) -> Tensor:
+        """Elements [offset, offset + n) of the merged weight from those of the base, `flat` [n]."""
+        layer = self._adapted.get(name)
+        if layer is None or not flat.numel():
+            return flat
+        a = layer.lora_A[ADAPTER].weight.detach().float()  # [r, in]
+        b = layer.lora_B[ADAPTER].weight.detach().float()  # [out, r]
+        width = a.shape[1]
+        first, last = offset // width, -(-(offset + flat.numel()) // width)  # rows that it touches
+        product = (b[first:last] @ a).view(-1)
+        skipped = offset - first * width
+        own = product[skipped : skipped + flat.numel()]
+        return flat.float().add(own, alpha=layer.scaling[ADAPTER])
+
+
+class ScaledSource(ZeroSource):
+    """A and (alpha / r) B: the engine needs to be told no scale."""
+
+    def __init__(self, module: nn.Module, **arguments: Any) -> None:
+        super().__init__(module, **arguments)
+        self._scale = {
+            adapter_name(f"{name}.lora_B.{ADAPTER}.weight"): layer.scaling[ADAPTER]
+            for name, layer in lora_layers(module).items()
+        }
+
+    def shards(self) -> Iterator[Shard]:
+        """See `ZeroSource.shards`."""
+        for shard in super().shards():
+            flat = shard.flat * self._scale.get(shard.name, 1.0)
+            yield Shard(name=shard.name, offset=shard.offset, flat=flat)
+
+    def _gathered(self, group: list[tuple[str, nn.Parameter]]) -> list[tuple[str, Tensor]]:
+        return [
+            (name, tensor * self._scale.get(name, 1.0)) for name, tensor in super()._gathered(group)
+        ]

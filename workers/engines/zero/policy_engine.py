@@ -1,0 +1,151 @@
+"""One rank of a policy under DeepSpeed ZeRO: scores, trains, exports.
+
+Packed micro-batches in; log-probs, entropies and metrics out. How a step is taken and a checkpoint
+written is `ZeroRank`'s; the engine knows neither Ray nor the algorithm.
+
+Every method is collective: all ranks call it, in the same order, with equally many micro-batches.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from algorithms.inputs import TokenLoss
+from workers.data.packing import PackedBatch, pack_sequences
+from workers.data.results import ScoredRows, TrainResult
+from workers.engines.model.lora import adapter_name, save_adapter
+from workers.engines.model.policy_model import PolicyModel, load_policy_model
+from workers.engines.zero.hf_export import export_hf
+from workers.engines.zero.lora_weights import export_source
+from workers.engines.zero.rank import ZeroRank
+from workers.engines.zero.weighted_loss import TokenLossAlgorithm, check_columns, loss_inputs
+from workers.engines.zero.weights import ZeroSource
+
+
+class PolicyEngine(ZeroRank):
+    """A policy under ZeRO on this rank; `ZeroRank` describes the arguments."""
+
+    def build_module(self) -> PolicyModel:
+        """A causal language model with the chunked head."""
+        return load_policy_model(
+            self.settings.model,
+            attention=self.settings.attention,
+            autocast=self.autocast_dtype,
+            head_chunk=self.settings.head_chunk,
+            sequence_group=self.sequence_group,
+            adapter=self.settings.adapter,
+        )
+
+    @property
+    def policy(self) -> PolicyModel:
+        """The model, outside DeepSpeed."""
+        assert isinstance(self.module, PolicyModel)
+        return self.module
+
+    @property
+    def hf_model(self) -> nn.Module:
+        """The Hugging Face module, whose parameter names are those of a checkpoint."""
+        return self.policy.model
+
+    def compute_logprobs(
+        self,
+        micro_batches: Sequence[PackedBatch],
+        *,
+        temperature: float,
+        entropy: bool = False,
+        base: bool = False,
+    ) -> ScoredRows:
+        """Log-probs, and entropies if asked, of every row; no gradient is kept.
+
+        With `base` they are those of the model that the adapter was attached to.
+        """
+        logprobs: list[npt.NDArray[np.float32]] = []
+        entropies: list[npt.NDArray[np.float32]] = []
+        self.policy.eval()
+        with torch.no_grad(), self.policy.base() if base else contextlib.nullcontext():
+            for batch in micro_batches:
+                scored, uncertainty = self._logprobs(batch, temperature, entropy)
+                logprobs += batch.split(scored)
+                if uncertainty is not None:
+                    entropies += batch.split(uncertainty)
+        return ScoredRows(logprobs=tuple(logprobs), entropies=tuple(entropies) if entropy else None)
+
+    def probe(self, sequences: Sequence[Sequence[int]]) -> tuple[npt.NDArray[np.float32], ...]:
+        """Log-probs at temperature 1 of every token but the first, as training computes them."""
+        return self.compute_logprobs([pack_sequences(sequences)], temperature=1.0).logprobs
+
+    def train(
+        self,
+        updates: Sequence[Sequence[PackedBatch]],
+        algorithm: TokenLossAlgorithm,
+        *,
+        temperature: float,
+        old_is_current: bool = False,
+    ) -> TrainResult:
+        """Take one optimizer step per update.
+
+        Args:
+            updates: `updates[u][k]`, micro-batches with the columns and weights the loss reads.
+            algorithm: computes the per-token loss.
+            temperature: the logits are divided by it, as they were when sampling.
+            old_is_current: the policy that started the step is the current one, so that columns
+                of the old policy need not be given; one update only.
+
+        Raises:
+            ValueError: a column or a term's weights are missing.
+        """
+        self._optimizer_settings("training")
+        if old_is_current and len(updates) > 1:
+            raise ValueError(
+                f"old_is_current with {len(updates)} updates: after the first the old policy is "
+                "another one; give old_logprobs or train one update"
+            )
+        for batch in (batch for update in updates for batch in update):
+            check_columns(batch, algorithm, old_is_current=old_is_current)
+        entropy = bool({"entropy", "old_entropy"} & algorithm.loss_columns)
+
+        def loss_of(batch: PackedBatch) -> tuple[Tensor, TokenLoss]:
+            logprobs, uncertainty = self._logprobs(batch, temperature, entropy)
+            inputs = loss_inputs(batch, logprobs, uncertainty, old_is_current=old_is_current)
+            return logprobs, algorithm.token_loss(inputs)
+
+        results, logprobs = self.take_steps(updates, loss_of)
+        return TrainResult(updates=results, logprobs=logprobs)
+
+    def _logprobs(
+        self, batch: PackedBatch, temperature: float, entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        logprobs, uncertainty = self.forward(batch.to(self.device), temperature, entropy)
+        return logprobs, uncertainty
+
+    def export_hf(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+        """Write a Hugging Face folder, shard by shard; rank 0 writes.
+
+        An adapter is merged into it, and stands by itself, as peft writes it, in `adapter/`.
+        """
+        place: dict[str, Any] = {"rank": self.rank, "world_size": self.world_size, "dtype": dtype}
+        export_hf(
+            folder,
+            export_source(self.hf_model, **place),
+            config=self.policy.model.config,
+            source=self.settings.model,
+            dtype=dtype,
+            writes=self.rank == 0,
+        )
+        if self.settings.adapter is not None:
+            save_adapter(
+                Path(folder) / "adapter",
+                ZeroSource(self.hf_model, rename=adapter_name, **place),
+                model=self.hf_model,
+                base=self.settings.model,
+                writes=self.rank == 0,
+            )
+        if self.world_size > 1:
+            dist.barrier()

@@ -1,0 +1,178 @@
+"""What one ZeRO engine is told before it starts, and the DeepSpeed configuration made of it.
+
+Imports neither torch nor DeepSpeed: a driver can validate settings without them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from workers.engines.model.lora_settings import LoraSettings
+from workers.engines.zero.schedules import check_schedule
+
+# Raw DeepSpeed keys that would change what is differentiated, or belong to a setting of ours.
+OWNED_KEYS = {
+    "gradient_accumulation_steps": "micro-batches are the caller's",
+    "managed_gradient_accumulation": "DeepSpeed's own drops micro-batches under ZeRO 1 and 2",
+    "gradient_clipping": "set optimizer.max_grad_norm",
+    "train_batch_size": "batches are the caller's",
+    "train_micro_batch_size_per_gpu": "batches are the caller's",
+    "optimizer": "set optimizer.name",
+    "scheduler": "set optimizer.schedule",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerSettings:
+    """The optimizer, its learning rate and the clipping of its gradient.
+
+    Attributes:
+        name: "adamw" (torch's fused kernel) or "sgd" (no momentum).
+        lr: learning rate after warm-up.
+        betas, eps: of AdamW.
+        weight_decay: for matrices and embeddings; vectors (norms, biases) are never decayed.
+        max_grad_norm: the global gradient norm is clipped to it; `inf` does not clip.
+        schedule: a name of `schedules.SCHEDULES`.
+        warmup_steps: optimizer steps taken until the rate is reached.
+        total_steps: optimizer steps after which "linear" and "cosine" have fallen to 0.
+    """
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    total_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in ("adamw", "sgd"):
+            raise ValueError(f"optimizer {self.name!r}: choose adamw or sgd")
+        if not self.lr > 0 or not self.max_grad_norm > 0 or self.weight_decay < 0:
+            raise ValueError(
+                f"lr={self.lr} and max_grad_norm={self.max_grad_norm} must be positive, "
+                f"weight_decay={self.weight_decay} not negative"
+            )
+        check_schedule(self.schedule, warmup_steps=self.warmup_steps, total_steps=self.total_steps)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ZeroSettings:
+    """One policy under DeepSpeed ZeRO.
+
+    Attributes:
+        model: Hugging Face folder with safetensors weights.
+        zero_stage: 0 replicates; 1, 2, 3 partition optimizer, gradients, parameters.
+        dtype: "float32", or "bf16": float32 weights, matrix products under bf16 autocast,
+            log-probs float32.
+        optimizer: None for a policy that only scores (a reference).
+        adapter: trains instead of the weights of `model`, which are frozen; None trains those.
+        gradient_checkpointing: recompute layers in the backward pass.
+        attention: a name of `attention.ATTENTION_NAMES`.
+        head_chunk: rows of logits held at a time; None keeps a chunk at 64 MiB.
+        sequence_parallel_size: neighbouring ranks that share every micro-batch (Ulysses).
+        offload_optimizer, offload_params: to the host; parameters on stage 3 only.
+        deepspeed: raw DeepSpeed configuration, merged over ours.
+    """
+
+    model: str
+    zero_stage: int = 0
+    dtype: Literal["float32", "bf16"] = "float32"
+    optimizer: OptimizerSettings | None = field(default_factory=OptimizerSettings)
+    adapter: LoraSettings | None = None
+    gradient_checkpointing: bool = False
+    attention: str = "varlen_sdpa"
+    head_chunk: int | None = None
+    sequence_parallel_size: int = 1
+    offload_optimizer: bool = False
+    offload_params: bool = False
+    deepspeed: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise ValueError(f"zero_stage={self.zero_stage}: choose 0, 1, 2 or 3")
+        if self.dtype not in ("float32", "bf16"):
+            raise ValueError(f"dtype={self.dtype!r}: choose float32 or bf16")
+        if self.head_chunk is not None and self.head_chunk < 1:
+            raise ValueError(f"head_chunk={self.head_chunk}: give at least one row, or null")
+        if self.sequence_parallel_size < 1:
+            raise ValueError(
+                f"sequence_parallel_size={self.sequence_parallel_size}: give 1 or more"
+            )
+        if self.sequence_parallel_size > 1 and self.attention != "varlen_sdpa":
+            raise ValueError(
+                f"sequence_parallel_size={self.sequence_parallel_size} with attention="
+                f"{self.attention!r}: shared micro-batches need attention varlen_sdpa"
+            )
+        if self.offload_params and self.zero_stage != 3:
+            raise ValueError(
+                f"offload_params needs zero_stage=3, got {self.zero_stage}: "
+                "other stages keep all parameters on every rank"
+            )
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, got 0")
+        for key, why in OWNED_KEYS.items():
+            if key in self.deepspeed:
+                raise ValueError(f"deepspeed.{key}={self.deepspeed[key]!r} cannot be passed: {why}")
+        stage = dict(self.deepspeed.get("zero_optimization") or {}).get("stage", self.zero_stage)
+        if stage != self.zero_stage:
+            raise ValueError(
+                f"deepspeed.zero_optimization.stage={stage} against zero_stage={self.zero_stage}: "
+                "set zero_stage"
+            )
+
+    @property
+    def engine_stage(self) -> int:
+        """The stage DeepSpeed runs: without an optimizer there is nothing for 1 and 2 to divide."""
+        return self.zero_stage if self.optimizer is not None or self.zero_stage == 3 else 0
+
+
+def deepspeed_config(settings: ZeroSettings) -> dict[str, Any]:
+    """DeepSpeed's JSON for `settings`; `settings.deepspeed` wins over every key of ours.
+
+    Gradient accumulation is ours, not DeepSpeed's: its managed accumulation keeps only the last
+    micro-batch under ZeRO 1 and 2 (0.19.5 to 0.19.8).
+    """
+    stage = settings.engine_stage
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "contiguous_gradients": True,
+        "overlap_comm": False,
+        "reduce_bucket_size": 50_000_000,
+        "allgather_bucket_size": 50_000_000,
+    }
+    if stage == 3:
+        zero |= {
+            "stage3_param_persistence_threshold": 0,
+            "stage3_prefetch_bucket_size": 10_000_000,
+            "stage3_max_live_parameters": 100_000_000,
+        }
+    if settings.offload_optimizer and settings.optimizer is not None:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if settings.offload_params:
+        zero["offload_param"] = {"device": "cpu"}
+    clip = settings.optimizer.max_grad_norm if settings.optimizer else 0.0
+    ours: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        # 0 is "off" to DeepSpeed; left out it clips to 1.0. Stage 0 is clipped by the engine,
+        # because DeepSpeed's plain path neither reports the norm nor stops at NaN.
+        "gradient_clipping": 0.0 if stage == 0 or clip == float("inf") else clip,
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    return _merge(ours, settings.deepspeed)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if nested else value
+    return merged

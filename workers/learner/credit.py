@@ -1,0 +1,101 @@
+"""Credit of a whole step: rewards of S trajectories to advantages of their N tokens.
+
+A pure function from Arrow to Arrow around `Algorithm.credit`; it sees every sequence of the step at
+once, so group and batch statistics do not depend on ranks. Any process with the tokens can run it;
+rank 0 of the learner does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from algorithms.algorithm import Algorithm
+from algorithms.inputs import CreditInputs
+from workers.data.plans import CreditPlan
+from workers.data.trajectory import computed_columns
+
+
+def assign_credit(
+    algorithm: Algorithm, plan: CreditPlan, table: pa.Table
+) -> tuple[pa.RecordBatch, Mapping[str, float]]:
+    """Advantages (and returns, if there are any) of every row of a step.
+
+    Args:
+        algorithm: whose `credit` is asked.
+        plan: rewards, groups and filtered rows, one value per row of `table`.
+        table: trajectories, with the columns that `algorithm.credit_columns` names.
+
+    Returns:
+        Columns `advantages` (and `returns`) keyed by `row`, and metrics.
+    """
+    lengths = _list_lengths(table.column("tokens"))  # [S]
+    mask = _flat(table.column("loss_mask"), lengths).astype(np.bool_)  # [N]
+    mask &= np.repeat(plan.trained, lengths)
+    columns = {
+        name: torch.from_numpy(_flat(table.column(name), lengths).astype(np.float32))
+        for name in algorithm.credit_columns
+        if name in table.column_names
+    }
+    credit = algorithm.credit(
+        CreditInputs(
+            shaped_rewards=torch.from_numpy(plan.shaped_rewards),
+            group_ids=torch.from_numpy(plan.group_ids),
+            sequence_ids=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)),
+            loss_mask=torch.from_numpy(mask),
+            **columns,
+        )
+    )
+    earned = {"advantages": credit.advantages.float().numpy()}
+    trained = earned["advantages"][mask]
+    metrics = {
+        "credit/advantage_mean": float(trained.mean()),
+        "credit/advantage_std": float(trained.std()),
+        "credit/zero_frac": float(np.mean(trained == 0.0)),
+        **credit.metrics,
+    }
+    if credit.returns is not None:
+        earned["returns"] = credit.returns.float().numpy()
+        values = columns["values"].numpy()[mask]
+        metrics |= critic_metrics(values, earned["returns"][mask])
+    return computed_columns(np.arange(len(lengths)), lengths, **earned), metrics
+
+
+def critic_metrics(
+    values: npt.NDArray[np.float32], returns: npt.NDArray[np.float32]
+) -> dict[str, float]:
+    """How well values [M] foretold the returns [M] of the trained tokens, before they learn them.
+
+    Explained variance is 1 - var(returns - values) / var(returns): 1 is perfect, 0 no better than
+    a constant, negative worse; 0 too where the returns do not vary.
+    """
+    spread = float(returns.var(dtype=np.float64))
+    unexplained = float((returns - values).var(dtype=np.float64))
+    return {
+        "critic/value_mean": float(values.mean()),
+        "critic/return_mean": float(returns.mean()),
+        "critic/explained_variance": 1.0 - unexplained / spread if spread else 0.0,
+    }
+
+
+def _list_lengths(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    return np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks]).astype(
+        np.int64
+    )
+
+
+def _flat(column: pa.ChunkedArray, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.generic]:
+    """Values [N] of a list column; zeros where a row is null."""
+    values = np.concatenate(
+        [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    )
+    present = np.asarray(column.is_valid())
+    if present.all():
+        return values
+    flat = np.zeros(int(lengths.sum()), dtype=values.dtype)
+    flat[np.repeat(present, lengths)] = values
+    return flat

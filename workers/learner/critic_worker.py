@@ -1,0 +1,92 @@
+"""The critic role: one DeepSpeed rank in a Ray actor that says values and learns them.
+
+Plans and references to Arrow batches in; a `values` column and metrics out. What a rank computes is
+in `engines/critic_engine.py`. The critic is trained and saved, never published: engines do not need
+it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+import pyarrow as pa
+
+from algorithms.algorithm import Algorithm
+from workers.data.micro_batches import as_columns, packed_rows
+from workers.data.plans import RankPlan, StepRows
+from workers.engines.zero.settings import ZeroSettings
+from workers.learner.rank_worker import RankWorker
+from workers.spans import recorded
+
+if TYPE_CHECKING:
+    from workers.data.results import UpdateResult
+    from workers.engines.zero.critic_engine import CriticEngine
+    from workers.engines.zero.process_group import ProcessGroupSettings
+
+
+class CriticWorker(RankWorker):
+    """One rank of a critic."""
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        world_size: int,
+        settings: ZeroSettings,
+        algorithm: Algorithm,
+        timeout_s: float,
+    ) -> None:
+        super().__init__(rank=rank, world_size=world_size, settings=settings, timeout_s=timeout_s)
+        self._algorithm = algorithm
+
+    def build_engine(self, group: ProcessGroupSettings) -> CriticEngine:
+        """Load the backbone; `group` says where its ranks meet."""
+        from workers.engines.zero.critic_engine import CriticEngine
+
+        return CriticEngine(self._settings, group)
+
+    @property
+    def _engine(self) -> CriticEngine:
+        return cast("CriticEngine", self._zero)
+
+    @recorded("score")
+    def values(self, plan: RankPlan, rows: StepRows) -> pa.RecordBatch:
+        """Column `values` of this rank's rows, before the step's updates."""
+        table = self._table(rows)
+        packed = [packed_rows(table, micro, ()) for micro in plan.micro_batches]
+        return as_columns(plan, {"values": self._engine.values(packed)})
+
+    @recorded("learn")
+    def train(self, plan: RankPlan, rows: StepRows, *computed: pa.RecordBatch) -> dict[str, float]:
+        """The step's optimizer updates on `returns`: their metrics, equal on every rank.
+
+        The column `values` holds what this critic said at credit time: while it is fitted, those
+        are the old values that clipping compares with.
+        """
+        table = self._table(rows, computed)
+        renamed = {"values": "old_values"}
+        table = table.rename_columns([renamed.get(name, name) for name in table.column_names])
+        names = [name for name in table.column_names if name in self._algorithm.value_columns]
+        results: list[UpdateResult] = []
+        for once in plan.passes:
+            updates = [
+                [packed_rows(table, micro, names) for micro in update] for update in once.updates
+            ]
+            results += self._engine.train(updates, self._algorithm)
+        return _averaged(results)
+
+
+def _averaged(updates: Sequence[UpdateResult]) -> dict[str, float]:
+    """Metrics of a step: the mean over its updates, and how many were applied."""
+    metrics = {"critic/steps": float(sum(not update.skipped for update in updates))}
+    for update in updates:
+        own = {
+            "critic/loss": update.metrics["loss"],
+            "critic/grad_norm": update.grad_norm,
+            "critic/lr": update.lr,
+            **{name: value for name, value in update.metrics.items() if "/" in name},
+        }
+        for name, value in own.items():
+            metrics[name] = metrics.get(name, 0.0) + value / len(updates)
+    return metrics

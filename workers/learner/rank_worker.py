@@ -1,0 +1,156 @@
+"""What every DeepSpeed rank in a Ray actor does, whatever its model: meet, save, load, leave.
+
+Every rank of a group is called with the same method at the same time, because ZeRO's collectives
+are in lock-step. What a role computes is its subclass's.
+"""
+
+from __future__ import annotations
+
+import gc
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import ray
+import ray.util
+
+from workers.data.durable_files import FileRecord
+from workers.data.plans import StepRows, step_table
+from workers.data.trajectory import join_computed
+from workers.engines.zero.settings import ZeroSettings
+from workers.spans import Recorded, SpanLog, recorded
+
+if TYPE_CHECKING:
+    from workers.engines.zero.process_group import ProcessGroupSettings
+    from workers.engines.zero.profiler import RankProfiler
+    from workers.engines.zero.rank import ZeroRank
+
+# DeepSpeed takes seconds to import, and the driver imports this module to launch its actors; so the
+# engine is imported where it starts.
+
+
+class RankWorker(ABC):
+    """One rank of a model under ZeRO.
+
+    Args:
+        rank, world_size: of this model's ranks.
+        settings: model, stage, optimizer.
+        timeout_s: longest that a collective may take.
+    """
+
+    def __init__(
+        self, *, rank: int, world_size: int, settings: ZeroSettings, timeout_s: float
+    ) -> None:
+        self._rank, self._world_size = rank, world_size
+        self._settings, self._timeout_s = settings, timeout_s
+        self._zero: ZeroRank
+        self._profiler: RankProfiler | None = None
+        self._written: Future[list[FileRecord]]
+        self.spans = SpanLog()
+
+    def open_port(self) -> str:
+        """`host:port` on this node where the ranks may meet."""
+        with socket.socket() as listener:
+            listener.bind(("", 0))
+            return f"{ray.util.get_node_ip_address()}:{listener.getsockname()[1]}"
+
+    @staticmethod
+    def _table(rows: StepRows, computed: Sequence[pa.RecordBatch] = ()) -> pa.Table:
+        """A step's trajectories with the computed columns beside them."""
+        return join_computed(step_table(rows.slices, ray.get(list(rows.batches))), computed)
+
+    def start(self, address: str) -> None:
+        """Join the other ranks at `host:port` and load the model."""
+        from workers.engines.zero.process_group import ProcessGroupSettings
+
+        host, port = address.rsplit(":", 1)
+        group = ProcessGroupSettings(
+            rank=self._rank,
+            world_size=self._world_size,
+            address=host,
+            port=int(port),
+            backend="nccl" if ray.get_gpu_ids() else "gloo",
+            timeout_s=self._timeout_s,
+        )
+        self._zero = self.build_engine(group)
+        gc.collect()
+        gc.freeze()  # full collections over all that is imported would stall the steps
+
+    @abstractmethod
+    def build_engine(self, group: ProcessGroupSettings) -> ZeroRank:
+        """The engine of this role."""
+
+    def shape(self) -> dict[str, int]:
+        """What a sequence costs: parameters, layers, hidden size."""
+        from workers.engines.zero.weights import ZeroSource
+
+        model = self._zero.module.model
+        config = model.config.get_text_config()
+        parameters = ZeroSource(model).metadata()
+        return {
+            "num_parameters": sum(parameter.num_elements for parameter in parameters),
+            "num_layers": int(config.num_hidden_layers),
+            "hidden_size": int(config.hidden_size),
+        }
+
+    @recorded("checkpoint")
+    def begin_save(self, folder: str) -> None:
+        """Copy this rank's state to host memory, and begin to write it to an existing folder."""
+        snapshot = self._zero.snapshot()
+        writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._written = writer.submit(snapshot.write, Path(folder))
+        writer.shutdown(wait=False)
+
+    def saved(self, wait: bool) -> list[FileRecord] | None:
+        """What the last `begin_save` wrote; None while it is still writing and `wait` is False.
+
+        Raises:
+            OSError: when the disk took no more.
+        """
+        if not wait and not self._written.done():
+            return None
+        return self._written.result()
+
+    def load(self, folder: str) -> None:
+        """Continue from a checkpoint."""
+        self._zero.load(Path(folder))
+
+    @recorded("switch")
+    def offload_states(self) -> None:
+        """Move optimizer state to host memory; parameters stay."""
+        self._zero.offload_states()
+
+    @recorded("switch")
+    def reload_states(self) -> None:
+        """Bring back what `offload_states` moved."""
+        self._zero.reload_states()
+
+    def take_spans(self) -> Recorded:
+        """What this rank did since the last call."""
+        return self.spans.take()
+
+    def device_bytes(self) -> int:
+        """Memory in use on this rank's GPU by all processes together; 0 on CPU."""
+        return self._zero.device_bytes()
+
+    def start_profile(self, target: str | None, memory: bool) -> None:
+        """Record what follows, to files that begin with `target`; None leaves this rank alone."""
+        if target is not None:
+            from workers.engines.zero.profiler import RankProfiler
+
+            zero = self._zero
+            self._profiler = RankProfiler(zero.module, zero.device, Path(target), memory=memory)
+
+    def stop_profile(self) -> None:
+        """Write what was recorded, if anything was."""
+        if self._profiler is not None:
+            self._profiler.finish()
+        self._profiler = None
+
+    def close(self) -> None:
+        """Leave the other ranks in order."""
+        self._zero.close()

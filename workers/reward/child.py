@@ -1,0 +1,96 @@
+"""The scoring process: reads batches of samples from its parent, writes one result line for each.
+
+Run as a script, standard library only until the parent has said where to import from. It trusts
+its parent and nothing else: prints of a scorer go to stderr, a process group of its own lets the
+parent end whatever a scorer started, and it ends itself when the parent is gone. Frames come in on
+stdin, JSON lines go out on what was stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import resource
+import signal
+import struct
+import sys
+import threading
+import time
+from typing import Any, BinaryIO
+
+HEADER = struct.Struct("<Q")  # length of the pickled frame that follows
+
+
+def main() -> None:
+    """Serve until the parent closes the pipe."""
+    # Descriptors 0 and 1 belong to the scorer from here on: it must not be able to talk for us.
+    requests = os.fdopen(os.dup(0), "rb")
+    results = os.dup(1)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(2, 1)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    first = _read_frame(requests)
+    if first is None:
+        return
+    threading.Thread(target=_end_with_parent, args=(first["parent"],), daemon=True).start()
+    sys.path[:] = first["sys_path"]
+    try:
+        scorer = pickle.loads(first["scorer"])
+        prepare = getattr(scorer, "prepare", None)
+        if prepare is not None:
+            prepare()
+    except BaseException as error:
+        _write(results, ["error", f"{type(error).__name__}: {error}"])
+        return
+    _write(results, ["ready", ""])
+    _serve(requests, results, scorer, first["timeout_s"])
+
+
+def _serve(requests: BinaryIO, results: int, scorer: Any, timeout_s: float) -> None:
+    from workers.reward.base import RewardSample, judge
+
+    while (frame := _read_frame(requests)) is not None:
+        _limit_cpu(timeout_s * len(frame))
+        for prompt, response, ground_truth, columns in frame:
+            sample = RewardSample(
+                prompt=prompt, response=response, ground_truth=ground_truth, columns=columns
+            )
+            result = judge(scorer, sample)
+            _write(results, [result.outcome, result.reward, dict(result.parts), result.seconds])
+
+
+def _read_frame(stream: BinaryIO) -> Any:
+    header = stream.read(HEADER.size)
+    if len(header) < HEADER.size:
+        return None
+    (length,) = HEADER.unpack(header)
+    body = stream.read(length)
+    return pickle.loads(body) if len(body) == length else None
+
+
+def _write(descriptor: int, message: list[Any]) -> None:
+    line = json.dumps(message).encode() + b"\n"
+    while line:
+        line = line[os.write(descriptor, line) :]
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _limit_cpu(seconds: float) -> None:
+    """Lets the kernel end a loop that holds the interpreter lock after the parent has died."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    allowed = usage.ru_utime + usage.ru_stime + (seconds + 60.0) * (os.cpu_count() or 1)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    soft = int(allowed) + 1
+    if hard == resource.RLIM_INFINITY or soft < hard:
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""How a rollout worker reaches the reward workers: samples that finish together travel together.
+
+`score` is called once per sample, as soon as it finishes. While calls are in flight, newly finished
+samples gather and leave in one call, so the number of remote calls follows the load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from workers.reward.base import RewardResult, RewardSample
+
+
+class RewardClient:
+    """Balances over reward workers by calls in flight, two per worker at most."""
+
+    def __init__(self, workers: Sequence[Any], *, timeout_s: float) -> None:
+        self._workers = list(workers)
+        self._timeout_s = timeout_s
+        self._in_flight = [0] * len(self._workers)
+        self._waiting: list[tuple[RewardSample, asyncio.Future[RewardResult]]] = []
+        self._calls: set[asyncio.Task[None]] = set()
+        self._scheduled = False
+
+    async def score(self, sample: RewardSample) -> RewardResult:
+        """The result of one sample; a dead or silent reward worker is a failed outcome."""
+        future: asyncio.Future[RewardResult] = asyncio.get_running_loop().create_future()
+        self._waiting.append((sample, future))
+        if not self._scheduled:  # after the other samples of this event-loop turn have queued
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._dispatch)
+        return await future
+
+    def _dispatch(self) -> None:
+        self._scheduled = False
+        worker = min(range(len(self._workers)), key=self._in_flight.__getitem__)
+        if self._waiting and self._in_flight[worker] < 2:
+            batch, self._waiting = self._waiting, []
+            self._in_flight[worker] += 1
+            call = asyncio.get_running_loop().create_task(self._call(worker, batch))
+            self._calls.add(call)
+            call.add_done_callback(self._calls.discard)
+
+    async def _call(
+        self, worker: int, batch: list[tuple[RewardSample, asyncio.Future[RewardResult]]]
+    ) -> None:
+        samples = [sample for sample, _ in batch]
+        results = await self._results(worker, samples)
+        if any(result is None for result in results):  # one retry for a worker that died
+            results = await self._results(worker, samples)
+        self._in_flight[worker] -= 1
+        for (_, future), result in zip(batch, results, strict=True):
+            if not future.done():
+                future.set_result(result or _failure("reward worker unavailable"))
+        self._dispatch()
+
+    async def _results(
+        self, worker: int, samples: list[RewardSample]
+    ) -> Sequence[RewardResult | None]:
+        import ray.exceptions
+
+        # Every sample may in turn run into its own time limit before the last is scored.
+        limit_s = self._timeout_s * (len(samples) + 1) + 30.0
+        try:
+            call = self._workers[worker].score.remote(samples)
+            results: list[RewardResult] = await asyncio.wait_for(call, limit_s)
+        except (TimeoutError, ray.exceptions.RayError):
+            return [None] * len(samples)
+        return results
+
+
+def _failure(why: str) -> RewardResult:
+    return RewardResult(outcome=f"failed:{why}", reward=None, parts={}, seconds=0.0)

@@ -1,0 +1,203 @@
+"""A pool of killable scoring processes with a hard time limit for every sample.
+
+It knows nothing about rewards: it moves samples to processes and outcomes back, in order. A sample
+that never ends, kills its process or raises becomes a failed outcome; its neighbours are scored
+all the same. One thread per process does the waiting, so that any event loop can await `score`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import pickle
+import queue
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from workers.reward.base import RewardResult, RewardSample, Scorer, failed
+from workers.reward.process import ProcessDiedError, ScoringProcess, TimeUpError
+
+MAX_CHUNK = 64  # samples that wait behind one another in a process
+CHUNKS_PER_PROCESS = 4  # a call's samples are cut so fine, so that a slow one holds up few others
+
+
+class _Request:
+    """The samples of one `score` call, settled one by one from several threads."""
+
+    def __init__(self, samples: list[RewardSample]) -> None:
+        self.samples = samples
+        self.future: Future[list[RewardResult]] = Future()
+        self.future.set_running_or_notify_cancel()
+        self.deaths = [0] * len(samples)
+        self._results: list[RewardResult | None] = [None] * len(samples)
+        self._open = len(samples)
+        self._lock = threading.Lock()
+
+    def settle(self, index: int, result: RewardResult) -> None:
+        with self._lock:
+            self._results[index] = result
+            self._open -= 1
+            if self._open == 0 and not self.future.done():
+                self.future.set_result([r for r in self._results if r is not None])
+
+    def fail(self, error: BaseException) -> None:
+        with self._lock:
+            if not self.future.done():
+                self.future.set_exception(error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Samples of a request that go to one process together."""
+
+    request: _Request
+    indices: tuple[int, ...]
+
+
+class RewardPool:
+    """Scores samples in child processes.
+
+    Args:
+        scorer: judges one sample; built, picklable, importable from another process.
+        num_processes: child processes.
+        timeout_s: wall-clock limit for each sample. When it is over the child is killed and the
+            outcome is "failed:timeout".
+
+    Raises:
+        ValueError: a bad count or limit, or a scorer that cannot be sent to another process.
+        RuntimeError: the children cannot build the scorer.
+    """
+
+    def __init__(self, scorer: Scorer, *, num_processes: int = 1, timeout_s: float = 10.0) -> None:
+        if num_processes < 1:
+            raise ValueError(f"num_processes must be at least 1, got {num_processes}")
+        if not (timeout_s > 0 and math.isfinite(timeout_s)):
+            raise ValueError(f"timeout_s must be positive and finite, got {timeout_s}")
+        self._queue: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
+        self._closed = False
+        self._close_lock = threading.Lock()
+        pickled = _pickle(scorer)
+        self._processes = [
+            ScoringProcess(pickled, timeout_s=timeout_s) for _ in range(num_processes)
+        ]
+        self._threads: list[threading.Thread] = []
+        try:
+            for process in self._processes:  # all start at the same time
+                process.launch()
+            for process in self._processes:
+                process.ensure_ready()
+        except BaseException:
+            for process in self._processes:
+                process.kill()
+            raise
+        for process in self._processes:
+            thread = threading.Thread(
+                target=self._serve, args=(process,), name="reward-pool", daemon=True
+            )
+            thread.start()
+            self._threads.append(thread)
+
+    async def score(self, samples: Sequence[RewardSample]) -> list[RewardResult]:
+        """Score samples over all processes; results in the order of the samples.
+
+        Raises:
+            RuntimeError: the pool is closed, or a process cannot be started again.
+        """
+        if not samples:
+            return []
+        request = _Request(list(samples))
+        size = min(MAX_CHUNK, math.ceil(len(samples) / self._num_pieces))
+        with self._close_lock:
+            if self._closed:
+                raise RuntimeError("the reward pool is closed")
+            for start in range(0, len(samples), size):
+                indices = tuple(range(start, min(start + size, len(samples))))
+                self._queue.put(_Chunk(request, indices))
+        return await asyncio.wrap_future(request.future)
+
+    def close(self) -> None:
+        """End every process; calls in progress raise RuntimeError. Idempotent."""
+        with self._close_lock:
+            if self._closed:
+                return
+            self._closed = True
+        for process in self._processes:
+            process.kill_for_good()
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def __enter__(self) -> RewardPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def _num_pieces(self) -> int:
+        # One process alone gains nothing from small pieces.
+        count = len(self._processes)
+        return 1 if count == 1 else CHUNKS_PER_PROCESS * count
+
+    def _serve(self, process: ScoringProcess) -> None:
+        while (chunk := self._queue.get()) is not None:
+            if self._closed:
+                chunk.request.fail(RuntimeError("the reward pool was closed"))
+                continue
+            try:
+                rest = self._score_chunk(process, chunk)
+            # A waiting caller must hear of it, whatever it is.
+            except Exception as error:
+                chunk.request.fail(error)
+                process.kill()
+                continue
+            if rest:
+                self._queue.put(_Chunk(chunk.request, rest))
+        process.kill()
+
+    def _score_chunk(self, process: ScoringProcess, chunk: _Chunk) -> tuple[int, ...]:
+        """Scores until done or until the process is lost; returns the samples still to score."""
+        request, indices = chunk.request, chunk.indices
+        process.ensure_ready()
+        settled = 0
+        try:
+            process.send([request.samples[index] for index in indices])
+            for index in indices:
+                request.settle(index, process.receive())
+                settled += 1
+            return ()
+        except TimeUpError:
+            request.settle(indices[settled], failed("timeout"))
+            settled += 1
+        except ProcessDiedError:
+            if self._closed:
+                raise RuntimeError("the reward pool was closed") from None
+            index = indices[settled]
+            request.deaths[index] += 1
+            if request.deaths[index] > 1:  # the first time it may have been the machine's doing
+                request.settle(index, failed("worker died"))
+                settled += 1
+        process.kill()
+        process.launch()  # it imports while the next chunk is on its way
+        return indices[settled:]
+
+
+def _pickle(scorer: Scorer) -> bytes:
+    if not callable(scorer):
+        raise ValueError(f"scorer must be callable, got {scorer!r}")
+    if type(scorer).__module__ == "__main__":
+        raise ValueError(
+            f"scorer {scorer!r} is defined in the script that runs, which a scoring process cannot "
+            "import: move it to a module, or name a function with "
+            "workers.reward.scorers.function.Function"
+        )
+    try:
+        return pickle.dumps(scorer)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"scorer {scorer!r} cannot be sent to a scoring process ({error}): "
+            "make it a dataclass of plain values in an importable module"
+        ) from error

@@ -1,0 +1,174 @@
+"""One scoring process as its parent sees it: start, send a batch, receive result lines, kill.
+
+Not a pool, and no policy about failures: it says that time is up or that the process died, and the
+pool decides. Every wait has a limit. Used by one thread; `kill_for_good` may come from another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from workers.reward import child
+from workers.reward.base import RewardResult, RewardSample
+
+START_LIMIT_S = 120.0  # imports of a scorer on a busy machine
+READ_BYTES = 1 << 16
+
+
+class TimeUpError(Exception):
+    """No result within the limit."""
+
+
+class ProcessDiedError(Exception):
+    """The process is gone."""
+
+
+class ScoringProcess:
+    """A child process that scores with one scorer, restarted when needed."""
+
+    def __init__(self, scorer: bytes, *, timeout_s: float) -> None:
+        """Remember the pickled scorer; `launch` starts the process."""
+        self._scorer = scorer
+        self._timeout_s = timeout_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ready = False
+        self._buffer = b""
+        self._lock = threading.Lock()
+        self._forbidden = False
+
+    def launch(self) -> None:
+        """Start the process without waiting for it; does nothing if one is there."""
+        with self._lock:
+            if self._forbidden or self._process is not None:
+                return
+            # -P: this script's folder stays off sys.path, where its math.py would hide Python's.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(Path(child.__file__))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,
+                env={"OMP_NUM_THREADS": "1", **os.environ},
+                bufsize=0,
+            )
+        self._ready = False
+        self._buffer = b""
+
+    def ensure_ready(self) -> None:
+        """Return when the process can score.
+
+        Raises:
+            RuntimeError: it cannot start: the scorer does not import there, or takes too long.
+        """
+        self.launch()
+        if self._ready:
+            return
+        try:
+            self._send(
+                {
+                    "parent": os.getpid(),
+                    "sys_path": [os.path.abspath(entry) for entry in sys.path],
+                    "scorer": self._scorer,
+                    "timeout_s": self._timeout_s,
+                }
+            )
+            word, detail = self._receive(START_LIMIT_S)
+        except TimeUpError:
+            self.kill()
+            raise RuntimeError(
+                f"the scoring process was not ready after {START_LIMIT_S:.0f} s: the scorer's "
+                "imports or its prepare() take too long"
+            ) from None
+        except ProcessDiedError:
+            self.kill()
+            raise RuntimeError(
+                "the scoring process ended while it started; its own message is on stderr"
+            ) from None
+        if word != "ready":
+            self.kill()
+            raise RuntimeError(f"the scorer cannot be built in a scoring process: {detail}")
+        self._ready = True
+
+    def send(self, samples: Sequence[RewardSample]) -> None:
+        """Hand over a batch; one result per sample follows, in order."""
+        self._send([(s.prompt, s.response, s.ground_truth, dict(s.columns)) for s in samples])
+
+    def receive(self) -> RewardResult:
+        """Wait for the next result.
+
+        Raises:
+            TimeUpError: none came within the limit of one sample.
+            ProcessDiedError: the process is gone.
+        """
+        outcome, reward, parts, seconds = self._receive(self._timeout_s)
+        return RewardResult(outcome=outcome, reward=reward, parts=parts, seconds=seconds)
+
+    def kill(self) -> None:
+        """End the process and everything it started."""
+        with self._lock:
+            process, self._process = self._process, None
+            if process is None:
+                return
+            _end_group(process)
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    stream.close()
+
+    def kill_for_good(self) -> None:
+        """End the process and never start it again."""
+        self._forbidden = True
+        with self._lock:
+            if self._process is not None:
+                # Its pipes stay open: the serving thread reads the end of file and closes them.
+                _end_group(self._process)
+
+    def _send(self, message: Any) -> None:
+        process = self._process
+        if process is None or process.stdin is None:
+            raise ProcessDiedError
+        body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+        view = memoryview(child.HEADER.pack(len(body)) + body)
+        try:
+            while view:
+                view = view[process.stdin.write(view) or 0 :]
+        except (BrokenPipeError, ValueError):
+            raise ProcessDiedError from None
+
+    def _receive(self, timeout_s: float) -> list[Any]:
+        process = self._process
+        if process is None or process.stdout is None:
+            raise ProcessDiedError
+        descriptor = process.stdout.fileno()
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        deadline = time.monotonic() + timeout_s
+        while b"\n" not in self._buffer:
+            left_s = max(0.0, deadline - time.monotonic())
+            # Asked once more when time is up: this thread may have been the slow one.
+            if not poll.poll(1000 * left_s):
+                raise TimeUpError
+            data = os.read(descriptor, READ_BYTES)
+            if not data:
+                raise ProcessDiedError
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        message: list[Any] = json.loads(line)
+        return message
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """Kills the process and its descendants; only before `wait`, while its id is still its own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

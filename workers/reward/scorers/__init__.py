@@ -1,0 +1,1 @@
+"""Score one finished trajectory: the rewards that ship."""

@@ -1,0 +1,43 @@
+"""Whether the response is the ground truth, as it stands or normalised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from workers.reward.base import RewardSample
+
+
+def until(text: str, stop_at: str | None) -> str:
+    """Returns the text before `stop_at`: few-shot models go on with the next question."""
+    return text if stop_at is None else text.split(stop_at, 1)[0]
+
+
+def truth_of(sample: RewardSample) -> str:
+    """Returns the ground truth, which a scorer that compares cannot do without."""
+    if sample.ground_truth is None:
+        raise ValueError("the sample has no ground truth; see data.ground_truth_column")
+    return sample.ground_truth
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exact:
+    r"""1 if the response equals the ground truth, else 0.
+
+    Attributes:
+        stop_at: only the response before this text counts, None for all of it. "\n" for one line.
+        normalise: compare without regard to case, surrounding or repeated white space.
+    """
+
+    stop_at: str | None = None
+    normalise: bool = True
+
+    def __post_init__(self) -> None:
+        if self.stop_at == "":
+            raise ValueError("stop_at must not be empty: give a text such as a line break, or null")
+
+    def __call__(self, sample: RewardSample) -> float:
+        """Compare one response; raises if there is no ground truth."""
+        response, truth = until(sample.response, self.stop_at), truth_of(sample)
+        if self.normalise:
+            response, truth = (" ".join(text.split()).casefold() for text in (response, truth))
+        return float(response == truth)

@@ -1,0 +1,84 @@
+"""A user's own reward function, by dotted path or by file.
+
+`def reward(prompt, response, ground_truth, **columns) -> float | dict`: a dict holds "reward" and
+any named parts. The path is resolved at once, so a wrong one fails before anything starts; the
+scoring process resolves it again, by itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from workers.reward.base import RewardSample
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Function:
+    """Calls a function with the prompt, the response, the ground truth and every other column.
+
+    Attributes:
+        path: "package.module.function", or "/folder/file.py:function".
+        arguments: further keyword arguments of every call.
+    """
+
+    path: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "arguments", dict(self.arguments))
+        if ".py:" in self.path:  # the scoring process need not share this one's directory
+            object.__setattr__(self, "path", os.path.abspath(os.path.expanduser(self.path)))
+        resolve(self.path)
+
+    def prepare(self) -> None:
+        """Import the function's module."""
+        resolve(self.path)
+
+    def __call__(self, sample: RewardSample) -> float | Mapping[str, float]:
+        """Call the function; what it returns is checked by the pool."""
+        return resolve(self.path)(
+            prompt=sample.prompt,
+            response=sample.response,
+            ground_truth=sample.ground_truth,
+            **{**sample.columns, **self.arguments},
+        )
+
+
+@functools.cache
+def resolve(path: str) -> Callable[..., Any]:
+    """Imports the function that a path names.
+
+    Raises:
+        ValueError: nothing callable is there; says what is missing.
+    """
+    file, _, name = path.rpartition(":")
+    try:
+        if file.endswith(".py"):
+            found = _load(file)
+        else:
+            file, _, name = path.rpartition(".")
+            found = importlib.import_module(file)
+        function = getattr(found, name)
+    except (ImportError, AttributeError, OSError, ValueError, SyntaxError) as error:
+        raise ValueError(
+            f"reward function {path!r} cannot be imported ({type(error).__name__}: {error}): give "
+            '"package.module.function" of an installed module, or "/folder/file.py:function"'
+        ) from error
+    if not callable(function):
+        raise ValueError(f"reward function {path!r} is not callable but {function!r}")
+    return function
+
+
+def _load(file: str) -> object:
+    spec = importlib.util.spec_from_file_location("ballast_user_reward", file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"no Python file at {file}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,56 @@
+r"""Mathematical equality by math-verify: "0.5", "1/2" and "\boxed{\frac12}" are one answer.
+
+math-verify's own time limits count a slow comparison as a wrong answer; they are off here, because
+the pool's limit makes it a failed sample instead.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from dataclasses import dataclass
+
+from workers.reward.base import RewardSample
+from workers.reward.scorers.exact import truth_of, until
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Math:
+    r"""1 if an answer in the response equals the ground truth as mathematics, else 0.
+
+    The ground truth may be bare ("1/2", "\frac{1}{2}") or marked ("$\frac{1}{2}$", "\boxed{1}").
+
+    Attributes:
+        stop_at: only the response before this text counts, None for all of it.
+        float_rounding: decimals that decimals are compared to.
+    """
+
+    stop_at: str | None = None
+    float_rounding: int = 6
+
+    def __post_init__(self) -> None:
+        if importlib.util.find_spec("math_verify") is None:
+            raise ModuleNotFoundError(
+                "reward=math needs the package math-verify: "
+                "run `pip install 'math-verify[antlr4-9-3]'`"
+            )
+
+    def prepare(self) -> None:
+        """Import sympy and its parser and compile their tables, which takes a second."""
+        logging.getLogger("math_verify").setLevel(logging.ERROR)
+        self(RewardSample(prompt="", response=r"\boxed{\frac{1}{2}}", ground_truth="0.5"))
+
+    def __call__(self, sample: RewardSample) -> float:
+        """Compare one response; raises if the ground truth cannot be read as mathematics."""
+        import math_verify
+
+        truth = truth_of(sample)
+        marked = truth if "$" in truth or r"\boxed" in truth else rf"\boxed{{{truth}}}"
+        gold = math_verify.parse(marked, parsing_timeout=None)
+        if not gold:
+            raise ValueError(f"math-verify cannot read the ground truth {truth!r}")
+        answer = math_verify.parse(until(sample.response, self.stop_at), parsing_timeout=None)
+        equal = math_verify.verify(
+            gold, answer, float_rounding=self.float_rounding, timeout_seconds=None
+        )
+        return float(equal)

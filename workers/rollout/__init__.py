@@ -1,0 +1,1 @@
+"""Sample groups of trajectories with an engine: the process of the role `rollout`."""

@@ -1,0 +1,185 @@
+"""The rollout role: one vLLM engine in a Ray actor, with its environment and its way to rewards.
+
+Data flows one way: `submit` takes groups of prompts, each is played (`group_play`), and `collect`
+hands finished groups out, metadata to the driver and one Arrow record batch to the object store.
+Weights arrive through vLLM's own weight-transfer calls, at any time. The worker knows neither the
+algorithm nor the step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from typing import Any
+
+import pyarrow as pa
+import ray.util
+
+from workers.data.prompts import PromptEncoder
+from workers.data.requests import Collected, GroupRequest
+from workers.data.trajectory import Trajectory, describe, to_record_batch
+from workers.engines.vllm.engine import EngineTimeoutError, VLLMEngine, VLLMSettings
+from workers.reward.client import RewardClient
+from workers.rollout.environments.single_turn import Environment
+from workers.rollout.group_play import EarlyStop, GroupPlay, Stage
+from workers.spans import Recorded, SpanLog
+from workers.worker_group import EngineDiedError
+
+
+class RolloutWorker:
+    """One engine: prompts in, scored trajectories out."""
+
+    def __init__(
+        self,
+        *,
+        run_id: str,
+        settings: VLLMSettings,
+        max_prompt_tokens: int,
+        environment: Environment,
+        reward_timeout_s: float,
+        early_stop: EarlyStop | None = None,
+    ) -> None:
+        self._run_id = run_id
+        self._engine = VLLMEngine(settings)
+        self._encoder = PromptEncoder(settings.model_path, max_prompt_tokens)
+        self._environment = environment
+        self._reward_timeout_s, self._early_stop = reward_timeout_s, early_stop
+        self._stage: Stage
+        self._finished: asyncio.Queue[list[Trajectory]] = asyncio.Queue()
+        self._groups: dict[str, tuple[GroupPlay, asyncio.Task[None]]] = {}
+        self._fault: Exception | None = None  # what kept groups from beginning
+        self.spans = SpanLog()
+
+    async def start(self, version: int, reward_workers: list[Any]) -> str:
+        """Load the model, whose weights are called `version`; return this node's address.
+
+        Args:
+            version: label until the first publication.
+            reward_workers: handles of who scores.
+        """
+        self._stage = Stage(
+            run_id=self._run_id,
+            engine=self._engine,
+            encoder=self._encoder,
+            environment=self._environment,
+            rewards=RewardClient(reward_workers, timeout_s=self._reward_timeout_s),
+            early_stop=self._early_stop,
+            spans=self.spans,
+        )
+        # What was asked of this worker before, by a driver that did not yet know of its death, was
+        # given to others since.
+        self._groups.clear()
+        self._fault = None
+        self._finished = asyncio.Queue()
+        await self._engine.start(version)
+        # A full collection over all that the engine imported would stall sampling for 0.3 s, again
+        # and again; what lives now lives until the end.
+        gc.collect()
+        gc.freeze()
+        return ray.util.get_node_ip_address()
+
+    async def submit(self, requests: list[GroupRequest], together: bool) -> None:
+        """Begin to sample, all in one batch or as they come; returns when all have begun.
+
+        Nobody waits for it: what keeps the groups from beginning, `collect` raises.
+        """
+        if not together:
+            self._begin(requests)
+            return
+        try:
+            async with self._engine.together(sum(request.num_samples for request in requests)):
+                self._begin(requests)
+        except (EngineTimeoutError, EngineDiedError) as error:
+            self._fault = error
+
+    def _begin(self, requests: list[GroupRequest]) -> None:
+        for request in requests:
+            play = GroupPlay(request, self._stage)
+            task = asyncio.get_running_loop().create_task(self._play(request.group_id, play))
+            self._groups[request.group_id] = (play, task)
+
+    async def collect(self, wait_s: float) -> tuple[Collected, pa.RecordBatch]:
+        """Groups that finished, at least one unless `wait_s` passes first.
+
+        Raises:
+            EngineDiedError: the engine's own process is gone, or hung and was ended.
+            RuntimeError: the engine gives no usable answer any more.
+            Exception: what ended the sampling of a group.
+        """
+        groups: list[list[Trajectory]] = []
+        try:
+            groups.append(await asyncio.wait_for(self._finished.get(), wait_s))
+        except TimeoutError:
+            self._engine.check_health()
+            await self._raise_failures()
+        self._engine.answers.check()
+        while not self._finished.empty():
+            groups.append(self._finished.get_nowait())
+        trajectories = [trajectory for group in groups for trajectory in group]
+        metas = [describe(trajectory) for trajectory in trajectories]
+        collected = Collected(metas=metas, load=self._engine.load())
+        return collected, to_record_batch(trajectories)
+
+    async def _raise_failures(self) -> None:
+        ended = [task.exception() for _, task in self._groups.values() if task.done()]
+        for error in (self._fault, *ended):
+            if isinstance(error, EngineTimeoutError):
+                await self._engine.shutdown()  # it hangs: what it holds is sampled again
+                raise EngineDiedError(str(error)) from error
+            if error is not None:
+                raise error
+
+    async def _play(self, group_id: str, play: GroupPlay) -> None:
+        self._finished.put_nowait(await play.run())
+        del self._groups[group_id]
+
+    async def abort(self, group_ids: list[str]) -> None:
+        """Give groups up; returns when the engine holds none of their samples.
+
+        None of them is collected afterwards, except what a `collect` has answered already.
+        """
+        running = [self._groups.pop(name) for name in group_ids if name in self._groups]
+        drawing = [request_id for play, _ in running for request_id in sorted(play.drawing)]
+        for _, task in running:
+            task.cancel()
+        if drawing:
+            await self._engine.abort(drawing)
+        if running:
+            await asyncio.wait([task for _, task in running])
+        finished = [self._finished.get_nowait() for _ in range(self._finished.qsize())]
+        for siblings in finished:
+            if siblings[0].group_id not in group_ids:
+                self._finished.put_nowait(siblings)
+
+    async def attest(
+        self, probe: list[list[int]]
+    ) -> tuple[int, dict[str, list[int]], list[list[float]]]:
+        """Evidence after a publication: version, fingerprints that arrived, probe log-probs."""
+        calls = (
+            self._engine.prompt_logprobs(tokens, request_id=f"probe/{number}")
+            for number, tokens in enumerate(probe)
+        )
+        with self.spans.doing("attest"):
+            version, received, logprobs = await asyncio.gather(
+                self._engine.version(), self._engine.attest_received(), asyncio.gather(*calls)
+            )
+        return version, received, logprobs
+
+    async def encode(self, prompts: list[Any]) -> list[list[int]]:
+        """Token ids of some prompts, for choosing a probe."""
+        return [self._encoder.encode(prompt)[0] for prompt in prompts]
+
+    async def engine_call(self, method: str, *args: Any) -> Any:
+        """One of the engine's methods for weights, attestation or sleep, by name."""
+        with self.spans.doing("switch" if method in ("sleep", "wake") else "publish"):
+            return await getattr(self._engine, method)(*args)
+
+    async def take_spans(self) -> Recorded:
+        """What this engine did since the last call."""
+        return self.spans.take()
+
+    async def shutdown(self) -> None:
+        """End the engine and what it started."""
+        for _, task in self._groups.values():
+            task.cancel()
+        await self._engine.shutdown()

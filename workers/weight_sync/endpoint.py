@@ -1,0 +1,136 @@
+"""What every transport has in common on the trainer's side: the round trip of one publication.
+
+Not a transport. Data flows: every rank stages or sends its part of the weights, rank 0 alone tells
+the engines through the client, and a `PublishReport` says what went out.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from workers.engines.zero.weights import ZeroSource
+from workers.weight_sync.fingerprint import Fingerprint
+
+COPY_BYTES = 256 << 20  # enough to leave every cache
+
+
+class WeightSyncClient(Protocol):
+    """Reaches every engine's weight-transfer calls; each call returns when all engines have.
+
+    vLLM's own protocol. Whoever supplies it bounds every wait.
+    """
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Connects every engine to the trainer."""
+
+    def start_weight_update(self) -> None:
+        """Opens an update on every engine."""
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Lets every engine receive and load."""
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """Closes the update and labels the weights."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublishReport:
+    """One publication, as its sender saw it.
+
+    Attributes:
+        version: label of the weights.
+        transport: name of the transport.
+        names: tensors sent, in order.
+        num_bytes: sent to each engine.
+        seconds: duration by phase; "total" is the whole.
+        fingerprints: of what was sent, by name; complete on rank 0.
+        copy_bytes_per_s: of a plain memory copy where the sender runs; None where weights do not
+            pass through its host memory.
+        lost: engines that died before all was done, by number.
+    """
+
+    version: int
+    transport: str
+    names: tuple[str, ...]
+    num_bytes: int
+    seconds: dict[str, float]
+    fingerprints: dict[str, Fingerprint] = field(repr=False)
+    copy_bytes_per_s: float | None = None
+    lost: frozenset[int] = frozenset()
+
+
+class Stopwatch:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the time of the block to a phase."""
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+    def total(self) -> dict[str, float]:
+        """Returns all phases and the time since the watch was made."""
+        return {**self.seconds, "total": time.perf_counter() - self._began}
+
+
+def copy_bandwidth(buffer: Tensor) -> float:
+    """Bytes per second of a plain copy inside a byte buffer [n], whose first half it overwrites."""
+    half = min(buffer.numel() // 2, COPY_BYTES)
+    for _ in range(2):  # the first touches the pages
+        began = time.perf_counter()
+        buffer[:half].copy_(buffer[half : 2 * half])
+        seconds = time.perf_counter() - began
+    return half / seconds
+
+
+class TrainerEndpoint(ABC):
+    """The trainer's end of a transport; one on every rank, called on all of them in step.
+
+    Args:
+        source: this rank's weights.
+        client: the way to the engines; used on rank 0 only, None on the others.
+    """
+
+    name: str
+
+    def __init__(self, *, source: ZeroSource, client: WeightSyncClient | None) -> None:
+        if source.rank == 0 and client is None:
+            raise ValueError("rank 0 drives the engines: pass it a client")
+        self.source = source
+        self.client = client
+
+    @property
+    def rank(self) -> int:
+        """This rank among the trainer's ranks."""
+        return self.source.rank
+
+    @abstractmethod
+    def connect(self) -> None:
+        """Meets the engines; before the first publication, on all ranks."""
+
+    @abstractmethod
+    def publish(self, version: int) -> PublishReport:
+        """Sends the weights of this moment to every engine and labels them.
+
+        Returns on rank 0 when all engines use them.
+        """
+
+    @abstractmethod
+    def shutdown(self) -> None:
+        """Releases buffers and connections; safe to call twice."""
+
+    def _drive(self) -> WeightSyncClient:
+        assert self.client is not None, "only rank 0 drives the engines"
+        return self.client

@@ -1,0 +1,249 @@
+"""Ray actors of one role, called together, with a time limit and a name on every call.
+
+This is where remote calls are made: a group starts its actors in the bundles of a placement group,
+fans a method out to all ranks, and turns what Ray raises into one error that names the role, the
+ranks and the call. It knows nothing of what the methods do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.exceptions
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+
+class EngineDiedError(RuntimeError):
+    """The process that samples is gone, though the one that was asked lives."""
+
+
+class WorkerError(RuntimeError):
+    """A remote call that died or did not answer; says which role, ranks and call."""
+
+
+def died(error: Exception) -> bool:
+    """Whether what a remote call raised says that its process, or its engine, is gone."""
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return isinstance(error.cause, EngineDiedError)
+    return isinstance(error, ray.exceptions.RayActorError)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """Which bundles of a placement group a role's processes occupy, one bundle each."""
+
+    group: PlacementGroup
+    bundles: Sequence[int]
+    num_cpus: float
+    num_gpus: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Calls in flight; `result` waits for all of them."""
+
+    role: str
+    method: str
+    refs: Sequence[Any]
+    timeout_s: float
+    ranks: Sequence[int] = ()  # of the calls, where these are not their positions
+
+    def result(self) -> list[Any]:
+        """Answers in rank order.
+
+        What one rank raises is raised at once: the others may be waiting for it in a collective.
+
+        Raises:
+            WorkerError: when a call failed, a process died or the time is over.
+        """
+        waiting, deadline = list(self.refs), time.monotonic() + self.timeout_s
+        while waiting:
+            left_s = max(0.0, deadline - time.monotonic())
+            ready, waiting = ray.wait(waiting, num_returns=1, timeout=left_s)
+            if not ready:
+                ranks = [rank for rank, ref in self._by_rank() if ref in waiting]
+                raise WorkerError(
+                    f"{self.role}.{self.method}: no answer from rank {ranks} in "
+                    f"{self.timeout_s:g} s; look at that process's log, or raise the limit in "
+                    "cluster.timeouts"
+                )
+            self._raise_failure(ready[0])
+        return list(ray.get(list(self.refs)))
+
+    def survivors(self) -> dict[int, Any]:
+        """Answers by rank of those whose process lives.
+
+        Raises:
+            WorkerError: when a living rank failed or does not answer in time.
+        """
+        answers: dict[int, Any] = {}
+        for rank, ref in self._by_rank():
+            one = Pending(self.role, self.method, [ref], self.timeout_s, [rank])
+            try:
+                answers[rank] = one.result()[0]
+            except WorkerError as error:
+                if not isinstance(error.__cause__, Exception) or not died(error.__cause__):
+                    raise
+        return answers
+
+    def ready(self) -> bool:
+        """Whether `result` would return, or raise, at once."""
+        done, _ = ray.wait(list(self.refs), num_returns=len(self.refs), timeout=0)
+        return len(done) == len(self.refs)
+
+    def _by_rank(self) -> list[tuple[int, Any]]:
+        return list(zip(self.ranks or range(len(self.refs)), self.refs, strict=True))
+
+    def _raise_failure(self, ref: Any) -> None:
+        rank = next(rank for rank, own in self._by_rank() if own == ref)
+        who = f"{self.role}.{self.method}, rank {rank}"
+        try:
+            ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause or error
+            raise WorkerError(f"{who}: {type(cause).__name__}: {cause}") from error
+        except ray.exceptions.RayActorError as error:
+            raise WorkerError(f"{who}: the process died: {error}") from error
+
+
+class WorkerGroup:
+    """The processes of one role, in rank order.
+
+    Args:
+        role: what errors call them.
+        handles: of the actors; ranks are their positions unless they are a mapping from ranks.
+    """
+
+    def __init__(self, role: str, handles: Sequence[Any] | Mapping[int, Any]) -> None:
+        self.role = role
+        self._members = dict(handles if isinstance(handles, Mapping) else enumerate(handles))
+
+    @property
+    def ranks(self) -> list[int]:
+        """Who is in the group; not contiguous where members left."""
+        return list(self._members)
+
+    @property
+    def handles(self) -> list[Any]:
+        """The actors, in the order of `ranks`."""
+        return list(self._members.values())
+
+    def __getitem__(self, rank: int) -> Any:
+        return self._members[rank]
+
+    def only(self, ranks: Iterable[int]) -> WorkerGroup:
+        """A group of some of these processes, under the same ranks."""
+        return WorkerGroup(self.role, {rank: self._members[rank] for rank in ranks})
+
+    def add(self, rank: int, handle: Any) -> None:
+        """One more process."""
+        self._members[rank] = handle
+
+    def remove(self, rank: int) -> Any:
+        """Let go of a process, which goes on until its handle is killed."""
+        return self._members.pop(rank)
+
+    @classmethod
+    def launch(
+        cls,
+        role: str,
+        actor_class: type,
+        *,
+        num_workers: int = 0,
+        ranks: Sequence[int] | None = None,
+        arguments: Callable[[int], Mapping[str, Any]],
+        env: Callable[[int], Mapping[str, str]],
+        placement: Placement | None = None,
+        max_concurrency: int = 1,
+        restarts: bool = False,
+        retries: int = 0,
+    ) -> WorkerGroup:
+        """Start actors; rank r gets `arguments(r)` and the environment `env(r)`.
+
+        Ranks are 0 to `num_workers` - 1 unless `ranks` names them.
+        With `restarts` an actor whose process died is constructed again under the same handle. A
+        call that it had not answered is made again up to `retries` times (-1: always), then fails.
+        """
+        handles = {}
+        for position, rank in enumerate(range(num_workers) if ranks is None else ranks):
+            options: dict[str, Any] = {
+                "num_cpus": 0,
+                "runtime_env": {"env_vars": dict(env(rank))},
+                "max_concurrency": max_concurrency,
+                "max_restarts": -1 if restarts else 0,
+                "max_task_retries": retries,
+            }
+            if placement is not None:
+                options["num_cpus"] = placement.num_cpus
+                options["num_gpus"] = placement.num_gpus
+                options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+                    placement.group, placement_group_bundle_index=placement.bundles[position]
+                )
+            remote_class = ray.remote(actor_class).options(**options)
+            handles[rank] = remote_class.remote(**arguments(rank))
+        return cls(role, handles)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def start(self, method: str, *args: Any, timeout_s: float, **kwargs: Any) -> Pending:
+        """Call every rank with the same arguments and do not wait."""
+        refs = [getattr(handle, method).remote(*args, **kwargs) for handle in self.handles]
+        return Pending(self.role, method, refs, timeout_s, self.ranks)
+
+    def start_each(
+        self, method: str, first: Sequence[Any], *args: Any, timeout_s: float
+    ) -> Pending:
+        """Call rank r with `first[r]` and then the shared `args`."""
+        refs = [
+            getattr(handle, method).remote(own, *args)
+            for handle, own in zip(self.handles, first, strict=True)
+        ]
+        return Pending(self.role, method, refs, timeout_s, self.ranks)
+
+    def call(self, method: str, *args: Any, timeout_s: float, **kwargs: Any) -> list[Any]:
+        """Call every rank and wait for all answers."""
+        return self.start(method, *args, timeout_s=timeout_s, **kwargs).result()
+
+    def start_one(self, rank: int, method: str, *args: Any, timeout_s: float) -> Pending:
+        """Call one rank and do not wait."""
+        ref = getattr(self._members[rank], method).remote(*args)
+        return Pending(self.role, method, [ref], timeout_s, [rank])
+
+    def call_first(self, method: str, *args: Any, timeout_s: float) -> Any:
+        """Call rank 0 alone."""
+        return self.start_one(0, method, *args, timeout_s=timeout_s).result()[0]
+
+    def put(self, value: Any) -> Any:
+        """A reference that many calls can be given: what is behind it is sent once a node."""
+        return ray.put(value)
+
+    def ready(self, refs: Sequence[Any], *, timeout_s: float) -> list[Any]:
+        """Those of several calls that have answered; waits for the first, `timeout_s` at most."""
+        first, waiting = ray.wait(list(refs), num_returns=1, timeout=timeout_s)
+        if not first or not waiting:
+            return list(first)
+        more, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
+        return [*first, *more]
+
+    def answer(self, ref: Any) -> Any:
+        """What a call answered, or raised."""
+        return ray.get(ref)
+
+    def kill(self, rank: int) -> None:
+        """End a process that may hang; one that was launched with `restarts` comes back."""
+        ray.kill(self._members[rank], no_restart=False)
+
+    def stop(self, *, method: str | None = None, timeout_s: float = 20.0) -> None:
+        """End the processes, after a last call if one is named; never raises."""
+        if method is not None:
+            with contextlib.suppress(WorkerError, ray.exceptions.RayError):
+                self.call(method, timeout_s=timeout_s)
+        for handle in self.handles:
+            ray.kill(handle)
