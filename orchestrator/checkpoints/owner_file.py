@@ -110,8 +110,8 @@ class OwnerFile:
         owner, age_s = _read(self._path), max(0.0, self._age_s(self._path))
         return (
             f"{self._folder} is in use by process {owner.get('pid', '?')} on "
-            f"{owner.get('host', '?')}, which was seen {age_s:.0f} s ago; stop that run or choose another run_name=. If its host is gone, try again in "
-            f"{STALE_S:.0f} s"
+            f"{owner.get('host', '?')}, which was seen {age_s:.0f} s ago; stop that run or choose "
+            f"another run_name=. If its host is gone, try again in {STALE_S:.0f} s"
         )
 
 
