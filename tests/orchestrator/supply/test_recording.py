@@ -92,9 +92,11 @@ def test_another_schema_is_refused(run):
     with pytest.raises(ValueError, match=r"no column 'rollout_logprobs': .* record the run again"):
         Recording.open(run)
     place = whole.schema.get_field_index("tokens")
-    wide = whole["tokens"].cast(pa.list_(pa.int64()))
+    wide = whole["tokens"].cast(pa.large_list(pa.int64()))
     pq.write_table(whole.set_column(place, "tokens", wide), file)
-    with pytest.raises(ValueError, match=r"column 'tokens' is list<.*int64>, .* has list<.*int32>"):
+    with pytest.raises(
+        ValueError, match=r"column 'tokens' is large_list<.*int64>, .* has large_list<.*int32>"
+    ):
         Recording.open(run)
 
 
