@@ -53,7 +53,7 @@ class LearnerConfig:
     token_budget: int = 2048  # tokens of a packed micro-batch, a hard limit
     attention: str = "varlen_sdpa"
     gradient_checkpointing: bool = False
-    head_chunk: int | None = None  # rows of [chunk, vocabulary] held at a time; null: 64 MiB
+    head_chunk: int | None = None  # rows of [chunk, vocabulary] held at a time; null: by device
     offload_optimizer: bool = False  # optimizer state in host memory; ZeRO 1 to 3
     offload_params: bool = False  # parameters in host memory; ZeRO 3
     max_skipped_steps: int = 5  # updates in a row with a non-finite gradient that end the run

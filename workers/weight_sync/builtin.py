@@ -6,7 +6,7 @@ need CUDA, and import vLLM into the trainer's processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +20,17 @@ from workers.weight_sync.endpoint import (
 )
 from workers.weight_sync.fingerprint import Fingerprint, fingerprint
 from workers.weight_sync.gloo import own_address
+
+#: Bytes of the buffer through which vLLM's `ipc` hands tensors over; it refuses larger tensors.
+IPC_BUFFER_BYTES = 1 << 30
+
+
+def ipc_buffer_bytes(metas: Sequence[ParameterMeta]) -> int:
+    """Bytes of device memory that `ipc` takes on the sender: room for the largest tensor.
+
+    The embedding of a 7B model with 152 thousand tokens is larger than vLLM's default of 1 GiB.
+    """
+    return max(IPC_BUFFER_BYTES, *(meta.num_bytes for meta in metas))
 
 
 class _LabellingClient:
@@ -107,7 +118,11 @@ class BuiltinEndpoint(TrainerEndpoint):
                 rank=self.rank,
             )
         else:
-            info = IPCTrainerInitInfo(packed=True, rank=self.rank)
+            info = IPCTrainerInitInfo(
+                packed=True,
+                rank=self.rank,
+                packed_buffer_size_bytes=ipc_buffer_bytes(self.source.metadata()),
+            )
         client: Any = self._labels
         self._engine = WeightTransferTrainerFactory.trainer_init(
             info, client=client, source=self._stream

@@ -31,7 +31,7 @@ class PolicyModel(PackedModel):
         model: any transformers causal LM with full or sliding attention layers.
         attention: a name of `attention.ATTENTION_NAMES`.
         autocast: dtype of the matrix products where it is not that of the weights.
-        head_chunk: rows of logits held at a time; None keeps a chunk at 64 MiB.
+        head_chunk: rows of logits held at a time; None leaves it to `head_rows`.
         sequence_group: ranks that share every batch, or None.
         adapter: trains instead of the model's own weights, which are frozen; None trains those.
     """

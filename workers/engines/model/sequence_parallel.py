@@ -21,17 +21,21 @@ It does not divide weights (ZeRO does), and refuses models whose heads the ranks
 Legend: N tokens of a micro-batch, S sequences, P ranks that share it, n tokens of one rank.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from workers.engines.model.attention import varlen_sdpa
 from workers.engines.model.heads import check_heads
+
+if TYPE_CHECKING:
+    from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
 
 ULYSSES = "ulysses_varlen_sdpa"
 
@@ -48,6 +52,9 @@ class SequenceParallel:
     """
 
     def __init__(self, config: Any, group: dist.ProcessGroup) -> None:
+        # A model that shares no batches runs where there is no DeepSpeed.
+        from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
+
         num_heads = config.num_attention_heads
         num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
         self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from torch import Tensor, nn
 
 from workers.engines.model.packed_model import PackedModel
@@ -42,6 +41,8 @@ def move_states(engine: Any, device: torch.device, *, stage: int) -> None:
     does move. Parameters stay where they are.
     """
     if stage == 3:
+        from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
+
         if device.type == "cpu":
             buffers = [OffloadStateTypeEnum.lp_grads, OffloadStateTypeEnum.contiguous_grad_buffer]
             engine.offload_states(include=buffers, pin_memory=False)

@@ -71,7 +71,7 @@ class ZeroSettings:
         adapter: trains instead of the weights of `model`, which are frozen; None trains those.
         gradient_checkpointing: recompute layers in the backward pass.
         attention: a name of `attention.ATTENTION_NAMES`.
-        head_chunk: rows of logits held at a time; None keeps a chunk at 64 MiB.
+        head_chunk: rows of logits held at a time; None leaves it to `head_rows`.
         sequence_parallel_size: neighbouring ranks that share every micro-batch (Ulysses).
         offload_optimizer, offload_params: to the host; parameters on stage 3 only.
         deepspeed: raw DeepSpeed configuration, merged over ours.
