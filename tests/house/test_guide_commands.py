@@ -44,10 +44,10 @@ ELSEWHERE = {
     ),
     "make setup *": "tests/house/test_setup.py::test_a_finished_environment_is_left_alone",
     "make bench*": "tests/house/test_guide_commands.py::test_a_benchmark_knows_its_options",
-    "ballast train experiment=tiny run_name=first": (
+    "ballast train experiment=tiny run_name=saved": (
         "tests/e2e/test_runs.py::test_a_run_says_what_it_did"
     ),
-    "ballast train experiment=tiny run_name=first resume=auto": (
+    "ballast train experiment=tiny run_name=saved resume=auto": (
         "tests/e2e/test_runs.py::test_resume_goes_on_from_the_last_checkpoint"
     ),
     "ballast train experiment=tiny algorithm=grpo run_name=first": (
