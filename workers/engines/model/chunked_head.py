@@ -1,8 +1,9 @@
-"""The language-model head that never holds the logits: log-probabilities and entropies by chunks.
+"""Language-model head that never holds all logits: log-probabilities and entropies by chunks.
 
 Hidden states [M, H] and the weight [V, H] go in, log-probabilities and full-vocabulary entropies
 [M] of the targets come out, in float32. At most `chunk_rows` rows of logits exist at a time, in
-the forward and, recomputed, in the backward pass: memory does not grow with M * V.
+the forward and, recomputed, in the backward pass: memory does not grow with M * V. Runs in the
+ranks of learner and reference. Samples nothing.
 
 The arithmetic, per row, with raw logits r, soft cap c and temperature T:
     z = c * tanh(r / c) / T   (r / T without a cap)        p = softmax(z)
@@ -31,26 +32,26 @@ class _ChunkedLogprobs(torch.autograd.Function):
         targets: Tensor,  # [M] int64
         temperature: float,
         softcap: float | None,
-        want_entropy: bool,
+        with_entropy: bool,
         chunk_rows: int,
         product_dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(hidden, weight, bias, targets)
-        ctx.temperature, ctx.softcap, ctx.want_entropy = temperature, softcap, want_entropy
+        ctx.temperature, ctx.softcap, ctx.with_entropy = temperature, softcap, with_entropy
         ctx.chunk_rows, ctx.product_dtype = chunk_rows, product_dtype
         logprobs = hidden.new_empty(hidden.shape[0], dtype=torch.float32)  # [M]
-        entropies = torch.empty_like(logprobs) if want_entropy else logprobs.new_empty(0)
+        entropies = torch.empty_like(logprobs) if with_entropy else logprobs.new_empty(0)
         factor = weight.to(product_dtype)  # [V, H]
         for rows in _chunks(hidden.shape[0], chunk_rows):
             z = _logits(hidden[rows], factor, bias)  # [m, V]
-            _temper_(z, temperature=temperature, softcap=softcap)
+            _cap_and_divide_(z, temperature=temperature, softcap=softcap)
             log_norm = z.logsumexp(dim=-1)  # [m]
             logprobs[rows] = z.gather(1, targets[rows, None])[:, 0] - log_norm
-            if want_entropy:
+            if with_entropy:
                 # From log p: logsumexp(z) - sum(p * z) would cancel where the logits are large.
                 log_p = z.sub_(log_norm[:, None])
                 entropies[rows] = log_p.exp().mul_(log_p).sum(dim=-1).neg_()
-        if not want_entropy:
+        if not with_entropy:
             ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
 
@@ -65,12 +66,12 @@ class _ChunkedLogprobs(torch.autograd.Function):
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         for rows in _chunks(hidden.shape[0], ctx.chunk_rows):
             z = _logits(hidden[rows], factor, bias)  # [m, V]
-            slope = _temper_(z, temperature=ctx.temperature, softcap=ctx.softcap)
+            slope = _cap_and_divide_(z, temperature=ctx.temperature, softcap=ctx.softcap)
             grad_z = _gradient_(
                 z,
                 targets[rows],
                 grad_logprobs[rows],
-                grad_entropies[rows] if ctx.want_entropy else None,
+                grad_entropies[rows] if ctx.with_entropy else None,
             )
             grad_z.mul_(slope)
             if grad_bias is not None:
@@ -89,7 +90,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
 
 
 def _add_product_(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """total + left @ right [V, H] in float32, in place where there is a total.
+    """Add left @ right [V, H] to `total` in float32, in place where there is a total.
 
     The first product is taken as it is: filling 100 MB with zeros to add to costs more.
     """
@@ -105,7 +106,7 @@ def _chunks(num_rows: int, chunk_rows: int) -> list[slice]:
 
 
 def _logits(hidden: Tensor, factor: Tensor, bias: Tensor | None) -> Tensor:
-    """Raw logits [m, V] in float32; where the device can, accumulated in float32 as well."""
+    """Compute raw logits [m, V] in float32; where the device can, accumulated in float32 too."""
     rows = hidden.to(factor.dtype)
     if factor.dtype != torch.float32 and factor.is_cuda:
         logits = torch.mm(rows, factor.t(), out_dtype=torch.float32)
@@ -120,7 +121,10 @@ def _gradient_(
     grad_logprobs: Tensor,  # [m]
     grad_entropies: Tensor | None,  # [m]
 ) -> Tensor:
-    """Gradient by `z`: [m, V], in the memory of `z`, with one buffer beside it for entropies."""
+    """Compute the gradient by `z` [m, V], in the memory of `z`.
+
+    Entropies take one buffer beside `z`.
+    """
     log_p = z.sub_(z.logsumexp(dim=-1, keepdim=True))
     if grad_entropies is None:
         grad_z = log_p.exp_().mul_(-grad_logprobs[:, None])
@@ -132,8 +136,10 @@ def _gradient_(
     return grad_z.scatter_add_(1, targets[:, None], grad_logprobs[:, None])
 
 
-def _temper_(logits: Tensor, *, temperature: float, softcap: float | None) -> Tensor | float:
-    """Cap and divide `logits` in place; returns their derivative by the raw logits."""
+def _cap_and_divide_(
+    logits: Tensor, *, temperature: float, softcap: float | None
+) -> Tensor | float:
+    """Cap and divide `logits` in place; return their derivative by the raw logits."""
     if softcap is None:
         if temperature != 1.0:
             logits.div_(temperature)
@@ -155,7 +161,7 @@ def chunked_logprobs(
     entropy: bool = False,
     chunk_rows: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities and entropies of `targets` without ever holding [M, V].
+    """Compute log-probabilities and entropies of `targets` without ever holding [M, V].
 
     Under autocast the matrix products use its dtype; logits, softmax and results are float32.
 
@@ -171,6 +177,9 @@ def chunked_logprobs(
 
     Returns:
         Log-probabilities [M] float32, and entropies [M] float32 or None.
+
+    Raises:
+        ValueError: a temperature that is not positive.
     """
     if not temperature > 0:
         raise ValueError(
@@ -195,7 +204,7 @@ def chunked_logprobs(
 
 
 class ChunkedHead(nn.Module):
-    """The output embedding as a module that owns its (possibly tied) weight.
+    """Output embedding as a module that owns its (possibly tied) weight.
 
     ZeRO-3 gathers a parameter around the module that owns it, in forward and in backward: the
     head has to be a module that is called, not a tensor that is reached for.
@@ -218,7 +227,7 @@ class ChunkedHead(nn.Module):
     def forward(
         self, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities [M] and entropies [M] of `targets` [M] after `hidden` [M, H]."""
+        """Compute log-probabilities and entropies [M] of `targets` [M] after `hidden` [M, H]."""
         return chunked_logprobs(
             hidden,
             self.weight,
