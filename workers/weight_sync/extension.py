@@ -13,7 +13,7 @@ from typing import Any
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.platforms import current_platform
 
-from workers.engines.vllm.cpu_generators import states
+from workers.engines.vllm.cpu_generators import patch_runner
 from workers.engines.vllm.lifeline import follow_owner
 from workers.weight_sync.adapters import apply_adapter
 from workers.weight_sync.diagnosis import stale_weights, unlike_expected
@@ -36,7 +36,7 @@ follow_owner()
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
-    states(CPUModelRunner)
+    patch_runner(CPUModelRunner)
 
 
 class WeightSyncExtension:
