@@ -264,7 +264,7 @@ class Algorithm:
     def token_loss(self, inputs: LossInputs) -> TokenLoss:
         """Compute the unreduced losses [N] per term, and metrics [N], of one micro-batch.
 
-        Only `logprobs` (and `entropy`, when a regularizer asks) receive gradients. Values at
+        Only `logprobs` (and `entropy`, when a regularizer reads it) receive gradients. Values at
         masked positions never matter, not even NaN.
 
         Raises:

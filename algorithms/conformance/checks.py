@@ -32,7 +32,7 @@ TOLERANCE = 1e-10
 
 
 class CheckFailed(Exception):  # noqa: N818 - a verdict, not an error of the kit
-    """Violation of a property by the algorithm; the message says how."""
+    """Violation of a property by the algorithm; the message describes it."""
 
 
 def require(condition: bool, message: str) -> None:

@@ -82,7 +82,7 @@ class ClusterConfig:
     num_cpus: int = 4  # logical CPUs of a Ray of this run's own
     object_store_gib: float = 0.5
     num_nodes: int = 1
-    gpus_per_node: int | None = None  # null: not known before Ray is asked
+    gpus_per_node: int | None = None  # null: only Ray knows, once it runs
     gpu_memory_gib: float | None = None  # of one GPU; null: not checked
     autoscaled: bool = False  # nodes may be added while a run waits for its placement
     placement_strategy: str = "PACK"

@@ -168,7 +168,7 @@ class GlooEndpoint(TrainerEndpoint):
                 while failure is None and remaining and remaining[0][1] <= filled:
                     begin, end = remaining.pop(0)
                     if answer.done():
-                        answer.result()  # the engines refused: say so instead of waiting for them
+                        answer.result()  # the engines refused: raise instead of waiting for them
                     rendezvous.broadcast(buffer[begin:end])
             except Exception as error:
                 failure = error

@@ -94,7 +94,7 @@ class VLLMEngine(VLLMWeights):
     ) -> list[float]:
         """Score a given sequence under the weights of this moment, at temperature 1.
 
-        vLLM does not read the prefix cache for a request that asks for prompt log-probs.
+        vLLM does not read the prefix cache for a request for prompt log-probs.
 
         Args:
             token_ids: [T] token ids.

@@ -26,7 +26,7 @@ def follow_owner() -> None:
     owner = int(os.environ.get(OWNER_VARIABLE, os.getpid()))
     if owner == os.getpid():
         return
-    # With tensor parallelism this is a worker and its parent EngineCore, which watches nobody.
+    # With tensor parallelism this is a worker and its parent EngineCore, which watches no process.
     core = os.getppid()
     threading.Thread(target=_end_after, args=(owner, core), daemon=True).start()
 

@@ -53,7 +53,7 @@ def join(settings: ProcessGroupSettings) -> bool:
         # Otherwise a shared-memory kernel is compiled with g++; gloo reduces as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         keep_freed_memory()
-    # DeepSpeed calls functions that torch 2.13 renamed, and torch would say so in every step.
+    # DeepSpeed calls functions that torch 2.13 renamed, and torch would warn of it in every step.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     joined = not dist.is_initialized()
     if joined:

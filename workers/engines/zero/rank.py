@@ -93,7 +93,7 @@ class ZeroRank(ABC):
         """Read the model of `settings` from its folder; each subclass chooses the class."""
 
     def _load(self, config: dict[str, Any]) -> PackedModel:
-        # transformers asks this object whether to partition weights while it reads them. It is
+        # transformers reads from this object if weights are partitioned as they are read. It is
         # let go afterwards, so that another engine of this process may run another stage.
         partitioned = HfDeepSpeedConfig(config) if self.settings.engine_stage == 3 else None
         module = self.build_module()

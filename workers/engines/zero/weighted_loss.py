@@ -63,7 +63,7 @@ def loss_inputs(
             value = current[source]
             if name not in given and value is not None:
                 given[name] = value.detach()
-    # An algorithm that declares no old log-probs gets the current ones, as its contract says.
+    # An algorithm that declares no old log-probs gets the current ones, as its contract has it.
     given.setdefault("old_logprobs", logprobs.detach())
     values: dict[str, Any] = given | {
         "logprobs": logprobs,
