@@ -1,8 +1,9 @@
-"""From overrides to a checked configuration: Hydra composes, the schema types, we explain.
+"""Composition of a checked configuration from overrides: Hydra composes, the schema types.
 
 `compose` returns the resolved Hydra config (for printing, saving and `instantiate`) and the typed
 `TrainConfig` built from it. Every fault is a `ConfigError` with one message: an unknown key or
-group member comes with the nearest valid name.
+group member comes with the nearest valid name. Runs in the driver and in every command. Starts
+nothing and builds none of the objects that the configuration names.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ OmegaConf.register_new_resolver(
 
 
 class ConfigError(ValueError):
-    """A configuration that can't run; the message names the key, the value and the remedy."""
+    """Fault of a configuration that can't run; the message names key, value and remedy."""
 
 
 def compose(
@@ -85,7 +86,7 @@ def complete(config: DictConfig | ListConfig) -> tuple[DictConfig, TrainConfig]:
 
 
 def _explain(error: Exception) -> str:
-    """The innermost reason, with the nearest valid key where one is missing."""
+    """Return the innermost reason, with the nearest valid key where one is missing."""
     reason: BaseException = error
     while reason.__cause__ is not None:
         reason = reason.__cause__
@@ -123,7 +124,7 @@ def _missing_key(error: BaseException) -> str | None:
 
 
 def _known_keys() -> Iterator[str]:
-    """Dotted names of every key of the schema."""
+    """Yield the dotted name of every key of the schema."""
 
     def walk(node: DictConfig, prefix: str) -> Iterator[str]:
         for key in node:

@@ -1,7 +1,8 @@
 """Publication through vLLM's own transports, `nccl` (packed broadcast) and `ipc` (same device).
 
-Only what they lack is here: the label of a publication, and fingerprints of what was sent. They
-need CUDA, and import vLLM into the trainer's processes.
+Adds the two things that they lack: the label of a publication, and fingerprints of what was sent.
+Runs in the learner's ranks; needs CUDA, and imports vLLM into these processes. Moves no tensor
+itself.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def ipc_buffer_bytes(metas: Sequence[ParameterMeta]) -> int:
 
 
 class _LabellingClient:
-    """Hands vLLM's calls on, with the label that vLLM's trainer engines do not send."""
+    """Client that hands vLLM's calls on, with the label that vLLM's trainer engines do not send."""
 
     def __init__(self, client: WeightSyncClient) -> None:
         self._client = client
@@ -54,7 +55,7 @@ class _LabellingClient:
 
 
 class _FingerprintingSource:
-    """Yields a source's tensors and fingerprints them on the sender."""
+    """Source that fingerprints the tensors it yields, on the sender."""
 
     def __init__(self, source: ZeroSource) -> None:
         self._source = source
@@ -72,7 +73,7 @@ class _FingerprintingSource:
 
 
 class BuiltinEndpoint(TrainerEndpoint):
-    """The trainer's end of vLLM's own transports.
+    """Trainer's end of vLLM's own transports.
 
     Args:
         name: "nccl" or "ipc".
@@ -81,7 +82,7 @@ class BuiltinEndpoint(TrainerEndpoint):
         num_engines: engines, with ids 0 to num_engines - 1.
         workers_per_engine: tensor-parallel size of each.
         port: free port on this node for the NCCL rendezvous.
-        host: this node's address as the engines see it; None asks the system.
+        host: this node's address as the engines see it; None reads the system's.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class BuiltinEndpoint(TrainerEndpoint):
         self._engine: Any = None
 
     def connect(self) -> None:
-        """Meets all engines."""
+        """Connect to all engines."""
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
@@ -147,7 +148,7 @@ class BuiltinEndpoint(TrainerEndpoint):
         )
 
     def shutdown(self) -> None:
-        """Destroys the communicators."""
+        """Destroy the communicators."""
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.shutdown()

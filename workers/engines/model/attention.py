@@ -3,11 +3,12 @@
 `varlen_sdpa` runs everywhere torch does. On a GPU in half precision it is torch's own
 FlashAttention, on the flat batch. Elsewhere the flat batch is gathered into right-padded blocks of
 sequences of similar length, `scaled_dot_product_attention` runs on each block, the result is laid
-flat again. Padding exists inside attention only, and causality hides it from real tokens, so the
-common case needs no mask at all. `flash_attention_2` is transformers' own and gets the same
+flat again. Padding exists inside attention only, and causality hides the padding from real tokens,
+so the common case needs no mask at all. `flash_attention_2` is transformers' own and gets the same
 batch through its variable-length arguments.
 
-It is not a cache: packed batches are scored and trained, never generated from.
+Runs in the ranks of learner, reference and critic. Not a cache: packed batches are scored and
+trained, never generated from.
 
 Legend: N tokens, B sequences of a block, L its longest, H heads (Hk key-value heads), D head size.
 """
@@ -49,7 +50,7 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SequenceBlocks:
-    """How a flat batch is cut into padded blocks and put together again.
+    """Division of a flat batch into padded blocks, and the way back.
 
     Attributes:
         blocks: every sequence is in exactly one.
@@ -102,7 +103,7 @@ def sequence_blocks(cu_seqlens: Tensor) -> SequenceBlocks:
 
 
 class _ToBlock(torch.autograd.Function):
-    """Gather [N, ...] into a padded block; its gradient is a gather too, as places are unique."""
+    """Gather from [N, ...] into a padded block; its gradient is a gather too: places are unique."""
 
     @staticmethod
     def forward(ctx: Any, flat: Tensor, block: Block) -> Tensor:
@@ -135,11 +136,11 @@ def varlen_sdpa(
     sequence_blocks: SequenceBlocks | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Exact causal attention within each packed sequence; output [1, N, H, D].
+    """Compute exact causal attention within each packed sequence; output [1, N, H, D].
 
     Raises:
-        ValueError: the model asks for what this function does not compute (dropout, attention
-            sinks, position bias, bidirectional attention, a ready mask), or no blocks were given.
+        ValueError: the model needs what this function does not compute (dropout, attention sinks,
+            position bias, bidirectional attention, a ready mask), or no blocks were given.
     """
     _refuse(module, query, attention_mask, dropout=dropout, extras=kwargs)
     if sequence_blocks is None:
@@ -175,7 +176,7 @@ def varlen_sdpa(
 
 
 class _FromBlocks(torch.autograd.Function):
-    """Lay padded blocks flat: [sum of B*L, ...] to [N, ...]."""
+    """Gather from padded blocks to the flat batch: [sum of B*L, ...] to [N, ...]."""
 
     @staticmethod
     def forward(ctx: Any, padded: Tensor, places: Tensor) -> Tensor:
@@ -191,7 +192,7 @@ class _FromBlocks(torch.autograd.Function):
 
 
 def _autocast(tensor: Tensor) -> Tensor:
-    """In the dtype of autocast's matrix products where there is an autocast."""
+    """Round a tensor to the dtype of autocast's matrix products, where autocast is on."""
     device = tensor.device.type
     if not torch.is_autocast_enabled(device):
         return tensor
@@ -224,7 +225,7 @@ def _refuse(
 
 
 def attention_arguments(name: str, cu_seqlens: Tensor) -> dict[str, Any]:
-    """What the model is called with besides tokens and positions.
+    """Return the arguments that the model needs besides tokens and positions.
 
     Args:
         name: one of ATTENTION_NAMES.

@@ -1,4 +1,4 @@
-"""What packed attention is computed with: FlashAttention, torch's choice on blocks, or tiles.
+"""Compute packed attention: with FlashAttention, torch's choice on blocks, or tiles.
 
 FlashAttention, torch's own, takes the flat batch as it lies: no gather, no padding, no mask,
 sliding windows included, on a GPU in half precision. Blocks of padded sequences are left to
@@ -23,7 +23,7 @@ PLAIN_LENGTH = 128
 
 
 def flash_computes(query: Tensor, *, softcap: float | None) -> bool:
-    """True where `flash_varlen` runs on `query` [..., D]: half precision on Ampere or later."""
+    """Return True where `flash_varlen` runs on `query` [..., D]: half precision, Ampere or later."""
     if not query.is_cuda or query.dtype not in HALF or softcap is not None or torch.version.hip:
         return False
     size = query.shape[-1]
@@ -42,7 +42,7 @@ def flash_varlen(
     scale: float,
     window: int | None,
 ) -> Tensor:
-    """Causal attention within each sequence of a flat batch: [N, H, D].
+    """Compute causal attention within each sequence of a flat batch: [N, H, D].
 
     The operator that `torch.nn.attention.varlen` wraps: it is differentiable by itself and takes
     fewer key-value heads, and its leading arguments are those of every torch that we support,
@@ -77,7 +77,7 @@ def block_attention(
     sliding_window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """Causal attention of one block: [B, H, L, D]."""
+    """Compute the causal attention of one block: [B, H, L, D]."""
     length, grouped = q.shape[2], q.shape[1] != k.shape[1]
     windowed = sliding_window is not None and sliding_window < length
     on_cpu = q.device.type == "cpu"
@@ -106,7 +106,7 @@ def block_attention(
 
 
 def _repeat_heads(tensor: Tensor, num_heads: int) -> Tensor:
-    """[B, Hk, L, D] to [B, H, L, D]; neighbours share a key-value head, as transformers does."""
+    """Repeat key-value heads, [B, Hk, L, D] to [B, H, L, D]; neighbours share one."""
     return tensor.repeat_interleave(num_heads // tensor.shape[1], dim=1)
 
 
@@ -120,7 +120,9 @@ def tiled_attention(
     softcap: float | None,
     tile_elements: int | None = TILE_ELEMENTS,
 ) -> Tensor:
-    """Causal attention of one block by plain scores, recomputed in the backward pass: [B, H, L, D].
+    """Compute the causal attention of one block by plain scores: [B, H, L, D].
+
+    The scores are computed again in the backward pass.
 
     `window` counts the tokens that a token sees, itself included; `softcap` is the `c` of
     `c * tanh(scores / c)`; at most `tile_elements` scores exist at a time, None computes and keeps
@@ -151,7 +153,7 @@ def _tile(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """Attention of query rows whose first one is key number `offset`: [B, H, l, D]."""
+    """Compute the attention of query rows, the first being key number `offset`: [B, H, l, D]."""
     scores = (query * scale) @ key.transpose(2, 3)  # [B, H, l, m]
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
@@ -163,7 +165,7 @@ def _tile(
 def visible(
     num_queries: int, num_keys: int, offset: int, *, window: int | None, device: torch.device
 ) -> Tensor:
-    """Which keys a query sees [l, m] bool, where query 0 is key number `offset`.
+    """Return the keys that each query sees [l, m] bool, where query 0 is key number `offset`.
 
     One byte a pair: distances in int64 would be 8 GiB at 32k tokens.
     """

@@ -1,8 +1,9 @@
-"""The language-model head that never holds the logits: log-probabilities and entropies by chunks.
+"""Language-model head that never holds all logits: log-probabilities and entropies by chunks.
 
 Hidden states [M, H] and the weight [V, H] go in, log-probabilities and full-vocabulary entropies
 [M] of the targets come out, in float32. At most `chunk_rows` rows of logits exist at a time, in
-the forward and, recomputed, in the backward pass: memory does not grow with M * V.
+the forward and, recomputed, in the backward pass: memory does not grow with M * V. Runs in the
+ranks of learner and reference. Samples nothing.
 
 The arithmetic, per row, with raw logits r, soft cap c and temperature T:
     z = c * tanh(r / c) / T   (r / T without a cap)        p = softmax(z)
@@ -30,26 +31,26 @@ class _ChunkedLogprobs(torch.autograd.Function):
         targets: Tensor,  # [M] int64
         temperature: float,
         softcap: float | None,
-        want_entropy: bool,
+        with_entropy: bool,
         chunk_rows: int,
         product_dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(hidden, weight, bias, targets)
         # An output that nothing differentiates (entropies that only gate) then costs nothing.
         ctx.set_materialize_grads(False)
-        ctx.temperature, ctx.softcap, ctx.want_entropy = temperature, softcap, want_entropy
+        ctx.temperature, ctx.softcap, ctx.with_entropy = temperature, softcap, with_entropy
         ctx.chunk_rows, ctx.product_dtype = chunk_rows, product_dtype
         logprobs = hidden.new_empty(hidden.shape[0], dtype=torch.float32)  # [M]
-        entropies = torch.empty_like(logprobs) if want_entropy else logprobs.new_empty(0)
+        entropies = torch.empty_like(logprobs) if with_entropy else logprobs.new_empty(0)
         factor = weight.to(product_dtype)  # [V, H]
         for rows in _chunks(hidden.shape[0], chunk_rows):
             z = _logits(hidden[rows], factor, bias)  # [m, V]
-            _temper_(z, temperature=temperature, softcap=softcap)
-            logprobs[rows], uncertainty = _scores_(z, targets[rows], entropy=want_entropy)
+            _cap_and_divide_(z, temperature=temperature, softcap=softcap)
+            logprobs[rows], uncertainty = _scores_(z, targets[rows], entropy=with_entropy)
             if uncertainty is not None:
                 entropies[rows] = uncertainty
             del z  # or the next chunk's logits would lie beside it
-        if not want_entropy:
+        if not with_entropy:
             ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
 
@@ -57,7 +58,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         hidden, weight, bias, targets = ctx.saved_tensors
         grad_logprobs: Tensor | None = grads[0]  # [M]
-        grad_entropies = grads[1] if ctx.want_entropy else None  # [M]
+        grad_entropies = grads[1] if ctx.with_entropy else None  # [M]
         if grad_logprobs is None:
             grad_logprobs = hidden.new_zeros(hidden.shape[0], dtype=torch.float32)
         factor = weight.to(ctx.product_dtype)  # [V, H]
@@ -67,7 +68,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         for rows in _chunks(hidden.shape[0], ctx.chunk_rows):
             z = _logits(hidden[rows], factor, bias)  # [m, V]
-            slope = _temper_(z, temperature=ctx.temperature, softcap=ctx.softcap)
+            slope = _cap_and_divide_(z, temperature=ctx.temperature, softcap=ctx.softcap)
             grad_z = _gradient_(
                 z,
                 targets[rows],
@@ -92,14 +93,14 @@ class _ChunkedLogprobs(torch.autograd.Function):
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right in float32; where the device can, never rounded to the factors' dtype."""
+    """Return left @ right in float32; where the device can, never rounded to the factors' dtype."""
     if left.is_cuda and left.dtype != torch.float32:
         return torch.mm(left, right, out_dtype=torch.float32)
     return (left @ right).float()
 
 
 def _add_product_(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """total + left @ right [V, H] in float32, in place where there is a total.
+    """Add left @ right [V, H] to `total` in float32, in place where there is a total.
 
     The first product is taken as it is: filling 100 MB with zeros to add to costs more.
     """
@@ -114,7 +115,7 @@ def _add_product_(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
 
 
 def _gpu_bytes(device: torch.device) -> int | None:
-    """Memory of a GPU; None for a CPU."""
+    """Return the memory of a GPU; None for a CPU."""
     if device.type != "cuda":
         return None
     return torch.cuda.get_device_properties(device).total_memory
@@ -125,13 +126,13 @@ def _chunks(num_rows: int, chunk_rows: int) -> list[slice]:
 
 
 def _logits(hidden: Tensor, factor: Tensor, bias: Tensor | None) -> Tensor:
-    """Raw logits [m, V] in float32."""
+    """Compute the raw logits [m, V] in float32."""
     logits = _product(hidden.to(factor.dtype), factor.t())
     return logits if bias is None else logits.add_(bias.float())
 
 
 def _scores_(z: Tensor, targets: Tensor, *, entropy: bool) -> tuple[Tensor, Tensor | None]:
-    """Log-probs [m], and entropies [m] if asked for, of `z` [m, V], which may be overwritten."""
+    """Return log-probs [m], and entropies [m] if asked for, of `z` [m, V], which may be overwritten."""
     if not entropy and not z.is_cuda:
         return z.gather(1, targets[:, None])[:, 0] - z.logsumexp(dim=-1), None
     log_p = _log_softmax_(z)
@@ -143,7 +144,7 @@ def _scores_(z: Tensor, targets: Tensor, *, entropy: bool) -> tuple[Tensor, Tens
 
 
 def _log_softmax_(z: Tensor) -> Tensor:
-    """log p [m, V]; in the memory of `z` where that costs nothing."""
+    """Return log p [m, V], in the memory of `z` where that costs nothing."""
     # On a GPU one kernel reads z and writes log p; the steps in place would pass over it six times.
     return z.log_softmax(dim=-1) if z.is_cuda else z.sub_(z.logsumexp(dim=-1, keepdim=True))
 
@@ -154,7 +155,7 @@ def _gradient_(
     grad_logprobs: Tensor,  # [m]
     grad_entropies: Tensor | None,  # [m]
 ) -> Tensor:
-    """Gradient by `z`: [m, V], with one buffer beside it for entropies."""
+    """Return the gradient by `z` [m, V], with one buffer beside it for entropies."""
     log_p = _log_softmax_(z)
     if grad_entropies is None:
         grad_z = log_p.exp_().mul_(-grad_logprobs[:, None])
@@ -166,8 +167,10 @@ def _gradient_(
     return grad_z.scatter_add_(1, targets[:, None], grad_logprobs[:, None])
 
 
-def _temper_(logits: Tensor, *, temperature: float, softcap: float | None) -> Tensor | float:
-    """Cap and divide `logits` in place; returns their derivative by the raw logits."""
+def _cap_and_divide_(
+    logits: Tensor, *, temperature: float, softcap: float | None
+) -> Tensor | float:
+    """Cap and divide `logits` in place; return their derivative by the raw logits."""
     if softcap is None:
         if temperature != 1.0:
             logits.div_(temperature)
@@ -189,7 +192,7 @@ def chunked_logprobs(
     entropy: bool = False,
     chunk_rows: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities and entropies of `targets` without ever holding [M, V].
+    """Compute log-probabilities and entropies of `targets` without ever holding [M, V].
 
     Under autocast the matrix products use its dtype; logits, softmax and results are float32.
 
@@ -205,6 +208,9 @@ def chunked_logprobs(
 
     Returns:
         Log-probabilities [M] float32, and entropies [M] float32 or None.
+
+    Raises:
+        ValueError: a temperature that is not positive.
     """
     if not temperature > 0:
         raise ValueError(
@@ -229,7 +235,7 @@ def chunked_logprobs(
 
 
 class ChunkedHead(nn.Module):
-    """The output embedding as a module that owns its (possibly tied) weight.
+    """Output embedding as a module that owns its (possibly tied) weight.
 
     ZeRO-3 gathers a parameter around the module that owns it, in forward and in backward: the
     head has to be a module that is called, not a tensor that is reached for.
@@ -252,7 +258,7 @@ class ChunkedHead(nn.Module):
     def forward(
         self, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities [M] and entropies [M] of `targets` [M] after `hidden` [M, H]."""
+        """Compute log-probabilities and entropies [M] of `targets` [M] after `hidden` [M, H]."""
         return chunked_logprobs(
             hidden,
             self.weight,

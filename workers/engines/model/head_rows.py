@@ -1,4 +1,4 @@
-"""How many rows of logits the language-model head holds at a time where nobody asks for a number.
+"""Choose the number of rows of logits that the language-model head holds at a time.
 
 Imports no torch: the driver's memory plan counts the same rows that the head takes.
 
@@ -17,9 +17,9 @@ CHUNK_BUFFERS = 3
 
 
 def default_chunk_rows(vocabulary: int, gpu_bytes: int | None) -> int:
-    """Rows of float32 logits [rows, V] of a chunk; at least 1.
+    """Return the rows of float32 logits [rows, V] of a chunk; at least 1.
 
-    They depend on the device's size and not on what is free there, so that equal ranks agree.
+    The rows depend on the device's size and not on what is free there, so that equal ranks agree.
 
     Args:
         vocabulary: V.
@@ -32,6 +32,6 @@ def default_chunk_rows(vocabulary: int, gpu_bytes: int | None) -> int:
 
 
 def head_bytes(vocabulary: int, gpu_bytes: int | None, chunk_rows: int | None) -> int:
-    """What a chunk takes at its peak, where `chunk_rows` are asked for or left to the default."""
+    """Return the bytes of a chunk at its peak; `chunk_rows` None takes the default."""
     rows = chunk_rows or default_chunk_rows(vocabulary, gpu_bytes)
     return CHUNK_BUFFERS * 4 * rows * vocabulary

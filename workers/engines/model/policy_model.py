@@ -1,7 +1,7 @@
-"""A causal language model that answers with log-probabilities of a packed batch.
+"""Causal language model that returns log-probabilities of a packed batch.
 
 A `PackedModel` whose head is a `ChunkedHead`: tokens in, per-token log-probabilities and entropies
-out; logits exist nowhere. It does not generate.
+out; logits exist nowhere. Runs in the ranks of learner and reference. Does not generate.
 
 Legend: N tokens of a packed batch, S sequences, n tokens of this rank's part of it (`PackedModel`),
 M tokens of that part whose next token trains.
@@ -25,7 +25,7 @@ from workers.engines.model.packed_model import PackedModel, check_model_folder
 
 
 class PolicyModel(PackedModel):
-    """`forward(tokens, position_ids, cu_seqlens, loss_mask)` -> log-probs [N], entropies [N].
+    """Policy: `forward(tokens, position_ids, cu_seqlens, loss_mask)` -> log-probs, entropies [N].
 
     Args:
         model: any transformers causal LM with full or sliding attention layers.
@@ -71,7 +71,7 @@ class PolicyModel(PackedModel):
         temperature: float = 1.0,
         entropy: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probs and entropies [N] float32, zero where `loss_mask` is False.
+        """Compute log-probs and entropies [N] float32, zero where `loss_mask` is False.
 
         Element i is log p(token i | earlier tokens of its sequence). A batch with nothing to
         train gives zeros that still reach every parameter, so ZeRO's collectives all happen.
@@ -99,7 +99,7 @@ class PolicyModel(PackedModel):
         )
 
         def at_predicted(values: Tensor) -> Tensor:
-            """[M] to [N]: from the tokens that predict to those predicted."""
+            """Move values from the tokens that predict [M] to the tokens predicted [N]."""
             laid = values.new_zeros(predicts.shape[0]).index_copy(0, rows, values)  # [n]
             return self.whole(laid, tokens.shape[0]).roll(1)
 
@@ -107,7 +107,7 @@ class PolicyModel(PackedModel):
         return logprobs, None if picked_entropy is None else at_predicted(picked_entropy)
 
     def hf_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """See `PackedModel`; with an adapter, its matrices alone."""
+        """Iterate as `PackedModel` does; with an adapter, over the adapter's matrices alone."""
         named = super().hf_named_parameters()
         return ((n, p) for n, p in named if self.adapter is None or adapter_name(n) is not None)
 
@@ -121,7 +121,7 @@ class PolicyModel(PackedModel):
 
     @contextlib.contextmanager
     def base(self) -> Iterator[None]:
-        """Inside the block the policy is the model that its adapter was attached to.
+        """Make the policy, inside the block, the model that its adapter was attached to.
 
         Raises:
             ValueError: without an adapter that model is gone once the policy has trained.
@@ -165,6 +165,6 @@ def load_policy_model(
 
 
 def model_shape(folder: str | Path) -> tuple[int, int]:
-    """Layers and hidden size of the model in `folder`, for the cost of a sequence."""
+    """Return layers and hidden size of the model in `folder`, for the cost of a sequence."""
     config: Any = AutoConfig.from_pretrained(str(folder), local_files_only=True).get_text_config()
     return config.num_hidden_layers, config.hidden_size

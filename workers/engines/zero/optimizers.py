@@ -1,4 +1,7 @@
-"""The torch optimizer that DeepSpeed partitions, and moving its state off the device and back."""
+"""Torch optimizer that DeepSpeed partitions, and the moves of its state off the device and back.
+
+Runs in every rank that trains. Takes no step: `rank.py` does.
+"""
 
 from typing import Any
 
@@ -17,7 +20,7 @@ MASTER_WEIGHTS = {
 
 
 def build_optimizer(settings: OptimizerSettings, policy: PackedModel) -> torch.optim.Optimizer:
-    """Matrices decay, vectors (norms and biases) do not."""
+    """Build the optimizer; matrices decay, vectors (norms and biases) do not."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for _, parameter in policy.hf_named_parameters():
         shape = getattr(parameter, "ds_shape", parameter.shape)
@@ -35,7 +38,7 @@ def build_optimizer(settings: OptimizerSettings, policy: PackedModel) -> torch.o
 
 
 def move_states(engine: Any, device: torch.device, *, stage: int) -> None:
-    """Move what only an optimizer step needs to `device`: its state and its master weights.
+    """Move the tensors that only an optimizer step needs to `device`: its state and master weights.
 
     DeepSpeed moves them by itself for its own FusedAdam alone; its gradient buffer of stage 3 it
     does move. Parameters stay where they are.
