@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from conf.compose import compose
 from conf.schema import TrainConfig
+from orchestrator.telemetry.counting import counted
 
 
 def _composed(
@@ -157,9 +158,9 @@ def data(options: Namespace) -> int:
     from orchestrator.planning.sources import prompt_sets
 
     train_set, heldout = prompt_sets(config.data)
-    print(f"{len(train_set)} training prompts: {train_set.path}")
+    print(f"{counted(len(train_set), 'training prompt')}: {train_set.path}")
     if heldout is not None:
-        print(f"{len(heldout)} held-out prompts: {heldout.path}")
+        print(f"{counted(len(heldout), 'held-out prompt')}: {heldout.path}")
     return 0
 
 
