@@ -127,6 +127,14 @@ def test_every_metric_that_code_reads_is_in_the_glossary():
     assert [read for read in named if not any(m.covers(read[1]) for m in GLOSSARY)] == []
 
 
+def test_the_guide_names_metrics_that_exist():
+    guide = (ROOT / "orchestrator/telemetry/README.md").read_text()
+    areas = "|".join(sorted({metric.name.partition("/")[0] for metric in GLOSSARY}))
+    named = re.findall(rf"`((?:{areas})/[\w/]+)`", guide)
+    assert len(named) > 20
+    assert [name for name in named if not any(m.covers(name) for m in GLOSSARY)] == []
+
+
 def test_no_name_is_listed_twice():
     names = [metric.name for metric in GLOSSARY]
     assert len(set(names)) == len(names)
