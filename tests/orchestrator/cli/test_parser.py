@@ -1,5 +1,6 @@
 """Manners of the command line: help, version, what is required, exit codes."""
 
+import gc
 import subprocess
 import sys
 from importlib import metadata
@@ -43,6 +44,15 @@ def test_wrong_words_end_with_2_and_say_what_is_wrong(arguments, message, capsys
         main(arguments)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_garbage_collector_is_back_after_a_plan_and_after_a_refusal(capsys, tmp_path):
+    for override in ("seed=1", "learner.zero_stage=4"):
+        arguments = ["train", "experiment=tiny", "dry_run=true", override]
+        main([*arguments, f"output_dir={tmp_path}"])
+        assert gc.isenabled()
+        gc.unfreeze()
+    assert "learner.zero_stage=4: must be" in capsys.readouterr().err
 
 
 def test_overrides_may_stand_on_both_sides_of_an_option(capsys, tmp_path):
