@@ -20,6 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from conf.duplicates import check_duplicates, searched_folders
+from conf.precision import resolve_dtypes
 from conf.schema import TrainConfig
 from conf.suggestions import dotted_keys, explain_key, explain_member
 
@@ -75,6 +76,7 @@ def complete(config: DictConfig | ListConfig) -> tuple[DictConfig, TrainConfig]:
     """
     try:
         merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), config)
+        resolve_dtypes(cast(DictConfig, merged))
         typed = cast(TrainConfig, OmegaConf.to_object(merged))
         typed.check()
     except OmegaConfBaseException as error:

@@ -63,45 +63,50 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
     sources = prepare(config)
     if recording is not None:
         check_sources(recording, sources)
-    run_dir, checkpoint = open_run(config)
-    progress.say(f"run folder  {run_dir}")
-    write_run_manifest(run_dir, raw, sources)
-    os.chdir(run_dir)  # Ray puts the driver's folder first on the path of every worker
-    cluster = Cluster(
-        config,
-        algorithm,
-        run_id=run_dir.name,
-        model_path=str(sources.model_path),
-        critic_path=str(sources.critic_path),
-    )
-    with progress, cluster, ScaleRequests(run_dir) as requests:
-        progress.say("starting engines ..." if recording is None else "starting the learner ...")
-        roles = cluster.launch(
-            environment=environment,
-            scorer=scorer,
-            version=checkpoint.version if checkpoint else 0,
-            with_policy=config.trainer.learns,
+    with open_run(config) as (run_dir, checkpoint):
+        progress.say(f"run folder  {run_dir}")
+        write_run_manifest(run_dir, raw, sources)
+        os.chdir(run_dir)  # Ray puts the driver's folder first on the path of every worker
+        cluster = Cluster(
+            config,
+            algorithm,
+            run_id=run_dir.name,
+            model_path=str(sources.model_path),
+            critic_path=str(sources.critic_path),
         )
-        if recording is None:
-            by = f"; weights by {roles.fleet.launcher.transport}" if config.trainer.learns else ""
-            progress.say(f"{cluster.where_engines_are()}{by}")
-            supply = from_engines(config, sources, roles, requests, progress.say)
-        else:
-            supply = from_recording(config, sources, roles, recording)
         log = RunLog(run_dir, config, progress)
-        outputs = _outputs(config, roles, run_dir, log)
-        loop = _loop(config, algorithm, roles, supply, outputs, run_dir)
-        first_step = loop.begin(checkpoint)
-        with loop.stop:
-            ended = loop.run(first_step)
-        if ended:
-            progress.say(ended)
-        exports = config.trainer.learns and config.trainer.export
-        exported = _export(config, roles, run_dir) if exports else None
-        outputs.accounting.finish()
-    log.close()
-    progress.say(summary.describe(config, log, run_dir, exported))
+        with progress, log, cluster, ScaleRequests(run_dir) as requests:
+            progress.say(
+                "starting engines ..." if recording is None else "starting the learner ..."
+            )
+            roles = cluster.launch(
+                environment=environment,
+                scorer=scorer,
+                version=checkpoint.version if checkpoint else 0,
+                with_policy=config.trainer.learns,
+            )
+            if recording is None:
+                progress.say(_where(config, cluster, roles))
+                supply = from_engines(config, sources, roles, requests, progress.say)
+            else:
+                supply = from_recording(config, sources, roles, recording)
+            outputs = _outputs(config, roles, run_dir, log)
+            loop = _loop(config, algorithm, roles, supply, outputs, run_dir)
+            first_step = loop.begin(checkpoint)
+            with loop.stop:
+                ended = loop.run(first_step)
+            if ended:
+                progress.say(ended)
+            exports = config.trainer.learns and config.trainer.export
+            exported = _export(config, roles, run_dir) if exports else None
+            outputs.accounting.finish()
+        progress.say(summary.describe(config, log, run_dir, exported))
     return run_dir
+
+
+def _where(config: TrainConfig, cluster: Cluster, roles: Roles) -> str:
+    by = f"; weights by {roles.fleet.launcher.transport}" if config.trainer.learns else ""
+    return f"{cluster.where_engines_are()}{by}"
 
 
 def _outputs(config: TrainConfig, roles: Roles, run_dir: Path, log: RunLog) -> Outputs:

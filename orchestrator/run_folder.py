@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -9,35 +12,53 @@ from omegaconf import DictConfig
 from conf.schema import TrainConfig
 from orchestrator.checkpoints.checkpoint import Checkpoint, CheckpointStore
 from orchestrator.checkpoints.manifest import write_manifest
+from orchestrator.checkpoints.owner_file import FolderInUseError, OwnerFile
 from orchestrator.planning.sources import Sources
 from orchestrator.supply.recording import discard_after
 from orchestrator.telemetry.trace_file import truncate_trace
 from orchestrator.telemetry.tracking import truncate_metrics
 
 
-def open_run(config: TrainConfig) -> tuple[Path, Checkpoint | None]:
-    """Return the run's folder, and the checkpoint to go on from if there is one.
+@contextmanager
+def open_run(config: TrainConfig) -> Iterator[tuple[Path, Checkpoint | None]]:
+    """Give the run's folder, and the checkpoint to go on from if there is one.
 
-    What was written after that checkpoint is removed: the resumed run writes it again.
+    The folder is this driver's own while it is entered. With `resume=never` it is a new one, with a
+    number behind the name where the name is taken. With `resume=auto` what was written after the
+    checkpoint is removed: the resumed run writes it again.
 
     Raises:
+        FolderInUseError: another driver writes into the folder that is to be resumed.
         ValueError: when the checkpoint to go on from is damaged.
     """
-    run_dir = Path(config.output_dir).absolute() / config.run_name
-    checkpoint = None
-    if config.resume != "never":
-        checkpoint = CheckpointStore(run_dir, config.trainer).latest()
+    named = Path(config.output_dir).absolute() / config.run_name
+    with ExitStack() as held:
+        if config.resume == "never":
+            yield _claim_new(named, held), None
+            return
+        named.mkdir(parents=True, exist_ok=True)
+        held.enter_context(OwnerFile(named))
+        checkpoint = CheckpointStore(named, config.trainer).latest()
         last_step = checkpoint.step if checkpoint else 0
-        truncate_metrics(run_dir, last_step)
-        truncate_trace(run_dir, last_step)
-        discard_after(run_dir, last_step)
-    elif (run_dir / "metrics.jsonl").exists():
-        number = 2
-        while run_dir.with_name(f"{config.run_name}-{number}").exists():
-            number += 1
-        run_dir = run_dir.with_name(f"{config.run_name}-{number}")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    return run_dir, checkpoint
+        truncate_metrics(named, last_step)
+        truncate_trace(named, last_step)
+        discard_after(named, last_step)
+        yield named, checkpoint
+
+
+def _claim_new(named: Path, held: ExitStack) -> Path:
+    """Claim an empty folder: under its name, or with the first free number behind it."""
+    for number in itertools.count(1):
+        run_dir = named if number == 1 else named.with_name(f"{named.name}-{number}")
+        if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+            continue
+        run_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            held.enter_context(OwnerFile(run_dir))
+        except FolderInUseError:  # another driver claimed it between the two lines
+            continue
+        return run_dir
+    raise AssertionError("itertools.count ends never")
 
 
 def write_run_manifest(run_dir: Path, raw: DictConfig, sources: Sources) -> None:

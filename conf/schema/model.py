@@ -77,14 +77,14 @@ class ModelConfig:
     name: str = MISSING
     path: str | None = None  # folder with config.json, safetensors and a tokenizer
     build: Any = None  # `_target_` of a function that returns such a folder (cached)
-    dtype: str = "float32"  # of the learner's forward and backward; weights stay float32
+    dtype: str = "auto"  # of the learner's forward and backward; weights stay float32
     architecture: ArchitectureConfig | None = None  # null: read from the folder, if it is there
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
 
     def check(self) -> None:
         """Name the value that can't be, and the remedy."""
         self.adapter.check()
-        choose("model.dtype", self.dtype, ("float32", "bfloat16"))
+        choose("model.dtype", self.dtype, ("auto", "float32", "bfloat16"))
         require(
             (self.path is None) != (self.build is None),
             "model.path",

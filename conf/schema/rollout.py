@@ -105,7 +105,7 @@ class RolloutConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     eval_sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0))
     eval_samples_per_prompt: int = 1
-    dtype: str = "float32"  # of the engine's weights
+    dtype: str = "auto"  # of the engine's weights; auto: what its device computes fastest
     max_model_len: int = 128  # prompt and response, tokens
     max_num_seqs: int = 128  # decoded together by one engine
     early_stop_samples: int = 0  # scored siblings before a settled group may stop; 0: never
@@ -144,7 +144,7 @@ class RolloutConfig:
             self.max_engines,
             "rollout.transport=ipc reaches engines on the learner's GPU only; choose nccl",
         )
-        choose("rollout.dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        choose("rollout.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         choose("rollout.transport", self.transport, ("auto", "shm", "gloo", "nccl", "ipc"))
         self.replay.check()
         self._check_concurrency()

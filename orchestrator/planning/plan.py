@@ -7,7 +7,8 @@ import math
 from algorithms.algorithm import Algorithm
 from algorithms.conformance.rehearsal import rehearse
 from algorithms.rewards import OverlongPenalty
-from conf.schema import AdapterConfig, TrainConfig
+from conf import precision
+from conf.schema import AdapterConfig, RoleConfig, TrainConfig
 from orchestrator.planning import capacity
 from orchestrator.telemetry.counting import counted
 
@@ -193,7 +194,7 @@ def _rollout(config: TrainConfig) -> str:
     return (
         f"{counted(rollout.num_engines, 'engine')} x "
         f"{counted(rollout.tensor_parallel_size, 'device')}, "
-        f"{rollout.dtype}, {weights}"
+        f"{_arithmetic(rollout.dtype, config.cluster.rollout)}, {weights}"
     )
 
 
@@ -212,12 +213,19 @@ def _learner_rows(config: TrainConfig, algorithm: Algorithm) -> list[tuple[str, 
         (
             "learner",
             f"{counted(learner.num_ranks, 'rank')}, ZeRO-{learner.zero_stage}, "
-            f"{config.model.dtype}, {learner.optimizer.name} lr {learner.optimizer.lr:g}",
+            f"{_arithmetic(config.model.dtype, config.cluster.learner)}, "
+            f"{learner.optimizer.name} lr {learner.optimizer.lr:g}",
         ),
         *([("adapter", _adapter(config.model.adapter))] if config.model.adapter.trains else []),
         *([("critic", _critic(config))] if algorithm.needs_critic else []),
         *[("note", text) for text in _notes(config, algorithm)],
     ]
+
+
+def _arithmetic(dtype: str, role: RoleConfig) -> str:
+    """Return a type, and what speaks for or against it on this machine."""
+    why = precision.reason(dtype, role.num_gpus)
+    return f"{dtype} ({why})" if why else dtype
 
 
 def _oversample(config: TrainConfig) -> str:

@@ -21,7 +21,7 @@ import ray
 
 from orchestrator.supply.group_files import split_groups
 from workers.data.record_files import load_step
-from workers.data.trajectory import SCHEMA, RolloutGroup
+from workers.data.trajectory import SCHEMA, SCHEMA_VERSION, VERSION_KEY, RolloutGroup
 from workers.worker_group import Pending
 
 ROLLOUTS = "rollouts"  # the subfolder of a run
@@ -114,6 +114,12 @@ def _check_footer(file: Path) -> None:
             f"{file} is cut off or not Parquet ({str(error).splitlines()[0]}); remove it to replay "
             "the steps before it, or restore it"
         ) from error
+    written = int((schema.metadata or {}).get(VERSION_KEY, b"1"))
+    if written != SCHEMA_VERSION:
+        raise ValueError(
+            f"{file} was recorded with schema {written}, this version reads {SCHEMA_VERSION}; "
+            "record the run again"
+        )
     for field in SCHEMA:
         if field.name not in schema.names:
             raise ValueError(

@@ -12,7 +12,7 @@ from orchestrator.telemetry.tracking import Tracker
 
 
 class RunLog:
-    """Everything that a run tells about its steps while it goes on.
+    """Everything that a run tells about its steps while it goes on; closes its trackers at the end.
 
     Attributes:
         steps: the metrics of every step of this process.
@@ -41,6 +41,8 @@ class RunLog:
         shown = "  ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())
         self._progress.say(f"held-out at step {step}: {shown}")
 
-    def close(self) -> None:
-        """Flush and close the trackers."""
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
         self._tracker.close()

@@ -68,7 +68,7 @@ def trajectories(
 ) -> pa.RecordBatch:
     """A record batch of the siblings of one prompt, in the schema of the engines."""
     count, lengths = len(responses), responses + PROMPT_TOKENS
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64())
     total = int(lengths.sum())
     place = np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     trained = place >= PROMPT_TOKENS
@@ -83,14 +83,14 @@ def trajectories(
         "outcome": ["scored"] * count,
         "reward_parts": [[("exact", 1.0)]] * count,
         "timings": [[("generate", 1.0)]] * count,
-        "step": [0] * count,
+        "begun_version": [0] * count,
         "num_turns": [1] * count,
     }
     columns = []
     for name, kind in zip(SCHEMA.names, SCHEMA.types, strict=True):
         if name in per_token:
             values = pa.array(per_token[name]).cast(kind.value_type)
-            columns.append(pa.ListArray.from_arrays(offsets, values))
+            columns.append(pa.LargeListArray.from_arrays(offsets, values))
         else:
             columns.append(pa.array(per_row.get(name, [group_id] * count), type=kind))
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)

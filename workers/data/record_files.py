@@ -69,14 +69,14 @@ def whole_batch(table: pa.Table) -> pa.RecordBatch:
     """Return all rows of a table as one record batch.
 
     Raises:
-        ValueError: when a column has more than one batch can address (2 GiB of text or 2^31
-            tokens), which Arrow would otherwise cut without a word.
+        ValueError: when a column holds more than one batch can address (2^31 reward parts), which
+            Arrow would otherwise cut without a word.
     """
     batches = table.combine_chunks().to_batches()
     if len(batches) > 1:
         raise ValueError(
-            f"{table.num_rows} rows hold more than one record batch can address (2 GiB of text or "
-            "2^31 tokens): lower trainer.prompts_per_step or rollout.samples_per_prompt"
+            f"{table.num_rows} rows hold more than one record batch can address; lower "
+            "trainer.prompts_per_step or rollout.samples_per_prompt"
         )
     return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
 

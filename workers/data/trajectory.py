@@ -10,6 +10,9 @@ Per-token columns are aligned to `tokens` (prompt and response): element i belon
 `loss_mask`. Columns computed later (`old_logprobs`, `advantages`, ...) travel as record batches of
 their own, whose `row` counts the rows of a step's trajectories in order.
 
+Lists and texts are of Arrow's large types: a step of 100,000 long samples holds more tokens and
+more text than the 2^31 that the small ones can address.
+
 Example: a prompt of two tokens and a response of two,
 
     tokens            [52, 61, 55, 2]
@@ -39,16 +42,16 @@ SCHEMA = pa.schema(
         ("group_id", pa.string()),
         ("rollout_id", pa.string()),
         ("dataset", pa.string()),
-        ("tokens", pa.list_(pa.int32())),
-        ("loss_mask", pa.list_(pa.bool_())),
-        ("rollout_logprobs", pa.list_(pa.float32())),
-        ("weight_versions", pa.list_(pa.int32())),
+        ("tokens", pa.large_list(pa.int32())),
+        ("loss_mask", pa.large_list(pa.bool_())),
+        ("rollout_logprobs", pa.large_list(pa.float32())),
+        ("weight_versions", pa.large_list(pa.int32())),
         ("finish_reason", pa.string()),
         ("outcome", pa.string()),
         ("reward", pa.float32()),
         ("reward_parts", pa.map_(pa.string(), pa.float32())),
         ("num_turns", pa.int32()),
-        ("response_text", pa.string()),
+        ("response_text", pa.large_string()),
         ("timings", pa.map_(pa.string(), pa.float32())),
     ],
     metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()},
@@ -170,14 +173,14 @@ def computed_columns(
         lengths: [R] tokens of each.
         columns: name -> [sum(lengths)] values in that order.
     """
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     names, arrays = ["row"], [pa.array(rows, pa.int64())]
     for name, values in columns.items():
         if len(values) != offsets[-1]:
             raise ValueError(f"{name} has {len(values)} values for {offsets[-1]} tokens")
         names.append(name)
         flat = pa.array(np.ascontiguousarray(values, dtype=np.float32), pa.float32())
-        arrays.append(pa.ListArray.from_arrays(pa.array(offsets), flat))
+        arrays.append(pa.LargeListArray.from_arrays(pa.array(offsets), flat))
     return pa.RecordBatch.from_arrays(arrays, names=names)
 
 

@@ -12,7 +12,7 @@ from workers.data.trajectory import Trajectory, describe, from_record_batch, to_
 def sample(k, *, group="0-0", tokens=(5, 6, 7, 2), versions=(-1, -1, 3, 4), **changes):
     values = {
         "run_id": "run",
-        "step": 0,
+        "begun_version": 0,
         "prompt_uid": "p:0",
         "group_id": group,
         "rollout_id": f"{group}/{k}",
@@ -92,9 +92,21 @@ def test_another_schema_is_refused(run):
     with pytest.raises(ValueError, match=r"no column 'rollout_logprobs': .* record the run again"):
         Recording.open(run)
     place = whole.schema.get_field_index("tokens")
-    wide = whole["tokens"].cast(pa.list_(pa.int64()))
+    wide = whole["tokens"].cast(pa.large_list(pa.int64()))
     pq.write_table(whole.set_column(place, "tokens", wide), file)
-    with pytest.raises(ValueError, match=r"column 'tokens' is list<.*int64>, .* has list<.*int32>"):
+    with pytest.raises(
+        ValueError, match=r"column 'tokens' is large_list<.*int64>, .* has large_list<.*int32>"
+    ):
+        Recording.open(run)
+
+
+def test_a_record_of_an_older_schema_is_refused_by_its_version(run):
+    file = run / "rollouts" / "step_000002.parquet"
+    whole = pq.read_table(file)
+    assert whole.schema.metadata[b"ballast.schema_version"] == b"2"
+    names = ["step" if name == "begun_version" else name for name in whole.column_names]
+    pq.write_table(whole.rename_columns(names).replace_schema_metadata(None), file)
+    with pytest.raises(ValueError, match=r"schema 1, this version reads 2; record the run again"):
         Recording.open(run)
 
 

@@ -215,7 +215,7 @@ def test_token_ids_beyond_the_vocabulary_are_refused(run):
     file = run / "rollouts" / "step_000001.parquet"
     table = pq.read_table(file)
     place = table.schema.get_field_index("tokens")
-    foreign = pa.chunked_array([pa.array([[5, 64]], pa.list_(pa.int32()))])
+    foreign = pa.chunked_array([pa.array([[5, 64]], pa.large_list(pa.int32()))])
     pq.write_table(table.set_column(place, table.schema.field(place), foreign), file)
     with pytest.raises(ValueError, match="holds token id 64, the model's vocabulary has 64"):
         check_sources(open_recording(config), prepare(config))
