@@ -23,6 +23,7 @@ import ray.exceptions
 from orchestrator.fleet.concurrency import Concurrency
 from orchestrator.fleet.health import Event, Health, after
 from orchestrator.fleet.routing import Routing
+from orchestrator.telemetry.counting import counted
 from workers.data.requests import Collected, EngineLoad, GroupRequest
 from workers.data.trajectory import RolloutGroup, TrajectoryMeta
 from workers.worker_group import WorkerError, WorkerGroup, died
@@ -224,8 +225,8 @@ class RolloutPool:
         """How often an engine died without finishing a group, and why the last time."""
         engine = self.engines[number]
         return (
-            f"rollout engine {number} died {engine.deaths} times without finishing a group, the "
-            f"last time because: {engine.loss_reason}"
+            f"rollout engine {number} died {counted(engine.deaths, 'time')} without finishing "
+            f"a group, the last time because: {engine.loss_reason}"
         )
 
     def _orphan(self, number: int) -> None:

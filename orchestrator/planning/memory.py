@@ -15,6 +15,7 @@ from typing import Any
 
 from conf.schema import AdapterConfig, ArchitectureConfig, TrainConfig
 from orchestrator.planning.architecture import architecture_of, num_parameters
+from orchestrator.telemetry.counting import counted
 from workers.engines.model.head_rows import head_bytes
 
 GIB = 2**30
@@ -269,5 +270,7 @@ def describe(config: TrainConfig, *, references: bool, critic: bool = False) -> 
     longest = kv_bytes_per_token(model, config) * config.rollout.max_model_len
     if lines and config.cluster.rollout.num_gpus:
         fit = config.rollout.kv_cache_gib * GIB / longest
-        lines.append(f"an engine's cache holds {fit:.0f} sequences of the greatest length")
+        lines.append(
+            f"an engine's cache holds {counted(round(fit), 'sequence')} of the greatest length"
+        )
     return lines

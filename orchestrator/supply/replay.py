@@ -27,6 +27,7 @@ from orchestrator.planning.sources import Sources
 from orchestrator.supply.ledger import Ledger
 from orchestrator.supply.recording import PendingStep, Recording
 from orchestrator.supply.source import NothingLeftError, Taken, prompt_of
+from orchestrator.telemetry.counting import counted
 from workers.data.trajectory import RolloutGroup
 from workers.models.vocabulary import tokenizer_digest, vocab_size
 
@@ -150,7 +151,8 @@ class Replay:
             count = len(self._recording.files)
             since = f"; the last groups were dropped: {dict(dropped)}" if dropped else ""
             raise NothingLeftError(
-                f"the recording {self._recording.run_dir} is at its end after {count} steps{since}"
+                f"the recording {self._recording.run_dir} is at its end after "
+                f"{counted(count, 'step')}{since}"
             )
         groups, self._ahead = self._ahead.groups(), None
         self._position += 1
@@ -177,8 +179,9 @@ class Replay:
         have = (self._recording.run_dir.name, len(self._recording.files))
         if state["run"] != have[0] or state["position"] > have[1]:
             raise ValueError(
-                f"rollout.replay.folder={self._recording.run_dir} has {have[1]} steps of "
-                f"{have[0]}, the checkpoint has trained {state['position']} of {state['run']}; "
+                f"rollout.replay.folder={self._recording.run_dir} has "
+                f"{counted(have[1], 'step')} of {have[0]}, the checkpoint has trained "
+                f"{state['position']} of {state['run']}; "
                 "resume with that folder, or choose another run_name="
             )
         self._position, self._ahead = state["position"], None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from conf.schema import TrainConfig
 from orchestrator.telemetry import bubbles
+from orchestrator.telemetry.counting import counted
 from orchestrator.telemetry.heldout import HeldoutResult
 from orchestrator.telemetry.run_log import RunLog
 from orchestrator.telemetry.trace_file import FILE_NAME
@@ -22,8 +23,8 @@ def describe(config: TrainConfig, log: RunLog, run_dir: Path, export: Path | Non
         seconds = sum(step["time/step_s"] for step in steps)
         lines += [
             f"  reward          {steps[0]['reward/mean']:.3f} in step {steps[0]['step']:.0f}"
-            f" -> {end:.3f} over the last {len(last)} steps",
-            f"  time            {seconds:.0f} s in {len(steps)} steps,"
+            f" -> {end:.3f} over the last {counted(len(last), 'step')}",
+            f"  time            {seconds:.0f} s in {counted(len(steps), 'step')},"
             f" {sum(s['rollout/tokens'] for s in steps):.0f} tokens sampled",
             *_bubbles(config, steps),
         ]

@@ -247,7 +247,7 @@ def free(cpus):
 def test_engines_join_and_leave_while_groups_are_sampled(start):
     job = start("rollout.num_engines=1")
     answer = job.ask(3)
-    assert answer == {"status": "done", "message": "3 engines, 3 of them sample"}
+    assert answer == {"status": "done", "message": "3 engines, 3 of them sampling"}
     assert job.workers.ranks == [0, 1, 2]
     free(0)
     answer = job.ask(1)

@@ -226,12 +226,12 @@ def test_the_reference_counts_where_it_shares_the_gpu():
     [
         (
             ["learner.num_ranks=8"],
-            "has 1 nodes x 8 = 8 GPUs, the run asks for 10: 4 engines x 1 devices x 1 + "
+            "has 1 node x 8 = 8 GPUs, the run asks for 10: 4 engines x 1 device x 1 + "
             "8 learner ranks x 0.75",
         ),
         (
             ["algorithm=grpo", "rollout.num_engines=5"],
-            "asks for 9: 5 engines x 1 devices x 1 + 4 learner ranks x 0.75 + "
+            "asks for 9: 5 engines x 1 device x 1 + 4 learner ranks x 0.75 + "
             "4 reference ranks x 0.25",
         ),
         (["cluster=nodes_8", "rollout.tensor_parallel_size=16"], "an engine stands on one node"),
@@ -277,4 +277,4 @@ def test_an_unknown_model_is_not_refused():
     assert architecture_of(config.model) is None
     plan.check(config, algorithm)
     # 0.4 for the engine, 0.5 for the learner; cpgd has no reference.
-    assert capacity.describe(config, algorithm) == "gpu_1, 0.9 GPUs of 1 nodes x 1, 80 GiB each"
+    assert capacity.describe(config, algorithm) == "gpu_1, 0.9 GPUs of 1 node x 1, 80 GiB each"

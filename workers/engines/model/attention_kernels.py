@@ -23,7 +23,7 @@ PLAIN_LENGTH = 128
 
 
 def flash_computes(query: Tensor, *, softcap: float | None) -> bool:
-    """Return True where `flash_varlen` runs on `query` [..., D]: half precision, Ampere or later."""
+    """Return True where `flash_varlen` runs on `query` [..., D]: half precision, from Ampere on."""
     if not query.is_cuda or query.dtype not in HALF or softcap is not None or torch.version.hip:
         return False
     size = query.shape[-1]

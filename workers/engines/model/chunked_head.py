@@ -132,7 +132,7 @@ def _logits(hidden: Tensor, factor: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _scores_(z: Tensor, targets: Tensor, *, entropy: bool) -> tuple[Tensor, Tensor | None]:
-    """Return log-probs [m], and entropies [m] if asked for, of `z` [m, V], which may be overwritten."""
+    """Return log-probs [m] and, if asked for, entropies [m] of `z` [m, V]; may overwrite `z`."""
     if not entropy and not z.is_cuda:
         return z.gather(1, targets[:, None])[:, 0] - z.logsumexp(dim=-1), None
     log_p = _log_softmax_(z)
