@@ -139,7 +139,7 @@ def engine(tmp_path_factory, loop):
 
 
 @pytest.fixture(scope="module")
-def begin(sample_group):
+def begin(engine, sample_group):
     """Begin `count` long samples and leave them to run."""
 
     async def begun(name, count):
