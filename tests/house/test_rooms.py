@@ -22,7 +22,7 @@ LARGER = {
 }
 # Modules that no test imports: programs, what Ray or vLLM starts by name, and what is tested
 # through its callers. A new module has a test of its own, so the number only falls.
-MOST_UNTESTED = 62
+MOST_UNTESTED = 60
 
 
 def name_of(path: Path) -> str:
