@@ -158,11 +158,6 @@ def from_record_batch(batch: pa.RecordBatch) -> list[Trajectory]:
     return [Trajectory(**row) for row in rows]
 
 
-def to_table(batches: Sequence[pa.RecordBatch]) -> pa.Table:
-    """A step's trajectories as one table; row r is what every `row` column counts."""
-    return pa.Table.from_batches(list(batches), schema=SCHEMA)
-
-
 def computed_columns(
     rows: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], **columns: npt.NDArray[np.float32]
 ) -> pa.RecordBatch:

@@ -10,12 +10,11 @@ M tokens of that part whose next token trains.
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from workers.engines.model.attention import VARLEN_SDPA, check_attention
 from workers.engines.model.chunked_head import ChunkedHead
@@ -162,9 +161,3 @@ def load_policy_model(
         sequence_group=sequence_group,
         adapter=adapter,
     )
-
-
-def model_shape(folder: str | Path) -> tuple[int, int]:
-    """Return layers and hidden size of the model in `folder`, for the cost of a sequence."""
-    config: Any = AutoConfig.from_pretrained(str(folder), local_files_only=True).get_text_config()
-    return config.num_hidden_layers, config.hidden_size

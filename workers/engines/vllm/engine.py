@@ -63,32 +63,6 @@ class VLLMEngine(VLLMWeights):
         sample = self._sample(output.outputs[0])
         return self.answers.accept(sample, vocab_size=self._live().model_config.get_vocab_size())
 
-    async def generate_group(
-        self,
-        prompt_token_ids: list[int],
-        *,
-        request_id: str,
-        sampling: Sampling,
-        seeds: Sequence[int],
-    ) -> list[Sample]:
-        """Sample one response per seed to the same prompt, whose keys and values are shared.
-
-        Equal to `generate` called with each seed; request ids are `<request_id>/<i>`.
-        """
-        return list(
-            await asyncio.gather(
-                *(
-                    self.generate(
-                        prompt_token_ids,
-                        request_id=f"{request_id}/{index}",
-                        sampling=sampling,
-                        seed=seed,
-                    )
-                    for index, seed in enumerate(seeds)
-                )
-            )
-        )
-
     async def prompt_logprobs(
         self, token_ids: list[int], *, request_id: str = "probe"
     ) -> list[float]:

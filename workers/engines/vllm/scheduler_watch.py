@@ -1,8 +1,14 @@
-"""Load of an engine: the numbers of vLLM's scheduler after every step, kept until they are read.
+"""Keep what vLLM's scheduler reports of every step until the load of the engine is asked for.
 
-vLLM hands its statistics to loggers once per step; this one keeps the few numbers that show whether
-an engine holds too many requests. Runs in the rollout worker's process, and is imported only where
-vLLM is. Prints nothing and limits nothing: the driver does.
+vLLM hands its statistics to loggers once per step; this logger keeps the few numbers that tell
+whether an engine holds too many requests. It runs in the process that holds `AsyncLLM`, prints
+nothing and is imported only where vLLM is.
+
+    step   running  preempted   meaning
+    41     3        0           three requests run
+           a pause for new weights: vLLM clears the cache and preempts what runs, these three
+    42     3        3           `reset` is set; three preemptions are excused, none is counted
+    43     3        1           a preemption for lack of blocks: it is counted
 """
 
 from __future__ import annotations
@@ -18,15 +24,20 @@ from workers.data.requests import EngineLoad
 class SchedulerWatch(PrometheusStatLogger):
     """Recorder of the load since the last `report`.
 
-    It stands where vLLM would otherwise put its Prometheus exporter, whose histograms cost more per
-    step than a small model; of that class it uses nothing.
+    The class takes the place of vLLM's Prometheus exporter, whose histograms cost more per step
+    than a small model; of its base class it uses nothing.
+
+    A reset of the cache, which a publication orders, preempts every running request. These
+    preemptions are excused by the statistics alone, because reports reach this process later than
+    the scheduler made them: the first report after a reset says so, the report before it holds the
+    number of requests that ran, and each of them tells its preemption with its next token.
     """
 
     def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:
         del vllm_config, engine_indexes
-        self._running = self._last_waiting = 0
-        self._expected = 0  # preemptions to come that an update causes
-        self._arriving = False  # the first of them has come
+        self._running = 0  # after the last step
+        self._reset_from = 0  # requests that ran at the last reset
+        self._excused = 0  # preemptions by a reset that are still to be told
         self._reset()
 
     def _reset(self) -> None:
@@ -45,13 +56,6 @@ class SchedulerWatch(PrometheusStatLogger):
         self._reset()
         return load
 
-    def expect_preemptions(self) -> None:
-        """Leave the preemptions of an update out of the load.
-
-        An update of the weights takes the cache from all that runs, which is no sign of a full one.
-        """
-        self._expected, self._arriving = self._running, False
-
     def record(
         self,
         scheduler_stats: SchedulerStats | None,
@@ -59,32 +63,46 @@ class SchedulerWatch(PrometheusStatLogger):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Add the statistics of one step; vLLM calls this after every step."""
+        """Take the statistics of one step; vLLM calls it in the order of the steps."""
         del args, kwargs
+        if scheduler_stats is not None and scheduler_stats.prefix_cache_stats.reset:
+            # What an earlier reset preempted goes before what arrived since: see `_all_told`.
+            self._reset_from = max(self._running, self._reset_from if self._excused else 0)
+            self._excused += self._running
         if iteration_stats is not None:
-            expected = min(iteration_stats.num_preempted_reqs, self._expected)
-            self._expected -= expected
-            self._arriving = self._arriving or expected > 0
-            self._preemptions += iteration_stats.num_preempted_reqs - expected
+            excused = min(iteration_stats.num_preempted_reqs, self._excused)
+            self._excused -= excused
+            self._preemptions += iteration_stats.num_preempted_reqs - excused
         if scheduler_stats is not None:
-            self._record_step(scheduler_stats)
+            self._record_step(scheduler_stats, iteration_stats)
 
-    def _record_step(self, stats: SchedulerStats) -> None:
-        waiting = stats.num_waiting_reqs
-        if self._arriving and waiting == self._last_waiting == 0:
-            self._expected = 0  # what has not come was aborted
-        self._running, self._last_waiting = stats.num_running_reqs, waiting
+    def _record_step(self, stats: SchedulerStats, told: IterationStats | None) -> None:
+        if self._all_told(stats, told):
+            self._excused = 0  # requests that were aborted tell nothing
+        self._running = stats.num_running_reqs
         self._steps += 1
         self._kv_usage = max(self._kv_usage, stats.kv_cache_usage)
-        if self._expected:
-            waiting = 0  # for its keys and values to be computed again
+        # What a reset preempted waits for its keys and values to be computed again.
+        waiting = max(0, stats.num_waiting_reqs - self._excused)
         self._waiting = waiting if self._waiting is None else min(self._waiting, waiting)
+
+    def _all_told(self, stats: SchedulerStats, told: IterationStats | None) -> bool:
+        """Say whether no request that lives has a preemption by a reset still to tell.
+
+        A reset puts what ran before whatever waits, so that all of it runs again once nothing waits
+        or as many run as before; and it has told once every running request gave a token.
+        """
+        run_again = stats.num_waiting_reqs == 0 or stats.num_running_reqs >= self._reset_from
+        if told is None:
+            return run_again and stats.num_running_reqs == 0
+        gave_token = len(told.time_to_first_tokens_iter) + len(told.inter_token_latencies_iter)
+        return run_again and gave_token - len(told.finished_requests) >= stats.num_running_reqs
 
     def log_engine_initialized(self) -> None:
         """Print nothing."""
 
     def record_admission_rejection(self, reason: str) -> None:
-        """Record nothing: nothing is rejected here."""
+        """Count nothing: nothing is rejected here."""
 
     def record_sleep_state(self, sleep: int = 0, level: int = 0) -> None:
-        """Record nothing: nothing is exported."""
+        """Export nothing."""

@@ -149,7 +149,5 @@ class VLLMWeights(VLLMProcess):
         return merged
 
     async def _freeze(self, *, clear_cache: bool) -> None:
-        if clear_cache and self._watch is not None:
-            self._watch.expect_preemptions()
         # AsyncLLM.pause_generation adds a sleep of 20 ms that is only for its callers' comfort.
         await self._live().engine_core.pause_scheduler_async(mode="keep", clear_cache=clear_cache)
