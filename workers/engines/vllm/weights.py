@@ -1,9 +1,9 @@
 """How weights come into a running vLLM, and what it says of them afterwards.
 
-Its first four methods are those of vLLM's weight-sync client, which the trainer's side calls by
-name; around them stand pausing, resuming and the evidence that attestation asks for. The tensors
-arrive inside EngineCore through vLLM's weight-transfer API and never pass through here; the
-transports are `workers.weight_sync`.
+Its first four methods are those of vLLM's weight-sync client, which the trainer's side calls
+through the rollout worker; around them stand pausing, resuming and the evidence that attestation
+asks for. The tensors arrive inside EngineCore through vLLM's weight-transfer API and never pass
+through here; the transports are `workers.weight_sync`.
 """
 
 from __future__ import annotations
