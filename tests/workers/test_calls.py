@@ -154,3 +154,18 @@ def test_of_two_answers_the_second_is_waited_for():
 
 def test_a_group_without_workers_answers_nothing_at_once():
     assert WorkerGroup("rollout", []).call(bind(Worker.load, "x"), timeout_s=0.0) == []
+
+
+def test_actors_are_called_in_one_module():
+    calling = {
+        str(path.relative_to(ROOT))
+        for package in ("algorithms", "conf", "orchestrator", "workers")
+        for path in (ROOT / package).rglob("*.py")
+        if ".remote(" in re.sub(r"ray\.remote\(", "", path.read_text())
+    }
+    tasks = {  # functions that run beside the actors, without one
+        "orchestrator/checkpoints/recorder.py",
+        "orchestrator/supply/group_files.py",
+        "orchestrator/supply/recording.py",
+    }
+    assert calling == {"workers/worker_group.py", *tasks}
