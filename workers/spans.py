@@ -131,6 +131,13 @@ class SpanLog:
             self._spacing_s *= 2
 
 
+class SpanReporter(Protocol):
+    """A worker that the driver collects spans from."""
+
+    def take_spans(self) -> Recorded:
+        """Return what the worker did since the last call."""
+
+
 class HasSpans(Protocol):
     """A worker that keeps a log."""
 

@@ -25,7 +25,7 @@ class Recorder:
     def __init__(self, folder: Path, *, timeout_s: float) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._timeout_s = folder, timeout_s
-        self._last: Pending | None = None
+        self._last: Pending[int] | None = None
 
     def write(
         self, step: int, slices: Sequence[Slice], batches: Sequence[Any], computed: Sequence[Any]

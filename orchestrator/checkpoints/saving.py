@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.checkpoints.checkpoint import Checkpoint, CheckpointStore, Draft
+from workers.calls import bind
 from workers.data.durable_files import FileRecord
+from workers.learner.rank_worker import RankWorker
 from workers.worker_group import WorkerError, WorkerGroup
 
 
@@ -52,27 +54,28 @@ class RankKeeper:
     """The ranks of one role, each of which writes its own slices.
 
     Args:
-        group: of workers with `begin_save`, `saved` and `load`.
+        group: of the ranks.
         timeout_s: longest that the ranks may take to copy, to write or to load.
     """
 
-    def __init__(self, group: WorkerGroup, *, timeout_s: float) -> None:
+    def __init__(self, group: WorkerGroup[RankWorker], *, timeout_s: float) -> None:
         self._group, self._timeout_s = group, timeout_s
 
     def begin_save(self, folder: Path) -> None:
         """Copy every rank's state to host memory."""
-        self._group.call("begin_save", str(folder), timeout_s=self._timeout_s)
+        self._group.call(bind(RankWorker.begin_save, str(folder)), timeout_s=self._timeout_s)
 
     def saved(self, *, wait: bool) -> list[FileRecord] | None:
         """The files of all ranks, or None while one is writing."""
-        answers = self._group.call("saved", wait, timeout_s=self._timeout_s)
-        if any(answer is None for answer in answers):
+        answers = self._group.call(bind(RankWorker.saved, wait), timeout_s=self._timeout_s)
+        written = [answer for answer in answers if answer is not None]
+        if len(written) < len(answers):
             return None
-        return [record for answer in answers for record in answer]
+        return [record for answer in written for record in answer]
 
     def load(self, folder: Path) -> None:
         """Every rank reads the slices that it needs."""
-        self._group.call("load", str(folder), timeout_s=self._timeout_s)
+        self._group.call(bind(RankWorker.load, str(folder)), timeout_s=self._timeout_s)
 
 
 class CheckpointError(RuntimeError):

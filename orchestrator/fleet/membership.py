@@ -24,6 +24,8 @@ from orchestrator.fleet.pool import RolloutPool
 from orchestrator.fleet.recovery import EngineRecovery
 from orchestrator.fleet.scaling import ScaleRequest, ScaleRequests
 from orchestrator.telemetry.counting import counted
+from workers.calls import bind
+from workers.rollout.worker import RolloutWorker
 from workers.worker_group import Pending, WorkerGroup
 
 MAINTAIN_EVERY_S = 0.25
@@ -45,7 +47,7 @@ class _Ending:
 
     number: int
     handle: Any
-    pending: Pending
+    pending: Pending[None]
     deadline: float
 
 
@@ -65,7 +67,7 @@ class Membership:
     def __init__(
         self,
         pool: RolloutPool,
-        workers: WorkerGroup,
+        workers: WorkerGroup[RolloutWorker],
         launcher: EngineLauncher,
         recovery: EngineRecovery,
         requests: ScaleRequests,
@@ -258,8 +260,8 @@ class Membership:
         self._pool.remove(number)
         self._recovery.forget(number)
         handle = self._workers.remove(number)
-        gone = WorkerGroup("rollout", {number: handle})
-        pending = gone.start("shutdown", timeout_s=END_S)
+        gone: WorkerGroup[RolloutWorker] = WorkerGroup("rollout", {number: handle})
+        pending = gone.start(bind(RolloutWorker.shutdown), timeout_s=END_S)
         deadline = time.monotonic() + END_S
         self._ending.append(
             _Ending(number=number, handle=handle, pending=pending, deadline=deadline)

@@ -20,7 +20,7 @@ class BufferedGroups:
 
     def __init__(self, producer: Producer, *, timeout_s: float) -> None:
         self._producer, self._timeout_s = producer, timeout_s
-        self._writing: Pending | None = None
+        self._writing: Pending[FileRecord] | None = None
 
     def begin_save(self, folder: Path) -> None:
         """Begin to write the finished groups; trajectories never change, so nothing is copied."""

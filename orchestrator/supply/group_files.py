@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from workers.data.durable_files import FileRecord
 from workers.data.plans import Slice
 from workers.data.record_files import load_groups, write_groups
 from workers.data.trajectory import RolloutGroup, TrajectoryMeta
@@ -25,7 +26,9 @@ _write = ray.remote(num_cpus=0, max_retries=1)(write_groups)
 _read = ray.remote(num_cpus=0, max_retries=1, num_returns=2)(load_groups)
 
 
-def begin_write(folder: Path, groups: Sequence[RolloutGroup], *, timeout_s: float) -> Pending:
+def begin_write(
+    folder: Path, groups: Sequence[RolloutGroup], *, timeout_s: float
+) -> Pending[FileRecord]:
     """Begin to write at least one group; the answer is one `FileRecord`."""
     slices, batches = places(groups)
     ref = _write.remote(str(folder / FILE), slices, *batches)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conf.schema import ProfileConfig
+from workers.calls import bind
+from workers.learner.rank_worker import RankWorker
 from workers.worker_group import WorkerGroup
 
 
@@ -26,7 +28,7 @@ class StepProfiler:
         timeout_s: longest that starting, or writing the files, may take.
     """
 
-    workers: WorkerGroup
+    workers: WorkerGroup[RankWorker]
     settings: ProfileConfig
     folder: Path
     timeout_s: float
@@ -44,9 +46,8 @@ class StepProfiler:
             else None
             for rank in range(len(self.workers))
         ]
-        started = self.workers.start_each(
-            "start_profile", targets, self.settings.memory, timeout_s=self.timeout_s
-        )
-        started.result()
+        memory = self.settings.memory
+        starts = [bind(RankWorker.start_profile, target, memory) for target in targets]
+        self.workers.start_each(starts, timeout_s=self.timeout_s).result()
         yield
-        self.workers.call("stop_profile", timeout_s=self.timeout_s)
+        self.workers.call(bind(RankWorker.stop_profile), timeout_s=self.timeout_s)

@@ -178,7 +178,7 @@ class PolicyWorker(RankWorker):
             client=client,
             run_id=self._run_id,
             node=ray.get_runtime_context().get_node_id(),
-            engine_nodes=[to.nodes[number] for number in to.engines],
+            engine_nodes=[to.nodes[number] for number in to.engines.ranks],
             workers_per_engine=to.workers_per_engine,
             host=ray.util.get_node_ip_address(),
             timeout_s=to.timeout_s,

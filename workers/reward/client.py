@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 
+from workers.calls import bind
 from workers.reward.base import RewardResult, RewardSample
+from workers.reward.worker import RewardWorker
+from workers.worker_group import WorkerGroup
 
 
 class RewardClient:
     """Balances over reward workers by calls in flight, two per worker at most."""
 
-    def __init__(self, workers: Sequence[Any], *, timeout_s: float) -> None:
-        self._workers = list(workers)
+    def __init__(self, workers: WorkerGroup[RewardWorker], *, timeout_s: float) -> None:
+        self._workers = workers
         self._timeout_s = timeout_s
-        self._in_flight = [0] * len(self._workers)
+        self._in_flight = [0] * len(workers)
         self._waiting: list[tuple[RewardSample, asyncio.Future[RewardResult]]] = []
         self._calls: set[asyncio.Task[None]] = set()
         self._scheduled = False
@@ -64,11 +66,10 @@ class RewardClient:
         # Every sample may in turn run into its own time limit before the last is scored.
         limit_s = self._timeout_s * (len(samples) + 1) + 30.0
         try:
-            call = self._workers[worker].score.remote(samples)
-            results: list[RewardResult] = await asyncio.wait_for(call, limit_s)
+            call = self._workers.send(worker, bind(RewardWorker.score, samples))
+            return await asyncio.wait_for(call, limit_s)
         except (TimeoutError, ray.exceptions.RayError):
             return [None] * len(samples)
-        return results
 
 
 def _failure(why: str) -> RewardResult:

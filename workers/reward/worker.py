@@ -25,7 +25,7 @@ class RewardWorker:
         with self.spans.doing("score"):
             return await self._pool.score(samples)
 
-    async def take_spans(self) -> Recorded:
+    def take_spans(self) -> Recorded:
         """What this worker did since the last call."""
         return self.spans.take()
 

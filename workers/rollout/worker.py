@@ -20,10 +20,11 @@ from workers.data.requests import Collected, GroupRequest
 from workers.data.trajectory import Trajectory, describe, to_record_batch
 from workers.engines.vllm.engine import EngineTimeoutError, VLLMEngine, VLLMSettings
 from workers.reward.client import RewardClient
+from workers.reward.worker import RewardWorker
 from workers.rollout.environments.single_turn import Environment
 from workers.rollout.group_play import EarlyStop, GroupPlay, Stage
 from workers.spans import Recorded, SpanLog
-from workers.worker_group import EngineDiedError
+from workers.worker_group import EngineDiedError, WorkerGroup
 
 
 class RolloutWorker:
@@ -50,19 +51,19 @@ class RolloutWorker:
         self._fault: Exception | None = None  # what kept groups from beginning
         self.spans = SpanLog()
 
-    async def start(self, version: int, reward_workers: list[Any]) -> str:
+    async def start(self, version: int, rewards: WorkerGroup[RewardWorker]) -> str:
         """Load the model, whose weights are called `version`; return this node's address.
 
         Args:
             version: label until the first publication.
-            reward_workers: handles of who scores.
+            rewards: processes that score.
         """
         self._stage = Stage(
             run_id=self._run_id,
             engine=self._engine,
             encoder=self._encoder,
             environment=self._environment,
-            rewards=RewardClient(reward_workers, timeout_s=self._reward_timeout_s),
+            rewards=RewardClient(rewards, timeout_s=self._reward_timeout_s),
             early_stop=self._early_stop,
             spans=self.spans,
         )
@@ -169,12 +170,58 @@ class RolloutWorker:
         """Token ids of some prompts, for choosing a probe."""
         return [self._encoder.encode(prompt)[0] for prompt in prompts]
 
-    async def engine_call(self, method: str, *args: Any) -> Any:
-        """One of the engine's methods for weights, attestation or sleep, by name."""
-        with self.spans.doing("switch" if method in ("sleep", "wake") else "publish"):
-            return await getattr(self._engine, method)(*args)
+    # ---- the engine's memory and weights ----
 
-    async def take_spans(self) -> Recorded:
+    async def sleep(self, level: int) -> None:
+        """Free device memory: level 1 keeps the weights in host memory, level 2 drops them."""
+        with self.spans.doing("switch"):
+            await self._engine.sleep(level)
+
+    async def wake(self, tags: list[str]) -> None:
+        """Take back device memory for "weights", "kv_cache", or both."""
+        with self.spans.doing("switch"):
+            await self._engine.wake(tags)
+
+    async def version(self) -> int:
+        """Return the label of the weights in use."""
+        with self.spans.doing("publish"):
+            return await self._engine.version()
+
+    async def set_version(self, version: int) -> None:
+        """Label the weights in use without changing them."""
+        with self.spans.doing("publish"):
+            await self._engine.set_version(version)
+
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any], place: int) -> None:
+        """Connect the engine to the trainer, in its place among the engines that do."""
+        with self.spans.doing("publish"):
+            await self._engine.init_weight_transfer_engine(init_info, place)
+
+    async def start_weight_update(self) -> None:
+        """Freeze running requests, so that no token is sampled between weights and label."""
+        with self.spans.doing("publish"):
+            await self._engine.start_weight_update()
+
+    async def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Receive weights."""
+        with self.spans.doing("publish"):
+            await self._engine.update_weights(update_info)
+
+    async def finish_weight_update(self, weight_version: str | None) -> None:
+        """Label the new weights and continue the frozen requests."""
+        with self.spans.doing("publish"):
+            await self._engine.finish_weight_update(weight_version)
+
+    async def diagnose(self, expected: dict[str, list[int]]) -> dict[str, str]:
+        """Return a reason for every weight in use that differs from what was last received.
+
+        Args:
+            expected: fingerprints that ought to have arrived, by parameter name.
+        """
+        with self.spans.doing("publish"):
+            return await self._engine.diagnose(expected)
+
+    def take_spans(self) -> Recorded:
         """What this engine did since the last call."""
         return self.spans.take()
 

@@ -1,9 +1,9 @@
 """Weights of a running vLLM: their arrival, and the evidence of what arrived.
 
-The first four methods are those of vLLM's weight-sync client, which the trainer's side calls by
-name; around them stand pausing, resuming and the evidence that attestation reads. Runs in the
-rollout worker's process. The tensors arrive inside EngineCore through vLLM's weight-transfer API
-and never pass through here; the transports are `workers.weight_sync`.
+The first four methods are those of vLLM's weight-sync client, which the trainer's side calls
+through the rollout worker; around them stand pausing, resuming and the evidence that attestation
+reads. Runs in the rollout worker's process. The tensors arrive inside EngineCore through vLLM's
+weight-transfer API and never pass through here; the transports are `workers.weight_sync`.
 """
 
 from __future__ import annotations
