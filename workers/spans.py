@@ -111,7 +111,7 @@ class SpanLog:
     def take(self) -> Recorded:
         """Return the spans and levels since the last call.
 
-        An activity that is going on is cut at this moment: its first part is returned now, the rest
+        An activity that is going on is cut at this moment: the first part is returned now, the rest
         by the next call.
         """
         now = self._now()

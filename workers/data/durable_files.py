@@ -1,8 +1,8 @@
 """Write files that are on disk when the call returns, and record their size and SHA-256.
 
-Learner ranks and Ray tasks write with it; the driver also checks a folder with it. The hash is
-taken from the bytes while they are written, so it costs no second reading; `sha256sum` prints the
-same. The module does not know the meaning of a folder of such files.
+Learner ranks, Ray tasks and the driver write files here; the driver also checks a folder. The hash
+is taken from the bytes while they are written, so no second reading is needed; `sha256sum` prints
+the same hash. The module does not know the meaning of a folder of such files.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Save and restore the random generators of a process, as plain data that JSON can hold.
 
-The driver and the learner ranks use it for checkpoints. It covers Python's, numpy's and torch's
-generators, on the host and on every visible device. It does not seed the generators. vLLM engines
-are not covered and need not be, because every request carries a seed of its own.
+Driver and learner ranks run the module for checkpoints. Covered are Python's, numpy's and torch's
+generators, on the host and on every visible device. No generator is seeded here. vLLM engines are
+not covered and need not be, because every request carries a seed of its own.
 """
 
 from __future__ import annotations

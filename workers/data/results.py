@@ -1,6 +1,7 @@
 """Define the results of a ZeRO engine: plain records without tensors.
 
-Learner, reference and critic ranks make them. They can cross a process boundary as they are.
+Learner, reference and critic ranks make the records, which can cross a process boundary as they
+are. Nothing is computed here.
 """
 
 from dataclasses import dataclass

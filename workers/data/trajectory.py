@@ -1,9 +1,9 @@
 """Define trajectories as Arrow: one schema from the rollout engine to the learner and to Parquet.
 
 The module holds the columns of a finished sample, the record batch that carries the columns through
-the object store, and the metadata, which alone reach the driver. It stores nothing. Data flows from
-`Trajectory` (one sample, in the rollout worker) to a record batch, which ranks read; the driver has
-`TrajectoryMeta`, and the place of the row that the metadata describe.
+the object store, and the metadata, which alone reach the driver. Nothing is stored here. Data flow
+from `Trajectory` (one sample, in the rollout worker) to a record batch, which ranks read; the
+driver has `TrajectoryMeta`, and the place of the row that the metadata describe.
 
 Per-token columns are aligned to `tokens` (prompt and response): element i belongs to token i, so
 `rollout_logprobs[i]` is log mu(token_i | tokens_<i). Prompt positions hold 0.0 and a False

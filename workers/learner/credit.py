@@ -1,8 +1,9 @@
 """Assign credit to a whole step: from rewards of S trajectories to advantages of their N tokens.
 
-A pure function from Arrow to Arrow around `Algorithm.credit`; it reads every sequence of the step
-at once, so group and batch statistics do not depend on ranks. Rank 0 of the learner runs it. The
-shaping of rewards and the filters are not applied here: their results are in the plan.
+A pure function from Arrow to Arrow around `Algorithm.credit`, run by rank 0 of the learner. Every
+sequence of the step is read at once, so group and batch statistics do not depend on ranks. The
+shaping of rewards and the filters are not applied here: the plan holds the shaped rewards and the
+filtered rows.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ class RankWorker(ABC):
 
     @recorded("switch")
     def reload_states(self) -> None:
-        """Move the optimizer state that `offload_states` moved back to the device."""
+        """Move the offloaded optimizer state back to the device."""
         self._zero.reload_states()
 
     def take_spans(self) -> Recorded:

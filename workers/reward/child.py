@@ -1,6 +1,6 @@
 """Run a scoring process: read batches of samples from the parent, write one result line for each.
 
-The module is the script of the process. It uses the standard library only, until the parent has
+The module is the script of the process, and imports the standard library only, until the parent has
 sent the import path. Prints of a scorer go to stderr; a process group of its own lets the parent
 end all processes that a scorer started; the process ends itself when the parent is gone. Frames
 come in on stdin, JSON lines go out on the original stdout. Time limits per sample are the parent's.
@@ -24,7 +24,7 @@ HEADER = struct.Struct("<Q")  # length of the pickled frame that follows
 
 def main() -> None:
     """Serve until the parent closes the pipe."""
-    # Descriptors 0 and 1 belong to the scorer from here on: it must not write results of its own.
+    # Descriptors 0 and 1 are the scorer's from here on: a scorer must not write results of its own.
     requests = os.fdopen(os.dup(0), "rb")
     results = os.dup(1)
     null = os.open(os.devnull, os.O_RDONLY)

@@ -1,8 +1,8 @@
 """Control one scoring process from its parent: start, send a batch, receive result lines, kill.
 
-The reward worker's pool runs this module. It decides nothing about failures: it raises that the
-time is over or that the process died, and the pool decides. Every wait has a limit. One thread uses
-an object; only `close` may be called from another.
+The reward worker's pool runs this module. Nothing is decided here about failures: an error says
+that the time is over or that the process died, and the pool decides. Every wait has a limit. One
+thread uses an object; only `close` may be called from another.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class ScoringProcess:
         """Wait until the process can score; start it if it is not running.
 
         Raises:
-            RuntimeError: it cannot start: the scorer does not import there, or takes too long.
+            RuntimeError: the process cannot start: the scorer does not import there, or takes too
+                long.
         """
         self.launch()
         if self._ready:

@@ -1,6 +1,6 @@
 """Compare the response with the ground truth, as it stands or normalised.
 
-Runs in a scoring process. It does not look for an answer inside the response.
+Runs in a scoring process. No answer is searched for inside the response.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Score with reasoning-gym's own scorers, one for each of its datasets, with their partial credit.
 
-Runs in a scoring process. It reads the JSON column `entry`, which `workers.tasks.reasoning` wrote,
-with the dataset's name and configuration, question, answer and metadata. It makes no data.
+Runs in a scoring process. The input is the JSON column `entry`, which `workers.tasks.reasoning`
+wrote, with the dataset's name and configuration, question, answer and metadata. No data is made
+here.
 """
 
 from __future__ import annotations

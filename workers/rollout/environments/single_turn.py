@@ -1,8 +1,8 @@
 """Play one prompt and one response: the environment of verifiable questions.
 
-An environment plays one trajectory in the rollout worker. It chooses the tokens that the engine
-continues, any number of times, and returns token-aligned columns. It neither scores nor touches
-weights.
+An environment plays one trajectory in the rollout worker: it chooses the tokens that the engine
+continues, any number of times, and returns token-aligned columns. An environment neither scores nor
+touches weights.
 """
 
 from __future__ import annotations
