@@ -1,10 +1,11 @@
-"""Simulated rollout workers behind the real pool: calls that answer in simulated time.
+"""Simulate rollout workers behind the real pool: calls that are answered in simulated time.
 
 `SimulatedEngines` is a `WorkerGroup` whose handles take `submit`, `abort` and `collect` as Ray's
-do. What crosses a process boundary in a run crosses pickle here: requests are pickled and metadata
-is unpickled by the driver, at its own expense. A worker samples a group with its `Decoder`, scores
-every response `reward_s` after its end, and answers `collect` with what is finished; the batch that
-would hold the tokens holds their number.
+do, in the rehearsing process. Records that cross a process boundary in a run cross pickle here:
+requests are pickled and metadata are unpickled, and the CPU time counts as the driver's. A worker
+samples a group with its `Decoder`, scores every response `reward_s` after its end, and answers
+`collect` with the finished groups; the batch that would hold the tokens holds their number. No text
+and no token exists.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from workers.worker_group import WorkerGroup
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class SimulatedBatch:
-    """What stands for a record batch: tokens, prompt included, of every row."""
+    """Stand-in of a record batch: the number of tokens, prompt included, of every row."""
 
     num_tokens: list[int] = field(default_factory=list)
 
@@ -42,7 +43,7 @@ class Collecting:
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class Sampling(Siblings):
-    """A group at work in an engine."""
+    """A group that an engine samples."""
 
     request: GroupRequest
     began: float
@@ -52,7 +53,7 @@ class Sampling(Siblings):
 
 
 class SimulatedWorker:
-    """One engine with its rewards."""
+    """Simulated rollout worker: one engine with its rewards."""
 
     def __init__(
         self,
@@ -73,14 +74,14 @@ class SimulatedWorker:
             max_running=max_running,
         )
         self._settings, self._timeline, self._workload = settings, timeline, workload
-        self._answered = answered  # the calls of all workers that nobody has looked at
+        self._answered = answered  # calls of all workers since the last `ready`
         self._groups: dict[str, Sampling] = {}  # that are neither collected nor given up
         self._finished: list[Sampling] = []
         self._open: Collecting | None = None
         self._end = math.inf  # when the next response ends, as far as is known
 
     def submit(self, requests: Sequence[GroupRequest]) -> None:
-        """Begin to sample."""
+        """Begin to sample groups."""
         for request in requests:
             count = request.num_samples
             group = Sampling(
@@ -97,7 +98,7 @@ class SimulatedWorker:
         self._set_alarm()
 
     def abort(self, group_ids: Sequence[str]) -> None:
-        """Give groups up; none of them is collected from here on."""
+        """Abort groups; none of them is collected from here on."""
         for name in group_ids:
             if (group := self._groups.pop(name, None)) is not None:
                 self.decoder.remove(group, self._timeline.now)
@@ -105,12 +106,12 @@ class SimulatedWorker:
         self._set_alarm()
 
     def pause(self, seconds: float, version: int) -> None:
-        """Take other weights; running responses go on with them."""
+        """Pause for `seconds`; running responses go on with the weights `version`."""
         self.decoder.pause(seconds, self._timeline.now, version=version)
         self._set_alarm()
 
     def collect(self, wait_s: float) -> Collecting:
-        """What is finished, once something is or the time has passed."""
+        """Return a call that is answered once a group is finished or `wait_s` has passed."""
         call = self._open = Collecting()
         if self._finished:
             self._answer()
@@ -188,7 +189,7 @@ class SimulatedWorker:
 
 
 class SimulatedEngines(WorkerGroup):
-    """All engines of a rehearsal."""
+    """Simulated engines of a rehearsal, as a worker group."""
 
     def __init__(
         self,
@@ -225,13 +226,13 @@ class SimulatedEngines(WorkerGroup):
             return found
 
     def answer(self, ref: Collecting) -> Any:
-        """Metadata, unpickled as in a run."""
+        """Return the metadata of a call, unpickled as in a run."""
         assert ref.answer is not None, "only a ready call is asked for its answer"
         return pickle.loads(ref.answer)
 
 
 class _Handle:
-    """What the pool calls in the place of a Ray actor's handle."""
+    """Handle that the pool calls in the place of a Ray actor's."""
 
     def __init__(self, worker: SimulatedWorker, meter: CpuMeter) -> None:
         self.submit = _Submit(worker, meter)
@@ -245,7 +246,7 @@ class _Submit:
     meter: CpuMeter
 
     def remote(self, requests: Sequence[GroupRequest], together: bool) -> None:
-        """Send requests, which costs the driver their pickling."""
+        """Send requests; their pickling counts as the driver's CPU time."""
         pickle.dumps((requests, together), protocol=5)
         with self.meter.simulating():
             self.worker.submit(requests)
@@ -257,7 +258,7 @@ class _Abort:
     meter: CpuMeter
 
     def remote(self, group_ids: Sequence[str]) -> None:
-        """Take groups back."""
+        """Abort groups."""
         with self.meter.simulating():
             self.worker.abort(group_ids)
 
@@ -268,12 +269,12 @@ class _Collect:
     meter: CpuMeter
 
     def options(self, *, num_returns: int) -> _Collect:
-        """As Ray's: the answer comes in two parts."""
+        """Return the method itself; like Ray's, its answer comes in two parts."""
         assert num_returns == 2
         return self
 
     def remote(self, wait_s: float) -> tuple[Collecting, SimulatedBatch]:
-        """Metadata to come, and the batch that it describes."""
+        """Start to collect; return the call for metadata, and the batch that they describe."""
         with self.meter.simulating():
             call = self.worker.collect(wait_s)
         return call, call.batch
