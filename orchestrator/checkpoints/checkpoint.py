@@ -1,16 +1,16 @@
-"""Checkpoints on disk: complete, verified, or not there at all.
+"""Keep checkpoints on disk: complete and verified, or not there at all.
 
     <run>/checkpoints/step_000010/
         manifest.json    size and SHA-256 of every other file
         state.json       step, version, score, and the state of every part of the driver
-        learner/         what every rank wrote: weights, optimizer, random states
-        critic/ ...      the same of every other role that has something to keep
+        learner/         files of every rank: weights, optimizer, random states
+        critic/ ...      the same of every other role with a state
     <run>/checkpoints/best -> step_000010
 
-A folder is written beside (`.partial`) and renamed when its manifest is on disk; a folder that is
-to go is renamed (`.removed`) before its files are deleted. So a folder with a checkpoint's name is
-complete, whatever was killed when. This module moves files; when a checkpoint is taken, and by
-whom, is `saving.py`.
+A folder is written under another name (`.partial`) and renamed when its manifest is on disk; a
+folder to delete is renamed (`.removed`) before its files are deleted. So a folder with a
+checkpoint's name is complete, even if a process was killed meanwhile. The driver runs this module,
+which moves files; `saving.py` takes the checkpoints.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Checkpoint:
 
     Attributes:
         path: its folder.
-        step: after which it was taken.
+        step: the last step before it was taken.
         version: of the learner's weights.
-        score: of the metric by which the best is chosen; None where it was not measured.
+        score: of the metric by which the best is chosen; None if the metric was not measured.
         parts: name -> state of a part of the driver (the ledger, ...).
-        folders: the subfolders that were filled, one for each role that has something to keep.
+        folders: the subfolders that were filled, one for each role with a state.
     """
 
     path: Path
@@ -61,10 +61,10 @@ class Checkpoint:
     folders: tuple[str, ...]
 
     def folder(self, name: str) -> Path:
-        """What a role reads.
+        """Return the subfolder of a role.
 
         Raises:
-            ValueError: when it was saved without that role.
+            ValueError: the checkpoint was saved without that role.
         """
         if name not in self.folders:
             raise ValueError(
@@ -75,7 +75,7 @@ class Checkpoint:
 
 
 class Draft:
-    """A checkpoint in the making.
+    """A checkpoint that is being written.
 
     Args:
         path: its folder, until it is renamed.
@@ -85,13 +85,13 @@ class Draft:
         self.path = path
 
     def folder(self, name: str) -> Path:
-        """An empty folder for the files of a role."""
+        """Make an empty folder for the files of a role, and return it."""
         target = self.path / name
         target.mkdir(parents=True, exist_ok=True)
         return target
 
     def seal(self, state: Mapping[str, Any], records: Sequence[FileRecord]) -> None:
-        """Write the driver's state, then the manifest over it and what the roles wrote."""
+        """Write the driver's state, then the manifest over that state and the roles' files."""
         text = json.dumps({"format": FORMAT, **state}).encode()
         files = records_to_json([write_file(self.path / STATE, [text]), *records])
         manifest = {"format": FORMAT, "files": files, "sha256": _digest(files)}
@@ -104,7 +104,7 @@ class CheckpointStore:
 
     Args:
         run_dir: the run's folder.
-        config: how many to keep, and which is best.
+        config: holds the number to keep and the metric of the best.
     """
 
     def __init__(self, run_dir: Path, config: TrainerConfig) -> None:
@@ -115,7 +115,7 @@ class CheckpointStore:
         return self._dir / f"step_{step:06d}"
 
     def begin(self, step: int) -> Draft:
-        """Make room for a checkpoint; what earlier processes left unfinished goes."""
+        """Make a draft for a checkpoint; remove the unfinished folders of earlier processes."""
         self._dir.mkdir(parents=True, exist_ok=True)
         for suffix in ("partial", "removed"):
             for leftover in self._dir.glob(f"step_*.{suffix}"):
@@ -125,7 +125,7 @@ class CheckpointStore:
         return Draft(draft)
 
     def commit(self, draft: Draft) -> Path:
-        """Give a sealed draft its name, mark the best checkpoint, and remove what need not stay."""
+        """Give a sealed draft its name, mark the best checkpoint, and remove those not kept."""
         final = draft.path.with_suffix("")
         if final.exists():
             self._remove(final)
@@ -155,7 +155,7 @@ class CheckpointStore:
         return sorted(named, key=_step)
 
     def _best(self) -> list[Path]:
-        """The best `keep_best` scored checkpoints, best first; of equal ones the newest."""
+        """Return the best `keep_best` scored checkpoints, best first; of equal ones the newest."""
         scored = []
         for path in self._complete():
             score = json.loads((path / STATE).read_text())["score"]
@@ -172,17 +172,17 @@ class CheckpointStore:
         os.replace(draft, self._dir / BEST)
 
     def latest_path(self) -> Path | None:
-        """Folder of the newest complete checkpoint, unverified."""
+        """Return the folder of the newest complete checkpoint, unverified."""
         complete = self._complete()
         return complete[-1] if complete else None
 
     def latest(self, name: str | None = None) -> Checkpoint | None:
-        """The newest complete checkpoint, or the one called `name`; None where there is none.
+        """Return the newest complete checkpoint, or the one called `name`; None if there is none.
 
         Every file is compared with the manifest before anything is read.
 
         Raises:
-            ValueError: when it was written in another format, or is not what was written.
+            ValueError: the checkpoint has another format, or differs from its manifest.
         """
         if name == BEST and (self._dir / BEST).exists():
             name = (self._dir / BEST).resolve().name
@@ -214,7 +214,7 @@ def _step(path: Path) -> int:
 
 
 def _fault(path: Path) -> str | None:
-    """Why a checkpoint is not what was written, or None."""
+    """Describe the first fault of a checkpoint; None if every file is as written."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         found, files = manifest["format"], manifest.get("files", {})
@@ -228,5 +228,5 @@ def _fault(path: Path) -> str | None:
 
 
 def _digest(files: Mapping[str, Any]) -> str:
-    """SHA-256 of the manifest's entries."""
+    """Return the SHA-256 of the manifest's entries."""
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Simulated rollout workers behind the real pool: calls that answer in simulated time.
+"""Simulate rollout workers behind the real pool: calls that are answered in simulated time.
 
 `SimulatedEngines` is a `WorkerGroup` that makes the pool's calls of `submit`, `abort` and `collect`
 itself. What crosses a process boundary in a run crosses pickle here: arguments are pickled and
@@ -29,7 +29,7 @@ from workers.worker_group import WorkerGroup
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class SimulatedBatch:
-    """What stands for a record batch: tokens, prompt included, of every row."""
+    """Stand-in of a record batch: the number of tokens, prompt included, of every row."""
 
     num_tokens: list[int] = field(default_factory=list)
 
@@ -44,7 +44,7 @@ class Collecting:
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class Sampling(Siblings):
-    """A group at work in an engine."""
+    """A group that an engine samples."""
 
     request: GroupRequest
     began: float
@@ -54,7 +54,7 @@ class Sampling(Siblings):
 
 
 class SimulatedWorker:
-    """One engine with its rewards."""
+    """Simulated rollout worker: one engine with its rewards."""
 
     def __init__(
         self,
@@ -75,14 +75,14 @@ class SimulatedWorker:
             max_running=max_running,
         )
         self._settings, self._timeline, self._workload = settings, timeline, workload
-        self._answered = answered  # the calls of all workers that nobody has looked at
+        self._answered = answered  # calls of all workers since the last `ready`
         self._groups: dict[str, Sampling] = {}  # that are neither collected nor given up
         self._finished: list[Sampling] = []
         self._open: Collecting | None = None
         self._end = math.inf  # when the next response ends, as far as is known
 
     def submit(self, requests: Sequence[GroupRequest], together: bool) -> None:  # noqa: ARG002
-        """Begin to sample."""
+        """Begin to sample groups."""
         for request in requests:
             count = request.num_samples
             group = Sampling(
@@ -99,7 +99,7 @@ class SimulatedWorker:
         self._set_alarm()
 
     def abort(self, group_ids: Sequence[str]) -> None:
-        """Give groups up; none of them is collected from here on."""
+        """Abort groups; none of them is collected from here on."""
         for name in group_ids:
             if (group := self._groups.pop(name, None)) is not None:
                 self.decoder.remove(group, self._timeline.now)
@@ -107,12 +107,12 @@ class SimulatedWorker:
         self._set_alarm()
 
     def pause(self, seconds: float, version: int) -> None:
-        """Take other weights; running responses go on with them."""
+        """Pause for `seconds`; running responses go on with the weights `version`."""
         self.decoder.pause(seconds, self._timeline.now, version=version)
         self._set_alarm()
 
     def collect(self, wait_s: float) -> Collecting:
-        """What is finished, once something is or the time has passed."""
+        """Return a call that is answered once a group is finished or `wait_s` has passed."""
         call = self._open = Collecting()
         if self._finished:
             self._answer()
@@ -190,7 +190,7 @@ class SimulatedWorker:
 
 
 class SimulatedEngines(WorkerGroup[RolloutWorker]):
-    """All engines of a rehearsal."""
+    """Simulated engines of a rehearsal, as a worker group."""
 
     def __init__(
         self,

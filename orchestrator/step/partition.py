@@ -1,12 +1,12 @@
-"""Which sequence goes to which rank and to which micro-batch.
+"""Divide the sequences of an optimizer batch among ranks and micro-batches, in the driver.
 
 Numbers in, row indices out: lengths [S] become `rows[rank][micro_batch]`. Two rules hold always:
 the token budget of a micro-batch is never exceeded, and every rank gets the same number of
 micro-batches, because ZeRO's collectives are in lock-step. A rank that runs out gets empty
 micro-batches.
 
-It does not touch tokens (that is `packing`), nor the loss: how the rows are spread changes speed
-only, never the gradient.
+The module does not touch tokens (that is `workers/data/packing.py`), nor the loss: the division
+changes speed only, never the gradient.
 
 Legend: S sequences, R ranks, K micro-batches of a rank.
 """
@@ -45,13 +45,13 @@ class SequenceCost:
             )
 
     def __call__(self, lengths: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Costs [S] of sequences of `lengths` [S]."""
+        """Compute the costs [S] of sequences of `lengths` [S]."""
         length = np.asarray(lengths, dtype=np.float64)  # [S]
         return self.linear * length + self.quadratic * length**2
 
     @staticmethod
     def of_model(*, num_parameters: int, num_layers: int, hidden_size: int) -> "SequenceCost":
-        """Cost of a transformer in units of one token's matrix products.
+        """Build the cost of a transformer, in units of one token's matrix products.
 
         A token costs 2 * parameters floating-point operations, a causal pair of tokens
         2 * layers * hidden (scores and values, half the square): their ratio is what balances.
@@ -61,7 +61,12 @@ class SequenceCost:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Partition:
-    """Where every sequence of an optimizer batch runs.
+    """Division of the sequences of an optimizer batch among ranks and micro-batches.
+
+    Example, lengths [5, 3, 2] on two ranks with a token budget of 5:
+        Partition(
+            rows=((np.array([0]),), (np.array([1, 2]),)), imbalance=1.0, fill_frac=1.0
+        )
 
     Attributes:
         rows: `rows[rank][micro_batch]` = row indices, int64; equal number of micro-batches on all
@@ -118,7 +123,7 @@ def balance(costs: npt.ArrayLike, num_parts: int) -> list[Rows]:
 def _joined(
     heavy: list[_Part], light: list[_Part], num_parts: int, successor: list[int]
 ) -> list[_Part]:
-    """Two partial partitions as one, the heaviest part of one with the lightest of the other."""
+    """Merge two partial partitions, the heaviest part of one with the lightest of the other."""
     meeting = max(0, len(heavy) + len(light) - num_parts)  # pairs in which neither is empty
     added = []
     for one, other in zip(heavy[:meeting], reversed(light[:meeting]), strict=True):
@@ -168,7 +173,11 @@ def micro_batches(lengths: npt.ArrayLike, token_budget: int) -> list[Rows]:
 
 
 def check_budget(lengths: npt.ArrayLike, token_budget: int) -> None:
-    """Raise ValueError where the budget cannot hold what it must hold."""
+    """Check that the token budget can hold every sequence.
+
+    Raises:
+        ValueError: a sequence is longer than the budget, or the budget is not positive.
+    """
     length = np.asarray(lengths, dtype=np.int64)  # [S]
     if token_budget < 1:
         raise ValueError(f"token_budget={token_budget}: give a positive number of tokens")
@@ -217,7 +226,7 @@ def partition(
 def _even(
     mine: Rows, bins: Sequence[Rows], *, length: Rows, count: int, token_budget: int
 ) -> tuple[Rows, ...]:
-    """`count` micro-batches of one rank: even ones where the budget allows, else `bins`.
+    """Make `count` micro-batches of one rank: even ones if the budget allows, else `bins`.
 
     Ranks wait for each other in every micro-batch, so even micro-batches are faster than full
     ones and a near-empty rest.

@@ -1,15 +1,15 @@
-"""`rollout=replay`: the groups of a recorded run in the place of what engines would sample.
+"""Supply the groups of a recorded run instead of sampled ones: `rollout=replay`, in the driver.
 
 Step k trains the next recorded step, its groups in their recorded order, with the recorded rewards
 and `rollout_logprobs`; log-probs of the policy and of the reference, values and advantages are
 computed anew. Nothing is sampled, scored or published. So two algorithms on one recording read the
 same bits, and the recorded algorithm, seed and model give the recorded weights again.
 
-A training run records what it trained: groups that its filters or its staleness bound dropped are
-not in it. `trainer=rollout_only` applies no filter and records them.
+A training run records the groups that it trained: groups that its filters or its staleness bound
+dropped are not in the record. `trainer=rollout_only` applies no filter and records them.
 
-`weight_versions` and the staleness that is counted from them are the recorded run's; how far this
-run's policy has moved from them is `mismatch/abs_mean`.
+`weight_versions` and the staleness that is counted from them are the recorded run's; the distance
+of this run's policy from the recorded one is `mismatch/abs_mean`.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ FIXED = (
 
 
 def open_recording(config: TrainConfig) -> Recording | None:
-    """The recording that a run replays, its files checked; None where engines sample.
+    """Open the recording that a run replays and check its files; None if engines sample.
 
     Raises:
-        ValueError: on a folder, a file or a setting that can't be; names it and the remedy.
+        ValueError: a folder, file or setting is wrong; the message names it and the remedy.
     """
     folder = config.rollout.replay.folder
     if folder is None:
@@ -70,7 +70,7 @@ def check_sources(recording: Recording, sources: Sources) -> None:
     """Refuse a recording of other prompts, or of another vocabulary.
 
     Raises:
-        ValueError: names both and the remedy.
+        ValueError: the prompts or the tokenizer differ; the message names both and the remedy.
     """
     manifest = json.loads((recording.run_dir / "manifest.json").read_text())
     if sources.train.digest() not in manifest["data_sha256"].values():
@@ -90,10 +90,10 @@ def check_sources(recording: Recording, sources: Sources) -> None:
 
 
 class Replay:
-    """Recorded groups, step by step: a `GroupSource`, and `Stateful` for its place.
+    """Source of recorded groups, step by step: a `GroupSource`, and `Stateful` for its position.
 
     Args:
-        recording: what to train.
+        recording: the steps to train.
         ledger: in which every recorded prompt is marked.
         config: of this run.
     """
@@ -112,7 +112,7 @@ class Replay:
     def take(
         self, step: int, version: int, may_train: Callable[[RolloutGroup], str | None]
     ) -> Taken:
-        """The groups of the next recorded step of which at least one may train.
+        """Return the groups of the next recorded step of which at least one may train.
 
         Raises:
             NothingLeftError: the recording is at its end.
@@ -163,15 +163,15 @@ class Replay:
         return version - drawn > self._config.schedule.max_staleness
 
     def metrics(self) -> dict[str, float]:
-        """How much of the recording is left."""
+        """Return the number of recorded steps that are left."""
         return {"groups/recorded_steps_left": float(len(self._recording.files) - self._position)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Which recording, and how far."""
+        """Return the recording's name and the position in it."""
         return {"run": self._recording.run_dir.name, "position": self._position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the last step that was taken.
+        """Continue after the last step that was taken.
 
         Raises:
             ValueError: the checkpoint is of another recording, or of more steps than there are.
@@ -187,13 +187,13 @@ class Replay:
         self._position, self._ahead = state["position"], None
 
 
-class Unpublished:
-    """`Publishing` where nobody samples from the policy."""
+class NoPublication:
+    """Publication to no engine: `Publishing` of a run in which none samples from the policy."""
 
     def begin(self, version: int) -> dict[str, float]:  # noqa: ARG002
-        """There is nobody to meet."""
+        """Do nothing: there is no engine to connect to."""
         return {}
 
     def publish(self, version: int, *, stepped: bool) -> dict[str, float]:  # noqa: ARG002
-        """Nobody gets it."""
+        """Do nothing: there is no engine to send weights to."""
         return {}

@@ -1,7 +1,7 @@
-"""Profiles of chosen steps: which ranks of the learner record, and where their files go.
+"""Start and stop profiles on the chosen ranks of the learner, in the chosen steps.
 
-The recording is `workers/engines/zero/profiler.py`'s, on the rank. A step that is not chosen costs
-one comparison here and nothing on the ranks.
+The driver runs this module; the recording itself is `workers/engines/zero/profiler.py`, on the
+rank. A step that is not chosen costs one comparison here and nothing on the ranks.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from workers.worker_group import WorkerGroup
 
 @dataclass(frozen=True, kw_only=True)
 class StepProfiler:
-    """Records the optimizer updates of the chosen steps.
+    """Profiler of the optimizer updates of the chosen steps.
 
     Attributes:
         workers: the learner's ranks.
         settings: steps and ranks.
-        folder: `<run>/profiles`, made when the first step is recorded.
+        folder: `<run>/profiles`, made for the first recorded step.
         timeout_s: longest that starting, or writing the files, may take.
     """
 
@@ -35,7 +35,7 @@ class StepProfiler:
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Records what the ranks do meanwhile, if this step is chosen."""
+        """Record the work of the ranks inside the block, if this step is chosen."""
         if step not in self.settings.steps:
             yield
             return

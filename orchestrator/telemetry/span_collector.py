@@ -1,7 +1,8 @@
-"""How the driver learns what every worker did: one round of calls per step, all at once.
+"""Collect the spans of every worker into the driver: one round of calls per step, all at once.
 
-It never fails and hardly waits: time accounting must not end a run, nor slow it down. A worker that
-doesn't answer in time is left out and not asked again before it has.
+The collection never fails and hardly waits: time accounting must not end a run, nor slow it down. A
+worker that doesn't answer in time is left out and not called again before it has answered. Spans
+are interpreted in `accounting.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ WAIT_S = 2.0  # for one round of answers
 
 
 class SpanCollector:
-    """Asks the workers of some groups.
+    """Collector of spans from the workers of some groups.
 
     Args:
         groups: of the workers; who belongs to a group may change.
@@ -30,7 +31,7 @@ class SpanCollector:
         self._asked: dict[tuple[str, int], Pending[Recorded]] = {}  # by role and index
 
     def collect(self) -> list[Timeline]:
-        """What those who answer did since they were last asked."""
+        """Return a timeline, since its last one, for every worker that answers."""
         deadline = time.monotonic() + WAIT_S
         take = bind(SpanReporter.take_spans)
         asked = {
@@ -50,6 +51,9 @@ class SpanCollector:
     def _timeline(pending: Pending[Recorded], role: str, index: int) -> Timeline | None:
         try:
             spans, levels = pending.result()[0]
-        except (WorkerError, ray.exceptions.RayError):  # it died, which others notice
+        except (
+            WorkerError,
+            ray.exceptions.RayError,
+        ):  # the worker died, which is handled elsewhere
             return None
         return Timeline(role=role, index=index, spans=spans, levels=levels)

@@ -1,4 +1,7 @@
-"""The last page of a run: what it reached, where everything is, and what to try next."""
+"""Compose the last page of a run: results, paths, and the command to try next.
+
+The driver prints the page at the end of a run. Only means are computed here.
+"""
 
 from __future__ import annotations
 
@@ -41,13 +44,13 @@ def describe(config: TrainConfig, log: RunLog, run_dir: Path, export: Path | Non
         f"  metrics         {run_dir / 'metrics.jsonl'}",
         *([f"  rollouts        {run_dir / 'rollouts'}"] if config.tracking.rollouts else []),
         *([f"  trace           {run_dir / FILE_NAME}"] if config.tracking.trace else []),
-        f"next: {_next(config, run_dir)}",
+        f"next: {_next_command(config, run_dir)}",
     ]
     return "\n".join(lines)
 
 
 def _bubbles(config: TrainConfig, steps: Sequence[dict[str, float]]) -> list[str]:
-    """Who did what in the steps, and the largest bubble with its remedy."""
+    """Return the time by role, and the largest bubble with its remedy, as lines."""
     shares = bubbles.mean_shares(steps)
     if not shares:
         return []
@@ -55,8 +58,8 @@ def _bubbles(config: TrainConfig, steps: Sequence[dict[str, float]]) -> list[str
     return ["  time by role", *roles, f"  bubbles         {bubbles.diagnose(shares, config)}"]
 
 
-def _next(config: TrainConfig, run_dir: Path) -> str:
-    """What to try after this run."""
+def _next_command(config: TrainConfig, run_dir: Path) -> str:
+    """Return the command to try after this run."""
     if not config.trainer.learns:
         return f"the same without trainer=, rollout=replay rollout.replay.folder={run_dir}"
     if config.run_name in ("quickstart", "tiny"):
@@ -65,7 +68,7 @@ def _next(config: TrainConfig, run_dir: Path) -> str:
 
 
 def _answers(before: HeldoutResult, after: HeldoutResult, count: int = 3) -> list[str]:
-    """The same prompts before and after, those that changed first."""
+    """Return lines with the answers to the same prompts before and after, changed ones first."""
     old = {answer.prompt_uid: answer for answer in reversed(before.answers)}
     pairs = [(old[new.prompt_uid], new) for new in after.answers if new.prompt_uid in old]
     pairs.sort(key=lambda pair: pair[0].response == pair[1].response)

@@ -1,8 +1,9 @@
-"""How the trainer's rank 0 reaches every engine's weight-transfer calls through Ray.
+"""Call the weight-transfer methods of every engine through Ray, from the learner's rank 0.
 
-The four synchronous methods of vLLM's weight-sync client; each calls all engines at once and
-returns when all have answered, or raises an error that names the call and the engines. An engine
-that died is left out from then on and counted as lost; the driver restarts it.
+The client has the four synchronous methods of vLLM's weight-sync client; each method calls all
+engines at once and returns when all have answered, or raises an error that names the call and the
+engines. An engine that died is left out from then on and counted as lost; the driver, not this
+module, restarts it. The weights themselves travel through a transport.
 """
 
 from __future__ import annotations
@@ -33,7 +34,17 @@ class WeightReceiver(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Destination:
-    """Where publications go, and how.
+    """Engines that receive publications, and the transport to them.
+
+    Example, two engines on one node, each on two GPUs:
+        Destination(
+            transport="nccl",
+            dtype="bfloat16",
+            engines={0: engine_0, 1: engine_1},
+            nodes={0: "3f9a", 1: "3f9a"},
+            workers_per_engine=2,
+            timeout_s=600.0,
+        )
 
     Attributes:
         transport: name of the weight transport.
@@ -53,11 +64,14 @@ class Destination:
 
 
 class EngineClient:
-    """Rollout workers as one weight-sync client.
+    """Weight-sync client of all rollout workers.
 
     Args:
         engines: the rollout workers, by number.
         timeout_s: longest wait for one call.
+
+    Attributes:
+        lost: numbers of the engines that died.
     """
 
     def __init__(self, engines: WorkerGroup[WeightReceiver], *, timeout_s: float) -> None:

@@ -1,7 +1,8 @@
-"""How a rollout worker reaches the reward workers: samples that finish together travel together.
+"""Send finished samples from a rollout worker to the reward workers, many samples in one call.
 
-`score` is called once per sample, as soon as it finishes. While calls are in flight, newly finished
-samples gather and leave in one call, so the number of remote calls follows the load.
+`score` is called once per sample, as soon as the sample finishes. While calls are in flight, newly
+finished samples are collected and sent in one call, so the number of remote calls follows the load.
+The module runs in the rollout worker and scores nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,12 @@ from workers.worker_group import WorkerGroup
 
 
 class RewardClient:
-    """Balances over reward workers by calls in flight, two per worker at most."""
+    """Client of the reward workers, balanced by calls in flight, two per worker at most.
+
+    Args:
+        workers: handles of the reward workers.
+        timeout_s: limit for one sample.
+    """
 
     def __init__(self, workers: WorkerGroup[RewardWorker], *, timeout_s: float) -> None:
         self._workers = workers
@@ -27,7 +33,7 @@ class RewardClient:
         self._scheduled = False
 
     async def score(self, sample: RewardSample) -> RewardResult:
-        """The result of one sample; a dead or silent reward worker is a failed outcome."""
+        """Return the result of one sample; a dead or silent reward worker is a failed outcome."""
         future: asyncio.Future[RewardResult] = asyncio.get_running_loop().create_future()
         self._waiting.append((sample, future))
         if not self._scheduled:  # after the other samples of this event-loop turn have queued

@@ -1,9 +1,9 @@
-"""The rollout role: one vLLM engine in a Ray actor, with its environment and its way to rewards.
+"""Run the rollout role: one vLLM engine in a Ray actor, with an environment and a reward client.
 
-Data flows one way: `submit` takes groups of prompts, each is played (`group_play`), and `collect`
-hands finished groups out, metadata to the driver and one Arrow record batch to the object store.
-Weights arrive through vLLM's own weight-transfer calls, at any time. The worker knows neither the
-algorithm nor the step.
+Data flows one way: `submit` takes groups of prompts, each group is played (`group_play`), and
+`collect` returns finished groups: metadata to the driver, one Arrow record batch to the object
+store. Weights arrive through vLLM's own weight-transfer calls, at any time. The worker knows
+neither the algorithm nor the step.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from workers.engines.vllm.engine import EngineTimeoutError, VLLMEngine, VLLMSett
 from workers.reward.client import RewardClient
 from workers.reward.worker import RewardWorker
 from workers.rollout.environments.single_turn import Environment
-from workers.rollout.group_play import EarlyStop, GroupPlay, Stage
+from workers.rollout.group_play import EarlyStop, GroupPlay, RolloutContext
 from workers.spans import Recorded, SpanLog
 from workers.worker_group import EngineDiedError, WorkerGroup
 
 
 class RolloutWorker:
-    """One engine: prompts in, scored trajectories out."""
+    """Rollout worker: one engine, prompts in, scored trajectories out."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class RolloutWorker:
         self._encoder = PromptEncoder(settings.model_path, max_prompt_tokens)
         self._environment = environment
         self._reward_timeout_s, self._early_stop = reward_timeout_s, early_stop
-        self._stage: Stage
+        self._context: RolloutContext
         self._finished: asyncio.Queue[list[Trajectory]] = asyncio.Queue()
         self._groups: dict[str, tuple[GroupPlay, asyncio.Task[None]]] = {}
         self._fault: Exception | None = None  # what kept groups from beginning
@@ -58,7 +58,7 @@ class RolloutWorker:
             version: label until the first publication.
             rewards: processes that score.
         """
-        self._stage = Stage(
+        self._context = RolloutContext(
             run_id=self._run_id,
             engine=self._engine,
             encoder=self._encoder,
@@ -67,22 +67,23 @@ class RolloutWorker:
             early_stop=self._early_stop,
             spans=self.spans,
         )
-        # What was asked of this worker before, by a driver that did not yet know of its death, was
-        # given to others since.
+        # Groups that the driver submitted before it knew that this worker had died were submitted
+        # to other workers since.
         self._groups.clear()
         self._fault = None
         self._finished = asyncio.Queue()
         await self._engine.start(version)
         # A full collection over all that the engine imported would stall sampling for 0.3 s, again
-        # and again; what lives now lives until the end.
+        # and again; the objects of this moment stay until the end.
         gc.collect()
         gc.freeze()
         return ray.util.get_node_ip_address()
 
     async def submit(self, requests: list[GroupRequest], together: bool) -> None:
-        """Begin to sample, all in one batch or as they come; returns when all have begun.
+        """Begin to sample groups, all in one batch or one by one; return when all have begun.
 
-        Nobody waits for it: what keeps the groups from beginning, `collect` raises.
+        The driver does not wait for this call: an error that keeps the groups from beginning is
+        raised by `collect`.
         """
         if not together:
             self._begin(requests)
@@ -95,17 +96,20 @@ class RolloutWorker:
 
     def _begin(self, requests: list[GroupRequest]) -> None:
         for request in requests:
-            play = GroupPlay(request, self._stage)
+            play = GroupPlay(request, self._context)
             task = asyncio.get_running_loop().create_task(self._play(request.group_id, play))
             self._groups[request.group_id] = (play, task)
 
     async def collect(self, wait_s: float) -> tuple[Collected, pa.RecordBatch]:
-        """Groups that finished, at least one unless `wait_s` passes first.
+        """Return the finished groups, at least one unless `wait_s` passes first.
+
+        Returns:
+            Metadata with the engine's load, and one record batch with the rows of the metadata.
 
         Raises:
             EngineDiedError: the engine's own process is gone, or hung and was ended.
             RuntimeError: the engine gives no usable answer any more.
-            Exception: what ended the sampling of a group.
+            Exception: the error that ended the sampling of a group.
         """
         groups: list[list[Trajectory]] = []
         try:
@@ -135,9 +139,9 @@ class RolloutWorker:
         del self._groups[group_id]
 
     async def abort(self, group_ids: list[str]) -> None:
-        """Give groups up; returns when the engine holds none of their samples.
+        """Abort groups; return when the engine holds none of their samples.
 
-        None of them is collected afterwards, except what a `collect` has answered already.
+        None of the groups is collected afterwards, except in a `collect` that was answered already.
         """
         running = [self._groups.pop(name) for name in group_ids if name in self._groups]
         drawing = [request_id for play, _ in running for request_id in sorted(play.drawing)]
@@ -155,7 +159,7 @@ class RolloutWorker:
     async def attest(
         self, probe: list[list[int]]
     ) -> tuple[int, dict[str, list[int]], list[list[float]]]:
-        """Evidence after a publication: version, fingerprints that arrived, probe log-probs."""
+        """Return evidence of a publication: version, received fingerprints, probe log-probs."""
         calls = (
             self._engine.prompt_logprobs(tokens, request_id=f"probe/{number}")
             for number, tokens in enumerate(probe)
@@ -167,7 +171,7 @@ class RolloutWorker:
         return version, received, logprobs
 
     async def encode(self, prompts: list[Any]) -> list[list[int]]:
-        """Token ids of some prompts, for choosing a probe."""
+        """Return the token ids of some prompts, from which a probe is chosen."""
         return [self._encoder.encode(prompt)[0] for prompt in prompts]
 
     # ---- the engine's memory and weights ----
@@ -222,11 +226,11 @@ class RolloutWorker:
             return await self._engine.diagnose(expected)
 
     def take_spans(self) -> Recorded:
-        """What this engine did since the last call."""
+        """Return the spans of this engine since the last call."""
         return self.spans.take()
 
     async def shutdown(self) -> None:
-        """End the engine and what it started."""
+        """End the engine and the processes that it started."""
         for _, task in self._groups.values():
             task.cancel()
         await self._engine.shutdown()
