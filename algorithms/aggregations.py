@@ -1,9 +1,9 @@
-"""Aggregations: how per-token losses become one scalar, by global denominators.
+"""Aggregations: weights that make per-token losses one scalar, by global denominators.
 
-What it is: functions from the metadata of one optimizer batch (all ranks, all micro-batches) to a
-weight per sequence; token t of sequence s contributes `weight[s] * loss[t]`, and contributions are
-summed everywhere. What it is not: a mean over anything local, so the gradient is the same for every
-micro-batch split, number of ranks, packing and padding.
+Functions from the metadata of one optimizer batch (all ranks, all micro-batches) to a weight per
+sequence; token t of sequence s contributes `weight[s] * loss[t]`, and contributions are summed
+everywhere. Runs in the driver. Nothing here is a mean over anything local, so the gradient is the
+same for every micro-batch split, number of ranks, packing and padding.
 
 B = number of sequences of the optimizer batch, the empty ones included; len = trainable tokens.
 Tokens count when `loss_mask` is True. Tokens that a correction drops keep their place in the
@@ -22,7 +22,7 @@ from algorithms.validation import check_positive
 
 
 def _reciprocal(count: Tensor) -> Tensor:
-    """1 / count, and 0 where count is 0: no token carries that weight."""
+    """Return 1 / count, and 0 where count is 0: no token carries that weight."""
     return torch.where(count > 0, 1.0 / count.clamp(min=1.0), torch.zeros_like(count))
 
 

@@ -1,7 +1,8 @@
-"""An algorithm is a composition of parts; this file composes them and divides nothing locally.
+"""An algorithm as a composition of parts, whose methods are pure functions of tensors.
 
-What it is: one frozen record whose methods are pure functions of tensors. What it is not: a
-trainer; it holds no state, no device and no optimizer. Data flows
+One frozen record. The driver builds the record and ships a copy to the learner and to the critic;
+each calls the methods of its own stage. Not a trainer: no state, no device, no optimizer, and no
+division by anything local. Data flows
 
     RewardInputs -> shape_rewards, trains, keep_groups      before credit, per sequence and group
     CreditInputs -> credit                                  whole step's batch
@@ -61,7 +62,7 @@ from algorithms.segments import num_segments
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Algorithm:
-    """What is optimised, as parts. Built from YAML, shipped by pickle, logged by its repr.
+    """The objective of training, as parts. Built from YAML, shipped by pickle, logged by its repr.
 
     The token loss is `gate(correction * policy_loss) + sum(regularizers)`, where a gate keeps the
     value and cuts the gradient.
@@ -130,13 +131,13 @@ class Algorithm:
 
     @property
     def coefficients(self) -> dict[str, float]:
-        """Path -> value of every number that a controller steers."""
+        """Dotted path -> value of every number that a controller steers."""
         return {
             part.coefficient: read(self, part.coefficient) for part in self.controllers.values()
         }
 
     def with_coefficients(self, values: Mapping[str, float]) -> "Algorithm":
-        """The same algorithm with other numbers at the given dotted paths."""
+        """Return the same algorithm with other numbers at the given dotted paths."""
         return replaced(self, values)
 
     def _token_parts(self) -> list[TokenPart]:
@@ -146,7 +147,7 @@ class Algorithm:
         return parts if self.correction is None else [*parts, self.correction]
 
     def trained_parts(self) -> list[TokenPart | Advantage]:
-        """The parts that read columns of a batch."""
+        """List the parts that read columns of a batch."""
         parts: list[TokenPart | Advantage] = [self.advantage, *self._token_parts()]
         return parts if self.value_loss is None else [*parts, self.value_loss]
 
@@ -172,7 +173,10 @@ class Algorithm:
         return frozenset() if self.value_loss is None else self.value_loss.columns
 
     def _produced(self, columns: frozenset[str]) -> frozenset[str]:
-        """The old policy may be the reference; in bypass mode the sampler is the old policy."""
+        """Replace columns that another column stands for.
+
+        The old policy may be the reference; in bypass mode the sampler is the old policy.
+        """
         if self.reference.old_policy and "ref_logprobs" in columns:
             columns = columns - {"ref_logprobs"} | {"old_logprobs"}
         if self.bypass and "old_logprobs" in columns:
@@ -195,20 +199,25 @@ class Algorithm:
         return any(part.entropy_gradient for part in self.regularizers.values())
 
     def shape_rewards(self, inputs: RewardInputs) -> Tensor:
-        """Rewards that credit sees [S]."""
+        """Return the rewards that credit reads [S]."""
         for shaping in self.reward_shaping.values():
             inputs = replace(inputs, rewards=shaping(inputs))
         return inputs.rewards
 
     def trains(self, inputs: RewardInputs) -> Tensor:
-        """Sequences that train [S] bool; the others get an all-False loss mask."""
+        """Mark the sequences that train [S] bool; the others get an all-False loss mask."""
         keep = torch.ones_like(inputs.truncated, dtype=torch.bool)
         for part in self.filters.values():
             keep = keep & part.trains(inputs)
         return keep
 
     def keep_groups(self, rewards: Tensor, group_ids: Tensor) -> Tensor:
-        """Groups that train [G] bool, from unshaped rewards [S] and group ids [S] in 0..G-1."""
+        """Mark the groups that train [G] bool.
+
+        Args:
+            rewards: [S] before shaping.
+            group_ids: [S] in 0..G-1.
+        """
         keep = torch.ones(num_segments(group_ids), dtype=torch.bool, device=group_ids.device)
         for part in self.filters.values():
             keep = keep & part.keep_groups(rewards, group_ids)
@@ -216,11 +225,11 @@ class Algorithm:
 
     @property
     def settles_early(self) -> bool:
-        """Whether some filter can decide on a group before all its siblings are scored."""
+        """True where some filter can decide on a group before all its siblings are scored."""
         return any(type(part).settled is not Filter.settled for part in self.filters.values())
 
     def settled(self, rewards: Sequence[float], num_left: int) -> bool:
-        """Whether every filter's verdict on one group is the same whatever may still come.
+        """Return True where no reward to come can change any filter's verdict on one group.
 
         Args:
             rewards: unshaped, of the siblings that are scored, at least one.
@@ -230,7 +239,7 @@ class Algorithm:
         return all(part.settled(scored, num_left) for part in self.filters.values())
 
     def credit(self, inputs: CreditInputs) -> Credit:
-        """Advantages of the whole step's batch.
+        """Compute the advantages of the whole step's batch.
 
         Raises:
             ValueError: on a missing column, a wrong shape, a non-finite reward or advantage.
@@ -253,9 +262,9 @@ class Algorithm:
         return credit
 
     def token_loss(self, inputs: LossInputs) -> TokenLoss:
-        """Unreduced losses [N] per term and metrics [N] of one micro-batch.
+        """Compute the unreduced losses [N] per term, and metrics [N], of one micro-batch.
 
-        Only `logprobs` (and `entropy`, when a regularizer asks) receive gradients. Values at
+        Only `logprobs` (and `entropy`, when a regularizer reads it) receive gradients. Values at
         masked positions never matter, not even NaN.
 
         Raises:
@@ -282,7 +291,7 @@ class Algorithm:
         return TokenLoss(terms=terms, metrics=self._metrics(inputs))
 
     def critic_loss(self, inputs: LossInputs) -> TokenLoss:
-        """Unreduced loss [N] of the critic under the term "value".
+        """Compute the unreduced loss [N] of the critic under the term "value".
 
         Raises:
             ValueError: when the algorithm has no critic or a column is missing.
@@ -295,7 +304,7 @@ class Algorithm:
         return TokenLoss(terms={"value": term}, metrics=dict(self.value_loss.metrics(inputs)))
 
     def sequence_weights(self, metadata: BatchMetadata) -> Mapping[str, Tensor]:
-        """Multiplier [S] of every trainable token of a sequence, per term.
+        """Compute the multiplier [S] of every trainable token of a sequence, per term.
 
         The training loss is the SUM, over micro-batches and ranks too, of
         `loss_mask * term * weight[sequence_ids]`.
@@ -309,14 +318,14 @@ class Algorithm:
 
     @torch.no_grad()
     def _metrics(self, inputs: LossInputs) -> Mapping[str, Tensor]:
-        """Metrics [N] of the ratio, and of every part."""
+        """Collect the metrics [N] of the ratio, and of every part."""
         metrics = ratio_metrics(inputs)
         for part in self._token_parts():
             metrics.update(part.metrics(inputs))
         return {name: value.detach() for name, value in metrics.items()}
 
     def __repr__(self) -> str:
-        """One line: every part with its fields, empty ones left out."""
+        """Render every part with its fields on one line, empty ones left out."""
         shown = []
         for item in fields(self):
             value = getattr(self, item.name)

@@ -1,7 +1,8 @@
 """Auxiliary terms: losses with a denominator of their own.
 
-What it is: the likelihood of correct responses. What it is not: a regularizer, which shares the
-policy loss's aggregation. Shapes: N tokens, S sequences.
+Holds the likelihood of correct responses. The loss runs in the learner's ranks, its weights in the
+driver. Not a regularizer, which shares the policy loss's aggregation. Shapes: N tokens, S
+sequences.
 """
 
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ from algorithms.validation import check_at_least, check_finite
 
 @dataclass(frozen=True, kw_only=True)
 class CorrectLikelihood(Auxiliary):
-    """L = -coefficient log pi, averaged over the tokens of correct responses.
+    """Likelihood of correct responses, averaged over their tokens. GPPO (2508.07629) Eq. 13; ERC.
 
-    GPPO (2508.07629) Eq. 13, in ERC (2512.05591) too.
+    L = -coefficient log pi. ERC (2512.05591) uses the term too.
 
     The weights select: a correct response has 1 / (tokens of all correct responses of the
     optimizer batch), any other 0. No correct response, no term. The paper's equation prints pi
@@ -28,7 +29,7 @@ class CorrectLikelihood(Auxiliary):
     Attributes:
         coefficient: alpha; 0.1.
         min_reward: a response is correct from this reward on, before shaping; the released code
-            asks for exactly 1.0.
+            requires exactly 1.0.
     """
 
     coefficient: float = 0.1

@@ -1,7 +1,8 @@
-"""Numbers of a frozen composition by dotted path: read one, or make a copy with others.
+"""Numbers of a frozen composition by dotted path: read one, or copy the composition with others.
 
-What it is: how a steered coefficient gets into an algorithm that never changes. What it is not: a
-way to change parts; only numbers are replaced, and every part on the way checks itself again.
+A steered coefficient gets into an algorithm that never changes through a copy. Runs in the driver,
+and in every rank that trains. Only numbers are replaced, never parts, and every part on the way to
+a number checks its own fields again.
 """
 
 from collections.abc import Mapping
@@ -12,10 +13,10 @@ RootT = TypeVar("RootT")
 
 
 def read(root: object, path: str) -> float:
-    """The number at `path`, such as `regularizers.kl.coefficient`.
+    """Return the number at `path`, such as `regularizers.kl.coefficient`.
 
     Raises:
-        ValueError: no number is there; lists what is.
+        ValueError: no number is at `path`; lists the names that are.
     """
     node = root
     for key in path.split("."):
@@ -26,7 +27,7 @@ def read(root: object, path: str) -> float:
 
 
 def replaced(root: RootT, values: Mapping[str, float]) -> RootT:
-    """A copy of `root` with other numbers at the given paths; itself where there are none."""
+    """Copy `root` with other numbers at the given paths; without any, return `root` itself."""
     for path, value in values.items():
         read(root, path)
         root = _replaced(root, path.split("."), value)

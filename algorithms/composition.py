@@ -1,7 +1,8 @@
 """Checks of a composition: kinds of parts, columns, shapes.
 
-What it is: what :class:`algorithms.algorithm.Algorithm` asks of its parts and of its batch. What it
-is not: checks of a part's own fields, see :mod:`algorithms.validation`. Shapes: [N].
+Everything that :class:`algorithms.algorithm.Algorithm` requires of its parts and of its batch. Runs
+wherever an algorithm is built or called. Checks of a part's own fields are in
+:mod:`algorithms.validation`. Shapes: [N].
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -19,14 +20,14 @@ PartT = TypeVar("PartT", bound=Part)
 
 
 def check_auxiliaries(auxiliaries: Iterable[str]) -> None:
-    """Raise where an auxiliary loss has the key of a loss that every algorithm has."""
+    """Raise ValueError where an auxiliary loss has the key of a loss that every algorithm has."""
     for reserved in ("policy", "value"):
         if reserved in auxiliaries:
             raise ValueError(f"auxiliaries key {reserved!r} is taken; choose another key")
 
 
 def check_bypass(bypass: bool, correction: Correction | None) -> None:
-    """Raise where the ratio pi_old / mu would be counted twice."""
+    """Raise ValueError where the ratio pi_old / mu would be counted twice."""
     if bypass and correction is not None:
         raise ValueError(
             f"bypass=True with correction={correction!r} counts pi_old / mu twice; "
@@ -35,7 +36,7 @@ def check_bypass(bypass: bool, correction: Correction | None) -> None:
 
 
 def check_reference(reference: ReferenceRule, parts: Iterable[Part]) -> None:
-    """Raise where the reference moves although no part reads it."""
+    """Raise ValueError where the reference moves although no part reads its log-probs."""
     if not reference.frozen and "ref_logprobs" not in union(parts):
         raise ValueError(
             f"reference={reference!r} has nothing to move: no part reads ref_logprobs; "
@@ -47,7 +48,7 @@ def check_reference(reference: ReferenceRule, parts: Iterable[Part]) -> None:
 def check_controllers(
     controllers: Mapping[str, Controller], start_of: Callable[[str], float]
 ) -> None:
-    """Raise where two controllers steer one coefficient, or one starts out of its bounds.
+    """Raise ValueError where two controllers steer one coefficient, or one starts out of bounds.
 
     Args:
         controllers: the controllers by key.
@@ -63,7 +64,7 @@ def check_controllers(
 
 
 def check_known(part: Part) -> None:
-    """Raise when a part declares a column that the vocabulary lacks."""
+    """Raise ValueError where a part declares a column that `COLUMNS` lacks."""
     unknown = part.columns - COLUMNS
     if unknown:
         raise ValueError(
@@ -73,7 +74,7 @@ def check_known(part: Part) -> None:
 
 
 def check_kind(name: str, part: object, kind: type[Part]) -> None:
-    """Raise unless `part` inherits `kind`."""
+    """Raise ValueError unless `part` inherits `kind`."""
     if not isinstance(part, kind):
         raise ValueError(
             f"{name}={part!r} is no {kind.__name__}; inherit algorithms.parts.{kind.__name__}"
@@ -81,7 +82,7 @@ def check_kind(name: str, part: object, kind: type[Part]) -> None:
 
 
 def plain_mapping(name: str, parts: Mapping[str, PartT], kind: type[PartT]) -> dict[str, PartT]:
-    """Copy a mapping of parts to a plain dict, or raise."""
+    """Copy a mapping of parts to a plain dict, or raise ValueError."""
     if not isinstance(parts, Mapping):
         raise ValueError(f"{name}={parts!r} is no mapping; give each part a key")
     plain = {str(key): part for key, part in parts.items()}
@@ -91,14 +92,14 @@ def plain_mapping(name: str, parts: Mapping[str, PartT], kind: type[PartT]) -> d
 
 
 def union(parts: Iterable[Part]) -> frozenset[str]:
-    """Columns that any of the parts reads."""
+    """Return the columns that any of the parts reads."""
     return frozenset().union(*(part.columns for part in parts))
 
 
 def check_columns(
     algorithm: str, columns: frozenset[str], inputs: LossInputs | CreditInputs
 ) -> None:
-    """Raise when the batch lacks a column that the algorithm reads."""
+    """Raise ValueError where the batch lacks a column that the algorithm reads."""
     missing = sorted(name for name in columns if getattr(inputs, name, None) is None)
     if missing:
         raise ValueError(
@@ -108,14 +109,14 @@ def check_columns(
 
 
 def check_finite_tensor(name: str, value: Tensor, remedy: str) -> None:
-    """Raise when any entry is NaN or infinite."""
+    """Raise ValueError where any entry is NaN or infinite."""
     bad = int((~torch.isfinite(value)).sum().item())
     if bad:
         raise ValueError(f"{name}: {bad} of {value.numel()} are not finite; {remedy}")
 
 
 def check_shape(name: str, value: Tensor, like: Tensor) -> None:
-    """Raise unless `value` has one entry per token."""
+    """Raise ValueError unless `value` has one entry per token."""
     if value.shape != like.shape:
         raise ValueError(
             f"{name} returned shape {tuple(value.shape)} for {tuple(like.shape)} tokens; "
@@ -124,6 +125,6 @@ def check_shape(name: str, value: Tensor, like: Tensor) -> None:
 
 
 def shaped(part: Part, value: Tensor, inputs: LossInputs) -> Tensor:
-    """Return a part's output [N], or raise on another shape."""
+    """Return a part's output [N], or raise ValueError on another shape."""
     check_shape(type(part).__name__, value, inputs.loss_mask)
     return value

@@ -1,8 +1,8 @@
 """Controllers: coefficients of an algorithm that follow a measured metric from step to step.
 
-What it is: pure updates (value, observation) -> value, each naming the coefficient it steers by its
-dotted path in the algorithm and the metric it reads. What it is not: a holder of state; the driver
-keeps the values, ships them with every step and checkpoints them.
+Pure updates (value, observation) -> value; each names the coefficient that it steers, by the dotted
+path in the algorithm, and the metric that it reads. Runs in the driver, once after every step.
+Keeps no state: the driver keeps the values, ships them with every step and checkpoints them.
 """
 
 from abc import abstractmethod
@@ -13,30 +13,31 @@ from algorithms.validation import check_at_least, check_finite, check_positive
 
 
 class Controller(Part):
-    """Steers one number of the algorithm. Asked once after every step."""
+    """Rule that steers one number of the algorithm, applied once after every step."""
 
     coefficient: str  # dotted path in the algorithm, such as regularizers.kl.coefficient
     metric: str  # of the algorithm's own metrics, such as policy/kl_ref_k3
 
     def check_start(self, value: float) -> None:
-        """Raise ValueError where the configured `value` is none to start from."""
+        """Raise ValueError where the steered number can't start from the configured `value`."""
         check_finite(self.coefficient, value)
 
     @abstractmethod
     def update(self, value: float, observed: float, num_samples: int) -> float:
-        """The coefficient after a step of `num_samples` responses that showed `observed`."""
+        """Return the next coefficient, after `num_samples` responses that measured `observed`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveCoefficient(Controller):
-    """c <- c (1 + clip(m / target - 1; -limit, limit) n / horizon). Ziegler (1909.08593) 2.2.
+    """Coefficient that keeps a metric at a target. Ziegler (1909.08593) 2.2.
 
-    Raises the coefficient where the metric lies above its target, as a penalty needs.
+    c <- c (1 + clip(m / target - 1; -limit, limit) n / horizon). Raises the coefficient where the
+    metric lies above its target, as a penalty needs.
 
     Attributes:
-        coefficient: what is steered.
-        metric: m, what is held. The paper's KL is a response's sum; `policy/kl_ref_k3` is a
-            token's mean.
+        coefficient: the number that is steered.
+        metric: m, the number that is held. The paper's KL is a response's sum; `policy/kl_ref_k3`
+            is a token's mean.
         target: value to hold.
         horizon: samples over which the error acts.
         limit: bound of the relative error.
@@ -54,7 +55,7 @@ class AdaptiveCoefficient(Controller):
         check_positive("limit", self.limit)
 
     def check_start(self, value: float) -> None:
-        """A factor leaves 0 at 0."""
+        """Raise ValueError unless `value` is above 0: a factor leaves 0 at 0."""
         check_finite(self.coefficient, value)
         if not value > 0:
             raise ValueError(
@@ -70,10 +71,12 @@ class AdaptiveCoefficient(Controller):
 
 @dataclass(frozen=True, kw_only=True)
 class EntropyTarget(Controller):
-    """c <- clip(c + step; 0, maximum) where m < target, clip(c - step; 0, maximum) elsewhere.
+    """Coefficient of an entropy bonus that keeps the entropy at a target. Skywork-OR1 (2505.22312).
 
-    Adaptive entropy control, Skywork-OR1 (2505.22312). Deviation: the paper also switches the bonus
-    off while the entropy is above its target; here it falls to 0 by steps.
+    c <- clip(c + step; 0, maximum) where m < target, clip(c - step; 0, maximum) elsewhere.
+
+    The paper's adaptive entropy control. Deviation: the paper also switches the bonus off while the
+    entropy is above its target; here it falls to 0 by steps.
 
     Attributes:
         coefficient: of an entropy bonus.
@@ -95,7 +98,7 @@ class EntropyTarget(Controller):
         check_positive("maximum", self.maximum)
 
     def check_start(self, value: float) -> None:
-        """A bonus is not negative and not above its bound."""
+        """Raise ValueError where `value` is negative, or above the bonus's upper bound."""
         check_at_least(self.coefficient, value, 0.0)
         if value > self.maximum:
             raise ValueError(

@@ -1,8 +1,8 @@
 """Sampler/trainer mismatch: factors on the policy loss from old versus rollout log-probs.
 
-What it is: truncated importance sampling, masks and sequence rejection between the trainer's old
-policy and the sampler mu, which differ by kernels, precision and weight versions. What it is not: a
-change of the PPO ratio, which stays pi / pi_old; with an unbounded factor f, f * w is pi / mu.
+Truncated importance sampling, masks and sequence rejection between the trainer's old policy and the
+sampler mu, which differ by kernels, precision and weight versions. Runs in the learner's ranks. Not
+a change of the PPO ratio, which stays pi / pi_old; with an unbounded factor f, f * w is pi / mu.
 
 Notation: d = log pi_old - log mu, rho = exp(d) with d clamped to +-20, all detached.
 DROPPED TOKENS (factor 0) STAY IN THE DENOMINATOR, as in TRL, OpenRLHF and slime: the denominator is
@@ -34,13 +34,13 @@ LEVELS = ("token", "sequence", "geometric")
 
 
 def mismatch(inputs: LossInputs) -> Tensor:
-    """The mismatch d = log pi_old - log mu [N], clamped to +-20, detached."""
+    """Compute the mismatch d = log pi_old - log mu [N], clamped to +-20, detached."""
     rollout = present("rollout_logprobs", inputs.rollout_logprobs)
     return clamped_log_ratio(inputs.old_logprobs, rollout).detach()
 
 
 def _reduced(values: Tensor, inputs: LossInputs, level: str) -> Tensor:
-    """Values [N] per token, or their sum or mean over the response, broadcast to its tokens."""
+    """Reduce values [N] by response (sum or mean, spread to its tokens), or keep them per token."""
     if level == "token":
         return values
     reduce = masked_sequence_sum if level == "sequence" else masked_sequence_mean
@@ -49,7 +49,7 @@ def _reduced(values: Tensor, inputs: LossInputs, level: str) -> Tensor:
 
 
 class MismatchCorrection(Correction):
-    """Base of the corrections here: the metrics of the mismatch they all report."""
+    """Base of the corrections here, with the metrics of the mismatch that all of them report."""
 
     columns = frozenset({"old_logprobs", "rollout_logprobs"})
 
@@ -68,7 +68,7 @@ class MismatchCorrection(Correction):
 
 @dataclass(frozen=True, kw_only=True)
 class TruncatedRatio(MismatchCorrection):
-    """f = clip(rho; low, high): truncated importance sampling (TIS).
+    """Truncated importance sampling (TIS): f = clip(rho; low, high).
 
     Attributes:
         level: token; sequence, exp(sum of d over the response); geometric, exp(mean of d).
@@ -92,7 +92,9 @@ class TruncatedRatio(MismatchCorrection):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedRatio(MismatchCorrection):
-    """f = ratio where low <= statistic <= high, else 0.
+    """Importance ratio that is kept inside an interval and dropped outside.
+
+    f = ratio where low <= statistic <= high, else 0.
 
     level      statistic          ratio            known as
     token      rho                rho              MIS token mask, IcePop (2510.18855) [0.5, 5]
@@ -123,9 +125,10 @@ class MaskedRatio(MismatchCorrection):
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceVeto(MismatchCorrection):
-    """f = 0 for a whole response with any token outside [low, high], else 1.
+    """Mask of whole responses by their worst token.
 
-    slime's veto is (1e-4, inf); SkyRL's outlier mask bounds both sides.
+    f = 0 for a response with any token outside [low, high], else 1. slime's veto is (1e-4, inf);
+    SkyRL's outlier mask bounds both sides.
 
     Attributes:
         low, high: closed interval that every trainable token's rho must lie in.
@@ -148,10 +151,11 @@ class SequenceVeto(MismatchCorrection):
 
 @dataclass(frozen=True, kw_only=True)
 class OffPolicySequenceMask(MismatchCorrection):
-    """f = 0 where A < 0 and mean over the response of (log mu - log pi) > delta, else 1.
+    """Mask of bad responses that the current policy has left: OPSM of DeepSeek-V3.2 (2512.02556).
 
-    OPSM of DeepSeek-V3.2 (2512.02556): a bad response that the CURRENT policy has left is not
-    pushed further. The one correction here that reads `logprobs`.
+    f = 0 where A < 0 and mean over the response of (log mu - log pi) > delta, else 1. A bad
+    response that the CURRENT policy has left is not pushed further. The one correction here that
+    reads `logprobs`.
 
     Attributes:
         delta: bound of the mean log-ratio.
@@ -172,7 +176,9 @@ class OffPolicySequenceMask(MismatchCorrection):
 
 @dataclass(frozen=True, kw_only=True)
 class DivergenceRejection(MismatchCorrection):
-    """f = 1 where low <= statistic of a divergence estimate <= high, else 0.
+    """Mask by an estimate of the divergence between old policy and sampler.
+
+    f = 1 where low <= statistic of a divergence estimate <= high, else 0.
 
     The estimate per token is k1 = -d, k2 = d^2 / 2 or k3 = exp(d) - 1 - d, in logarithms: k1 bounds
     are log-ratios of mu / pi_old. (verl writes k1 bounds as ratios, and bounds mu / pi_old where
@@ -217,9 +223,10 @@ class DivergenceRejection(MismatchCorrection):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbabilityMask(MismatchCorrection):
-    """f = rho where |pi_old - mu| <= eps, else 0: IPO, the default of prime-rl.
+    """Importance ratio masked by the difference of probabilities: IPO, the default of prime-rl.
 
-    A ratio treats a token of probability 1e-4 like one of 0.5; the difference does not.
+    f = rho where |pi_old - mu| <= eps, else 0. A ratio treats a token of probability 1e-4 like one
+    of 0.5; the difference does not.
 
     Attributes:
         eps: largest accepted difference of probabilities.
@@ -239,7 +246,7 @@ class ProbabilityMask(MismatchCorrection):
 
 @dataclass(frozen=True, kw_only=True)
 class Product(MismatchCorrection):
-    """f = product of the parts' factors, such as a truncated ratio and a veto.
+    """Product of the factors of several corrections, such as a truncated ratio and a veto.
 
     Two parts that both carry rho multiply it twice; combine one ratio with masks of 0 and 1.
 
@@ -258,7 +265,7 @@ class Product(MismatchCorrection):
 
     @property
     def columns(self) -> frozenset[str]:  # type: ignore[override]
-        """Those of the parts."""
+        """Columns of all the parts."""
         return union(self.parts.values())
 
     def __call__(self, inputs: LossInputs) -> Tensor:

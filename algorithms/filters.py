@@ -1,6 +1,6 @@
-"""Filters: which groups and which sequences train.
+"""Filters: the choice of groups and sequences that train.
 
-What it is: dynamic sampling and overlong filtering. What it is not: reward shaping, see
+Dynamic sampling and overlong filtering. Runs in the driver. Not reward shaping, see
 :mod:`algorithms.rewards`. Shapes: S sequences, G groups.
 """
 
@@ -16,7 +16,7 @@ from algorithms.segments import num_segments, segment_max
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicSampling(Filter):
-    """Keep the groups whose rewards differ. DAPO (2503.14476) Eq. 11.
+    """Filter that keeps the groups whose rewards differ. DAPO (2503.14476) Eq. 11.
 
     A group of equal rewards has no group-relative advantage. "Differ" is max > min, not a standard
     deviation above zero, which rounding can produce from equal rewards. The framework samples more
@@ -24,25 +24,26 @@ class DynamicSampling(Filter):
     """
 
     def keep_groups(self, rewards: Tensor, group_ids: Tensor) -> Tensor:
-        """`rewards` [S], `group_ids` [S] in 0..G-1 -> [G] bool."""
+        """Mark the groups to keep [G] bool, from `rewards` [S] and `group_ids` [S] in 0..G-1."""
         num = num_segments(group_ids)
         highest = segment_max(rewards, group_ids, num, -torch.inf)
         lowest = -segment_max(-rewards, group_ids, num, -torch.inf)
         return highest > lowest
 
     def settled(self, rewards: Tensor, num_left: int) -> bool:
-        """Two rewards that differ keep the group; equal ones decide nothing before the end."""
+        """Return True once two rewards differ; equal rewards decide nothing before the end."""
         return num_left == 0 or bool(rewards.max() > rewards.min())
 
 
 @dataclass(frozen=True, kw_only=True)
 class OverlongFilter(Filter):
-    """Truncated responses do not train. DAPO (2503.14476) section 3.4.
+    """Filter of truncated responses, which do not train. DAPO (2503.14476) section 3.4.
 
-    Their rewards still count in the group's statistics; their tokens leave the loss mask, and so
-    the token counts of the aggregation. Distinct from overlong SHAPING, which penalises length.
+    The rewards of truncated responses still count in the group's statistics; their tokens leave the
+    loss mask, and so the token counts of the aggregation. Distinct from overlong SHAPING, which
+    penalises length.
     """
 
     def trains(self, inputs: RewardInputs) -> Tensor:
-        """Return [S] bool."""
+        """Mark the sequences that were not truncated [S] bool."""
         return ~inputs.truncated

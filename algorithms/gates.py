@@ -1,7 +1,7 @@
-"""Gates: which tokens pass a gradient, over any policy loss.
+"""Gates: the choice of tokens that pass a gradient, over any policy loss.
 
-What it is: ERC. What it is not: the clip inside a loss; both must pass. A token that a gate stops
-keeps its loss value and its place in the denominator. Shapes: [N].
+Holds ERC. Runs in the learner's ranks. Not the clip inside a loss; both must pass. A token that a
+gate stops keeps its loss value and its place in the denominator. Shapes: [N].
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,9 @@ from algorithms.validation import check_at_least, check_positive, present
 
 @dataclass(frozen=True, kw_only=True)
 class EntropyRatioClip(Gate):
-    """Keep where 1-low < rho < 1+high, rho = (H(pi) + eps) / (H(pi_old) + eps). ERC (2512.05591).
+    """Gate by the ratio of entropies. ERC (2512.05591).
+
+    Keeps a token where 1-low < rho < 1+high, rho = (H(pi) + eps) / (H(pi_old) + eps).
 
     H is the full-vocabulary entropy at the token's position and the sampling temperature, in
     float32, both from the trainer. Strict comparisons; no gradient through rho. At the first
@@ -41,7 +43,7 @@ class EntropyRatioClip(Gate):
         check_positive("eps", self.eps)
 
     def _ratio(self, inputs: LossInputs) -> Tensor:
-        """The ratio rho [N], detached."""
+        """Compute the ratio rho [N], detached."""
         entropy = present("entropy", inputs.entropy).detach()
         old_entropy = present("old_entropy", inputs.old_entropy).detach()
         return (entropy + self.eps) / (old_entropy + self.eps)

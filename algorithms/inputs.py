@@ -1,7 +1,8 @@
-"""The vocabulary between the framework and an algorithm: plain frozen records of tensors.
+"""Vocabulary between the framework and an algorithm: plain frozen records of tensors.
 
-What it is: everything an algorithm may read and everything it returns. What it is not: a container
-with behaviour; no method here computes a loss. Data flows, in the order of one training step,
+Everything that an algorithm may read, and everything that it returns. Made and read in the driver
+(rewards, batch metadata) and in the ranks that train (credit, loss). No method here computes a
+loss. Data flows, in the order of one training step,
 
     RewardInputs -> (shaped rewards) -> CreditInputs -> Credit -> LossInputs -> TokenLoss
                                         BatchMetadata ------------> sequence weights
@@ -9,13 +10,8 @@ with behaviour; no method here computes a loss. Data flows, in the order of one 
 Shapes: N tokens, packed without padding; S sequences; G groups (siblings of one prompt).
 Columns are aligned to tokens: element i of `logprobs` is log p(token_i | tokens_<i).
 
-    >>> LossInputs(                                # two responses: 2 tokens, 1 token
-    ...     logprobs=tensor([-1.0, -0.5, -2.0]),
-    ...     old_logprobs=tensor([-1.1, -0.5, -1.9]),
-    ...     advantages=tensor([0.7, 0.7, -0.7]),
-    ...     loss_mask=tensor([True, True, True]),
-    ...     sequence_ids=tensor([0, 0, 1]),
-    ... )
+The worked examples follow one group of two responses through the step: tokens `[5 6 7]` and
+`[8 9]`, of which the first of each is the prompt; rewards 1 and 0.
 """
 
 from collections.abc import Mapping
@@ -44,10 +40,15 @@ COLUMNS: frozenset[str] = frozenset(
 class LossInputs:
     """One packed micro-batch. Whole sequences only: a sequence is never split over micro-batches.
 
+    Worked example (N = 5, S = 2):
+        logprobs      [ 0.0 -1.0 -0.5  0.0 -2.0]     loss_mask    [F T T F T]
+        old_logprobs  [ 0.0 -1.1 -0.5  0.0 -1.9]     sequence_ids [0 0 0 1 1]
+        advantages    [ 0.0  0.71 0.71 0.0 -0.71]    rewards      [1.0 0.0]
+
     Attributes:
         logprobs: [N] log pi_theta, float32, carries the gradient.
-        old_logprobs: [N] log pi_old, the policy that started the step, scored by the trainer. When
-            no part declares the column, pass `logprobs.detach()`.
+        old_logprobs: [N] log pi_old, the policy that started the step, computed by the trainer.
+            Where no part declares the column, pass `logprobs.detach()`.
         advantages: [N] credit of each token.
         loss_mask: [N] bool, True where the token trains.
         sequence_ids: [N] int64, sorted, 0..S-1.
@@ -80,7 +81,11 @@ class LossInputs:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CreditInputs:
-    """The whole step's batch, over all ranks: group and batch statistics are exact.
+    """Batch of the whole step, over all ranks: group and batch statistics are exact.
+
+    Worked example (N = 5, S = 2, G = 1):
+        shaped_rewards [1.0 0.0]      sequence_ids [0 0 0 1 1]
+        group_ids      [0 0]          loss_mask    [F T T F T]
 
     Attributes:
         shaped_rewards: [S] float32, after the algorithm's reward shaping.
@@ -102,7 +107,12 @@ class CreditInputs:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Credit:
-    """What every token earned.
+    """Advantages of all tokens, and the critic's targets.
+
+    Worked example, `GroupRelative()`: mean 0.5, unbiased deviation 0.71, so 0.5 / 0.71 = 0.71
+        advantages [0.0 0.71 0.71 0.0 -0.71]    returns None
+        metrics    {"credit/informative_groups_frac": 1.0, "credit/reward_group_std_mean": 0.71,
+                    "credit/advantage_max": 0.71, "credit/advantage_min": -0.71}
 
     Attributes:
         advantages: [N], zero where the token does not train.
@@ -117,7 +127,10 @@ class Credit:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardInputs:
-    """What reward shaping and sequence filters read.
+    """Scored sequences, as reward shaping and sequence filters read them.
+
+    Worked example (S = 2), the second response stopped by the length limit:
+        rewards [1.0 0.0]    response_lengths [2 1]    truncated [F T]
 
     Attributes:
         rewards: [S] float32, as scored.
@@ -133,6 +146,9 @@ class RewardInputs:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchMetadata:
     """Shape of ONE optimizer batch, over all ranks and micro-batches: the source of denominators.
+
+    Worked example (S = 2); `TokenMean()` makes sequence weights [1/3 1/3] of it:
+        lengths [2 1]    group_ids [0 0]    rewards [1.0 0.0]
 
     Attributes:
         lengths: [S] int64, trainable tokens of each sequence (`loss_mask.sum()`); 0 is allowed.
@@ -151,6 +167,10 @@ class TokenLoss:
 
     The training loss is the sum over terms and tokens of
     `loss_mask * terms[name] * sequence_weights[name][sequence_ids]`.
+
+    Worked example, `Reinforce()`, -A log pi; under weights [1/3 1/3] the training loss is -0.12:
+        terms   {"policy": [0.0 0.71 0.35 0.0 -1.41]}
+        metrics {"policy/ratio": [1.0 1.11 1.0 1.0 0.90], ...}
 
     Attributes:
         terms: name -> [N]; "policy", and one entry per part with a normaliser of its own.

@@ -1,7 +1,7 @@
 """KL estimators from the log-probs of the sampled token.
 
-What it is: k1, k2, k3 of KL(p || q) for samples of p, all [N]. What it is not: a choice of
-gradient; the same estimator has different gradients as a loss and as a reward, see
+k1, k2, k3 of KL(p || q) for samples of p, all [N]. Runs in the ranks that train. Not a choice of
+gradient: the same estimator has different gradients as a loss and as a reward, see
 :class:`algorithms.regularizers.ReferenceKL`. Schulman, "Approximating KL divergence" (2020).
 """
 
@@ -14,7 +14,7 @@ ESTIMATORS = ("k1", "k2", "k3", "abs")
 
 
 def check_estimator(name: str, value: str) -> None:
-    """Raise on an estimator that :func:`estimate` does not know."""
+    """Raise ValueError on an estimator that :func:`estimate` does not know."""
     check_choice(name, value, ESTIMATORS)
 
 

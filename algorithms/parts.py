@@ -1,8 +1,10 @@
-"""The kinds of parts an algorithm is made of: inherit one to write your own.
+"""Kinds of parts that an algorithm is made of: inherit one to write your own.
 
-What it is: abstract bases with the call each part answers. What it is not: a registry; the dotted
-path in YAML finds a class. A part is a frozen keyword-only dataclass that declares the `columns`
-it reads, checks its own fields in `__post_init__` and returns per-token values without reducing.
+Abstract bases, each with the call that its parts implement. Not a registry: the dotted path in YAML
+finds a class. A part is a frozen keyword-only dataclass that declares the `columns` it reads,
+checks its own fields in `__post_init__` and returns per-token values without reducing. Filters,
+shaping, aggregations, controllers and reference rules run in the driver, advantages in rank 0 of
+the learner, all others in the ranks that train.
 Shapes: N tokens of a packed micro-batch, S sequences, G groups.
 """
 
@@ -17,16 +19,16 @@ from algorithms.segments import num_segments
 
 
 class Part(ABC):  # noqa: B024 - its kinds have the abstract calls
-    """Base of all parts: the columns it reads beyond those that every batch carries."""
+    """Base of all parts: the columns that a part reads beyond those that every batch carries."""
 
     columns: frozenset[str] = frozenset()
 
 
 class TokenPart(Part):
-    """A part that sees a micro-batch and may report per-token metrics."""
+    """Part that reads a micro-batch and may report per-token metrics."""
 
     def metrics(self, inputs: LossInputs) -> Mapping[str, Tensor]:
-        """Flat name -> [N], detached."""
+        """Return flat name -> [N], detached."""
         del inputs
         return {}
 
@@ -42,7 +44,7 @@ class Advantage(Part):
 
 
 class PolicyLoss(TokenPart):
-    """The loss whose gradient is the policy gradient."""
+    """Loss whose gradient is the policy gradient."""
 
     on_policy_reinforce: bool = True  # at pi = pi_old, d loss / d logprobs == -advantage
     exact_gradient: bool = True  # False: a stop-gradient makes it no derivative of the value
@@ -53,7 +55,7 @@ class PolicyLoss(TokenPart):
 
 
 class Gate(TokenPart):
-    """Decides which tokens pass a gradient; the loss value is kept either way."""
+    """Choice of the tokens that pass a gradient; the loss value is kept either way."""
 
     @abstractmethod
     def __call__(self, inputs: LossInputs) -> Tensor:
@@ -61,7 +63,7 @@ class Gate(TokenPart):
 
 
 class Regularizer(TokenPart):
-    """A term added to the policy loss under the same aggregation, outside gates and corrections."""
+    """Term added to the policy loss under the same aggregation, outside gates and corrections."""
 
     entropy_gradient: bool = False  # True: `inputs.entropy` must carry a gradient
 
@@ -71,7 +73,7 @@ class Regularizer(TokenPart):
 
 
 class Auxiliary(TokenPart):
-    """A loss term with a denominator of its own."""
+    """Loss term with a denominator of its own."""
 
     @abstractmethod
     def __call__(self, inputs: LossInputs) -> Tensor:
@@ -91,7 +93,7 @@ class Correction(TokenPart):
 
 
 class Aggregation(Part):
-    """Turns token losses into one scalar by weights from global metadata."""
+    """Weights from global metadata that make token losses one scalar."""
 
     @abstractmethod
     def __call__(self, metadata: BatchMetadata) -> Tensor:
@@ -99,7 +101,7 @@ class Aggregation(Part):
 
 
 class ValueLoss(TokenPart):
-    """The critic's loss."""
+    """Loss of the critic."""
 
     @abstractmethod
     def __call__(self, inputs: LossInputs) -> Tensor:
@@ -107,7 +109,7 @@ class ValueLoss(TokenPart):
 
 
 class RewardShaping(Part):
-    """Changes rewards before credit assignment."""
+    """Change of rewards before credit assignment."""
 
     @abstractmethod
     def __call__(self, inputs: RewardInputs) -> Tensor:
@@ -115,18 +117,22 @@ class RewardShaping(Part):
 
 
 class Filter(Part):
-    """Chooses what trains: whole groups by their rewards, or single sequences."""
+    """Choice of what trains: whole groups by their rewards, or single sequences."""
 
     def keep_groups(self, rewards: Tensor, group_ids: Tensor) -> Tensor:
-        """`rewards` [S] before shaping, `group_ids` [S] in 0..G-1 -> [G] bool."""
+        """Mark the groups to keep [G] bool, from `rewards` [S] before shaping and `group_ids` [S].
+
+        Group ids are in 0..G-1.
+        """
         del rewards
         return torch.ones(num_segments(group_ids), dtype=torch.bool, device=group_ids.device)
 
     def settled(self, rewards: Tensor, num_left: int) -> bool:
-        """Whether the verdict on one group is the same whatever its other siblings bring.
+        """Return True where no reward to come can change the verdict on one group.
 
-        True is a promise about every number of them from 0 to `num_left`, and every reward. A
-        filter that chooses groups says so only at the end, unless it knows better.
+        True is a promise about every number of further siblings from 0 to `num_left`, and every
+        reward. A filter that chooses groups returns True only at the end, unless the filter
+        overrides this method.
 
         Args:
             rewards: [S] before shaping, of the siblings that are scored.

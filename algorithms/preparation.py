@@ -1,7 +1,7 @@
-"""What happens to a micro-batch before any part sees it, and what is reported about it.
+"""Preparation of a micro-batch before any part reads its columns, and metrics of the ratio.
 
-What it is: the stop-gradients and the neutral values under the mask, in one place, so that no part
-has to remember them. What it is not: a loss. Shapes: [N].
+Holds the stop-gradients and the neutral values under the mask, in one place, so that no part has to
+repeat them. Runs in the ranks that train. Not a loss. Shapes: [N].
 """
 
 import torch
@@ -48,7 +48,7 @@ def prepared(
 
 
 def ratio_metrics(inputs: LossInputs) -> dict[str, Tensor]:
-    """Metrics [N] of w = pi / pi_old, and of pi_old / pi_ref, that every algorithm reports."""
+    """Compute the metrics [N] of w = pi / pi_old and pi_old / pi_ref that all algorithms report."""
     log_ratio = policy_log_ratio(inputs).detach()
     ratio = log_ratio.exp()
     metrics = {

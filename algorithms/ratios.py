@@ -1,7 +1,7 @@
 """Probability ratios from log-probs, safe to exponentiate.
 
-What it is: the one place where log-ratios are clamped. What it is not: clipping, which belongs to
-the losses. Shapes: all tensors [N].
+The one place where log-ratios are clamped. Runs in the ranks that train. Not clipping, which
+belongs to the losses. Shapes: all tensors [N].
 """
 
 import torch
@@ -14,25 +14,25 @@ LOG_RATIO_LIMIT = 20.0
 
 
 def clamped_log_ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """`numerator - denominator` [N], clamped to +-20; no gradient outside."""
+    """Return `numerator - denominator` [N], clamped to +-20; no gradient outside."""
     return (numerator - denominator).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
 
 
 def policy_log_ratio(inputs: LossInputs) -> Tensor:
-    """The log-ratio ln w = log pi - log pi_old [N], with gradient, clamped to +-20."""
+    """Return the log-ratio ln w = log pi - log pi_old [N], with gradient, clamped to +-20."""
     return clamped_log_ratio(inputs.logprobs, inputs.old_logprobs)
 
 
 def policy_ratio(inputs: LossInputs) -> Tensor:
-    """The ratio w = pi / pi_old [N], with gradient."""
+    """Return the ratio w = pi / pi_old [N], with gradient."""
     return policy_log_ratio(inputs).exp()
 
 
 def straight_through_one(logprobs: Tensor) -> Tensor:
-    """The ratio pi / sg(pi) [N]: the value 1 with the gradient of log pi."""
+    """Return the ratio pi / sg(pi) [N]: the value 1 with the gradient of log pi."""
     return (logprobs - logprobs.detach()).exp()
 
 
 def as_float(mask: Tensor, like: Tensor) -> Tensor:
-    """Detached 0/1 metric [N] in the floating type of `like`."""
+    """Convert a mask to a detached 0/1 metric [N] in the floating type of `like`."""
     return torch.where(mask, 1.0, 0.0).to(like.dtype)

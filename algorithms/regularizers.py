@@ -1,7 +1,7 @@
 """Regularizers: terms under the policy loss's aggregation, outside gates and corrections.
 
-What it is: policy drift, KL to the reference, entropy bonus. What it is not: a term with its own
-denominator, see :mod:`algorithms.auxiliary`. Shapes: [N].
+Policy drift, KL to the reference, entropy bonus. Runs in the learner's ranks. A term with its own
+denominator is in :mod:`algorithms.auxiliary`. Shapes: [N].
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,9 @@ from algorithms.validation import check_at_least, check_finite, check_positive, 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyDrift(Regularizer):
-    """L = alpha sg(min(w - 1, cap)) log pi; g = alpha min(w - 1, cap). CPGD (2505.12504) Eq. 2.
+    """Policy drift: a capped penalty on leaving the old policy. CPGD (2505.12504) Eq. 2.
+
+    L = alpha sg(min(w - 1, cap)) log pi; g = alpha min(w - 1, cap).
 
     The gradient of alpha k3(w), an estimate of KL(pi_old || pi), truncated above. It is the
     GRADIENT that is capped, so the value means nothing; read `drift/kl_k3` instead. No lower cap:
@@ -55,7 +57,7 @@ class PolicyDrift(Regularizer):
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceKL(Regularizer):
-    """L = beta k(pi_ref / pi), a penalty on the distance to the reference.
+    """KL penalty on the distance to the reference: L = beta k(pi_ref / pi).
 
     k3 as GRPO uses it (2402.03300 Eq. 4): g = beta (1 - pi_ref / pi). On-policy its expectation
     is the gradient of KL(pi_ref || pi), the FORWARD divergence; off-policy it is neither.
@@ -89,7 +91,7 @@ class ReferenceKL(Regularizer):
 
     @property
     def columns(self) -> frozenset[str]:  # type: ignore[override]
-        """`ref_logprobs`, and `old_logprobs` when weighted."""
+        """Column `ref_logprobs`, and `old_logprobs` where the penalty is weighted."""
         names = {"ref_logprobs"} | ({"old_logprobs"} if self.importance != "none" else set())
         return frozenset(names)
 
@@ -112,7 +114,7 @@ class ReferenceKL(Regularizer):
 
 @dataclass(frozen=True, kw_only=True)
 class EntropyBonus(Regularizer):
-    """L = -coefficient H(pi), the full-vocabulary entropy of the current policy.
+    """Bonus on the full-vocabulary entropy of the current policy: L = -coefficient H(pi).
 
     Attributes:
         coefficient: positive to keep the policy random, negative to sharpen it.

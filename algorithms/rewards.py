@@ -1,7 +1,7 @@
-"""Reward shaping: functions from scored rewards to the rewards that credit sees.
+"""Reward shaping: functions from scored rewards to the rewards that credit reads.
 
-What it is: length-dependent and range-dependent changes of a scalar reward per sequence. What it is
-not: a scorer of text. Shapes: S sequences.
+Length-dependent and range-dependent changes of a scalar reward per sequence. Runs in the driver.
+Not a scorer of text. Shapes: S sequences.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,9 @@ from algorithms.validation import check_at_least, check_ordered, check_positive
 
 @dataclass(frozen=True, kw_only=True)
 class OverlongPenalty(RewardShaping):
-    """R += min(-(len - (max_length - buffer)) / buffer * factor, 0). DAPO (2503.14476) Eq. 13.
+    """Linear penalty on responses near the length limit. DAPO (2503.14476) Eq. 13.
+
+    R += min(-(len - (max_length - buffer)) / buffer * factor, 0).
 
     Zero up to `max_length - buffer`, then linear down to `-factor` at `max_length` and beyond. A
     budget that is no longer than the buffer has no room for a ramp: nothing is penalised.
@@ -51,7 +53,7 @@ class OverlongPenalty(RewardShaping):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipReward(RewardShaping):
-    """R = clip(R; low, high)."""
+    """Bounds on the reward: R = clip(R; low, high)."""
 
     low: float = -10.0
     high: float = 10.0
@@ -66,7 +68,7 @@ class ClipReward(RewardShaping):
 
 @dataclass(frozen=True, kw_only=True)
 class TruncationReward(RewardShaping):
-    """R = value for truncated responses, whatever the scorer said."""
+    """Fixed reward of truncated responses: R = value, whatever the scorer returned."""
 
     value: float = 0.0
 

@@ -1,7 +1,7 @@
-"""The critic's regression loss.
+"""Regression loss of the critic.
 
-What it is: squared error with PPO's value clipping. What it is not: GAE, which makes the targets.
-Shapes: [N].
+Squared error with PPO's value clipping. Runs in the critic's ranks. Not GAE, which makes the
+targets. Shapes: [N].
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,9 @@ from algorithms.validation import check_positive, present
 
 @dataclass(frozen=True, kw_only=True)
 class ClippedValue(ValueLoss):
-    """L = 0.5 max((V - ret)^2, (clip(V; V_old - clip, V_old + clip) - ret)^2).
+    """Squared error of the values, with PPO's value clipping.
+
+    L = 0.5 max((V - ret)^2, (clip(V; V_old - clip, V_old + clip) - ret)^2).
 
     Attributes:
         clip: half-width; 0.5 verl, 0.2 OpenRLHF, `inf` for the plain squared error.

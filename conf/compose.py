@@ -1,15 +1,16 @@
-"""From overrides to a checked configuration: Hydra composes, the schema types, we explain.
+"""Composition of a checked configuration from overrides: Hydra composes, the schema types.
 
 `compose` returns the resolved Hydra config (for printing, saving and `instantiate`) and the typed
 `TrainConfig` built from it. Every fault is a `ConfigError` with one message: an unknown key or
-group member comes with the nearest valid name.
+group member comes with the nearest valid name. Runs in the driver and in every command. Starts
+nothing and builds none of the objects that the configuration names.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 from hydra import compose as hydra_compose
@@ -22,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from conf.duplicates import check_duplicates, searched_folders
 from conf.precision import resolve_dtypes
 from conf.schema import TrainConfig
+from conf.suggestions import dotted_keys, explain_key, explain_member
 
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 # `${share:8,${rollout.tensor_parallel_size}}`: how many engines so many GPUs hold, at least one.
@@ -31,7 +33,7 @@ OmegaConf.register_new_resolver(
 
 
 class ConfigError(ValueError):
-    """A configuration that can't run; the message names the key, the value and the remedy."""
+    """Fault of a configuration that can't run; the message names key, value and remedy."""
 
 
 def compose(
@@ -55,15 +57,16 @@ def compose(
             sources = config.hydra.runtime.config_sources
             OmegaConf.set_struct(config, False)
             del config["hydra"]
-            OmegaConf.resolve(config)
+            # Plain, so that the schema sees what `+key=` added to a typed section.
+            plain = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(_explain(error)) from error
+            raise ConfigError(_explain(error, arguments)) from error
     try:
         folders = searched_folders([(source.path, source.schema) for source in sources])
-        check_duplicates(folders, config.algorithm.get("name"))
+        check_duplicates(folders, plain.algorithm.get("name"))
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return complete(config)
+    return complete(plain)
 
 
 def complete(config: DictConfig | ListConfig) -> tuple[DictConfig, TrainConfig]:
@@ -84,25 +87,19 @@ def complete(config: DictConfig | ListConfig) -> tuple[DictConfig, TrainConfig]:
     return cast(DictConfig, merged), typed
 
 
-def _explain(error: Exception) -> str:
-    """The innermost reason, with the nearest valid key where one is missing."""
+def _explain(error: Exception, overrides: Sequence[str] = ()) -> str:
+    """Return the innermost reason, with the nearest valid name where one is missing."""
     reason: BaseException = error
     while reason.__cause__ is not None:
         reason = reason.__cause__
-    text = _first_line(error if _names_group(str(error)) else reason)
     key = _missing_key(reason) or _missing_key(error)
     if key is not None:
-        text = f"unknown key {key!r}"
-        close = difflib.get_close_matches(key, list(_known_keys()), n=1, cutoff=0.5)
-        text += f"; did you mean {close[0]!r}?" if close else "; see conf/schema for all keys"
-    elif (group := re.search(r"Could not find '([^']+)'", str(error))) is not None:
-        options = re.findall(r"^\t(\S+)$", str(error), flags=re.MULTILINE)
+        return explain_key(key, _groups() if "/" in key else _known_keys(overrides, key))
+    if (group := re.search(r"Could not find '([^']+)'", str(error))) is not None:
+        members = re.findall(r"^\t(\S+)$", str(error), flags=re.MULTILINE)
         folder, _, member = group.group(1).rpartition("/")
-        close = difflib.get_close_matches(member, options, n=1, cutoff=0.4)
-        text = f"unknown {folder} {member!r}"
-        text += f"; did you mean {close[0]!r}?" if close else ""
-        text += f" Available: {', '.join(options)}" if options else ""
-    return text
+        return explain_member(folder, member, members)
+    return _first_line(error if _names_group(str(error)) else reason)
 
 
 def _names_group(text: str) -> bool:
@@ -122,14 +119,23 @@ def _missing_key(error: BaseException) -> str | None:
     return found.group(1) if found else None
 
 
-def _known_keys() -> Iterator[str]:
-    """Dotted names of every key of the schema."""
+def _known_keys(overrides: Sequence[str], wrong: str) -> list[str]:
+    """Return the dotted keys of what the overrides compose without those of the wrong key.
 
-    def walk(node: DictConfig, prefix: str) -> Iterator[str]:
-        for key in node:
-            name = f"{prefix}{key!s}"
-            yield name
-            if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
-                yield from walk(node[key], f"{name}.")
+    Called while Hydra is initialised. Where the other overrides don't compose either, the keys are
+    those of the schema, which has none below `algorithm` and other nodes with a `_target_`.
+    """
+    right = [text for text in overrides if not text.lstrip("+~").startswith(wrong)]
+    try:
+        config = hydra_compose("train", overrides=right) if overrides else None
+    except (HydraException, OmegaConfBaseException):
+        config = None
+    tree = OmegaConf.to_container(config or OmegaConf.structured(TrainConfig), resolve=False)
+    return list(dotted_keys(cast(dict[str, object], tree)))
 
-    yield from walk(OmegaConf.structured(TrainConfig), "")
+
+def _groups() -> list[str]:
+    """Return the names of this package's groups, such as `algorithm/gate`."""
+    here = Path(__file__).resolve().parent
+    folders = {path.parent.relative_to(here) for path in here.rglob("*.yaml")}
+    return sorted(str(folder.as_posix()) for folder in folders if folder != Path())

@@ -1,7 +1,8 @@
-"""Two files for one choice: refused, because Hydra takes the first it finds and says nothing.
+"""Two files for one choice: refused, because Hydra takes the first it finds and reports nothing.
 
 Folders in, one ConfigError-ready message out. The folders are those that Hydra searched: this
-package, and whatever `--config-dir` or `hydra.searchpath` added.
+package, and whatever `--config-dir` or `hydra.searchpath` added. Runs in the driver, while the
+configuration is composed. Reads no more of a file than its name and its `name:` line.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ NAME = re.compile(r"^name:\s*['\"]?([^'\"\s#]+)", re.MULTILINE)
 
 
 def searched_folders(sources: Sequence[tuple[str, str]]) -> list[Path]:
-    """Folders of (path, schema) pairs as Hydra reports its configuration sources, in its order."""
+    """List the folders of (path, schema) pairs, as Hydra lists its configuration sources."""
     here = Path(__file__).resolve().parent
     found = []
     for path, schema in sources:

@@ -38,6 +38,16 @@ class SetupError(Exception):
     """What is wrong with this machine and what to do about it, in one message."""
 
 
+def check_paths(*paths):
+    """Raise SetupError where a path has a character that ends a word or an entry of a list."""
+    for path in paths:
+        if any(character.isspace() or character == os.pathsep for character in path):
+            raise SetupError(
+                f"{path!r} has a space or a {os.pathsep!r} in it, and tools that Ballast starts "
+                "fail there: move the clone to a path without them"
+            )
+
+
 def check_interpreter():
     """Raises SetupError unless this interpreter can build and hold the environment."""
     if not OLDEST <= sys.version_info[:2] < FIRST_UNSUPPORTED:
@@ -237,6 +247,7 @@ def main():
     options = parser.parse_args()
     start = time.time()
     try:
+        check_paths(ROOT, os.path.abspath(options.venv))
         check_interpreter()
         environment = Environment(
             options.venv, options.hardware or hardware(), not options.no_project

@@ -45,7 +45,11 @@ from orchestrator.telemetry.run_log import RunLog
 from orchestrator.telemetry.span_collector import SpanCollector
 from orchestrator.telemetry.trace_file import TraceFile
 from orchestrator.trainer import Trainer
+from workers.calls import bind
 from workers.data.random_state import RandomGenerators
+from workers.learner.policy_worker import PolicyWorker
+from workers.learner.rank_worker import RankWorker
+from workers.worker_group import WorkerGroup
 
 
 def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
@@ -170,10 +174,10 @@ def _trainer(
     limit_s = config.cluster.timeouts.start_s
     critic = None
     if roles.critic is not None:
-        shape = roles.critic.workers.call_first("shape", timeout_s=limit_s)
+        shape = roles.critic.workers.call_first(bind(RankWorker.shape), timeout_s=limit_s)
         cost = SequenceCost.of_model(**shape)
         critic = Critic(group=roles.critic, algorithm=algorithm, config=config, cost=cost)
-    shape = roles.learner.workers.call_first("shape", timeout_s=limit_s)
+    shape = roles.learner.workers.call_first(bind(RankWorker.shape), timeout_s=limit_s)
     return Trainer(
         config=config,
         algorithm=algorithm,
@@ -191,7 +195,7 @@ def _trainer(
 
 def _rank_keepers(config: TrainConfig, algorithm: Algorithm, roles: Roles) -> dict[str, Keeper]:
     """Name the roles whose ranks write into a checkpoint."""
-    groups = {"learner": roles.learner.workers}
+    groups: dict[str, WorkerGroup[RankWorker]] = {"learner": roles.learner.workers}
     if roles.critic is not None:
         groups["critic"] = roles.critic.workers
     if roles.reference is not None and not algorithm.reference.frozen:
@@ -205,7 +209,7 @@ def _export(config: TrainConfig, roles: Roles, run_dir: Path) -> Path:
     final, draft = run_dir / "final", run_dir / "final.partial"
     shutil.rmtree(draft, ignore_errors=True)
     limit_s = config.cluster.timeouts.checkpoint_s
-    roles.learner.workers.call("export", str(draft), timeout_s=limit_s)
+    roles.learner.workers.call(bind(PolicyWorker.export, str(draft)), timeout_s=limit_s)
     shutil.rmtree(final, ignore_errors=True)
     draft.rename(final)
     return final

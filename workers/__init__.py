@@ -1,4 +1,4 @@
-"""The roles of a run and the engines they own: rollout, reward, learner, reference."""
+"""Run every process of a run except the driver, and define the records that processes exchange."""
 
 import os
 import sys

@@ -1,9 +1,11 @@
-"""What a worker is doing and since when: the vocabulary of time accounting, and its recording.
+"""Record the activity of a worker over time: the vocabulary of time accounting, and its log.
 
-Every worker keeps a `SpanLog`, two dictionary updates per call or sample, which the driver empties
-once per step (`span_collector.py`). At any moment a worker counts as doing one thing, the first of
-`ACTIVITIES` that is going on, so its spans never overlap. Times are seconds of the wall clock,
-which processes on one node share and nodes agree on as far as they keep time.
+Every worker process keeps a `SpanLog`, which costs two dictionary updates per call or sample; the
+driver empties the log once per step (`orchestrator/telemetry/span_collector.py`). At any moment a
+worker counts as doing one thing, the first of `ACTIVITIES` that is going on, so its spans never
+overlap. Times are seconds of the wall clock, which is one clock for all processes on a node; clocks
+of different nodes agree as far as the nodes keep time. Nothing is interpreted here: that is
+`orchestrator/telemetry/accounting.py`.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ Activity = Literal[
 ]
 ACTIVITIES: tuple[Activity, ...] = get_args(Activity)
 
-MAX_SPANS = 50_000  # kept while nobody asks; the oldest go
+MAX_SPANS = 50_000  # kept between two collections; beyond that the oldest are removed
 MAX_LEVELS = 128  # points of a level's curve between two collections
 FINEST_S = 0.01  # between two of them
 
@@ -41,7 +43,8 @@ FINEST_S = 0.01  # between two of them
 class Span:
     """One activity without a break, [begin_s, end_s) on the wall clock.
 
-    Example: Span(activity="learn", begin_s=1763719200.25, end_s=1763719201.5)
+    Example:
+        Span(activity="learn", begin_s=1763719200.25, end_s=1763719201.5)
     """
 
     activity: Activity
@@ -51,13 +54,24 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timeline:
-    """What one worker did since it was last asked.
+    """Spans of one worker since the last collection.
+
+    Example, an engine that sampled with up to two requests and then waited for a reward:
+        Timeline(
+            role="rollout",
+            index=0,
+            spans=(
+                Span(activity="generate", begin_s=1763719200.0, end_s=1763719202.5),
+                Span(activity="wait_for_reward", begin_s=1763719202.5, end_s=1763719202.75),
+            ),
+            levels=((1763719200.0, 2), (1763719201.5, 1), (1763719202.5, 0)),
+        )
 
     Attributes:
         role: rollout, reward, learner, reference, critic or driver.
         index: of the engine, worker or rank.
         spans: in order, without overlap.
-        levels: (time in s, samples with the engine) where that count changed, thinned.
+        levels: (time in s, samples with the engine) at each change of that number, thinned.
     """
 
     role: str
@@ -70,7 +84,7 @@ Recorded = tuple[tuple[Span, ...], tuple[tuple[float, int], ...]]  # spans, leve
 
 
 class SpanLog:
-    """Records one worker's spans, and how many samples are with its engine.
+    """Log of one worker's spans, and of the number of samples with its engine.
 
     Args:
         now: the wall clock, in seconds.
@@ -87,7 +101,7 @@ class SpanLog:
 
     @contextmanager
     def doing(self, activity: Activity) -> Iterator[None]:
-        """Whatever runs inside is `activity`; several may, at the same time."""
+        """Count the time inside the block as `activity`; several blocks may be open at once."""
         self._change(activity, 1)
         try:
             yield
@@ -95,7 +109,11 @@ class SpanLog:
             self._change(activity, -1)
 
     def take(self) -> Recorded:
-        """Spans and levels since the last call; what is going on is cut here and goes on."""
+        """Return the spans and levels since the last call.
+
+        An activity that is going on is cut at this moment: the first part is returned now, the rest
+        by the next call.
+        """
         now = self._now()
         self._end_span(now)
         if self._levels or self._going_on["generate"]:
@@ -131,6 +149,13 @@ class SpanLog:
             self._spacing_s *= 2
 
 
+class SpanReporter(Protocol):
+    """A worker that the driver collects spans from."""
+
+    def take_spans(self) -> Recorded:
+        """Return what the worker did since the last call."""
+
+
 class HasSpans(Protocol):
     """A worker that keeps a log."""
 
@@ -145,7 +170,7 @@ R = TypeVar("R")
 def recorded(
     activity: Activity,
 ) -> Callable[[Callable[Concatenate[W, P], R]], Callable[Concatenate[W, P], R]]:
-    """Calls of the decorated method are `activity` in its worker's `spans`."""
+    """Count every call of the decorated method as `activity` in the `spans` of its worker."""
 
     def decorate(method: Callable[Concatenate[W, P], R]) -> Callable[Concatenate[W, P], R]:
         @wraps(method)

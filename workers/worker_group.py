@@ -1,22 +1,31 @@
 """Ray actors of one role, called together, with a time limit and a name on every call.
 
-This is where remote calls are made: a group starts its actors in the bundles of a placement group,
-fans a method out to all ranks, and turns what Ray raises into one error that names the role, the
-ranks and the call. It knows nothing of what the methods do.
+All remote calls of actors are made here, for the driver and for workers that call others: a group
+starts its actors in the bundles of a placement group, fans a call (`calls.py`) out to all ranks,
+and turns what Ray raises into one error that names the role, the ranks and the method. The module
+knows nothing of what the methods do.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import ray
 import ray.exceptions
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from workers.calls import Call
+
+W_co = TypeVar("W_co", covariant=True)  # a group of a class is a group of its bases
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 class EngineDiedError(RuntimeError):
@@ -45,16 +54,16 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
-class Pending:
+class Pending(Generic[R_co]):
     """Calls in flight; `result` waits for all of them."""
 
     role: str
     method: str
-    refs: Sequence[Any]
+    refs: Sequence[Awaitable[R_co]]
     timeout_s: float
     ranks: Sequence[int] = ()  # of the calls, where these are not their positions
 
-    def result(self) -> list[Any]:
+    def result(self) -> list[R_co]:
         """Answers in rank order.
 
         What one rank raises is raised at once: the others may be waiting for it in a collective.
@@ -74,15 +83,15 @@ class Pending:
                     "cluster.timeouts"
                 )
             self._raise_failure(ready[0])
-        return list(ray.get(list(self.refs)))
+        return list(ray.get(list(self.refs))) if self.refs else []
 
-    def survivors(self) -> dict[int, Any]:
+    def survivors(self) -> dict[int, R_co]:
         """Answers by rank of those whose process lives.
 
         Raises:
             WorkerError: when a living rank failed or does not answer in time.
         """
-        answers: dict[int, Any] = {}
+        answers: dict[int, R_co] = {}
         for rank, ref in self._by_rank():
             one = Pending(self.role, self.method, [ref], self.timeout_s, [rank])
             try:
@@ -92,12 +101,12 @@ class Pending:
                     raise
         return answers
 
-    def ready(self) -> bool:
-        """Whether `result` would return, or raise, at once."""
-        done, _ = ray.wait(list(self.refs), num_returns=len(self.refs), timeout=0)
+    def ready(self, *, wait_s: float = 0.0) -> bool:
+        """Return True if `result` would return, or raise, at once; waits `wait_s` for that."""
+        done, _ = ray.wait(list(self.refs), num_returns=len(self.refs), timeout=wait_s)
         return len(done) == len(self.refs)
 
-    def _by_rank(self) -> list[tuple[int, Any]]:
+    def _by_rank(self) -> list[tuple[int, Awaitable[R_co]]]:
         return list(zip(self.ranks or range(len(self.refs)), self.refs, strict=True))
 
     def _raise_failure(self, ref: Any) -> None:
@@ -112,8 +121,8 @@ class Pending:
             raise WorkerError(f"{who}: the process died: {error}") from error
 
 
-class WorkerGroup:
-    """The processes of one role, in rank order.
+class WorkerGroup(Generic[W_co]):
+    """The processes of one role, in rank order; each is a worker of class `W_co`.
 
     Args:
         role: what errors call them.
@@ -137,7 +146,7 @@ class WorkerGroup:
     def __getitem__(self, rank: int) -> Any:
         return self._members[rank]
 
-    def only(self, ranks: Iterable[int]) -> WorkerGroup:
+    def only(self, ranks: Iterable[int]) -> WorkerGroup[W_co]:
         """A group of some of these processes, under the same ranks."""
         return WorkerGroup(self.role, {rank: self._members[rank] for rank in ranks})
 
@@ -153,7 +162,7 @@ class WorkerGroup:
     def launch(
         cls,
         role: str,
-        actor_class: type,
+        actor_class: type[W_co],
         *,
         num_workers: int = 0,
         ranks: Sequence[int] | None = None,
@@ -163,7 +172,7 @@ class WorkerGroup:
         max_concurrency: int = 1,
         restarts: bool = False,
         retries: int = 0,
-    ) -> WorkerGroup:
+    ) -> WorkerGroup[W_co]:
         """Start actors; rank r gets `arguments(r)` and the environment `env(r)`.
 
         Ranks are 0 to `num_workers` - 1 unless `ranks` names them.
@@ -192,39 +201,64 @@ class WorkerGroup:
     def __len__(self) -> int:
         return len(self._members)
 
-    def start(self, method: str, *args: Any, timeout_s: float, **kwargs: Any) -> Pending:
+    def send(self, rank: int, call: Call[W_co, R]) -> Awaitable[R]:
+        """Call one rank; return a reference to its answer, for which the caller sets the limit."""
+        method = getattr(self._members[rank], call.method)
+        reference: Awaitable[R] = method.remote(*call.args, **call.kwargs)
+        return reference
+
+    def send_pair(
+        self, rank: int, call: Call[W_co, tuple[A, B]]
+    ) -> tuple[Awaitable[A], Awaitable[B]]:
+        """Call one rank; return a reference to each of the two values that it answers."""
+        method = getattr(self._members[rank], call.method).options(num_returns=2)
+        first, second = method.remote(*call.args, **call.kwargs)
+        return first, second
+
+    def start(self, call: Call[W_co, R], *, timeout_s: float) -> Pending[R]:
         """Call every rank with the same arguments and do not wait."""
-        refs = [getattr(handle, method).remote(*args, **kwargs) for handle in self.handles]
+        return self.start_each([call] * len(self), timeout_s=timeout_s)
+
+    def start_each(self, calls: Sequence[Call[W_co, R]], *, timeout_s: float) -> Pending[R]:
+        """Call every rank with its own arguments, in the order of `ranks`, and do not wait."""
+        refs = [self.send(rank, call) for rank, call in zip(self.ranks, calls, strict=True)]
+        return self._pending(calls, refs, timeout_s)
+
+    def start_pairs(
+        self, calls: Sequence[Call[W_co, tuple[A, B]]], *, timeout_s: float
+    ) -> tuple[list[Awaitable[A]], Pending[B]]:
+        """Call every rank with its own arguments, for answers of two values, and do not wait.
+
+        Returns:
+            References to the first values, which stay in the object store, and the second values.
+        """
+        pairs = [self.send_pair(rank, call) for rank, call in zip(self.ranks, calls, strict=True)]
+        seconds = self._pending(calls, [second for _, second in pairs], timeout_s)
+        return [first for first, _ in pairs], seconds
+
+    def _pending(
+        self, calls: Sequence[Call[Any, Any]], refs: Sequence[Awaitable[R]], timeout_s: float
+    ) -> Pending[R]:
+        method = calls[0].method if calls else "nothing"  # a group may be empty
         return Pending(self.role, method, refs, timeout_s, self.ranks)
 
-    def start_each(
-        self, method: str, first: Sequence[Any], *args: Any, timeout_s: float
-    ) -> Pending:
-        """Call rank r with `first[r]` and then the shared `args`."""
-        refs = [
-            getattr(handle, method).remote(own, *args)
-            for handle, own in zip(self.handles, first, strict=True)
-        ]
-        return Pending(self.role, method, refs, timeout_s, self.ranks)
-
-    def call(self, method: str, *args: Any, timeout_s: float, **kwargs: Any) -> list[Any]:
-        """Call every rank and wait for all answers."""
-        return self.start(method, *args, timeout_s=timeout_s, **kwargs).result()
-
-    def start_one(self, rank: int, method: str, *args: Any, timeout_s: float) -> Pending:
+    def start_one(self, rank: int, call: Call[W_co, R], *, timeout_s: float) -> Pending[R]:
         """Call one rank and do not wait."""
-        ref = getattr(self._members[rank], method).remote(*args)
-        return Pending(self.role, method, [ref], timeout_s, [rank])
+        return Pending(self.role, call.method, [self.send(rank, call)], timeout_s, [rank])
 
-    def call_first(self, method: str, *args: Any, timeout_s: float) -> Any:
+    def call(self, call: Call[W_co, R], *, timeout_s: float) -> list[R]:
+        """Call every rank and wait for all answers."""
+        return self.start(call, timeout_s=timeout_s).result()
+
+    def call_first(self, call: Call[W_co, R], *, timeout_s: float) -> R:
         """Call rank 0 alone."""
-        return self.start_one(0, method, *args, timeout_s=timeout_s).result()[0]
+        return self.start_one(0, call, timeout_s=timeout_s).result()[0]
 
     def put(self, value: Any) -> Any:
         """A reference that many calls can be given: what is behind it is sent once a node."""
         return ray.put(value)
 
-    def ready(self, refs: Sequence[Any], *, timeout_s: float) -> list[Any]:
+    def ready(self, refs: Sequence[Awaitable[R]], *, timeout_s: float) -> list[Awaitable[R]]:
         """Those of several calls that have answered; waits for the first, `timeout_s` at most."""
         first, waiting = ray.wait(list(refs), num_returns=1, timeout=timeout_s)
         if not first or not waiting:
@@ -232,18 +266,19 @@ class WorkerGroup:
         more, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
         return [*first, *more]
 
-    def answer(self, ref: Any) -> Any:
-        """What a call answered, or raised."""
-        return ray.get(ref)
+    def answer(self, ref: Awaitable[R]) -> R:
+        """Return what a call answered, or raise what it raised."""
+        answered: R = ray.get(ref)
+        return answered
 
     def kill(self, rank: int) -> None:
         """End a process that may hang; one that was launched with `restarts` comes back."""
         ray.kill(self._members[rank], no_restart=False)
 
-    def stop(self, *, method: str | None = None, timeout_s: float = 20.0) -> None:
-        """End the processes, after a last call if one is named; never raises."""
-        if method is not None:
+    def stop(self, *, last: Call[W_co, object] | None = None, timeout_s: float = 20.0) -> None:
+        """End the processes, after a last call if one is given; never raises."""
+        if last is not None:
             with contextlib.suppress(WorkerError, ray.exceptions.RayError):
-                self.call(method, timeout_s=timeout_s)
+                self.call(last, timeout_s=timeout_s)
         for handle in self.handles:
             ray.kill(handle)

@@ -1,1 +1,1 @@
-"""Credit assignment: rewards of the whole step's batch to an advantage per token."""
+"""Credit assignment: from the rewards of the whole step's batch to one advantage per token."""

@@ -1,7 +1,8 @@
 """Advantages that are one number per response.
 
-What it is: raw rewards, batch and group baselines, leave-one-out. What it is not: token-level
-returns or a critic, see :mod:`algorithms.advantages.returns`. Shapes: N tokens, S sequences.
+Raw rewards, batch and group baselines, leave-one-out. Runs in rank 0 of the learner. Token-level
+returns and the use of a critic are in :mod:`algorithms.advantages.returns`.
+Shapes: N tokens, S sequences.
 """
 
 from dataclasses import dataclass
@@ -27,7 +28,9 @@ WEIGHTINGS = ("equal", "std", "clip_filter")
 
 @dataclass(frozen=True, kw_only=True)
 class GroupRelative(Advantage):
-    """A = omega (R - mean of the group). GRPO (2402.03300) Eq. 3; CPGD (2505.12504) section 4.2.
+    """Group-relative advantage. GRPO (2402.03300) Eq. 3; CPGD (2505.12504) section 4.2.
+
+    A = omega (R - mean of the group).
 
     weighting  omega                                          known as
     std        1 / (std of the group + eps)                   GRPO, DAPO, CPGD "STD weight"
@@ -61,7 +64,7 @@ class GroupRelative(Advantage):
         check_whitening(self.whiten)
 
     def _weight(self, statistics: GroupStatistics) -> Tensor:
-        """The factor omega [S]."""
+        """Return the factor omega [S]."""
         if self.weighting == "std":
             return 1.0 / (statistics.std + self.eps)
         weight = 1.0
@@ -82,9 +85,10 @@ class GroupRelative(Advantage):
 
 @dataclass(frozen=True, kw_only=True)
 class LeaveOneOut(Advantage):
-    """A_k = R_k - mean of the other responses = G / (G - 1) (R_k - mean). RLOO (2402.14740).
+    """Leave-one-out advantage. RLOO (2402.14740).
 
-    A group of one response gets 0.
+    A_k = R_k - mean of the other responses = G / (G - 1) (R_k - mean). A group of one response gets
+    0.
 
     Attributes:
         whiten: none, population or unbiased, over all trainable tokens of the batch.
@@ -108,7 +112,9 @@ class LeaveOneOut(Advantage):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchRelative(Advantage):
-    """A = R - b with b the mean reward of the batch, or 0. Works with one response per prompt.
+    """Batch-relative advantage, which works with one response per prompt.
+
+    A = R - b with b the mean reward of the batch, or 0.
 
     Attributes:
         baseline: mean (RPG's batch baseline), or none (plain REINFORCE; CPGD's ablation "raw

@@ -1,8 +1,8 @@
 """Token-level credit: REINFORCE++ and generalised advantage estimation.
 
-What it is: returns over the trainable tokens of each response, as a scan without a loop over time.
-What it is not: a critic; `values` come from outside. Tokens that do not train (tool outputs) are
-not part of the time axis: the next step of a token is the next trainable one.
+Computes returns over the trainable tokens of each response, as a scan without a loop over time.
+Runs in rank 0 of the learner. Not a critic: `values` come from outside. Tokens that do not train
+(tool outputs) are not part of the time axis: the next step of a token is the next trainable one.
 Shapes: N tokens, M <= N trainable tokens, S sequences.
 """
 
@@ -32,7 +32,7 @@ from algorithms.validation import (
 
 
 def last_of_segment(ids: Tensor) -> Tensor:
-    """True [M] at the last element of each run of equal `ids` [M]."""
+    """Return True [M] at the last element of each run of equal `ids` [M]."""
     last = torch.ones_like(ids, dtype=torch.bool)
     last[:-1] = ids[1:] != ids[:-1]
     return last
@@ -41,7 +41,7 @@ def last_of_segment(ids: Tensor) -> Tensor:
 def token_rewards(
     inputs: CreditInputs, rewards: Tensor, coefficient: float, estimator: str
 ) -> tuple[Tensor, float]:
-    """Rewards of the trainable tokens [M] and the mean penalty.
+    """Return the rewards of the trainable tokens [M] and the mean penalty.
 
     r_t = R on the last trainable token, minus `coefficient` * KL estimate(pi_old, ref) everywhere.
     """
@@ -58,7 +58,7 @@ def token_rewards(
 
 
 def kl_columns(coefficient: float) -> frozenset[str]:
-    """Columns of the KL in the reward; none without one."""
+    """Return the columns that a KL in the reward reads; none where its coefficient is 0."""
     return frozenset({"old_logprobs", "ref_logprobs"}) if coefficient else frozenset()
 
 
@@ -97,7 +97,7 @@ class ReinforcePlusPlus(Advantage):
 
     @property
     def columns(self) -> frozenset[str]:  # type: ignore[override]
-        """The KL's, when it is in the reward."""
+        """Columns of the KL, where the reward has one."""
         return kl_columns(self.kl_coefficient)
 
     @property
@@ -122,9 +122,10 @@ class ReinforcePlusPlus(Advantage):
 
 @dataclass(frozen=True, kw_only=True)
 class GeneralizedAdvantage(Advantage):
-    """A_t = delta_t + gamma lam A_{t+1}, delta_t = r_t + gamma V_{t+1} - V_t. GAE (1506.02438).
+    """Generalised advantage estimate. GAE (1506.02438).
 
-    V after the last token is 0. Returns are A + V, before whitening.
+    A_t = delta_t + gamma lam A_{t+1}, delta_t = r_t + gamma V_{t+1} - V_t. V after the last token
+    is 0. Returns are A + V, before whitening.
 
     Attributes:
         gamma: discount; 1.
@@ -153,7 +154,7 @@ class GeneralizedAdvantage(Advantage):
 
     @property
     def columns(self) -> frozenset[str]:  # type: ignore[override]
-        """`values`, and the KL's when it is in the reward."""
+        """Column `values`, and those of the KL where the reward has one."""
         return frozenset({"values"}) | kl_columns(self.kl_coefficient)
 
     def __call__(self, inputs: CreditInputs) -> Credit:

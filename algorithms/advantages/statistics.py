@@ -1,7 +1,7 @@
 """Group and batch statistics that advantages share.
 
-What it is: means, deviations and whitening with the definitions spelled out. What it is not: a
-choice between them. Shapes: N tokens, S sequences, G groups.
+Computes means, deviations and whitening, with each definition spelled out; which of them to use is
+the advantage's choice. Runs in rank 0 of the learner. Shapes: N tokens, S sequences, G groups.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class GroupStatistics:
 
 
 def group_statistics(rewards: Tensor, group_ids: Tensor, *, unbiased: bool) -> GroupStatistics:
-    """Two-pass statistics of `rewards` [S] within `group_ids` [S], any labels."""
+    """Compute two-pass statistics of `rewards` [S] within `group_ids` [S], any labels."""
     labels, group = torch.unique(group_ids, return_inverse=True)
     num = labels.numel()
     size = segment_sum(torch.ones_like(rewards), group, num)  # [G]
@@ -59,15 +59,15 @@ def group_statistics(rewards: Tensor, group_ids: Tensor, *, unbiased: bool) -> G
 
 
 def check_whitening(value: str) -> None:
-    """Raise on an unknown `whiten`."""
+    """Raise ValueError on an unknown `whiten`."""
     check_choice("whiten", value, WHITENINGS)
 
 
 def whiten(values: Tensor, mask: Tensor, kind: str, eps: float = 1e-8) -> Tensor:
-    """(v - mean) / sqrt(var + eps) over the trainable tokens of the batch -> [N].
+    """Standardise `values` over the trainable tokens of the batch -> [N].
 
-    "population" divides squares by n (OpenRLHF), "unbiased" by n - 1 (verl). Fewer than two tokens
-    have no deviation and become 0.
+    (v - mean) / sqrt(var + eps): "population" divides squares by n (OpenRLHF), "unbiased" by n - 1
+    (verl). Fewer than two tokens have no deviation and become 0.
     """
     if kind == "none":
         return values
@@ -81,12 +81,12 @@ def whiten(values: Tensor, mask: Tensor, kind: str, eps: float = 1e-8) -> Tensor
 
 
 def broadcast(sequence_values: Tensor, inputs: CreditInputs) -> Tensor:
-    """Value per sequence [S] -> value per token [N], 0 where the token does not train."""
+    """Spread one value per sequence [S] over tokens [N]; 0 where the token does not train."""
     return torch.where(inputs.loss_mask, sequence_values[inputs.sequence_ids], 0.0)
 
 
 def outcome_metrics(statistics: GroupStatistics) -> dict[str, float]:
-    """Scalars that every advantage reports about its groups."""
+    """Return the scalars that every advantage reports about its groups."""
     spread = statistics.std.mean().item() if statistics.std.numel() else 0.0
     informative = statistics.num_informative / max(statistics.num_groups, 1)
     return {

@@ -1,4 +1,4 @@
-"""The conformance kit: what every algorithm must satisfy, runnable on your own."""
+"""Conformance kit: properties that every algorithm must have, runnable on your own algorithm."""
 
 from algorithms.conformance.report import Report, Row
 from algorithms.conformance.runner import check, run

@@ -1,7 +1,7 @@
 """Small random batches with every column filled in.
 
-What it is: inputs for checks and tests. What it is not: realistic text. Shapes: N tokens packed,
-S sequences, G groups.
+Inputs for checks and tests. Runs in the process of `ballast check-algorithm`, of a dry run or of a
+test. Not realistic text. Shapes: N tokens packed, S sequences, G groups.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def random_inputs(
     spread: float = 0.3,
     dtype: torch.dtype = torch.float64,
 ) -> LossInputs:
-    """A micro-batch: `lengths` trainable tokens per sequence behind `PROMPT` masked ones each.
+    """Make a micro-batch: `lengths` trainable tokens a sequence, behind `PROMPT` masked ones each.
 
     `spread` is the scale of ln w; advantages are constant within a sequence.
     """
@@ -62,7 +62,7 @@ def random_inputs(
 
 
 def metadata_of(inputs: LossInputs, num_sequences: int, group_size: int = 2) -> BatchMetadata:
-    """Metadata of a batch that is one micro-batch; siblings are neighbours."""
+    """Make the metadata of a batch that is one micro-batch; siblings lie next to each other."""
     lengths = torch.zeros(num_sequences, dtype=torch.int64)
     lengths.index_add_(0, inputs.sequence_ids, inputs.loss_mask.to(torch.int64))
     rewards = inputs.rewards if inputs.rewards is not None else torch.zeros(num_sequences)
@@ -76,7 +76,7 @@ def metadata_of(inputs: LossInputs, num_sequences: int, group_size: int = 2) -> 
 def credit_inputs(
     lengths: Sequence[int] = LENGTHS, *, rewards: Tensor | None = None, group_size: int = 2
 ) -> CreditInputs:
-    """A step's batch with the columns of :func:`random_inputs`."""
+    """Make a step's batch with the columns of :func:`random_inputs`."""
     inputs = random_inputs(lengths)
     num = len(lengths)
     chosen = rewards if rewards is not None else (torch.arange(num) % 3 == 0).double()
@@ -94,7 +94,7 @@ def credit_inputs(
 
 
 def select_sequences(inputs: LossInputs, order: Sequence[int]) -> LossInputs:
-    """The sequences `order` of a batch, in that order, as a batch of their own."""
+    """Select the sequences `order` of a batch, in that order, as a batch of their own."""
     wanted = [torch.nonzero(inputs.sequence_ids == index).flatten() for index in order]
     rows = torch.cat(wanted)
     columns: dict[str, Tensor | None] = {}
@@ -109,7 +109,7 @@ def select_sequences(inputs: LossInputs, order: Sequence[int]) -> LossInputs:
 
 
 def total_loss(algorithm: Algorithm, inputs: LossInputs, weights: dict[str, Tensor]) -> Tensor:
-    """The framework's reduction, with `weights` [S] of this micro-batch's sequences -> []."""
+    """Reduce losses as the framework does, with `weights` [S] of the batch's sequences -> []."""
     terms = algorithm.token_loss(inputs).terms
     total = inputs.logprobs.new_zeros(())
     for name, term in terms.items():
@@ -119,7 +119,7 @@ def total_loss(algorithm: Algorithm, inputs: LossInputs, weights: dict[str, Tens
 
 
 def gradient(algorithm: Algorithm, inputs: LossInputs) -> Tensor:
-    """d (sum of unreduced policy loss) / d logprobs [N]."""
+    """Compute d (sum of unreduced policy loss) / d logprobs [N]."""
     loss = algorithm.token_loss(inputs).terms["policy"].sum()
     if not loss.requires_grad:
         return torch.zeros_like(inputs.logprobs)

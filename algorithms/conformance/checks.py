@@ -1,7 +1,8 @@
-"""The checks of the conformance kit: one function per property, raising on a violation.
+"""Checks of the conformance kit: one function per property, raising on a violation.
 
-What it is: properties that must hold for any algorithm, shipped or not. What it is not: a proof
-that a loss is the paper's. Each function returns what it saw, or raises `CheckFailed`.
+Properties that must hold for any algorithm, shipped or not. Runs in the process of
+`ballast check-algorithm`, or of a test. Not a proof that a loss is the paper's. Each function
+returns what it measured, or raises `CheckFailed`.
 """
 
 import pickle
@@ -31,7 +32,7 @@ TOLERANCE = 1e-10
 
 
 class CheckFailed(Exception):  # noqa: N818 - a verdict, not an error of the kit
-    """The algorithm violates the property; the message says how."""
+    """Violation of a property by the algorithm; the message describes it."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -40,9 +41,11 @@ def require(condition: bool, message: str) -> None:
         raise CheckFailed(message)
 
 
-def _close(found: Tensor, expected: Tensor, what: str) -> str:
+def _close(found: Tensor, expected: Tensor, fault: str) -> str:
     worst = float((found - expected).abs().max().item()) if found.numel() else 0.0
-    require(worst <= TOLERANCE * (1.0 + float(expected.abs().max().item())), f"{what}: {worst:.3g}")
+    require(
+        worst <= TOLERANCE * (1.0 + float(expected.abs().max().item())), f"{fault}: {worst:.3g}"
+    )
     return f"largest difference {worst:.1e}"
 
 
@@ -54,7 +57,7 @@ def _weights(algorithm: Algorithm, inputs: LossInputs) -> dict[str, Tensor]:
 
 
 def _total_gradient(algorithm: Algorithm, inputs: LossInputs) -> Tensor:
-    """d total loss / d logprobs [N], zeros when nothing trains."""
+    """Compute d total loss / d logprobs [N], zeros where nothing trains."""
     total = total_loss(algorithm, inputs, _weights(algorithm, inputs))
     if not total.requires_grad:
         return torch.zeros_like(inputs.logprobs)
@@ -63,14 +66,14 @@ def _total_gradient(algorithm: Algorithm, inputs: LossInputs) -> Tensor:
 
 
 def log_line(algorithm: Algorithm) -> str:
-    """It pickles to an equal record and its repr is one line."""
+    """Check that a pickled copy equals the algorithm, and that its repr is one line."""
     require(pickle.loads(pickle.dumps(algorithm)) == algorithm, "a pickled copy differs")
     require("\n" not in repr(algorithm), "its repr has several lines")
     return f"{len(repr(algorithm))} characters"
 
 
 def _reads(part: TokenPart | Advantage, inputs: LossInputs | CreditInputs) -> set[str]:
-    """Columns that a part touches when called, metrics included."""
+    """Record the columns that a part touches when called, metrics included."""
     seen: set[str] = set()
 
     class Recording(type(inputs)):  # type: ignore[misc]
@@ -89,7 +92,7 @@ def _reads(part: TokenPart | Advantage, inputs: LossInputs | CreditInputs) -> se
 
 
 def columns(algorithm: Algorithm) -> str:
-    """Every part reads the columns it declares, and no other."""
+    """Check that every part reads the columns it declares, and no other."""
     parts: Iterable[TokenPart | Advantage] = algorithm.trained_parts()
     for part in parts:
         inputs: LossInputs | CreditInputs = (
@@ -102,7 +105,7 @@ def columns(algorithm: Algorithm) -> str:
 
 
 def finite_on_edges(algorithm: Algorithm) -> str:
-    """Gradients are finite where masks are empty and ratios are extreme."""
+    """Check that gradients are finite where masks are empty and ratios are extreme."""
     base = random_inputs()
     far = torch.linspace(-80.0, 80.0, base.loss_mask.numel(), dtype=torch.float64)
     nan = torch.full_like(far, torch.nan)
@@ -127,7 +130,10 @@ def finite_on_edges(algorithm: Algorithm) -> str:
 
 
 def credit_on_edges(algorithm: Algorithm) -> str:
-    """Advantages are finite and masked for equal rewards, groups of one and truncated responses."""
+    """Check that advantages are finite and masked on edge cases.
+
+    Equal rewards, groups of one and truncated responses.
+    """
     num = len(LENGTHS)
     cases = {
         "equal rewards": credit_inputs(rewards=torch.full((num,), 0.1, dtype=torch.float64)),
@@ -154,7 +160,10 @@ def credit_on_edges(algorithm: Algorithm) -> str:
 
 
 def central_differences(algorithm: Algorithm) -> str:
-    """Autograd of the policy loss is the derivative of its value, unless it declares otherwise."""
+    """Check that autograd of the policy loss is the derivative of the loss's value.
+
+    A loss that declares `exact_gradient = False` passes.
+    """
     loss = algorithm.policy_loss
     if not loss.exact_gradient:
         return "declares stop-gradients (exact_gradient = False)"
@@ -178,7 +187,7 @@ def central_differences(algorithm: Algorithm) -> str:
 
 
 def invariance(algorithm: Algorithm) -> str:
-    """The batch gradient ignores micro-batches, ranks, the order of sequences and padding."""
+    """Check that the gradient ignores micro-batches, ranks, the order of sequences and padding."""
     inputs = random_inputs()
     weights, whole = _weights(algorithm, inputs), _total_gradient(algorithm, inputs)
     detail = ""
@@ -198,7 +207,7 @@ def invariance(algorithm: Algorithm) -> str:
 
 
 def stop_gradients(algorithm: Algorithm) -> str:
-    """Nothing but the current policy receives a gradient."""
+    """Check that nothing but the current policy receives a gradient."""
     inputs = random_inputs()
     leaves: dict[str, Tensor] = {}
     for item in fields(inputs):
@@ -216,7 +225,7 @@ def stop_gradients(algorithm: Algorithm) -> str:
 
 
 def gates_keep_values(algorithm: Algorithm) -> str:
-    """Gates change gradients, never loss values."""
+    """Check that gates change gradients, never loss values."""
     inputs = random_inputs()
     gated = algorithm.token_loss(inputs).terms["policy"]
     free = replace(algorithm, gates={}).token_loss(inputs).terms["policy"]
@@ -225,7 +234,7 @@ def gates_keep_values(algorithm: Algorithm) -> str:
 
 
 def on_policy(algorithm: Algorithm) -> str:
-    """At pi = pi_old = mu the policy loss is REINFORCE, where it claims so."""
+    """Check that the policy loss is REINFORCE at pi = pi_old = mu, where the loss claims so."""
     loss = algorithm.policy_loss
     if not loss.on_policy_reinforce:
         return "does not claim it (on_policy_reinforce = False)"
@@ -238,7 +247,7 @@ def on_policy(algorithm: Algorithm) -> str:
 
 
 def learning(algorithm: Algorithm) -> str:
-    """It raises the exact expected reward of a small task from 0.25 to above 0.5."""
+    """Check that training raises the expected reward of a small task from 0.25 to above 0.5."""
     curve = train(algorithm)
     seen = f"reward {curve.before:.2f} -> {curve.after:.2f}"
     require(curve.after > 0.5, f"{seen}, short of 0.5")

@@ -1,7 +1,8 @@
 """A task small enough to enumerate, on which every algorithm must learn.
 
-What it is: tabular policy over 3 tokens of 4 symbols, 8 prompts with a target each, reward = the
-fraction of tokens that match. What it is not: a language model; the expected reward is exact.
+Tabular policy over 3 tokens of 4 symbols, 8 prompts with a target each, reward = the fraction of
+tokens that match. Runs in the process of `ballast check-algorithm`, or of a test. Not a language
+model: the expected reward is exact.
 Shapes: P prompts, K responses per prompt, S = P K sequences, T tokens, N = S T, V symbols.
 """
 
@@ -25,7 +26,7 @@ class Curve:
 
 
 def expected_reward(logits: Tensor, targets: Tensor) -> float:
-    """Mean probability of the target token under `logits` [P, T, V]."""
+    """Return the mean probability of the target token under `logits` [P, T, V]."""
     chosen = logits.softmax(-1).gather(-1, targets[..., None])
     return float(chosen.mean().item())
 
@@ -51,7 +52,7 @@ def train(
 
 
 class _Rollout:
-    """One sampled batch with its credit; `loss` is that of the current policy on it."""
+    """Sampled batch with its credit; `loss` is that of the current policy on the batch."""
 
     def __init__(
         self,
@@ -95,17 +96,17 @@ class _Rollout:
         )
 
     def _score(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probs of the sampled tokens and entropies, both [N]."""
+        """Compute log-probs of the sampled tokens and entropies, both [N]."""
         table = logits.log_softmax(-1)[self.group_ids].reshape(-1, SYMBOLS)  # [N, V]
         chosen = table.gather(-1, self.tokens[:, None]).squeeze(-1)
         return chosen, -(table.exp() * table).sum(-1)
 
     def _values(self, critic: Tensor) -> Tensor:
-        """Critic outputs [N]."""
+        """Return the critic's outputs [N]."""
         return critic[self.group_ids].reshape(-1)
 
     def loss(self, logits: Tensor, critic: Tensor) -> Tensor:
-        """Policy loss plus the critic's, reduced as the framework reduces."""
+        """Compute the policy loss plus the critic's, reduced as the framework reduces."""
         logprobs, entropy = self._score(logits)
         inputs = LossInputs(
             logprobs=logprobs,

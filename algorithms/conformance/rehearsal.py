@@ -1,8 +1,8 @@
-"""One small batch through an algorithm before anything starts: what would raise later raises now.
+"""One small batch through an algorithm before a run starts: later faults raise here.
 
-What it is: the first fault a run would meet (a part that returns the wrong shape, an advantage that
-is not finite) and the names of what the algorithm reports. What it is not: a proof of anything; the
-checks of this package are.
+Finds the first fault that a run would meet (a part that returns the wrong shape, an advantage that
+is not finite) and the names of the metrics that the algorithm reports. Runs in the driver, as part
+of the plan. Not a proof of anything; the checks of this package are.
 """
 
 import difflib
@@ -14,7 +14,7 @@ from algorithms.conformance.batches import credit_inputs, metadata_of, random_in
 
 
 def rehearse(algorithm: Algorithm) -> frozenset[str]:
-    """Credit, loss and weights of a random batch; names of all that is measured on the way.
+    """Compute credit, loss and weights of a random batch; return the names of all its metrics.
 
     Raises:
         ValueError: what a part's output or a controller's metric lacks.

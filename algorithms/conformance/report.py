@@ -1,11 +1,14 @@
-"""The result of a conformance run, as rows and as a table."""
+"""Result of a conformance run, as rows and as a table.
+
+Runs in the process of `ballast check-algorithm`, or of a test. Checks nothing and prints nothing.
+"""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One check: what was asked, whether it held, and what was seen."""
+    """Result of one check: its name, the verdict, and the measured detail or the fault."""
 
     name: str
     passed: bool
@@ -14,18 +17,18 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """All checks of one algorithm."""
+    """Results of all checks of one algorithm."""
 
     algorithm: str
     rows: tuple[Row, ...]
 
     @property
     def passed(self) -> bool:
-        """True when every row passed."""
+        """True where every row passed."""
         return all(row.passed for row in self.rows)
 
     def table(self) -> str:
-        """The rows as aligned text, a verdict last."""
+        """Render the rows as aligned text, with a verdict as the last line."""
         width = max((len(row.name) for row in self.rows), default=0)
         lines = [
             f"{'pass' if row.passed else 'FAIL'}  {row.name:<{width}}  {row.detail}"

@@ -1,6 +1,6 @@
-"""Runs every check on an algorithm and collects the verdicts.
+"""Runner of every check on one algorithm.
 
-What it is: the body of `ballast check-algorithm`. What it is not: a command line.
+Holds the body of `ballast check-algorithm`, and runs in its process. Not a command line.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,10 @@ CHECKS: dict[str, Callable[[Algorithm], str]] = {
 
 
 def check(algorithm: Algorithm) -> list[Row]:
-    """One row per check. An exception inside an algorithm is a failed row, not an error."""
+    """Run every check; return one row each.
+
+    An exception inside an algorithm is a failed row, not an error.
+    """
     rows = []
     for name, function in CHECKS.items():
         try:
@@ -36,5 +39,5 @@ def check(algorithm: Algorithm) -> list[Row]:
 
 
 def run(algorithm: Algorithm) -> Report:
-    """All checks, as a report with a `table()` and a verdict."""
+    """Run all checks; return a report with a `table()` and a verdict."""
     return Report(algorithm=repr(algorithm), rows=tuple(check(algorithm)))

@@ -1,7 +1,7 @@
 """PPO-style clipped ratios and the plain policy gradient.
 
-What it is: PPO, dual clip, GRPO, DAPO (one class, different bounds) and REINFORCE. What it is not:
-the clipping of log-ratios, which is :mod:`algorithms.policy_losses.cpgd`.
+PPO, dual clip, GRPO, DAPO (one class, different bounds) and REINFORCE. Runs in the learner's ranks.
+The clipping of log-ratios is :mod:`algorithms.policy_losses.cpgd`.
 Notation: w = pi / pi_old, A = advantage, g = d loss / d log pi. Shapes: [N].
 """
 
@@ -31,7 +31,7 @@ def check_clip(clip_low: float, clip_high: float, dual_clip: float | None) -> No
 def clipped_weight(
     ratio: Tensor, advantages: Tensor, low: float, high: float, dual_clip: float | None
 ) -> Tensor:
-    """The factor F [N] of the PPO objective F * A: the pessimistic side of the clip only.
+    """Return the factor F [N] of the PPO objective F * A: the pessimistic side of the clip only.
 
     A > 0: min(w, high). A <= 0: max(w, low), and at most `dual_clip`.
     """
@@ -42,7 +42,7 @@ def clipped_weight(
 def clip_metrics(
     ratio: Tensor, advantages: Tensor, low: float, high: float, dual_clip: float | None
 ) -> Mapping[str, Tensor]:
-    """Where the gradient is cut: above, below, and by the dual clip, each [N] of 0/1."""
+    """Mark where the gradient is cut: above, below, and by the dual clip, each [N] of 0/1."""
     above = (advantages > 0) & (ratio > high)
     below = (advantages < 0) & (ratio < low)
     metrics = {
@@ -57,11 +57,12 @@ def clip_metrics(
 
 @dataclass(frozen=True, kw_only=True)
 class ClippedRatio(PolicyLoss):
-    """L = -min(w A, clip(w; 1-low, 1+high) A); for A < 0 also at least -dual_clip A.
+    """Clipped PPO objective, with an optional dual clip. PPO (1707.06347) Eq. 7.
 
+    L = -min(w A, clip(w; 1-low, 1+high) A); for A < 0 also at least -dual_clip A.
     g = -w A, and 0 where (A > 0, w > 1+high), (A < 0, w < 1-low) or (A < 0, w > dual_clip).
-    PPO (1707.06347) Eq. 7; dual clip (1912.09729); DAPO (2503.14476) Eq. 10 with
-    high > low ("clip-higher"). TRL's `delta` is this dual clip.
+    Dual clip (1912.09729); DAPO (2503.14476) Eq. 10 with high > low ("clip-higher"). TRL's `delta`
+    is this dual clip.
 
     Attributes:
         clip_low: distance of the lower bound from 1.
@@ -93,7 +94,9 @@ class ClippedRatio(PolicyLoss):
 
 @dataclass(frozen=True, kw_only=True)
 class Reinforce(PolicyLoss):
-    """L = -A log pi; g = -A. With `importance_cap` C: L = -sg(min(w, C)) A log pi.
+    """Plain policy gradient, with an optional importance weight.
+
+    L = -A log pi; g = -A. With `importance_cap` C: L = -sg(min(w, C)) A log pi.
 
     REINFORCE, GPG (2504.02546), and CPGD's ablation "PG". In bypass mode (`bypass=true` on the
     algorithm) w = pi / mu, and the cap makes the estimator the truncated importance sampler.
@@ -106,7 +109,7 @@ class Reinforce(PolicyLoss):
 
     @property
     def exact_gradient(self) -> bool:  # type: ignore[override]
-        """The importance weight is detached."""
+        """False with an importance weight, which is detached."""
         return self.importance_cap is None
 
     def __post_init__(self) -> None:
@@ -115,7 +118,7 @@ class Reinforce(PolicyLoss):
 
     @property
     def columns(self) -> frozenset[str]:  # type: ignore[override]
-        """`old_logprobs` when an importance weight is asked for."""
+        """Column `old_logprobs` where an importance weight is configured; none elsewhere."""
         return frozenset() if self.importance_cap is None else frozenset({"old_logprobs"})
 
     def __call__(self, inputs: LossInputs) -> Tensor:

@@ -1,8 +1,8 @@
 """CPGD, Clipped Policy Gradient Optimization with Policy Drift (2505.12504).
 
-What it is: the clipped policy gradient on LOG-ratios. What it is not: the drift penalty, which is
-:class:`algorithms.regularizers.PolicyDrift` and is added outside every gate, nor the advantage
-weightings, which are :class:`algorithms.advantages.GroupRelative`.
+The clipped policy gradient on LOG-ratios. Runs in the learner's ranks. The drift penalty is
+:class:`algorithms.regularizers.PolicyDrift`, added outside every gate; the advantage weightings are
+:class:`algorithms.advantages.GroupRelative`.
 Notation: w = pi / pi_old, A = advantage, g = d loss / d log pi. Shapes: [N].
 """
 
@@ -22,8 +22,9 @@ from algorithms.validation import check_at_least, check_fraction, present
 
 @dataclass(frozen=True, kw_only=True)
 class ClippedLogRatio(PolicyLoss):
-    """L = -min(ln w A, clip(ln w; ln(1-low), ln(1+high)) A). CPGD (2505.12504) Eq. 2.
+    """Policy gradient with a clipped log-ratio. CPGD (2505.12504) Eq. 2.
 
+    L = -min(ln w A, clip(ln w; ln(1-low), ln(1+high)) A).
     g = -A, and 0 where (A > 0, w > 1+high) or (A < 0, w < 1-low). No ratio multiplies A: at the
     edge of the clip PPO pushes 1+high times harder (Prop. 1).
 
@@ -51,12 +52,12 @@ class ClippedLogRatio(PolicyLoss):
 
     @property
     def columns(self) -> frozenset[str]:  # type: ignore[override]
-        """`old_logprobs`, and `epoch_logprobs` for the multi-epoch correction."""
+        """Column `old_logprobs`, and `epoch_logprobs` for the multi-epoch correction."""
         names = {"old_logprobs"} | ({"epoch_logprobs"} if self.epoch_correction else set())
         return frozenset(names)
 
     def _bounds(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
-        """Log-ratio bounds, [] or [N]."""
+        """Compute the log-ratio bounds (low, high), each [] or [N]."""
         scale = inputs.logprobs.new_ones(())
         if self.schedule < 1.0:
             index, length = response_position(inputs.loss_mask, inputs.sequence_ids)
@@ -71,7 +72,7 @@ class ClippedLogRatio(PolicyLoss):
         return low, high
 
     def _advantages(self, inputs: LossInputs) -> Tensor:
-        """A [N], corrected for the pass over the batch if asked for."""
+        """Return A [N], corrected for the pass over the batch where `epoch_correction` is set."""
         if not self.epoch_correction:
             return inputs.advantages
         epoch = present("epoch_logprobs", inputs.epoch_logprobs)

@@ -1,7 +1,8 @@
 """GPPO and CE-GPPO: clipping that keeps a gradient for clipped tokens.
 
-What it is: Klear-Reasoner's GPPO (2508.07629) and its generalisation CE-GPPO (2509.20712). What it
-is not: truncation of every ratio, which is CISPO. Notation: w = pi / pi_old. Shapes: [N].
+Klear-Reasoner's GPPO (2508.07629) and its generalisation CE-GPPO (2509.20712). Runs in the
+learner's ranks. Not the truncation of every ratio, which is CISPO.
+Notation: w = pi / pi_old. Shapes: [N].
 """
 
 import math
@@ -20,8 +21,9 @@ from algorithms.validation import check_at_least
 
 @dataclass(frozen=True, kw_only=True)
 class GradientPreservingClip(PolicyLoss):
-    """L = -F A; g = -F A with F = w, except for clipped tokens.
+    """Clipped PPO objective that keeps a gradient for clipped tokens.
 
+    L = -F A; g = -F A with F = w, except for clipped tokens:
     F = beta_low (1-low)   where A < 0 and w < 1-low,
         beta_high (1+high) where A > 0 and w > 1+high,
         0                  where A < 0 and w > dual_clip (the value stays -dual_clip A).

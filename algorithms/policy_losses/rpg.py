@@ -1,7 +1,7 @@
 """RPG, Regularized Policy Gradient (2505.17508): KL-regularised losses, unbiased off-policy.
 
-What it is: four divergences in two styles with the paper's clips kept apart and named. What it is
-not: the correction of GRPO's KL term, which is :class:`algorithms.regularizers.ReferenceKL` with
+Four divergences in two styles, with the paper's clips kept apart and named. Runs in the learner's
+ranks. The correction of GRPO's KL term is :class:`algorithms.regularizers.ReferenceKL` with
 `importance`. Applied per token, as the released code does; exact for whole responses.
 
 Notation: w = pi / pi_old, u = pi_ref / pi_old (u = 1 when the reference is the old policy, which
@@ -41,7 +41,7 @@ STYLE_CLIPS = {
 
 
 def kl_loss(divergence: str, log_w: Tensor, log_u: Tensor) -> Tensor:
-    """The differentiable KL loss [N]; its gradient in log pi is :func:`kl_slope`."""
+    """Compute the differentiable KL loss [N]; :func:`kl_slope` is its gradient in log pi."""
     w, u = log_w.exp(), log_u.exp()
     if divergence == "fkl":
         return -u * log_w
@@ -53,7 +53,7 @@ def kl_loss(divergence: str, log_w: Tensor, log_u: Tensor) -> Tensor:
 
 
 def kl_slope(divergence: str, w: Tensor, log_u: Tensor) -> Tensor:
-    """The derivative d kl_loss / d log pi [N] at ratio w."""
+    """Compute the derivative d kl_loss / d log pi [N] at ratio w."""
     u = log_u.exp()
     if divergence == "fkl":
         return -u
@@ -65,7 +65,7 @@ def kl_slope(divergence: str, w: Tensor, log_u: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class RegularizedPolicyGradient(PolicyLoss):
-    """The RPG losses; tables 1 and 2 of the paper for `clip=none`.
+    """RPG losses; tables 1 and 2 of the paper for `clip=none`.
 
     style reinforce, loss = -sg(Weight) log pi:
         gated        RPG-style clip, the headline method, as the released `*_clip_ppo` function:
@@ -121,23 +121,26 @@ class RegularizedPolicyGradient(PolicyLoss):
 
     @property
     def columns(self) -> frozenset[str]:  # type: ignore[override]
-        """`old_logprobs`, and `ref_logprobs` when the reference is its own policy."""
+        """Column `old_logprobs`, and `ref_logprobs` where the reference is its own policy."""
         names = {"old_logprobs"} | ({"ref_logprobs"} if self.reference == "ref" else set())
         return frozenset(names)
 
     @property
     def on_policy_reinforce(self) -> bool:  # type: ignore[override]
-        """FKL and RKL keep +-beta at w = 1; another reference keeps its distance."""
+        """False where a KL gradient is left at w = 1.
+
+        FKL and RKL keep +-beta at w = 1; another reference than the old policy keeps its distance.
+        """
         exact = self.divergence in ("ufkl", "urkl") and self.clip != "dual_joint"
         return self.beta == 0.0 or (exact and self.reference == "old")
 
     @property
     def exact_gradient(self) -> bool:  # type: ignore[override]
-        """REINFORCE-style weights are detached."""
+        """False for the REINFORCE style, whose weights are detached."""
         return self.style == "differentiable"
 
     def _log_u(self, inputs: LossInputs) -> Tensor:
-        """The log-ratio ln u [N], detached."""
+        """Compute the log-ratio ln u [N], detached."""
         if self.reference == "old":
             return torch.zeros_like(inputs.logprobs.detach())
         reference = present("ref_logprobs", inputs.ref_logprobs)
@@ -152,7 +155,7 @@ class RegularizedPolicyGradient(PolicyLoss):
         return torch.where(keep, loss, loss.detach())
 
     def _reinforce_weight(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
-        """(Weight, tokens that pass a gradient), both [N] and detached."""
+        """Compute (Weight, tokens that pass a gradient), both [N] and detached."""
         w = policy_log_ratio(inputs).detach().exp()
         log_u, advantages = self._log_u(inputs), inputs.advantages
         low, high = 1.0 - self.clip_low, 1.0 + self.clip_high
@@ -173,7 +176,7 @@ class RegularizedPolicyGradient(PolicyLoss):
         return w * advantages + kl, keep
 
     def _differentiable(self, inputs: LossInputs) -> Tensor:
-        """Losses with the gradient through w [N]."""
+        """Compute the losses with the gradient through w [N]."""
         log_w, log_u = policy_log_ratio(inputs), self._log_u(inputs)
         w, advantages = log_w.exp(), inputs.advantages
         low, high = 1.0 - self.clip_low, 1.0 + self.clip_high

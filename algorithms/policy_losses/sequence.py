@@ -1,7 +1,7 @@
 """Sequence-level ratios: GSPO and GMPO.
 
-What it is: losses whose ratio is one number per response, written per token so that gates and
-corrections compose. What it is not: bound to an aggregation, although the papers' is
+Losses whose ratio is one number per response, written per token so that gates and corrections
+compose. Runs in the learner's ranks. Bound to no aggregation, although the papers' is
 :class:`algorithms.aggregations.SequenceMean`. A response lies whole in one micro-batch.
 Notation: w_t = pi / pi_old, len = trainable tokens, g = d loss / d log pi. Shapes: [N].
 """
@@ -21,7 +21,7 @@ from algorithms.validation import check_positive
 
 
 def _with_token_gradient(log_ratio: Tensor, inputs: LossInputs) -> Tensor:
-    """Mean of `log_ratio` over each response [N], passing the whole gradient to each token.
+    """Average `log_ratio` over each response [N], passing the whole gradient to each token.
 
     The value is mean_t; the gradient in log_ratio_t is 1 instead of 1/len, because the aggregation
     divides by len.
@@ -33,8 +33,9 @@ def _with_token_gradient(log_ratio: Tensor, inputs: LossInputs) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceRatio(PolicyLoss):
-    """s = exp(mean_t ln w_t); L_t = -min(s A, clip(s; 1-low, 1+high) A). GSPO (2507.18071) Eq. 5.
+    """Clipped objective with one ratio per response. GSPO (2507.18071) Eq. 5.
 
+    s = exp(mean_t ln w_t); L_t = -min(s A, clip(s; 1-low, 1+high) A).
     g_t = -s A where PPO would pass, per token before aggregation; with SequenceMean the weight is
     1 / (B len), as in the paper. Token form: ln s_t = ln pi - sg(ln pi) + sg(mean) (GSPO-token).
 
@@ -73,8 +74,9 @@ class SequenceRatio(PolicyLoss):
 
 @dataclass(frozen=True, kw_only=True)
 class GeometricMean(PolicyLoss):
-    """L = -A exp(mean_t c_t), c_t = ln w_t clipped pessimistically. GMPO (2507.20673).
+    """Objective with the geometric mean of a response's clipped ratios. GMPO (2507.20673).
 
+    L = -A exp(mean_t c_t), c_t = ln w_t clipped pessimistically:
     c_t = min(ln w, log_clip) where A > 0, max(ln w, -log_clip) where A < 0. The gradient of token
     t is -A exp(mean c) / len inside its clip and 0 outside, while the others keep theirs. The
     advantage is the response's mean, as the paper assumes one advantage per response.
@@ -91,7 +93,7 @@ class GeometricMean(PolicyLoss):
         check_positive("log_clip", self.log_clip)
 
     def _clipped(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
-        """(advantage of the response, clipped log-ratio), both [N]."""
+        """Compute (advantage of the response, clipped log-ratio), both [N]."""
         advantage = masked_sequence_mean(inputs.advantages, inputs.loss_mask, inputs.sequence_ids)
         log_ratio = inputs.logprobs - inputs.old_logprobs
         lower, upper = log_ratio.clamp(min=-self.log_clip), log_ratio.clamp(max=self.log_clip)

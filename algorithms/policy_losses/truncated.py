@@ -1,6 +1,6 @@
 """Losses whose ratio is bounded but never gated: CISPO and SAPO.
 
-What it is: soft alternatives to the PPO clip. What it is not: GPPO, which bounds only the side
+Soft alternatives to the PPO clip. Runs in the learner's ranks. Not GPPO, which bounds only the side
 that PPO clips. Notation: w = pi / pi_old, g = d loss / d log pi. Shapes: [N].
 """
 
@@ -18,7 +18,9 @@ from algorithms.validation import check_at_least, check_ordered, check_positive
 
 @dataclass(frozen=True, kw_only=True)
 class TruncatedImportance(PolicyLoss):
-    """L = -sg(clip(w; ratio_min, ratio_max)) A log pi; g = -clip(w) A. CISPO (2506.13585) Eq. 4.
+    """Policy gradient under a truncated importance weight. CISPO (2506.13585) Eq. 4.
+
+    L = -sg(clip(w; ratio_min, ratio_max)) A log pi; g = -clip(w) A.
 
     Attributes:
         ratio_min: lower bound of w; 0 for none.
@@ -49,8 +51,9 @@ class TruncatedImportance(PolicyLoss):
 
 @dataclass(frozen=True, kw_only=True)
 class SoftAdaptive(PolicyLoss):
-    """L = -(4 / tau) sigmoid(tau (w - 1)) A; g = -4 s (1 - s) w A. SAPO (2511.20347).
+    """Policy gradient under a soft gate of the ratio. SAPO (2511.20347).
 
+    L = -(4 / tau) sigmoid(tau (w - 1)) A; g = -4 s (1 - s) w A, s the sigmoid.
     tau is `tau_positive` for A > 0 and `tau_negative` otherwise.
 
     Attributes:

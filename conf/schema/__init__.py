@@ -1,9 +1,9 @@
-"""The typed schema of a training configuration: names, types, units and ranges of every key.
+"""Typed schema of a training configuration: names, types, units and ranges of every key.
 
 One file per Hydra group. Hydra merges the YAML groups of this package into `TrainConfig`, so a key
 that is not written here fails at composition. `OmegaConf.to_object` then builds these dataclasses;
 each section's `check` names the value that can't be and the remedy, and `TrainConfig.check` calls
-them all and adds what several sections must agree on.
+all of these and adds what several sections must agree on. Read by the driver.
 Nothing here imports torch, ray or an engine: a configuration is validated before anything starts.
 
 Sections typed `Any` hold `_target_` nodes (the dotted path is the registry) and are built by

@@ -1,10 +1,13 @@
-"""How a section of the schema refuses a value: key, value, remedy."""
+"""Refusal of a value by a section of the schema: key, value, remedy.
+
+Runs in the driver. Changes no value.
+"""
 
 from __future__ import annotations
 
 
 def require(condition: bool, key: str, value: object, remedy: str) -> None:
-    """Raise a ValueError that names all three unless `condition` holds."""
+    """Raise a ValueError that names key, value and remedy unless `condition` holds."""
     if not condition:
         raise ValueError(f"{key}={value!r}: {remedy}")
 

@@ -1,4 +1,7 @@
-"""Where processes run, what each takes, and how long a call may last."""
+"""Placement of the processes: the cluster, the share of each process, the limits of calls.
+
+Read by the driver. Launches nothing.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,14 @@ from conf.schema.checks import choose, require
 
 @dataclass(kw_only=True)
 class RoleConfig:
-    """What one process of a role is given."""
+    """Resources of one process of a role."""
 
     num_cpus: float = 1.0
     num_gpus: float = 0.0
     threads: int = 1  # OMP_NUM_THREADS
 
     def check(self, key: str) -> None:
-        """Check the values that stand under `key`."""
+        """Raise a ValueError for an impossible value that stands under `key`."""
         require(self.num_cpus >= 0, f"{key}.num_cpus", self.num_cpus, "must not be negative")
         require(self.num_gpus >= 0, f"{key}.num_gpus", self.num_gpus, "must not be negative")
         require(self.threads >= 1, f"{key}.threads", self.threads, "must be at least 1")
@@ -26,60 +29,60 @@ class RoleConfig:
 
 @dataclass(kw_only=True)
 class ActorRoleConfig:
-    """Where pi_old is evaluated."""
+    """Placement of the actor, the role that evaluates pi_old."""
 
     placement: str = "shared"  # in the learner's processes, which hold the same weights
 
     def check(self) -> None:
-        """Name the value that can't be, and the remedy."""
+        """Raise a ValueError that names an impossible value and the remedy."""
         choose("cluster.actor.placement", self.placement, ("shared",))
 
 
 @dataclass(kw_only=True)
 class CriticRoleConfig(RoleConfig):
-    """Where values are computed and learned, by algorithms with a critic."""
+    """Placement of the critic, which computes and learns values; algorithms with a critic only."""
 
     placement: str = "shared"  # with the learner, taking turns | dedicated: resources of its own
 
     def check(self, key: str) -> None:
-        """Check the values that stand under `key`."""
+        """Raise a ValueError for an impossible value that stands under `key`."""
         super().check(key)
         choose(f"{key}.placement", self.placement, ("shared", "dedicated"))
 
     @property
     def shared(self) -> bool:
-        """Whether rank r stands where the learner's rank r stands, on half of its GPU."""
+        """True where the critic's rank r runs beside the learner's rank r, on half of the GPU."""
         return self.placement == "shared"
 
 
 @dataclass(kw_only=True)
 class TimeoutConfig:
-    """The longest that a remote call may take, in seconds, before the run stops and names it."""
+    """Longest duration of each remote call, in seconds, before the run stops and names the call."""
 
     start_s: float = 600.0
     request_s: float = 600.0  # one response of an engine
-    engine_s: float = 120.0  # a rollout engine's silence, before it is killed and restarted
+    engine_s: float = 120.0  # a rollout engine without an answer, before it is killed and restarted
     place_s: float = 120.0  # an engine that joins, or whose node is gone, finds a place
     train_s: float = 1800.0
     publish_s: float = 300.0
     checkpoint_s: float = 1800.0
 
     def check(self) -> None:
-        """Name the value that can't be, and the remedy."""
+        """Raise a ValueError that names an impossible value and the remedy."""
         for name, value in vars(self).items():
             require(value > 0, f"cluster.timeouts.{name}", value, "must be positive")
 
 
 @dataclass(kw_only=True)
 class ClusterConfig:
-    """Which Ray cluster, and what every role's process takes of it."""
+    """Ray cluster of a run, and the share of the cluster that each role's process takes."""
 
     name: str = MISSING
     address: str | None = None  # a running Ray cluster; null: a Ray of this run's own
     num_cpus: int = 4  # logical CPUs of a Ray of this run's own
     object_store_gib: float = 0.5
     num_nodes: int = 1
-    gpus_per_node: int | None = None  # null: not known before Ray is asked
+    gpus_per_node: int | None = None  # null: only Ray knows, once it runs
     gpu_memory_gib: float | None = None  # of one GPU; null: not checked
     autoscaled: bool = False  # nodes may be added while a run waits for its placement
     placement_strategy: str = "PACK"
@@ -92,7 +95,7 @@ class ClusterConfig:
     timeouts: TimeoutConfig = field(default_factory=TimeoutConfig)
 
     def check(self) -> None:
-        """Name the value that can't be, and the remedy."""
+        """Raise a ValueError that names an impossible value and the remedy."""
         for role in ("rollout", "learner", "reference", "critic"):
             getattr(self, role).check(f"cluster.{role}")
         self.actor.check()
@@ -116,11 +119,12 @@ class ClusterConfig:
         )
 
     def gpus_of(self, role: str, *, critic: bool) -> float:
-        """GPUs of one process of a role (of one device, for an engine).
+        """Return the GPUs of one process of a role (of one device, for an engine).
 
         Args:
             role: rollout, learner, reference or critic.
-            critic: whether the run has one; sharing the learner's placement it takes half of it.
+            critic: True where the run has a critic; one that shares the learner's placement takes
+                half of the learner's GPUs.
         """
         if critic and self.critic.shared and role in ("learner", "critic"):
             return self.learner.num_gpus / 2

@@ -1,4 +1,7 @@
-"""The critic, which only algorithms with a value loss have: ranks, stage, memory, optimizer."""
+"""Critic, which only algorithms with a value loss have: ranks, stage, memory, optimizer.
+
+Read by the driver. Chooses no algorithm.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from conf.schema.learner import OptimizerConfig
 
 @dataclass(kw_only=True)
 class CriticConfig:
-    """The critic under DeepSpeed ZeRO. `conf/critic/zero.yaml` takes what it can from the learner.
+    """Critic under DeepSpeed ZeRO. `conf/critic/zero.yaml` takes what it can from the learner.
 
     One optimizer update of the critic sees whole groups, as the learner's do, and need not see the
     same ones.
@@ -32,7 +35,7 @@ class CriticConfig:
     deepspeed: dict[str, Any] = field(default_factory=dict)  # raw, merged over ours
 
     def check(self) -> None:
-        """Name the value that can't be, and the remedy."""
+        """Raise a ValueError that names an impossible value and the remedy."""
         for name in ("num_ranks", "token_budget", "updates_per_step", "epochs_per_step"):
             value = getattr(self, name)
             require(value >= 1, f"critic.{name}", value, "must be at least 1")

@@ -1,4 +1,7 @@
-"""Prompts."""
+"""Prompts: files, columns and lengths.
+
+Read by the driver. Opens no file.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from conf.schema.checks import require
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """Prompts in Parquet: which files, and what their columns are called."""
+    """Prompts in Parquet: the files, and the names of their columns."""
 
     name: str = MISSING
     train_path: str | None = None  # a Parquet file or a folder of them
@@ -25,7 +28,7 @@ class DataConfig:
     eval_limit: int = 0  # held-out prompts used; 0: all
 
     def check(self) -> None:
-        """Name the value that can't be, and the remedy."""
+        """Raise a ValueError that names an impossible value and the remedy."""
         require(
             (self.train_path is None) != (self.build is None),
             "data.train_path",

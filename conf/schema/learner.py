@@ -1,4 +1,7 @@
-"""The policy in training: ranks, stage, memory, optimizer."""
+"""Policy in training: ranks, stage, memory, optimizer.
+
+Read by the driver, which makes the settings of the learner's ranks of it. Imports no engine.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from conf.schema.checks import choose, require
 
 @dataclass(kw_only=True)
 class OptimizerConfig:
-    """The optimizer and its learning rate."""
+    """Optimizer and its learning rate."""
 
     name: str = "adamw"
     lr: float = 1e-6
@@ -22,7 +25,7 @@ class OptimizerConfig:
     warmup_steps: int = 0  # optimizer steps taken
 
     def check(self, key: str) -> None:
-        """Check the values that stand under `key`."""
+        """Raise a ValueError for an impossible value that stands under `key`."""
         choose(f"{key}.name", self.name, ("adamw", "sgd"))
         choose(f"{key}.schedule", self.schedule, ("constant", "linear", "cosine"))
         require(len(self.betas) == 2, f"{key}.betas", self.betas, "must be two numbers")
@@ -45,7 +48,7 @@ class ProfileConfig:
 
 @dataclass(kw_only=True)
 class LearnerConfig:
-    """The policy under DeepSpeed ZeRO: ranks, stage, memory, optimizer."""
+    """Policy under DeepSpeed ZeRO: ranks, stage, memory, optimizer."""
 
     num_ranks: int = 1
     zero_stage: int = 0
@@ -53,7 +56,7 @@ class LearnerConfig:
     token_budget: int = 2048  # tokens of a packed micro-batch, a hard limit
     attention: str = "varlen_sdpa"
     gradient_checkpointing: bool = False
-    head_chunk: int | None = None  # rows of [chunk, vocabulary] held at a time; null: 64 MiB
+    head_chunk: int | None = None  # rows of [chunk, vocabulary] held at a time; null: by device
     offload_optimizer: bool = False  # optimizer state in host memory; ZeRO 1 to 3
     offload_params: bool = False  # parameters in host memory; ZeRO 3
     max_skipped_steps: int = 5  # updates in a row with a non-finite gradient that end the run
@@ -67,7 +70,7 @@ class LearnerConfig:
         return self.num_ranks // self.sequence_parallel_size
 
     def check(self) -> None:
-        """Name the value that can't be, and the remedy."""
+        """Raise a ValueError that names an impossible value and the remedy."""
         require(self.num_ranks >= 1, "learner.num_ranks", self.num_ranks, "must be at least 1")
         size = self.sequence_parallel_size
         require(

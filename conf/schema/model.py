@@ -1,4 +1,7 @@
-"""The policy."""
+"""Policy model: folder, sizes, precision, adapter.
+
+Read by the driver. Reads no weights.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ class ArchitectureConfig:
     context: int = MISSING  # longest sequence, tokens
 
     def check(self) -> None:
-        """Name the value that can't be, and the remedy."""
+        """Raise a ValueError that names an impossible value and the remedy."""
         for name, value in vars(self).items():
             if isinstance(value, int) and not isinstance(value, bool):
                 require(value >= 1, f"model.architecture.{name}", value, "must be at least 1")
@@ -41,7 +44,7 @@ class ArchitectureConfig:
 
 @dataclass(kw_only=True)
 class AdapterConfig:
-    """What trains: the policy's own weights, or low-rank matrices beside them."""
+    """Choice of what trains: the policy's own weights, or low-rank matrices beside them."""
 
     name: str = "none"  # none, lora
     rank: int = 16
@@ -51,11 +54,11 @@ class AdapterConfig:
 
     @property
     def trains(self) -> bool:
-        """Whether there is an adapter, which then is all that trains."""
+        """True where there is an adapter, which then is all that trains."""
         return self.name != "none"
 
     def check(self) -> None:
-        """Name the value that can't be, and the remedy."""
+        """Raise a ValueError that names an impossible value and the remedy."""
         choose("model.adapter.name", self.name, ("none", "lora"))
         require(self.rank >= 1, "model.adapter.rank", self.rank, "must be at least 1")
         require(self.alpha > 0, "model.adapter.alpha", self.alpha, "must be positive")
@@ -72,7 +75,7 @@ class AdapterConfig:
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    """The policy: a Hugging Face folder, or a command of this project that builds one."""
+    """Policy model: a Hugging Face folder, or a function of this project that builds one."""
 
     name: str = MISSING
     path: str | None = None  # folder with config.json, safetensors and a tokenizer
@@ -82,7 +85,7 @@ class ModelConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
 
     def check(self) -> None:
-        """Name the value that can't be, and the remedy."""
+        """Raise a ValueError that names an impossible value and the remedy."""
         self.adapter.check()
         choose("model.dtype", self.dtype, ("auto", "float32", "bfloat16"))
         require(

@@ -1,4 +1,8 @@
-"""The reference policy: how it lies in memory; whether it runs and follows, the algorithm says."""
+"""Reference policy: its place in memory.
+
+The algorithm decides if a reference runs, and how the reference follows the policy. Read by the
+driver.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,13 @@ from conf.schema.learner import LearnerConfig
 
 @dataclass(kw_only=True)
 class ReferenceConfig:
-    """The reference under DeepSpeed ZeRO, on as many ranks as the learner."""
+    """Reference under DeepSpeed ZeRO, on as many ranks as the learner."""
 
     zero_stage: int | None = None  # 3 divides its weights over the ranks; null: the learner's
     offload_params: bool | None = None  # weights in host memory, ZeRO 3; null: the learner's
 
     def check(self) -> None:
-        """Name the value that can't be, and the remedy."""
+        """Raise a ValueError that names an impossible value and the remedy."""
         require(
             self.zero_stage in (None, 0, 1, 2, 3),
             "reference.zero_stage",
@@ -25,11 +29,11 @@ class ReferenceConfig:
         )
 
     def stage(self, learner: LearnerConfig) -> int:
-        """Its own ZeRO stage, or the learner's."""
+        """Return the reference's own ZeRO stage, or else the learner's."""
         return learner.zero_stage if self.zero_stage is None else self.zero_stage
 
     def offloads(self, learner: LearnerConfig) -> bool:
-        """Whether its weights lie in host memory."""
+        """Return True where the reference's weights lie in host memory."""
         if self.offload_params is None:
             return learner.offload_params and self.stage(learner) == 3
         return self.offload_params

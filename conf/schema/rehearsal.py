@@ -1,4 +1,7 @@
-"""What `ballast rehearse` assumes of engines, learner and prompts that are not there."""
+"""Assumptions of `ballast rehearse` about engines, learner and prompts that are not there.
+
+Read by the driver. Measures nothing.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ class RehearsalConfig:
     pause_s: float = 2.0  # of that, how long engines decode nothing
 
     def check(self) -> None:
-        """Name the value that can't be, and the remedy."""
+        """Raise a ValueError that names an impossible value and the remedy."""
         for name, value in vars(self).items():
             require(value >= 0, f"rehearsal.{name}", value, "must not be negative")
         for name in (

@@ -1,4 +1,7 @@
-"""Who scores, and for how long."""
+"""Scoring: the scorer, its processes, its time limit.
+
+Read by the driver, which launches the reward workers. Scores nothing.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from conf.schema.checks import require
 
 @dataclass(kw_only=True)
 class RewardConfig:
-    """Who scores a finished trajectory, in how many killable processes, for how long at most."""
+    """Scorer of finished trajectories, in killable processes, each sample under a time limit."""
 
     scorer: Any = MISSING
     num_workers: int = 1  # Ray actors
@@ -20,7 +23,7 @@ class RewardConfig:
     timeout_s: float = 10.0  # per sample; the process is killed when it is over
 
     def check(self) -> None:
-        """Name the value that can't be, and the remedy."""
+        """Raise a ValueError that names an impossible value and the remedy."""
         for name in ("num_workers", "num_processes"):
             value = getattr(self, name)
             require(value >= 1, f"reward.{name}", value, "must be at least 1")

@@ -1,4 +1,7 @@
-"""The rollout engines and how they sample."""
+"""Rollout engines and their sampling.
+
+Read by the driver, which makes the engines' settings of it. Imports no engine.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from conf.schema.checks import choose, require
 
 @dataclass(kw_only=True)
 class SamplingConfig:
-    """How tokens are drawn."""
+    """Rules by which tokens are drawn."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -20,7 +23,7 @@ class SamplingConfig:
     stop_token_ids: list[int] = field(default_factory=list)  # and tokens, beside the model's own
 
     def check(self, key: str) -> None:
-        """Check the values that stand under `key`."""
+        """Raise a ValueError for an impossible value that stands under `key`."""
         require(self.temperature >= 0, f"{key}.temperature", self.temperature, "must be >= 0")
         require(0 < self.top_p <= 1, f"{key}.top_p", self.top_p, "must be in (0, 1]")
         require(self.top_k >= 0, f"{key}.top_k", self.top_k, "must be >= 0; 0 turns it off")
@@ -43,17 +46,17 @@ class SamplingConfig:
 
 @dataclass(kw_only=True)
 class ReplayConfig:
-    """A recorded run whose groups train in the place of what engines would sample."""
+    """Recorded run whose groups train in the place of what engines would sample."""
 
     folder: str | None = None  # of that run, with its rollouts/; null: engines sample
 
     @property
     def replays(self) -> bool:
-        """Whether this run has a recording and no engines."""
+        """True where this run has a recording and no engines."""
         return self.folder is not None
 
     def check(self) -> None:
-        """Name the value that can't be, and the remedy."""
+        """Raise a ValueError that names an impossible value and the remedy."""
         require(
             self.folder != "", "rollout.replay.folder", self.folder, "name a recorded run's folder"
         )
@@ -61,7 +64,7 @@ class ReplayConfig:
 
 @dataclass(kw_only=True)
 class ConcurrencyConfig:
-    """How many samples one engine may hold: a limit that follows its cache and its queue.
+    """Limit of samples in one engine, which follows the engine's cache and queue.
 
     Synchronous schedules begin a whole batch at once, whose bits repeat from run to run, and set no
     limit.
@@ -75,7 +78,7 @@ class ConcurrencyConfig:
     decrease: float = 0.8  # factor under pressure
 
     def check(self, key: str) -> None:
-        """Check the values that stand under `key`."""
+        """Raise a ValueError for an impossible value that stands under `key`."""
         for name in ("start", "min", "max", "increase"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{key}.{name}", value, "must be at least 1")
@@ -87,7 +90,7 @@ class ConcurrencyConfig:
         )
 
     def bounds(self, *, max_num_seqs: int, group_size: int) -> tuple[int, int, int]:
-        """Least, first and greatest limit, in samples."""
+        """Return the least, the first and the greatest limit, in samples."""
         least = self.min or group_size
         greatest = self.max or max(4 * max_num_seqs, least)
         first = self.start or min(max(max_num_seqs, least), greatest)
@@ -96,7 +99,7 @@ class ConcurrencyConfig:
 
 @dataclass(kw_only=True)
 class RolloutConfig:
-    """The rollout engines (vLLM) and what they sample."""
+    """Rollout engines (vLLM) and what they sample."""
 
     num_engines: int = 1
     max_engines: int | None = None  # engines join up to here as the cluster has room; null: none
@@ -117,7 +120,7 @@ class RolloutConfig:
     replay: ReplayConfig = field(default_factory=ReplayConfig)
 
     def check(self) -> None:
-        """Name the value that can't be, and the remedy."""
+        """Raise a ValueError that names an impossible value and the remedy."""
         require(
             self.num_engines >= 1 or self.replay.replays,
             "rollout.num_engines",

@@ -1,4 +1,7 @@
-"""How far generation may run ahead of learning."""
+"""Schedule: the distance by which generation may run ahead of learning.
+
+Read by the driver. Runs no step.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from conf.schema.checks import choose, require
 
 @dataclass(kw_only=True)
 class ScheduleConfig:
-    """How far generation may run ahead of learning."""
+    """Distance by which generation may run ahead of learning, and the order of training."""
 
     name: str = MISSING
     max_staleness: int = 0  # policy versions between sampling and training; 0: synchronous
@@ -23,7 +26,7 @@ class ScheduleConfig:
     max_refill_rounds: int = 10  # batches sampled, at most, to fill one whose groups were filtered
 
     def check(self) -> None:
-        """Name the value that can't be, and the remedy."""
+        """Raise a ValueError that names an impossible value and the remedy."""
         require(
             self.max_staleness >= 0,
             "schedule.max_staleness",

@@ -1,4 +1,7 @@
-"""Where metrics, rollouts and the trace go."""
+"""Destinations of metrics, rollouts and the trace.
+
+Read by the driver. Writes nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(kw_only=True)
 class TrackingConfig:
-    """Where metrics, rollouts and the trace go. `metrics.jsonl` is always written."""
+    """Destinations of metrics, rollouts and the trace. `metrics.jsonl` is always written."""
 
     tensorboard: bool = True
     wandb: bool = False

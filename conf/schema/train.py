@@ -1,4 +1,7 @@
-"""A whole run, and what its sections must agree on."""
+"""Whole run, and what its sections must agree on.
+
+Read by the driver. Reads no model, no data and no cluster.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from conf.schema.trainer import TrainerConfig
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    """A whole run."""
+    """Configuration of a whole run."""
 
     run_name: str = "run"
     output_dir: str = "runs"
@@ -47,7 +50,7 @@ class TrainConfig:
     rehearsal: RehearsalConfig = field(default_factory=RehearsalConfig)
 
     def __post_init__(self) -> None:
-        """Who does not run takes nothing, whatever `cluster=` would give it."""
+        """Take the resources from every role that does not run, whatever `cluster=` gives."""
         if self.rollout.replay.replays:
             self.rollout.num_engines, self.cluster.rollout.num_gpus = 0, 0.0
             self.cluster.colocated = False
@@ -57,7 +60,7 @@ class TrainConfig:
             self.cluster.colocated = False
 
     def check(self) -> None:
-        """Check every section, then what they share.
+        """Raise a ValueError for an impossible value of a section, or of several sections together.
 
         Raises:
             ValueError: on the first value that can't be; names key, value and remedy.
@@ -74,7 +77,7 @@ class TrainConfig:
             self._check_turns()
 
     def _check_lengths(self) -> None:
-        """Prompt and response within the engines' context, and within the learner's budget."""
+        """Check prompt and response against the engines' context and the learner's budget."""
         prompt, context = self.data.max_prompt_tokens, self.rollout.max_model_len
         for name in ("sampling", "eval_sampling"):
             new = getattr(self.rollout, name).max_new_tokens
@@ -93,7 +96,7 @@ class TrainConfig:
         )
 
     def _check_roles(self) -> None:
-        """What a run without engines, or without a learner, can't do."""
+        """Refuse what a run without engines, or without a learner, can't do."""
         trainer, replays = self.trainer, self.rollout.replay.replays
         lacks = "rollout=replay has no engine" if replays else "trainer=rollout_only has no learner"
         require(
@@ -116,7 +119,7 @@ class TrainConfig:
         )
 
     def _check_learner(self) -> None:
-        """What the learner must agree on with the rest."""
+        """Check the learner against the other sections."""
         require(
             all(1 <= step <= self.trainer.total_steps for step in self.learner.profile.steps),
             "learner.profile.steps",
@@ -150,7 +153,7 @@ class TrainConfig:
         self._check_critic()
 
     def _check_critic(self) -> None:
-        """What the critic must agree on with the rest."""
+        """Check the critic against the other sections."""
         critic, prompts = self.critic, self.trainer.prompts_per_step
         require(
             self.longest <= critic.token_budget,
@@ -195,7 +198,10 @@ class TrainConfig:
             )
 
     def _check_turns(self) -> None:
-        """Engines sleep while the learner works, each on the GPU of its own learner rank."""
+        """Check that colocated engines can sleep while the learner works.
+
+        Each engine runs on the GPU of its own learner rank.
+        """
         require(
             self.schedule.max_staleness == 0,
             "schedule.max_staleness",

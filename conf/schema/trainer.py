@@ -1,4 +1,7 @@
-"""How long to train, how large a step is, and what happens every so many steps."""
+"""Trainer: the length of a run, the size of a step, and what happens every so many steps.
+
+Read by the driver. Chooses no schedule, see `schedule.py`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from conf.schema.checks import choose, require
 
 @dataclass(kw_only=True)
 class TrainerConfig:
-    """How long to train, how large a step is, and what happens every so many steps."""
+    """Length of a run, size of a step, and intervals of evaluation and checkpoints."""
 
     learns: bool = True  # False: sample, score and record with the model as it is, no learner
     total_steps: int = 25
@@ -25,7 +28,7 @@ class TrainerConfig:
     export: bool = True  # write the final policy as a Hugging Face folder
 
     def check(self) -> None:
-        """Name the value that can't be, and the remedy."""
+        """Raise a ValueError that names an impossible value and the remedy."""
         for name in ("total_steps", "prompts_per_step", "updates_per_step", "epochs_per_step"):
             value = getattr(self, name)
             require(value >= 1, f"trainer.{name}", value, "must be at least 1")

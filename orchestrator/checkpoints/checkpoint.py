@@ -1,20 +1,21 @@
-"""Checkpoints on disk: complete, verified, or not there at all.
+"""Keep checkpoints on disk: complete and verified, or not there at all.
 
     <run>/checkpoints/step_000010/
         manifest.json    size and SHA-256 of every other file
         state.json       step, version, score, and the state of every part of the driver
-        learner/         what every rank wrote: weights, optimizer, random states
-        critic/ ...      the same of every other role that has something to keep
+        learner/         files of every rank: weights, optimizer, random states
+        critic/ ...      the same of every other role with a state
     <run>/checkpoints/best -> step_000010
 
-A folder is written beside (`.partial`) and renamed when its manifest is on disk; a folder that is
-to go is renamed (`.removed`) before its files are deleted. So a folder with a checkpoint's name is
-complete, whatever was killed when. This module moves files; when a checkpoint is taken, and by
-whom, is `saving.py`.
+A folder is written under another name (`.partial`) and renamed when its manifest is on disk; a
+folder to delete is renamed (`.removed`) before its files are deleted. So a folder with a
+checkpoint's name is complete, even if a process was killed meanwhile. The driver runs this module,
+which moves files; `saving.py` takes the checkpoints.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -46,11 +47,11 @@ class Checkpoint:
 
     Attributes:
         path: its folder.
-        step: after which it was taken.
+        step: the last step before it was taken.
         version: of the learner's weights.
-        score: of the metric by which the best is chosen; None where it was not measured.
+        score: of the metric by which the best is chosen; None if the metric was not measured.
         parts: name -> state of a part of the driver (the ledger, ...).
-        folders: the subfolders that were filled, one for each role that has something to keep.
+        folders: the subfolders that were filled, one for each role with a state.
     """
 
     path: Path
@@ -61,10 +62,10 @@ class Checkpoint:
     folders: tuple[str, ...]
 
     def folder(self, name: str) -> Path:
-        """What a role reads.
+        """Return the subfolder of a role.
 
         Raises:
-            ValueError: when it was saved without that role.
+            ValueError: the checkpoint was saved without that role.
         """
         if name not in self.folders:
             raise ValueError(
@@ -75,7 +76,7 @@ class Checkpoint:
 
 
 class Draft:
-    """A checkpoint in the making.
+    """A checkpoint that is being written.
 
     Args:
         path: its folder, until it is renamed.
@@ -85,13 +86,13 @@ class Draft:
         self.path = path
 
     def folder(self, name: str) -> Path:
-        """An empty folder for the files of a role."""
+        """Make an empty folder for the files of a role, and return it."""
         target = self.path / name
         target.mkdir(parents=True, exist_ok=True)
         return target
 
     def seal(self, state: Mapping[str, Any], records: Sequence[FileRecord]) -> None:
-        """Write the driver's state, then the manifest over it and what the roles wrote."""
+        """Write the driver's state, then the manifest over that state and the roles' files."""
         text = json.dumps({"format": FORMAT, **state}).encode()
         files = records_to_json([write_file(self.path / STATE, [text]), *records])
         manifest = {"format": FORMAT, "files": files, "sha256": _digest(files)}
@@ -104,7 +105,7 @@ class CheckpointStore:
 
     Args:
         run_dir: the run's folder.
-        config: how many to keep, and which is best.
+        config: holds the number to keep and the metric of the best.
     """
 
     def __init__(self, run_dir: Path, config: TrainerConfig) -> None:
@@ -115,22 +116,51 @@ class CheckpointStore:
         return self._dir / f"step_{step:06d}"
 
     def begin(self, step: int) -> Draft:
-        """Make room for a checkpoint; what earlier processes left unfinished goes."""
+        """Make a draft for a checkpoint; remove the unfinished folders of earlier processes."""
         self._dir.mkdir(parents=True, exist_ok=True)
-        for suffix in ("partial", "removed"):
-            for leftover in self._dir.glob(f"step_*.{suffix}"):
-                shutil.rmtree(leftover)
+        self.recover()
+        for leftover in self._leftovers():
+            shutil.rmtree(leftover, ignore_errors=True)
         draft = self._path(step).with_suffix(".partial")
         draft.mkdir()
         return Draft(draft)
 
+    def recover(self) -> None:
+        """Give whole folders their names where an earlier process died between two renames.
+
+        Only the driver that owns the run's folder may call this: another one's draft is whole for
+        a moment, too.
+        """
+        for path in self._leftovers():
+            final = path.with_suffix("")
+            if not final.exists() and (path / MANIFEST).exists() and _fault(path) is None:
+                path.rename(final)
+
+    def _leftovers(self) -> list[Path]:
+        """Return drafts, then replaced and removed folders, of processes that died."""
+        return [*self._dir.glob("step_*.partial"), *self._dir.glob("step_*.removed")]
+
+    def score_of(self, step: int) -> float | None:
+        """Return the score of a step's checkpoint; None where it has none, or is not there."""
+        try:
+            score: float | None = json.loads((self._path(step) / STATE).read_text())["score"]
+        except FileNotFoundError:
+            return None
+        return score
+
     def commit(self, draft: Draft) -> Path:
-        """Give a sealed draft its name, mark the best checkpoint, and remove what need not stay."""
+        """Give a sealed draft its name, mark the best checkpoint, and remove those not kept.
+
+        A checkpoint of the same step is replaced: the old folder goes when the new one has its
+        name. Whatever cannot be removed stays, and is tried again with the next checkpoint.
+        """
         final = draft.path.with_suffix("")
+        replaced = final.with_suffix(".removed")
         if final.exists():
-            self._remove(final)
+            final.rename(replaced)
         draft.path.rename(final)
         sync_folder(self._dir)
+        shutil.rmtree(replaced, ignore_errors=True)
         best = self._best()
         if best:
             self._mark(best[0])
@@ -147,15 +177,16 @@ class CheckpointStore:
 
     def _remove(self, path: Path) -> None:
         gone = path.with_suffix(".removed")
-        path.rename(gone)
-        shutil.rmtree(gone)
+        with contextlib.suppress(OSError):
+            path.rename(gone)
+            shutil.rmtree(gone)
 
     def _complete(self) -> list[Path]:
         named = (path for path in self._dir.glob("step_*") if NAME.fullmatch(path.name))
         return sorted(named, key=_step)
 
     def _best(self) -> list[Path]:
-        """The best `keep_best` scored checkpoints, best first; of equal ones the newest."""
+        """Return the best `keep_best` scored checkpoints, best first; of equal ones the newest."""
         scored = []
         for path in self._complete():
             score = json.loads((path / STATE).read_text())["score"]
@@ -172,17 +203,17 @@ class CheckpointStore:
         os.replace(draft, self._dir / BEST)
 
     def latest_path(self) -> Path | None:
-        """Folder of the newest complete checkpoint, unverified."""
+        """Return the folder of the newest complete checkpoint, unverified."""
         complete = self._complete()
         return complete[-1] if complete else None
 
     def latest(self, name: str | None = None) -> Checkpoint | None:
-        """The newest complete checkpoint, or the one called `name`; None where there is none.
+        """Return the newest complete checkpoint, or the one called `name`; None if there is none.
 
         Every file is compared with the manifest before anything is read.
 
         Raises:
-            ValueError: when it was written in another format, or is not what was written.
+            ValueError: the checkpoint has another format, or differs from its manifest.
         """
         if name == BEST and (self._dir / BEST).exists():
             name = (self._dir / BEST).resolve().name
@@ -214,7 +245,7 @@ def _step(path: Path) -> int:
 
 
 def _fault(path: Path) -> str | None:
-    """Why a checkpoint is not what was written, or None."""
+    """Describe the first fault of a checkpoint; None if every file is as written."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         found, files = manifest["format"], manifest.get("files", {})
@@ -228,5 +259,5 @@ def _fault(path: Path) -> str | None:
 
 
 def _digest(files: Mapping[str, Any]) -> str:
-    """SHA-256 of the manifest's entries."""
+    """Return the SHA-256 of the manifest's entries."""
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,8 @@
-"""The run manifest: what is needed to say what this run was, written before its first step."""
+"""Write the run manifest before the first step: all that identifies the run.
+
+The driver writes configuration, model, data, revision and versions. Checkpoints have a manifest of
+their own (`checkpoint.py`).
+"""
 
 from __future__ import annotations
 
@@ -33,7 +37,7 @@ def write_manifest(
     Args:
         run_dir: the run's folder.
         config: the resolved configuration.
-        source_dir: where the project's code lies, for its git revision.
+        source_dir: folder of the project's code, for its git revision.
         model: the model folder.
         data: file -> SHA-256 of the prompt files.
     """
@@ -59,7 +63,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_revision(source_dir: Path) -> str | None:
-    """Commit of the checkout, with `-dirty` where it differs; None outside a checkout."""
+    """Return the commit of the checkout, `-dirty` if files differ; None outside a checkout."""
     command = ["git", "-C", str(source_dir), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)

@@ -1,7 +1,8 @@
-"""Record rollouts: one Parquet file per step, trajectories with every column computed of them.
+"""Record rollouts: one Parquet file per step, trajectories with every column computed from them.
 
-A Ray task beside the run (`workers/data/record_files.py`) writes the file, so that neither the
-driver nor a rank touches the tokens for it.
+The driver starts a Ray task (`workers/data/record_files.py`) that writes the file, so that neither
+the driver nor a rank reads the tokens for it. Records are read in
+`orchestrator/supply/recording.py`.
 """
 
 from __future__ import annotations
@@ -20,24 +21,29 @@ _write = ray.remote(num_cpus=0, max_retries=1)(write_step)
 
 
 class Recorder:
-    """Writes steps in the background, at most one at a time."""
+    """Writer of recorded steps, in the background, at most one at a time.
+
+    Args:
+        folder: for the files; made if missing.
+        timeout_s: longest that writing one step may take.
+    """
 
     def __init__(self, folder: Path, *, timeout_s: float) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._timeout_s = folder, timeout_s
-        self._last: Pending | None = None
+        self._last: Pending[int] | None = None
 
     def write(
         self, step: int, slices: Sequence[Slice], batches: Sequence[Any], computed: Sequence[Any]
     ) -> None:
-        """Begin to write `step_<step>.parquet`; waits for the step before."""
+        """Begin to write `step_<step>.parquet`; first wait for the step before."""
         self.flush()
         path = str(self._folder / f"step_{step:06d}.parquet")
         ref = _write.remote(path, slices, len(computed), *computed, *batches)
         self._last = Pending("recorder", "write", [ref], self._timeout_s)
 
     def flush(self) -> None:
-        """Return when everything begun is on disk."""
+        """Wait until every step that was begun is on disk."""
         if self._last is not None:
             self._last.result()
             self._last = None

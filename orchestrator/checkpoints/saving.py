@@ -1,14 +1,14 @@
-"""When and by whom a checkpoint is written: in the background, at most one at a time.
+"""Take checkpoints of a run in the background, at most one at a time, and restore the last one.
 
-    who       does                                                   while
+    process   does                                                   while
     driver    copies the state of its parts; asks the keepers        the loop waits
     ranks     copy their slices to host memory                       the loop waits
     ranks     write and hash their files in a thread                 the next steps run
     driver    seals and renames the folder once all have written     a step ends
 
-A part of the driver with a little state (`Stateful`) and whatever has a lot of it (`Keeper`: the
+A part of the driver with a small state (`Stateful`) and an owner of a large one (`Keeper`: the
 ranks of a role, the groups that are sampled but not trained) take part by being named; nothing else
-has to know of them.
+has to know of them. The driver runs this module; the layout on disk is `checkpoint.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.checkpoints.checkpoint import Checkpoint, CheckpointStore, Draft
+from workers.calls import bind
 from workers.data.durable_files import FileRecord
+from workers.learner.rank_worker import RankWorker
 from workers.worker_group import WorkerError, WorkerGroup
 
 
@@ -29,54 +31,55 @@ class Stateful(Protocol):
     """A part of the driver whose state a checkpoint holds as JSON."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data, a copy."""
+        """Return the state as plain data, a copy."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from it."""
+        """Continue from a saved state."""
 
 
 class Keeper(Protocol):
-    """What fills a subfolder of a checkpoint with files."""
+    """Owner of a state that fills a subfolder of a checkpoint with files."""
 
     def begin_save(self, folder: Path) -> None:
-        """Begin to write the state of this moment; returns when it may change."""
+        """Begin to write the state of this moment; return when the state may change."""
 
     def saved(self, *, wait: bool) -> list[FileRecord] | None:
-        """What the last `begin_save` wrote, relative to its folder; None while it is not ready."""
+        """Return the files of the last `begin_save`, relative to its folder; None if not ready."""
 
     def load(self, folder: Path) -> None:
-        """Continue from what was written."""
+        """Continue from the files of a checkpoint."""
 
 
 class RankKeeper:
-    """The ranks of one role, each of which writes its own slices.
+    """Keeper of one role's ranks, each of which writes its own slices.
 
     Args:
-        group: of workers with `begin_save`, `saved` and `load`.
+        group: of the ranks.
         timeout_s: longest that the ranks may take to copy, to write or to load.
     """
 
-    def __init__(self, group: WorkerGroup, *, timeout_s: float) -> None:
+    def __init__(self, group: WorkerGroup[RankWorker], *, timeout_s: float) -> None:
         self._group, self._timeout_s = group, timeout_s
 
     def begin_save(self, folder: Path) -> None:
         """Copy every rank's state to host memory."""
-        self._group.call("begin_save", str(folder), timeout_s=self._timeout_s)
+        self._group.call(bind(RankWorker.begin_save, str(folder)), timeout_s=self._timeout_s)
 
     def saved(self, *, wait: bool) -> list[FileRecord] | None:
-        """The files of all ranks, or None while one is writing."""
-        answers = self._group.call("saved", wait, timeout_s=self._timeout_s)
-        if any(answer is None for answer in answers):
+        """Return the files of all ranks, or None while one is writing."""
+        answers = self._group.call(bind(RankWorker.saved, wait), timeout_s=self._timeout_s)
+        written = [answer for answer in answers if answer is not None]
+        if len(written) < len(answers):
             return None
-        return [record for answer in answers for record in answer]
+        return [record for answer in written for record in answer]
 
     def load(self, folder: Path) -> None:
-        """Every rank reads the slices that it needs."""
-        self._group.call("load", str(folder), timeout_s=self._timeout_s)
+        """Load on every rank the slices that the rank needs."""
+        self._group.call(bind(RankWorker.load, str(folder)), timeout_s=self._timeout_s)
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that could not be written; says what is left."""
+    """A checkpoint that could not be written; the message names the last good one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +94,12 @@ class _Pending:
 
 
 class Saver:
-    """Takes checkpoints of a run and puts the last one back.
+    """Saver of checkpoints; restores one as well.
 
     Args:
-        store: where they are kept.
+        store: keeps the checkpoints on disk.
         parts: name -> part of the driver.
-        keepers: subfolder -> who fills it.
+        keepers: subfolder -> keeper that fills it.
         before_commit: called when the files are written; returns when all else that belongs to the
             step is on disk too.
     """
@@ -114,13 +117,17 @@ class Saver:
         self._pending: _Pending | None = None
 
     def begin(self, step: int, *, version: int, score: float | None) -> None:
-        """Take a checkpoint of this moment; returns when training may go on.
+        """Take a checkpoint of this moment; return when training may go on.
+
+        The checkpoint before is completed first.
 
         Raises:
-            CheckpointError: when the one before, for which this waits, could not be written.
+            CheckpointError: the checkpoint before, or this one, could not be written.
         """
         self.finish()
         began = time.monotonic()
+        if score is None:  # a step that is saved again keeps the score that it has
+            score = self._store.score_of(step)
         try:
             draft = self._store.begin(step)
             for name, keeper in self._keepers.items():
@@ -143,23 +150,23 @@ class Saver:
         )
 
     def poll(self) -> dict[str, float]:
-        """Complete the checkpoint in the making if its files are written; metrics if so.
+        """Complete the begun checkpoint if its files are written; return its metrics if so.
 
         Raises:
-            CheckpointError: when it could not be written.
+            CheckpointError: the checkpoint could not be written.
         """
         return self._collect(wait=False)
 
     def finish(self) -> dict[str, float]:
-        """Wait for the checkpoint in the making and complete it; metrics if there was one.
+        """Wait for the begun checkpoint and complete it; return its metrics if there was one.
 
         Raises:
-            CheckpointError: when it could not be written.
+            CheckpointError: the checkpoint could not be written.
         """
         return self._collect(wait=True)
 
     def finish_quietly(self) -> None:
-        """The same on the way out of a failure, which is what the user shall read."""
+        """Finish without an error of its own, so that the user reads the failure before it."""
         with contextlib.suppress(CheckpointError, WorkerError):
             self.finish()
 
@@ -197,10 +204,10 @@ class Saver:
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Put every part and every keeper back to where the checkpoint was taken.
+        """Set every part and every keeper to the state that the checkpoint holds.
 
         Raises:
-            ValueError: a part or a keeper of this run is not in it.
+            ValueError: the checkpoint lacks a part or a keeper of this run.
         """
         for name, part in self._parts.items():
             if name not in checkpoint.parts:

@@ -24,6 +24,8 @@ from orchestrator.fleet.publication import Publisher
 from orchestrator.planning.sources import prepare
 from orchestrator.supply.evaluation import Evaluator
 from orchestrator.telemetry.heldout import HeldoutResult
+from workers.calls import bind
+from workers.learner.policy_worker import PolicyWorker
 
 
 def evaluate(
@@ -54,8 +56,7 @@ def evaluate(
         )
         if checkpoint is not None:
             roles.learner.workers.call(
-                "load",
-                str(checkpoint.folder("learner")),
+                bind(PolicyWorker.load, str(checkpoint.folder("learner"))),
                 timeout_s=config.cluster.timeouts.checkpoint_s,
             )
             colocation = Colocation(roles.fleet.workers, roles.learner.workers, config)

@@ -1,4 +1,4 @@
-"""The command line: `ballast train | submit | doctor | eval | data | ...`.
+"""Parse the command line: `ballast train | submit | doctor | eval | data | ...`.
 
 Only argument parsing happens here; every heavy import stays inside the command that needs it, so
 that `--help` answers at once. Overrides follow Hydra's grammar (`key=value`, `group=member`).
@@ -21,6 +21,15 @@ EPILOG = """examples:
   ballast eval runs/quickstart/final rollout.eval_samples_per_prompt=8
   ballast submit --address http://head:8265 experiment=tiny output_dir=/shared/runs
   ballast scale --engines 4 runs/quickstart
+  ballast metrics time                                 metrics with "time" in their name
+
+exit codes:
+    0  done
+    1  the run failed, or a check did (doctor, check-algorithm)
+    2  the input can't be right: an option, an override, a file
+  130  interrupted with Ctrl-C
+  143  asked to stop (SIGTERM, ballast stop); the step was ended and a checkpoint written
+submit and logs --follow end with the exit code of the job.
 """
 
 
@@ -32,13 +41,17 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="command")
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text)
 
     def overrides(command: argparse.ArgumentParser) -> None:
-        command.add_argument("overrides", nargs="*", help="Hydra overrides, such as algorithm=dapo")
+        # Without a default, argparse would say that overrides are required.
+        command.add_argument(
+            "overrides", nargs="*", default=[], help="Hydra overrides, such as algorithm=dapo"
+        )
         command.add_argument("--config-dir", help="a folder with groups of your own")
 
     train = command("train", "Train a policy.")
@@ -69,6 +82,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_cluster_commands(command, overrides)
     check = command("check-algorithm", "Run the conformance kit on an algorithm.")
     overrides(check)
+    metrics = command("metrics", "List what a run measures: name, unit, meaning, and when.")
+    metrics.add_argument(
+        "name", nargs="?", help="a name, a part of one, or a pattern such as 'time/*'"
+    )
     return parser
 
 
@@ -113,15 +130,32 @@ def _add_cluster_commands(
     nodes.add_argument("--timeout", type=float, default=600.0, help="longest wait, in seconds")
 
 
+def installed_version() -> str:
+    """Return the version of the installed package, or "unknown" where only the source is there."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("ballast-rl")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of the console script; returns the exit status."""
-    options, more = build_parser().parse_known_args(arguments)
+    """Run the console script; return the exit code."""
+    parser = build_parser()
+    options, more = parser.parse_known_args(arguments)
     if flags := [word for word in more if word.startswith("-")]:
-        build_parser().error(f"unknown option {flags[0]}; overrides are written key=value")
+        parser.error(f"unknown option {flags[0]}; overrides are written key=value")
+    if options.version:
+        print(f"ballast {installed_version()}")
+        return 0
+    if options.command is None:
+        parser.print_help()
+        return 0
     if more and not hasattr(options, "overrides"):
-        build_parser().error(f"ballast {options.command} takes no {more[0]!r}")
+        parser.error(f"ballast {options.command} takes no {more[0]!r}")
     if more:
-        options.overrides += more  # overrides may stand after options, too
+        options.overrides = [*options.overrides, *more]  # overrides may stand after options, too
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)  # a user's own modules, after everything installed

@@ -28,10 +28,14 @@ from orchestrator.planning.capacity import needs_reference
 from orchestrator.planning.placement import PlacementError, bundles, check_resources
 from orchestrator.planning.settings import critic_settings, early_stop, policy_settings
 from workers import USER_PATH_VARIABLE
+from workers.calls import Call, bind
 from workers.learner.critic_worker import CriticWorker
 from workers.learner.policy_worker import PolicyWorker
+from workers.learner.rank_worker import RankWorker
 from workers.reward.worker import RewardWorker
-from workers.worker_group import Placement, WorkerGroup
+from workers.rollout.worker import RolloutWorker
+from workers.spans import SpanReporter
+from workers.worker_group import Pending, Placement, WorkerGroup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +48,12 @@ class Roles:
     critic: CriticGroup | None
 
     @property
-    def groups(self) -> list[WorkerGroup]:
+    def groups(self) -> list[WorkerGroup[SpanReporter]]:
         """Every process of the run, role by role."""
-        policies = [role.workers for role in (self.learner, self.reference, self.critic) if role]
+        groups: list[WorkerGroup[SpanReporter]] = [self.fleet.workers, self.fleet.rewards]
+        groups += [role.workers for role in (self.learner, self.reference, self.critic) if role]
         # Where the learner scores as reference, the two are one group.
-        fleet = (self.fleet.workers, self.fleet.rewards)
-        unique = {id(group): group for group in (*fleet, *policies)}
-        return list(unique.values())
+        return list({id(group): group for group in groups}.values())
 
 
 def start_ray(config: ClusterConfig) -> None:
@@ -91,7 +94,7 @@ class Cluster:
         self._config, self._algorithm = config, algorithm
         self._run_id, self._model_path = run_id, model_path
         self._critic_path = critic_path or model_path
-        self._groups: list[tuple[WorkerGroup, str]] = []
+        self._groups: list[tuple[WorkerGroup[Any], Call[Any, None]]] = []
         self._placement: Any = None
         self._user_path = os.pathsep.join(path for path in sys.path if path)
 
@@ -100,8 +103,8 @@ class Cluster:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for group, method in reversed(self._groups):
-            group.stop(method=method)
+        for group, last in reversed(self._groups):
+            group.stop(last=last)
         if self._placement is not None:
             remove_placement_group(self._placement)
         ray.shutdown()
@@ -157,7 +160,7 @@ class Cluster:
             placement=self._placement,
         )
         rollouts = launcher.launch_first()
-        self._groups.append((rollouts, "shutdown"))
+        self._groups.append((rollouts, bind(RolloutWorker.shutdown)))
         learner = self._launch_policy("learner", first, num_ranks)
         own = 0 if config.cluster.colocated else num_ranks
         reference = self._launch_policy("reference", first + own, num_references)
@@ -165,7 +168,8 @@ class Cluster:
             first if config.cluster.critic.shared else first + num_ranks + num_references,
             num_critics,
         )
-        starting = [rollouts.start("start", version, rewards.handles, timeout_s=limit_s)]
+        begin = bind(RolloutWorker.start, version, rewards)
+        starting: list[Pending[object]] = [rollouts.start(begin, timeout_s=limit_s)]
         if config.cluster.colocated and with_policy:
             starting.pop().result()
             make_room(rollouts, config)
@@ -199,7 +203,7 @@ class Cluster:
         """A line that names the node of every engine."""
         return describe_engines(engine_nodes(self._placement, self._config.rollout.num_engines))
 
-    def _policy(self, ranks: WorkerGroup, *, base: bool = False) -> PolicyGroup:
+    def _policy(self, ranks: WorkerGroup[PolicyWorker], *, base: bool = False) -> PolicyGroup:
         return PolicyGroup(
             ranks,
             train_s=self._config.cluster.timeouts.train_s,
@@ -215,7 +219,7 @@ class Cluster:
             USER_PATH_VARIABLE: self._user_path,
         }
 
-    def _launch_rewards(self, scorer: Any) -> WorkerGroup:
+    def _launch_rewards(self, scorer: Any) -> WorkerGroup[RewardWorker]:
         reward = self._config.reward
         group = WorkerGroup.launch(
             "reward",
@@ -231,10 +235,12 @@ class Cluster:
             restarts=True,
             retries=1,
         )
-        self._groups.append((group, "close"))
+        self._groups.append((group, bind(RewardWorker.close)))
         return group
 
-    def _launch_policy(self, role_name: str, first_bundle: int, num_ranks: int) -> WorkerGroup:
+    def _launch_policy(
+        self, role_name: str, first_bundle: int, num_ranks: int
+    ) -> WorkerGroup[PolicyWorker]:
         config = self._config
         role = config.cluster.learner if role_name == "learner" else config.cluster.reference
         settings = policy_settings(config, self._model_path, trains=role_name == "learner")
@@ -259,10 +265,10 @@ class Cluster:
                 num_gpus=config.cluster.gpus_of(role_name, critic=self._algorithm.needs_critic),
             ),
         )
-        self._groups.append((group, "close"))
+        self._groups.append((group, bind(PolicyWorker.close)))
         return group
 
-    def _launch_critic(self, first_bundle: int, num_ranks: int) -> WorkerGroup:
+    def _launch_critic(self, first_bundle: int, num_ranks: int) -> WorkerGroup[CriticWorker]:
         config, role = self._config, self._config.cluster.critic
         settings = critic_settings(config, self._critic_path)
         group = WorkerGroup.launch(
@@ -284,11 +290,11 @@ class Cluster:
                 num_gpus=config.cluster.gpus_of("critic", critic=True),
             ),
         )
-        self._groups.append((group, "close"))
+        self._groups.append((group, bind(CriticWorker.close)))
         return group
 
-    def _connect(self, group: WorkerGroup) -> Any:
+    def _connect(self, group: WorkerGroup[RankWorker]) -> Pending[None]:
         """Rank 0 opens a port, every rank joins there and loads the model."""
         limit_s = self._config.cluster.timeouts.start_s
-        address = group.call_first("open_port", timeout_s=limit_s)
-        return group.start("start", address, timeout_s=limit_s)
+        address = group.call_first(bind(RankWorker.open_port), timeout_s=limit_s)
+        return group.start(bind(RankWorker.start, address), timeout_s=limit_s)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from workers.calls import bind
 from workers.data.plans import RankPlan, StepRows
+from workers.learner.critic_worker import CriticWorker
 from workers.worker_group import Pending, WorkerGroup
 
 
@@ -29,7 +31,7 @@ class ValueFunction(Protocol):
 class CriticGroup:
     """All ranks of one critic: a `ValueFunction`."""
 
-    def __init__(self, workers: WorkerGroup, *, train_s: float) -> None:
+    def __init__(self, workers: WorkerGroup[CriticWorker], *, train_s: float) -> None:
         self.workers = workers
         self._train_s = train_s
 
@@ -37,15 +39,14 @@ class CriticGroup:
         """Start a no-grad pass; one reference per rank to a record batch of `values`."""
         where = self.workers.put(rows)
         return [
-            handle.values.remote(plan, where)
-            for handle, plan in zip(self.workers.handles, plans, strict=True)
+            self.workers.send(rank, bind(CriticWorker.values, plan, where))
+            for rank, plan in zip(self.workers.ranks, plans, strict=True)
         ]
 
-    def train(self, plans: Sequence[RankPlan], rows: StepRows, computed: Sequence[Any]) -> Pending:
+    def train(
+        self, plans: Sequence[RankPlan], rows: StepRows, computed: Sequence[Any]
+    ) -> Pending[dict[str, float]]:
         """Start the optimizer updates; the result is every rank's metrics."""
         where = self.workers.put(rows)
-        metrics = [
-            handle.train.remote(plan, where, *computed)
-            for handle, plan in zip(self.workers.handles, plans, strict=True)
-        ]
-        return Pending(self.workers.role, "train", metrics, self._train_s)
+        calls = [bind(CriticWorker.train, plan, where, *computed) for plan in plans]
+        return self.workers.start_each(calls, timeout_s=self._train_s)

@@ -13,6 +13,8 @@ from typing import Any
 import ray
 from ray.util import placement_group_table
 
+from orchestrator.telemetry.counting import counted
+
 PROBE_S = 2.0
 
 
@@ -35,9 +37,9 @@ def wait_for_nodes(address: str, *, count: int, timeout_s: float) -> list[dict[s
         while len(nodes := _living()) < count:
             if time.monotonic() > deadline:
                 raise ValueError(
-                    f"{len(nodes)} of {count} nodes joined {address} in {timeout_s:g} s: "
-                    f"{', '.join(node['NodeManagerAddress'] for node in nodes)}; look at the "
-                    "others' log of ray start"
+                    f"{len(nodes)} of {counted(count, 'node')} joined {address} in "
+                    f"{timeout_s:g} s: {', '.join(node['NodeManagerAddress'] for node in nodes)}; "
+                    "look at the others' log of ray start"
                 )
             time.sleep(PROBE_S)
         return nodes
@@ -64,7 +66,7 @@ def table(nodes: Sequence[dict[str, Any]]) -> str:
         have = node["Resources"]
         rows.append(
             f"{node['NodeManagerAddress']:<16} {node['NodeID'][:8]}  "
-            f"{have.get('CPU', 0):g} CPUs  {have.get('GPU', 0):g} GPUs"
+            f"{counted(have.get('CPU', 0), 'CPU')}  {counted(have.get('GPU', 0), 'GPU')}"
         )
     return "\n".join(rows)
 
@@ -85,4 +87,4 @@ def describe_engines(nodes: Sequence[str]) -> str:
     for engine, node in enumerate(nodes):
         by_node.setdefault(node, []).append(str(engine))
     places = "; ".join(f"{node}: {', '.join(engines)}" for node, engines in by_node.items())
-    return f"{len(nodes)} engines on {len(by_node)} nodes: {places}"
+    return f"{counted(len(nodes), 'engine')} on {counted(len(by_node), 'node')}: {places}"

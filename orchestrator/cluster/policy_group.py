@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from workers.calls import bind
 from workers.data.plans import CreditPlan, RankPlan, StepRows
-from workers.learner.policy_worker import TrainReport
-from workers.worker_group import Pending, WorkerGroup
+from workers.learner.policy_worker import PolicyWorker, TrainReport
+from workers.worker_group import WorkerGroup
 
 
 class Policy(Protocol):
@@ -50,7 +51,12 @@ class PolicyGroup:
     """
 
     def __init__(
-        self, workers: WorkerGroup, *, train_s: float, ranks_per_plan: int = 1, base: bool = False
+        self,
+        workers: WorkerGroup[PolicyWorker],
+        *,
+        train_s: float,
+        ranks_per_plan: int = 1,
+        base: bool = False,
     ) -> None:
         self.workers = workers
         self._base = base
@@ -62,9 +68,10 @@ class PolicyGroup:
     ) -> list[Any]:
         """Start a no-grad pass; one reference per plan to a record batch of the named columns."""
         where = self.workers.put(rows)
+        score = PolicyWorker.compute_logprobs
         columns = [
-            handle.compute_logprobs.remote(plan, where, logprobs, entropy, base=self._base)
-            for handle, plan in self._assigned(plans)
+            self.workers.send(rank, bind(score, plan, where, logprobs, entropy, base=self._base))
+            for rank, plan in zip(self.workers.ranks, self._of_ranks(plans), strict=True)
         ]
         return columns[:: self._ranks_per_plan]
 
@@ -72,28 +79,23 @@ class PolicyGroup:
         self, plan: CreditPlan, rows: StepRows, computed: Sequence[Any]
     ) -> tuple[Any, Mapping[str, float]]:
         """Advantages of the whole step, on rank 0: their reference, and metrics."""
-        call = self.workers.handles[0].credit.options(num_returns=2)
-        columns, metrics = call.remote(plan, self.workers.put(rows), *computed)
-        answer = Pending(self.workers.role, "credit", [metrics], self._train_s).result()[0]
-        return columns, answer
+        call = bind(PolicyWorker.credit, plan, self.workers.put(rows), *computed)
+        columns, metrics = self.workers.only([0]).start_pairs([call], timeout_s=self._train_s)
+        return columns[0], metrics.result()[0]
 
     def train(
         self, plans: Sequence[RankPlan], rows: StepRows, computed: Sequence[Any]
     ) -> tuple[list[Any], list[TrainReport]]:
         """Run the optimizer updates: `logprobs` columns and a report for every plan."""
-        columns, reports, where = [], [], self.workers.put(rows)
-        for handle, plan in self._assigned(plans):
-            call = handle.train.options(num_returns=2)
-            column, report = call.remote(plan, where, *computed)
-            columns.append(column)
-            reports.append(report)
-        answers = Pending(self.workers.role, "train", reports, self._train_s).result()
-        return columns[:: self._ranks_per_plan], answers[:: self._ranks_per_plan]
+        where = self.workers.put(rows)
+        calls = [bind(PolicyWorker.train, plan, where, *computed) for plan in self._of_ranks(plans)]
+        columns, pending = self.workers.start_pairs(calls, timeout_s=self._train_s)
+        reports = pending.result()
+        return columns[:: self._ranks_per_plan], reports[:: self._ranks_per_plan]
 
-    def _assigned(self, plans: Sequence[RankPlan]) -> list[tuple[Any, RankPlan]]:
-        """Every rank with its plan."""
-        of_rank = [plan for plan in plans for _ in range(self._ranks_per_plan)]
-        return list(zip(self.workers.handles, of_rank, strict=True))
+    def _of_ranks(self, plans: Sequence[RankPlan]) -> list[RankPlan]:
+        """Return the plan of every rank."""
+        return [plan for plan in plans for _ in range(self._ranks_per_plan)]
 
     def follow(self, policy: PolicyGroup, *, share: float) -> None:
         """Move these weights towards another group's: (1 - share) own + share theirs.
@@ -107,13 +109,15 @@ class PolicyGroup:
         """
         theirs, limit_s = policy.workers, self._train_s
         moved = 0
-        for number in range(theirs.call_first("num_layers", timeout_s=limit_s)):
+        for number in range(theirs.call_first(bind(PolicyWorker.num_layers), timeout_s=limit_s)):
             # The second value is what the driver waits for; the first it never fetches.
-            read = [h.read_layer.options(num_returns=2).remote(number) for h in theirs.handles]
-            Pending(theirs.role, "read_layer", [done for _, done in read], limit_s).result()
-            tensors = read[0][0]
-            moved += self.workers.call("move_layer", share, tensors, timeout_s=limit_s)[0]
-        have = len(self.workers.call_first("parameter_names", timeout_s=limit_s))
+            read = [bind(PolicyWorker.read_layer, number)] * len(theirs)
+            layers, done = theirs.start_pairs(read, timeout_s=limit_s)
+            done.result()
+            tensors: Any = layers[0]
+            move = bind(PolicyWorker.move_layer, share, tensors)
+            moved += self.workers.call(move, timeout_s=limit_s)[0]
+        have = len(self.workers.call_first(bind(PolicyWorker.parameter_names), timeout_s=limit_s))
         if moved != have:
             raise ValueError(
                 f"{self.workers.role} has {have} tensors, {theirs.role} gave {moved}: both must be "

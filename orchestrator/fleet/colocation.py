@@ -20,19 +20,20 @@ it needs no turn.
 
 from __future__ import annotations
 
-from typing import Any
-
 from conf.schema import TrainConfig
+from workers.calls import Call, bind
+from workers.learner.rank_worker import RankWorker
+from workers.rollout.worker import RolloutWorker
 from workers.worker_group import WorkerGroup
 
 DROP_WEIGHTS, KEEP_WEIGHTS = 2, 1  # vLLM's levels of sleep
 WEIGHTS, CACHE = ["weights"], ["kv_cache"]  # vLLM's names of what wakes
 
 
-def make_room(engines: WorkerGroup, config: TrainConfig) -> None:
+def make_room(engines: WorkerGroup[RolloutWorker], config: TrainConfig) -> None:
     """Engines that have just started sleep, so that the learner can load; `receive` wakes them."""
     limit_s = config.cluster.timeouts.start_s
-    engines.call("engine_call", "sleep", _level(config), timeout_s=limit_s)
+    engines.call(bind(RolloutWorker.sleep, _level(config)), timeout_s=limit_s)
 
 
 def _level(config: TrainConfig) -> int:
@@ -49,7 +50,12 @@ class Colocation:
         config: `cluster.colocated` says whether there is anything to do.
     """
 
-    def __init__(self, engines: WorkerGroup, learner: WorkerGroup, config: TrainConfig) -> None:
+    def __init__(
+        self,
+        engines: WorkerGroup[RolloutWorker],
+        learner: WorkerGroup[RankWorker],
+        config: TrainConfig,
+    ) -> None:
         self._engines, self._learner = engines, learner
         self._colocated = config.cluster.colocated
         self._level = _level(config)
@@ -59,9 +65,9 @@ class Colocation:
     def learn(self) -> None:
         """Engines give up weights and cache; then the learner's optimizer state is brought back."""
         if self._colocated:
-            self._engines_do("sleep", self._level)
+            self._engines_do(bind(RolloutWorker.sleep, self._level))
             self._metrics["colocation/engines_asleep_bytes"] = self._used_bytes()
-            self._learner.call("reload_states", timeout_s=self._limit_s)
+            self._learner.call(bind(RankWorker.reload_states), timeout_s=self._limit_s)
 
     def receive(self) -> None:
         """The learner's optimizer state leaves; then engines take memory for weights alone.
@@ -69,23 +75,23 @@ class Colocation:
         The learner's parameters stay: publication and its probe read them.
         """
         if self._colocated:
-            self._learner.call("offload_states", timeout_s=self._limit_s)
-            self._engines_do("wake", WEIGHTS)
+            self._learner.call(bind(RankWorker.offload_states), timeout_s=self._limit_s)
+            self._engines_do(bind(RolloutWorker.wake, WEIGHTS))
 
     def generate(self) -> None:
         """Engines take the rest of their memory and go on sampling."""
         if self._colocated:
-            self._engines_do("wake", CACHE)
+            self._engines_do(bind(RolloutWorker.wake, CACHE))
             self._metrics["colocation/generating_bytes"] = self._used_bytes()
 
     def metrics(self) -> dict[str, float]:
         """Device memory in use, the largest of any learner rank's GPU; nothing on CPU."""
         return {name: value for name, value in self._metrics.items() if value}
 
-    def _engines_do(self, method: str, argument: Any) -> None:
+    def _engines_do(self, call: Call[RolloutWorker, None]) -> None:
         """A dead engine has no memory to give or take; whoever samples from it next restarts it."""
-        pending = self._engines.start("engine_call", method, argument, timeout_s=self._limit_s)
-        pending.survivors()
+        self._engines.start(call, timeout_s=self._limit_s).survivors()
 
     def _used_bytes(self) -> float:
-        return float(max(self._learner.call("device_bytes", timeout_s=self._limit_s)))
+        used = self._learner.call(bind(RankWorker.device_bytes), timeout_s=self._limit_s)
+        return float(max(used))

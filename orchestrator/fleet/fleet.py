@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from orchestrator.fleet.launcher import EngineLauncher
 from orchestrator.fleet.pool import RolloutPool
+from workers.reward.worker import RewardWorker
+from workers.rollout.worker import RolloutWorker
 from workers.worker_group import WorkerGroup
 
 
@@ -21,6 +23,6 @@ class Fleet:
     """
 
     launcher: EngineLauncher
-    workers: WorkerGroup
+    workers: WorkerGroup[RolloutWorker]
     pool: RolloutPool
-    rewards: WorkerGroup
+    rewards: WorkerGroup[RewardWorker]

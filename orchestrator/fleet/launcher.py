@@ -66,7 +66,7 @@ class EngineLauncher:
         shape = {"CPU": role.num_cpus, "GPU": role.num_gpus * devices}
         return {kind: amount for kind, amount in shape.items() if amount}
 
-    def launch_first(self) -> WorkerGroup:
+    def launch_first(self) -> WorkerGroup[RolloutWorker]:
         """The engines of the configuration."""
         numbers = range(self._config.rollout.num_engines)
         return self._launch(numbers, self._placement, numbers)
@@ -78,7 +78,7 @@ class EngineLauncher:
 
     def _launch(
         self, numbers: Sequence[int], place: PlacementGroup, bundles: Sequence[int]
-    ) -> WorkerGroup:
+    ) -> WorkerGroup[RolloutWorker]:
         config, role = self._config, self._config.cluster.rollout
         settings = {
             number: vllm_settings(

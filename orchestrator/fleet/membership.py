@@ -23,6 +23,9 @@ from orchestrator.fleet.launcher import EngineLauncher
 from orchestrator.fleet.pool import RolloutPool
 from orchestrator.fleet.recovery import EngineRecovery
 from orchestrator.fleet.scaling import ScaleRequest, ScaleRequests
+from orchestrator.telemetry.counting import counted
+from workers.calls import bind
+from workers.rollout.worker import RolloutWorker
 from workers.worker_group import Pending, WorkerGroup
 
 MAINTAIN_EVERY_S = 0.25
@@ -44,7 +47,7 @@ class _Ending:
 
     number: int
     handle: Any
-    pending: Pending
+    pending: Pending[None]
     deadline: float
 
 
@@ -64,7 +67,7 @@ class Membership:
     def __init__(
         self,
         pool: RolloutPool,
-        workers: WorkerGroup,
+        workers: WorkerGroup[RolloutWorker],
         launcher: EngineLauncher,
         recovery: EngineRecovery,
         requests: ScaleRequests,
@@ -126,7 +129,7 @@ class Membership:
     def _begin(self, request: ScaleRequest, now: float) -> None:
         why_not = self._why_not(request)
         if why_not is not None:
-            self._say(f"asked for {request.engines} engines, refused: {why_not}")
+            self._say(f"asked for {counted(request.engines, 'engine')}, refused: {why_not}")
             self._requests.answer(request, "refused", why_not)
             return
         self._withdraw()
@@ -154,7 +157,7 @@ class Membership:
                 "and they take turns; choose a cluster= with cluster.colocated=false"
             )
         if request.engines < 1:
-            return f"{request.engines} engines: a run needs at least one"
+            return f"{counted(request.engines, 'engine')}: a run needs at least one"
         if more > 0 and self._launcher.transport == "ipc":
             return "rollout.transport=ipc reaches engines on the learner's GPU only; choose nccl"
         if more > 0 and not config.cluster.autoscaled:
@@ -168,9 +171,9 @@ class Membership:
         if self._request is None or self._awaited or self._joining or self._leaving or self._ending:
             return
         count, asked = len(self.staying), self._request.engines
-        message = f"{count} engines, {len(self._pool.sampling())} of them sample"
+        message = f"{counted(count, 'engine')}, {len(self._pool.sampling())} of them sampling"
         self._requests.answer(self._request, "done" if count == asked else "refused", message)
-        self._say(f"asked for {asked} engines: {message}")
+        self._say(f"asked for {counted(asked, 'engine')}: {message}")
         self._request = None
 
     def _refuse(self, why: str) -> None:
@@ -178,7 +181,7 @@ class Membership:
         if self._request is not None:
             self._requests.answer(self._request, "refused", why)
             self._request = None
-        self._say(f"{why}; {len(self.staying)} engines go on")
+        self._say(f"{why}; going on with {counted(len(self.staying), 'engine')}")
 
     # ---- joining ----
 
@@ -257,8 +260,8 @@ class Membership:
         self._pool.remove(number)
         self._recovery.forget(number)
         handle = self._workers.remove(number)
-        gone = WorkerGroup("rollout", {number: handle})
-        pending = gone.start("shutdown", timeout_s=END_S)
+        gone: WorkerGroup[RolloutWorker] = WorkerGroup("rollout", {number: handle})
+        pending = gone.start(bind(RolloutWorker.shutdown), timeout_s=END_S)
         deadline = time.monotonic() + END_S
         self._ending.append(
             _Ending(number=number, handle=handle, pending=pending, deadline=deadline)

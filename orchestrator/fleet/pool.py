@@ -14,7 +14,7 @@ first.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +23,11 @@ import ray.exceptions
 from orchestrator.fleet.concurrency import Concurrency
 from orchestrator.fleet.health import Event, Health, after
 from orchestrator.fleet.routing import Routing
+from orchestrator.telemetry.counting import counted
+from workers.calls import bind
 from workers.data.requests import Collected, EngineLoad, GroupRequest
 from workers.data.trajectory import RolloutGroup, TrajectoryMeta
+from workers.rollout.worker import RolloutWorker
 from workers.worker_group import WorkerError, WorkerGroup, died
 
 HEARTBEAT_S = 5.0  # how long a worker may hold an open `collect` without a finished group
@@ -79,7 +82,7 @@ class RolloutPool:
 
     def __init__(
         self,
-        group: WorkerGroup,
+        group: WorkerGroup[RolloutWorker],
         *,
         silence_s: float,
         together: bool,
@@ -94,7 +97,8 @@ class RolloutPool:
         self._judged = clock()  # when silence was last looked at
         self._lost = self._resampled = self._preemptions = 0
         self._routing = Routing(concurrency=concurrency)
-        self._open: dict[Any, tuple[int, Any]] = {}  # metas ref -> engine, batch ref
+        # reference to metadata -> engine, reference to the batch
+        self._open: dict[Awaitable[Collected], tuple[int, Any]] = {}
         self._kept: list[RolloutGroup] = []  # finished while somebody waited for other groups
 
     @property
@@ -135,20 +139,20 @@ class RolloutPool:
     def abort(self, group_ids: Sequence[str]) -> None:
         """Give groups up, which frees their slots; `poll` never returns them."""
         for number, held in self._routing.withdraw(group_ids).items():
-            self._group[number].abort.remote(held)
+            self._group.send(number, bind(RolloutWorker.abort, held))
             if self.engines[number].health.samples:
                 self._give_out([number])
 
     def _give_out(self, numbers: Sequence[int]) -> None:
         for number, share in self._routing.assign(numbers).items():
-            self._group[number].submit.remote(share, self._together)
+            self._group.send(number, bind(RolloutWorker.submit, share, self._together))
             self._ensure_open(number)
 
     def _ensure_open(self, number: int) -> None:
         engine = self.engines[number]
         if not engine.asked:
-            collect = self._group[number].collect.options(num_returns=2)
-            metas, batch = collect.remote(self.heartbeat_s)
+            collect = bind(RolloutWorker.collect, self.heartbeat_s)
+            metas, batch = self._group.send_pair(number, collect)
             self._open[metas] = (number, batch)
             engine.asked, engine.answered = True, self._clock()
 
@@ -172,12 +176,12 @@ class RolloutPool:
         self._judge_silence()
         return finished
 
-    def _answer(self, ref: Any) -> list[RolloutGroup]:
+    def _answer(self, ref: Awaitable[Collected]) -> list[RolloutGroup]:
         number, batch = self._open.pop(ref)
         engine = self.engines[number]
         engine.asked = False
         try:
-            collected: Collected = self._group.answer(ref)
+            collected = self._group.answer(ref)
         except ray.exceptions.RayError as error:
             if not died(error):
                 raise WorkerError(f"rollout.collect, engine {number}: {error}") from error
@@ -224,8 +228,8 @@ class RolloutPool:
         """How often an engine died without finishing a group, and why the last time."""
         engine = self.engines[number]
         return (
-            f"rollout engine {number} died {engine.deaths} times without finishing a group, the "
-            f"last time because: {engine.loss_reason}"
+            f"rollout engine {number} died {counted(engine.deaths, 'time')} without finishing "
+            f"a group, the last time because: {engine.loss_reason}"
         )
 
     def _orphan(self, number: int) -> None:

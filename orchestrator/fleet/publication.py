@@ -9,7 +9,7 @@ held the same weights for certain, times a factor.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Protocol
 
@@ -17,8 +17,11 @@ from conf.schema import TrainConfig
 from orchestrator.fleet.colocation import Colocation
 from orchestrator.fleet.fleet import Fleet
 from orchestrator.fleet.health import Health
+from workers.calls import bind
 from workers.data.prompts import PromptSet
+from workers.learner.policy_worker import PolicyWorker
 from workers.learner.weight_client import Destination
+from workers.rollout.worker import RolloutWorker
 from workers.weight_sync.attestation import (
     Attestation,
     AttestationError,
@@ -57,7 +60,7 @@ class Publisher:
     def __init__(
         self,
         fleet: Fleet,
-        learner: WorkerGroup,
+        learner: WorkerGroup[PolicyWorker],
         config: TrainConfig,
         *,
         probe_prompts: PromptSet,
@@ -78,8 +81,8 @@ class Publisher:
         numbers = self._fleet.workers.ranks
         self._connect(numbers)
         self._probe = self._choose_probe()
-        learner = self._learner
-        expected = learner.call_first("parameter_names", timeout_s=self._limit_s)
+        names = bind(PolicyWorker.parameter_names)
+        expected = self._learner.call_first(names, timeout_s=self._limit_s)
         tolerance = Tolerance.rounding(config.rollout.probe_tolerance)
         if config.rollout.dtype != "float32" or config.model.dtype != "float32":
             self._version = version
@@ -95,12 +98,12 @@ class Publisher:
         to = Destination(
             transport=fleet.launcher.transport,
             dtype=rollout.dtype,
-            engines={number: fleet.workers[number] for number in numbers},
+            engines=fleet.workers.only(numbers),
             nodes={number: fleet.launcher.node(number) or f"of {number}" for number in numbers},
             workers_per_engine=rollout.tensor_parallel_size,
             timeout_s=self._limit_s * INNER_SHARE,
         )
-        self._learner.call("connect", to, timeout_s=self._limit_s)
+        self._learner.call(bind(PolicyWorker.connect, to), timeout_s=self._limit_s)
         self._connected = list(numbers)
 
     def publish(self, version: int, *, stepped: bool) -> dict[str, float]:
@@ -159,7 +162,7 @@ class Publisher:
         ]
         if self._fleet.launcher.transport not in COLLECTIVE:
             return numbers
-        asked = workers.only(numbers).start("engine_call", "version", timeout_s=self._limit_s)
+        asked = workers.only(numbers).start(bind(RolloutWorker.version), timeout_s=self._limit_s)
         alive = asked.survivors()
         for number in numbers:
             if number not in alive:
@@ -171,10 +174,12 @@ class Publisher:
         learner = self._learner
         rollouts = self._fleet.workers.only(numbers)
         self._colocation.receive()
-        report: PublishReport = learner.call("publish", self._version, timeout_s=self._limit_s)[0]
+        publish = bind(PolicyWorker.publish, self._version)
+        report = learner.call(publish, timeout_s=self._limit_s)[0]
         self._colocation.generate()
-        engines = rollouts.start("attest", self._probe, timeout_s=self._limit_s)
-        own = learner.start("probe", self._probe, timeout_s=self._limit_s)
+        attest = bind(RolloutWorker.attest, self._probe)
+        engines = rollouts.start(attest, timeout_s=self._limit_s)
+        own = learner.start(bind(PolicyWorker.probe, self._probe), timeout_s=self._limit_s)
         answers = engines.survivors()
         for number in numbers:
             if number in report.lost or number not in answers:
@@ -218,22 +223,19 @@ class Publisher:
             "publication/bytes_per_s": bandwidth,
         }
 
-    def _diagnose(self, report: PublishReport):  # type: ignore[no-untyped-def]
+    def _diagnose(self, report: PublishReport) -> Callable[[int], Mapping[str, str]]:
         def ask(engine_id: int) -> Mapping[str, str]:
             expected = {name: list(value) for name, value in report.fingerprints.items()}
-            asked = self._fleet.workers.start_one(
-                engine_id, "engine_call", "diagnose", expected, timeout_s=self._limit_s
-            )
-            found: Mapping[str, str] = asked.result()[0]
-            return found
+            diagnose = bind(RolloutWorker.diagnose, expected)
+            asked = self._fleet.workers.start_one(engine_id, diagnose, timeout_s=self._limit_s)
+            return asked.result()[0]
 
         return ask
 
     def _choose_probe(self) -> list[list[int]]:
         prompts = [self._prompts[row].prompt for row in range(len(self._prompts))[:PROBE_PROMPTS]]
-        encoded: list[list[int]] = self._fleet.workers.call_first(
-            "encode", prompts, timeout_s=self._limit_s
-        )
+        encode = bind(RolloutWorker.encode, prompts)
+        encoded = self._fleet.workers.call_first(encode, timeout_s=self._limit_s)
         room = min(PROBE_TOKENS, self._config.rollout.max_model_len - 1)
         return [tokens[:room] for tokens in encoded if len(tokens) > 1]
 
@@ -275,9 +277,8 @@ class FixedWeights:
         """Label the weights of engines that started since, and admit these engines."""
         pool = self._fleet.pool
         started = [number for number, own in pool.engines.items() if own.health is Health.STALE]
-        labels = self._fleet.workers.only(started).start(
-            "engine_call", "set_version", self._version, timeout_s=self._timeout_s
-        )
+        label = bind(RolloutWorker.set_version, self._version)
+        labels = self._fleet.workers.only(started).start(label, timeout_s=self._timeout_s)
         answers = labels.survivors()
         for number in started:
             if number in answers:

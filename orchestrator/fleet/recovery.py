@@ -16,6 +16,9 @@ from ray.exceptions import ActorUnavailableError
 
 from orchestrator.fleet.health import Event, Health
 from orchestrator.fleet.pool import MAX_DEATHS, EnginesLostError, RolloutPool
+from workers.calls import bind
+from workers.reward.worker import RewardWorker
+from workers.rollout.worker import RolloutWorker
 from workers.worker_group import Pending, WorkerError, WorkerGroup
 
 UNPUBLISHED = -1  # the label of weights that no learner gave
@@ -25,7 +28,7 @@ UNPUBLISHED = -1  # the label of weights that no learner gave
 class _Start:
     """An engine that loads, or whose process waits for a place."""
 
-    pending: Pending
+    pending: Pending[str]
     since: float
     unplaced: bool = False  # and everybody was told
 
@@ -47,8 +50,8 @@ class EngineRecovery:
     def __init__(
         self,
         pool: RolloutPool,
-        workers: WorkerGroup,
-        rewards: WorkerGroup,
+        workers: WorkerGroup[RolloutWorker],
+        rewards: WorkerGroup[RewardWorker],
         *,
         stands: Callable[[int], bool],
         republish: Callable[[], object],
@@ -102,9 +105,8 @@ class EngineRecovery:
 
     def begin(self, number: int) -> None:
         """Let an engine load; returns at once."""
-        pending = self._workers.start_one(
-            number, "start", UNPUBLISHED, self._rewards.handles, timeout_s=self._start_s
-        )
+        start = bind(RolloutWorker.start, UNPUBLISHED, self._rewards)
+        pending = self._workers.start_one(number, start, timeout_s=self._start_s)
         since = self._starting[number].since if number in self._starting else time.monotonic()
         self._starting[number] = _Start(pending=pending, since=since)
 

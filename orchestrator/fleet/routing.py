@@ -35,11 +35,6 @@ class Routing:
         """Groups that wait or are held."""
         return len(self._queue) + len(self._held)
 
-    @property
-    def num_queued(self) -> int:
-        """Groups that no engine holds yet."""
-        return len(self._queue)
-
     def outstanding(self, engine: int) -> int:
         """Samples of unfinished groups that the engine holds."""
         return self._outstanding[engine]

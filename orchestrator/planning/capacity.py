@@ -10,6 +10,7 @@ from algorithms.algorithm import Algorithm
 from conf.schema import TrainConfig
 from orchestrator.planning import memory
 from orchestrator.planning.architecture import architecture_of
+from orchestrator.telemetry.counting import counted
 from workers.engines.model.heads import check_heads
 
 
@@ -21,18 +22,19 @@ def gpus_asked(
     devices = rollout.tensor_parallel_size
     terms = [
         (
-            f"{rollout.num_engines} engines x {devices} devices x {cluster.rollout.num_gpus:g}",
+            f"{counted(rollout.num_engines, 'engine')} x {counted(devices, 'device')} x "
+            f"{cluster.rollout.num_gpus:g}",
             rollout.num_engines * devices * cluster.rollout.num_gpus,
         ),
         (
-            f"{ranks} learner ranks x {cluster.learner.num_gpus:g}",
+            f"{counted(ranks, 'learner rank')} x {cluster.learner.num_gpus:g}",
             ranks * cluster.learner.num_gpus,
         ),
     ]
     if references:
         terms.append(
             (
-                f"{ranks} reference ranks x {cluster.reference.num_gpus:g}",
+                f"{counted(ranks, 'reference rank')} x {cluster.reference.num_gpus:g}",
                 ranks * cluster.reference.num_gpus,
             )
         )
@@ -40,7 +42,7 @@ def gpus_asked(
         critics = config.critic.num_ranks
         terms.append(
             (
-                f"{critics} critic ranks x {cluster.critic.num_gpus:g}",
+                f"{counted(critics, 'critic rank')} x {cluster.critic.num_gpus:g}",
                 critics * cluster.critic.num_gpus,
             )
         )
@@ -103,15 +105,16 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
         asked = sum(gpus for _, gpus in terms)
         if asked > have + 1e-6:
             raise ValueError(
-                f"cluster={cluster.name} has {cluster.num_nodes} nodes x {cluster.gpus_per_node} = "
-                f"{have} GPUs, the run asks for {asked:g}: {' + '.join(text for text, _ in terms)};"
-                " lower rollout.num_engines or learner.num_ranks, or choose a larger cluster="
+                f"cluster={cluster.name} has {counted(cluster.num_nodes, 'node')} x "
+                f"{cluster.gpus_per_node} = {counted(have, 'GPU')}, the run asks for {asked:g}: "
+                f"{' + '.join(text for text, _ in terms)}; "
+                "lower rollout.num_engines or learner.num_ranks, or choose a larger cluster="
             )
         width = config.rollout.tensor_parallel_size
         if cluster.rollout.num_gpus and width > cluster.gpus_per_node:
             raise ValueError(
                 f"rollout.tensor_parallel_size={width}: an engine stands on one node, and a node "
-                f"of cluster={cluster.name} has {cluster.gpus_per_node} GPUs; lower it"
+                f"of cluster={cluster.name} has {counted(cluster.gpus_per_node, 'GPU')}; lower it"
             )
     _check_context(config)
     model = architecture_of(config.model)
@@ -147,9 +150,9 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
     cluster, references = config.cluster, needs_reference(config, algorithm)
     critic = needs_critic(config, algorithm)
     asked = sum(gpus for _, gpus in gpus_asked(config, references=references, critic=critic))
-    text = f"{cluster.name}, {asked:g} GPUs"
+    text = f"{cluster.name}, {counted(asked, 'GPU')}"
     if cluster.gpus_per_node is not None:
-        text += f" of {cluster.num_nodes} nodes x {cluster.gpus_per_node}"
+        text += f" of {counted(cluster.num_nodes, 'node')} x {cluster.gpus_per_node}"
     if cluster.gpu_memory_gib is not None:
         text += f", {cluster.gpu_memory_gib:g} GiB each"
     return "\n".join([text, *memory.describe(config, references=references, critic=critic)])

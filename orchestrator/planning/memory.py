@@ -15,12 +15,13 @@ from typing import Any
 
 from conf.schema import AdapterConfig, ArchitectureConfig, TrainConfig
 from orchestrator.planning.architecture import architecture_of, num_parameters
+from orchestrator.telemetry.counting import counted
+from workers.engines.model.head_rows import head_bytes
 
 GIB = 2**30
 # CUDA context, buffers of NCCL and cuBLAS, what the allocator can't reuse, and the chunk of a
 # weight publication: of every process, by experience with 80 GB devices.
 RESERVE_BYTES = 4 * GIB
-HEAD_BYTES = 3 * 64 * 2**20  # logits, softmax and gradient of one chunk of the language-model head
 LIVE_PARAMETERS = 100_000_000  # that ZeRO-3 keeps gathered, workers/engines/zero/settings.py
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # What a role that takes turns keeps on the GPU out of turn, orchestrator/fleet/colocation.py.
@@ -122,7 +123,9 @@ def policy_share(
         kept = 4.0 * model.num_layers * model.hidden_size * tokens + one_layer
     else:
         kept = one_layer * model.num_layers
-    parts["activations"] = kept + HEAD_BYTES
+    gpu = config.cluster.gpu_memory_gib
+    gpu_bytes = None if gpu is None else int(gpu * GIB)
+    parts["activations"] = kept + head_bytes(model.vocab_size, gpu_bytes, learner.head_chunk)
     parts["reserve"] = float(RESERVE_BYTES)
     return Share(role="learner" if trains else "reference", parts=parts)
 
@@ -267,5 +270,7 @@ def describe(config: TrainConfig, *, references: bool, critic: bool = False) -> 
     longest = kv_bytes_per_token(model, config) * config.rollout.max_model_len
     if lines and config.cluster.rollout.num_gpus:
         fit = config.rollout.kv_cache_gib * GIB / longest
-        lines.append(f"an engine's cache holds {fit:.0f} sequences of the greatest length")
+        lines.append(
+            f"an engine's cache holds {counted(round(fit), 'sequence')} of the greatest length"
+        )
     return lines

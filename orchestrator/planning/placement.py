@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import ray
 
 from conf.schema import TrainConfig
+from orchestrator.telemetry.counting import counted
 
 
 class PlacementError(ValueError):
@@ -102,9 +103,10 @@ def check_resources(config: TrainConfig, wanted: list[dict[str, float]]) -> None
         total = sum(bundle[kind] for bundle in wanted)
         if total > have.get(kind, 0.0):
             raise PlacementError(
-                f"cluster={config.cluster.name} asks for {total:g} {kind}s: "
-                f"{config.rollout.num_engines} engines x tensor_parallel_size "
-                f"{config.rollout.tensor_parallel_size} + {config.learner.num_ranks} learner ranks "
+                f"cluster={config.cluster.name} asks for {counted(total, kind)}: "
+                f"{counted(config.rollout.num_engines, 'engine')} x tensor_parallel_size "
+                f"{config.rollout.tensor_parallel_size} + "
+                f"{counted(config.learner.num_ranks, 'learner rank')} "
                 f"(+ reference and critic ranks, if any), but Ray has {have.get(kind, 0.0):g}; "
                 "lower rollout.num_engines or learner.num_ranks, or choose another cluster="
             )

@@ -8,8 +8,9 @@ from algorithms.algorithm import Algorithm
 from algorithms.conformance.rehearsal import rehearse
 from algorithms.rewards import OverlongPenalty
 from conf import precision
-from conf.schema import AdapterConfig, LearnerConfig, RoleConfig, TrainConfig
+from conf.schema import AdapterConfig, RoleConfig, TrainConfig
 from orchestrator.planning import capacity
+from orchestrator.telemetry.counting import counted
 
 
 def check(config: TrainConfig, algorithm: Algorithm) -> None:
@@ -130,15 +131,16 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
     trainer, rollout, schedule = config.trainer, config.rollout, config.schedule
     sequences = config.sequences_per_step
     rows = [
-        ("run", f"{config.run_name}, {trainer.total_steps} steps, seed {config.seed}"),
+        ("run", f"{config.run_name}, {counted(trainer.total_steps, 'step')}, seed {config.seed}"),
         *(_algorithm_rows(algorithm) if trainer.learns else []),
         ("roles", ", ".join(_roles(config, algorithm))),
         ("model", config.model.path or f"{config.model.name} (built on first use)"),
         ("data", config.data.train_path or f"{config.data.name} (generated on first use)"),
         (
             "step",
-            f"{trainer.prompts_per_step} prompts x {rollout.samples_per_prompt} samples = "
-            f"{sequences} sequences, at most {sequences * config.longest} tokens",
+            f"{counted(trainer.prompts_per_step, 'prompt')} x "
+            f"{counted(rollout.samples_per_prompt, 'sample')} = {counted(sequences, 'sequence')}, "
+            f"at most {sequences * config.longest} tokens",
         ),
         ("rollout", _rollout(config)),
         *(_learner_rows(config, algorithm) if trainer.learns else []),
@@ -190,7 +192,8 @@ def _rollout(config: TrainConfig) -> str:
     if config.trainer.learns:
         weights = f"weights by {capacity.planned_transport(config)}"
     return (
-        f"{rollout.num_engines} engines x {rollout.tensor_parallel_size} devices, "
+        f"{counted(rollout.num_engines, 'engine')} x "
+        f"{counted(rollout.tensor_parallel_size, 'device')}, "
         f"{_arithmetic(rollout.dtype, config.cluster.rollout)}, {weights}"
     )
 
@@ -202,14 +205,14 @@ def _learner_rows(config: TrainConfig, algorithm: Algorithm) -> list[tuple[str, 
     return [
         (
             "updates",
-            f"{sequences} / {updates} = {config.sequences_per_update} sequences per optimizer "
-            f"update, about {config.sequences_per_update / learner.num_data_parallel:g} on each "
-            f"of {_rows_owners(learner)}, packed to {learner.token_budget} tokens; "
-            f"{trainer.epochs_per_step} x {updates} = {trainer.num_updates} updates a step",
+            f"{sequences} / {updates} = {counted(config.sequences_per_update, 'sequence')} per "
+            f"optimizer update, {_share_of_rows(config)}, packed to {learner.token_budget} tokens; "
+            f"{trainer.epochs_per_step} x {updates} = {counted(trainer.num_updates, 'update')} "
+            "a step",
         ),
         (
             "learner",
-            f"{learner.num_ranks} ranks, ZeRO-{learner.zero_stage}, "
+            f"{counted(learner.num_ranks, 'rank')}, ZeRO-{learner.zero_stage}, "
             f"{_arithmetic(config.model.dtype, config.cluster.learner)}, "
             f"{learner.optimizer.name} lr {learner.optimizer.lr:g}",
         ),
@@ -231,26 +234,32 @@ def _oversample(config: TrainConfig) -> str:
         return ""
     begun = math.ceil(schedule.oversample * config.trainer.prompts_per_step)
     fate = {"keep": "keep", "again": "begin again", "drop": "drop"}[schedule.leftover]
-    return f"; {begun} groups begun for {config.trainer.prompts_per_step}, {fate} the slowest"
+    begun_for = f"{counted(begun, 'group')} begun for {config.trainer.prompts_per_step}"
+    return f"; {begun_for}, {fate} the slowest"
 
 
-def _rows_owners(learner: LearnerConfig) -> str:
-    """Who gets rows of their own: ranks, or groups of ranks that share every micro-batch."""
-    size = learner.sequence_parallel_size
+def _share_of_rows(config: TrainConfig) -> str:
+    """Say how many rows of an update each rank gets, or each group of ranks that share theirs."""
+    learner = config.learner
+    owners, size = learner.num_data_parallel, learner.sequence_parallel_size
+    owner = "rank" if size == 1 else f"group of {size} ranks"
+    rows = f"{config.sequences_per_update / owners:g}"
+    if owners == 1:
+        return f"{rows} on one {owner}{' (sequence parallel)' if size > 1 else ''}"
     if size == 1:
-        return f"{learner.num_ranks} ranks"
-    return f"{learner.num_data_parallel} groups of {size} ranks (sequence parallel)"
+        return f"about {rows} on each of {owners} ranks"
+    return f"about {rows} on each of {owners} groups of {size} ranks (sequence parallel)"
 
 
 def _critic(config: TrainConfig) -> str:
     critic = config.critic
     text = (
-        f"{critic.num_ranks} ranks, ZeRO-{critic.zero_stage}, {config.model.dtype} under a float32 "
-        f"head, {critic.optimizer.name} lr {critic.optimizer.lr:g}, {critic.num_updates} updates "
-        "a step"
+        f"{counted(critic.num_ranks, 'rank')}, ZeRO-{critic.zero_stage}, {config.model.dtype} "
+        f"under a float32 head, {critic.optimizer.name} lr {critic.optimizer.lr:g}, "
+        f"{counted(critic.num_updates, 'update')} a step"
     )
     if critic.warmup_steps:
-        text += f"; alone in the first {critic.warmup_steps} steps"
+        text += f"; alone in the first {counted(critic.warmup_steps, 'step')}"
     return text if critic.model is None else f"{text}; starts from {critic.model}"
 
 

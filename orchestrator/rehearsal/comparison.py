@@ -1,4 +1,7 @@
-"""Which rehearsals are compared: every schedule on several divisions of the same GPUs."""
+"""List the rehearsals to compare: every schedule on several divisions of the same GPUs.
+
+Part of the rehearsing process. Nothing is rehearsed here (`run.py`).
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ SCHEDULES = ("sync", "one_step_off", "async")
 
 
 def divisions(config: TrainConfig, ratios: str) -> list[tuple[int, int]]:
-    """Engines and learner ranks that share the configuration's GPUs as `ratios` say.
+    """Return the numbers of engines and learner ranks that share the GPUs by `ratios`.
 
     Args:
-        config: its engines' devices and learner ranks together are divided.
+        config: the devices of its engines and learner ranks together are divided.
         ratios: GPUs that sample to GPUs that learn, such as "1,2,4".
 
     Raises:
@@ -34,7 +37,7 @@ def divisions(config: TrainConfig, ratios: str) -> list[tuple[int, int]]:
 
 
 def overrides(schedule: str, engines: int, ranks: int) -> list[str]:
-    """What makes a configuration one of the compared."""
+    """Return the overrides that turn a configuration into one of those compared."""
     return [
         f"schedule={schedule}",
         f"rollout.num_engines={engines}",

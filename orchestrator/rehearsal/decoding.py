@@ -1,4 +1,4 @@
-"""How fast one engine decodes: continuous batching in closed form between two events.
+"""Simulate the decoding of one engine: continuous batching in closed form between two events.
 
 A step of the engine draws one token for each of n running sequences, which look back at k tokens
 together, and takes `a + b n + c k` seconds. While n stays the same, k grows by n a step, so that m
@@ -6,10 +6,10 @@ steps take
 
     m (a + b n + c k) + c n m^2 / 2
 
-seconds: an engine is advanced to its next finished sequence in one go, whatever lies between. A
-prompt is prefilled once for all siblings, and while it is, nothing is decoded. What is left out: a
-KV cache that is full, which makes an engine compute sequences again; set `rollout.max_num_seqs` to
-what fits.
+seconds: an engine is advanced to its next finished sequence in one go, over any number of steps. A
+prompt is prefilled once for all siblings, and meanwhile nothing is decoded. A full KV cache, which
+makes an engine compute sequences again, is not simulated; set `rollout.max_num_seqs` to a number
+that fits. Time itself is `timeline.py`; the calls of the driver are `engines.py`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class DecodingSpeed:
     """Speeds of one engine.
 
     Attributes:
-        step_s: a, of a step.
-        sequence_s: b, more for every running sequence.
-        kv_token_s: c, more for every token that is looked back at.
+        step_s: a, seconds of a step.
+        sequence_s: b, seconds more for every running sequence.
+        kv_token_s: c, seconds more for every token that is looked back at.
         prefill_tokens_per_s: of prompts, and of running sequences whose keys and values are
             computed again.
     """
@@ -87,7 +87,7 @@ class Decoder:
     _reported: float = 0.0  # steps, at the last report
 
     def add(self, siblings: Siblings, moment: float) -> None:
-        """Queue responses; those for which there is room begin at once."""
+        """Queue responses, and begin those for which there is room at once."""
         self._waiting.append(siblings)
         self._queued += len(siblings.lengths)
         if len(self._running) < self.max_running:
@@ -95,7 +95,7 @@ class Decoder:
             self._admit()
 
     def remove(self, siblings: Siblings, moment: float) -> None:
-        """Give up what is unfinished of a prompt, and begin others in its place."""
+        """Remove the unfinished responses of a prompt, and begin others in their place."""
         self.advance(moment)
         if siblings in self._waiting:
             self._waiting.remove(siblings)
@@ -109,14 +109,14 @@ class Decoder:
         self._admit()
 
     def pause(self, seconds: float, moment: float, *, version: int) -> None:
-        """Stop for so long, and go on with other weights: keys and values are computed again."""
+        """Stop for `seconds`, and go on with other weights: keys and values are computed again."""
         self.advance(moment)
         self.version = version
         self._paused_s += seconds
         self._prefill_s += self._kv_tokens / self.speed.prefill_tokens_per_s
 
     def next_end(self) -> float:
-        """When the next response is complete; infinity while nothing runs."""
+        """Return the moment at which the next response is complete; infinity if none runs."""
         if not self._running:
             return math.inf
         steps = max(0.0, self._running[0][0] - self._steps)
@@ -141,7 +141,11 @@ class Decoder:
         self._take(self._steps_in(elapsed - prefilled))
 
     def finish(self, moment: float) -> list[tuple[Siblings, int]]:
-        """Advance to `next_end`, and take out all that is complete then: whose, and which."""
+        """Advance to `next_end`, and take out all responses that are complete then.
+
+        Returns:
+            (siblings, number of the response among them) for each.
+        """
         end = self._running[0][0]
         self.advance(moment)
         self._take(end - self._steps)  # exactly, whatever rounding made of it
@@ -155,19 +159,22 @@ class Decoder:
         return done
 
     def take_spans(self, moment: float) -> list[tuple[float, float]]:
-        """When sequences ran, pauses apart, since the last call: (begin, end)."""
+        """Return the intervals (begin, end) since the last call in which sequences ran."""
         self.advance(moment)
         taken, self._generating = self._generating, []
         return taken
 
     def report(self) -> EngineLoad:
-        """What a scheduler would say of the time since the last report."""
+        """Report the load since the last report, as a scheduler would."""
         steps, waiting = int(self._steps - self._reported), self._least_queued
         self._reported, self._least_queued = self._steps, self._queued
         return EngineLoad(steps=steps, waiting=waiting)
 
     def _admit(self) -> None:
-        """Begin what waits while there is room, a heap of (last step, serial, sibling, whose)."""
+        """Begin waiting responses while there is room.
+
+        `_running` is a heap of (last step, serial, number of the response, its siblings).
+        """
         while self._waiting and len(self._running) < self.max_running:
             siblings = self._waiting[0]
             number = len(siblings.versions)
@@ -199,7 +206,7 @@ class Decoder:
         return steps * self._step_s + growth * steps * steps / 2
 
     def _steps_in(self, seconds: float) -> float:
-        """The inverse of `_seconds`."""
+        """Return the number of steps in `seconds`: the inverse of `_seconds`."""
         growth, first = self.speed.kv_token_s * len(self._running), self._step_s
         if growth == 0.0:
             return seconds / first

@@ -1,10 +1,10 @@
-"""Simulated rollout workers behind the real pool: calls that answer in simulated time.
+"""Simulate rollout workers behind the real pool: calls that are answered in simulated time.
 
-`SimulatedEngines` is a `WorkerGroup` whose handles take `submit`, `abort` and `collect` as Ray's
-do. What crosses a process boundary in a run crosses pickle here: requests are pickled and metadata
-is unpickled by the driver, at its own expense. A worker samples a group with its `Decoder`, scores
-every response `reward_s` after its end, and answers `collect` with what is finished; the batch that
-would hold the tokens holds their number.
+`SimulatedEngines` is a `WorkerGroup` that makes the pool's calls of `submit`, `abort` and `collect`
+itself. What crosses a process boundary in a run crosses pickle here: arguments are pickled and
+metadata is unpickled by the driver, at its own expense. A worker samples a group with its
+`Decoder`, scores every response `reward_s` after its end, and answers `collect` with what is
+finished; the batch that would hold the tokens holds their number.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from orchestrator.rehearsal.decoding import Decoder, DecodingSpeed, Siblings
 from orchestrator.rehearsal.metering import CpuMeter
 from orchestrator.rehearsal.timeline import SimulatedTime
 from orchestrator.rehearsal.workload import Workload
+from workers.calls import Call
 from workers.data.requests import Collected, GroupRequest
 from workers.data.trajectory import SCORED, TrajectoryMeta
+from workers.rollout.worker import RolloutWorker
 from workers.worker_group import WorkerGroup
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class SimulatedBatch:
-    """What stands for a record batch: tokens, prompt included, of every row."""
+    """Stand-in of a record batch: the number of tokens, prompt included, of every row."""
 
     num_tokens: list[int] = field(default_factory=list)
 
@@ -42,7 +44,7 @@ class Collecting:
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class Sampling(Siblings):
-    """A group at work in an engine."""
+    """A group that an engine samples."""
 
     request: GroupRequest
     began: float
@@ -52,7 +54,7 @@ class Sampling(Siblings):
 
 
 class SimulatedWorker:
-    """One engine with its rewards."""
+    """Simulated rollout worker: one engine with its rewards."""
 
     def __init__(
         self,
@@ -73,14 +75,14 @@ class SimulatedWorker:
             max_running=max_running,
         )
         self._settings, self._timeline, self._workload = settings, timeline, workload
-        self._answered = answered  # the calls of all workers that nobody has looked at
+        self._answered = answered  # calls of all workers since the last `ready`
         self._groups: dict[str, Sampling] = {}  # that are neither collected nor given up
         self._finished: list[Sampling] = []
         self._open: Collecting | None = None
         self._end = math.inf  # when the next response ends, as far as is known
 
-    def submit(self, requests: Sequence[GroupRequest]) -> None:
-        """Begin to sample."""
+    def submit(self, requests: Sequence[GroupRequest], together: bool) -> None:  # noqa: ARG002
+        """Begin to sample groups."""
         for request in requests:
             count = request.num_samples
             group = Sampling(
@@ -97,7 +99,7 @@ class SimulatedWorker:
         self._set_alarm()
 
     def abort(self, group_ids: Sequence[str]) -> None:
-        """Give groups up; none of them is collected from here on."""
+        """Abort groups; none of them is collected from here on."""
         for name in group_ids:
             if (group := self._groups.pop(name, None)) is not None:
                 self.decoder.remove(group, self._timeline.now)
@@ -105,12 +107,12 @@ class SimulatedWorker:
         self._set_alarm()
 
     def pause(self, seconds: float, version: int) -> None:
-        """Take other weights; running responses go on with them."""
+        """Pause for `seconds`; running responses go on with the weights `version`."""
         self.decoder.pause(seconds, self._timeline.now, version=version)
         self._set_alarm()
 
     def collect(self, wait_s: float) -> Collecting:
-        """What is finished, once something is or the time has passed."""
+        """Return a call that is answered once a group is finished or `wait_s` has passed."""
         call = self._open = Collecting()
         if self._finished:
             self._answer()
@@ -187,8 +189,8 @@ class SimulatedWorker:
         ]
 
 
-class SimulatedEngines(WorkerGroup):
-    """All engines of a rehearsal."""
+class SimulatedEngines(WorkerGroup[RolloutWorker]):
+    """Simulated engines of a rehearsal, as a worker group."""
 
     def __init__(
         self,
@@ -212,9 +214,20 @@ class SimulatedEngines(WorkerGroup):
             for _ in range(count)
         ]
         self._timeline, self._meter = timeline, meter
-        super().__init__("rollout", [_Handle(worker, meter) for worker in self.workers])
+        super().__init__("rollout", self.workers)
 
-    def ready(self, refs: Sequence[Collecting], *, timeout_s: float) -> list[Any]:
+    def send(self, rank: int, call: Call[RolloutWorker, Any]) -> Any:
+        """Make a call, which costs the driver the pickling of its arguments."""
+        pickle.dumps(call.args, protocol=5)
+        with self._meter.simulating():
+            return getattr(self.workers[rank], call.method)(*call.args)
+
+    def send_pair(self, rank: int, call: Call[RolloutWorker, Any]) -> Any:
+        """Call `collect`: metadata to come, and the batch that it describes."""
+        collecting: Collecting = self.send(rank, call)
+        return collecting, collecting.batch
+
+    def ready(self, refs: Sequence[Any], *, timeout_s: float) -> list[Any]:
         """Let time pass until a call has answered, `timeout_s` at most."""
         with self._meter.simulating():
             limit = self._timeline.now + timeout_s
@@ -224,56 +237,8 @@ class SimulatedEngines(WorkerGroup):
             self._answered.clear()
             return found
 
-    def answer(self, ref: Collecting) -> Any:
+    def answer(self, ref: Any) -> Any:
         """Metadata, unpickled as in a run."""
+        assert isinstance(ref, Collecting)
         assert ref.answer is not None, "only a ready call is asked for its answer"
         return pickle.loads(ref.answer)
-
-
-class _Handle:
-    """What the pool calls in the place of a Ray actor's handle."""
-
-    def __init__(self, worker: SimulatedWorker, meter: CpuMeter) -> None:
-        self.submit = _Submit(worker, meter)
-        self.abort = _Abort(worker, meter)
-        self.collect = _Collect(worker, meter)
-
-
-@dataclass(frozen=True, slots=True)
-class _Submit:
-    worker: SimulatedWorker
-    meter: CpuMeter
-
-    def remote(self, requests: Sequence[GroupRequest], together: bool) -> None:
-        """Send requests, which costs the driver their pickling."""
-        pickle.dumps((requests, together), protocol=5)
-        with self.meter.simulating():
-            self.worker.submit(requests)
-
-
-@dataclass(frozen=True, slots=True)
-class _Abort:
-    worker: SimulatedWorker
-    meter: CpuMeter
-
-    def remote(self, group_ids: Sequence[str]) -> None:
-        """Take groups back."""
-        with self.meter.simulating():
-            self.worker.abort(group_ids)
-
-
-@dataclass(frozen=True, slots=True)
-class _Collect:
-    worker: SimulatedWorker
-    meter: CpuMeter
-
-    def options(self, *, num_returns: int) -> _Collect:
-        """As Ray's: the answer comes in two parts."""
-        assert num_returns == 2
-        return self
-
-    def remote(self, wait_s: float) -> tuple[Collecting, SimulatedBatch]:
-        """Metadata to come, and the batch that it describes."""
-        with self.meter.simulating():
-            call = self.worker.collect(wait_s)
-        return call, call.batch

@@ -1,7 +1,7 @@
-"""What a rehearsal says: its figures, and tables of them.
+"""Compute the figures of a rehearsal, and print tables of them.
 
-The first step fills the engines, so that figures are those of the steps after it, where there are
-any.
+The first step fills the engines, so figures are those of the steps after the first, if there are
+any. Part of the rehearsing process; nothing is simulated here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Figures:
         rollout_filled_frac: running sequences over `rollout.max_num_seqs`.
         learner_idle_frac: time in which the learner neither scores, trains nor publishes.
         staleness_mean: of the trained samples, in versions.
-        staleness_max: the same.
+        staleness_max: of the same samples.
         groups_dropped_frac: of all groups that were taken.
         driver_frac: CPU seconds of the driver over simulated seconds.
         simulation_s: CPU seconds that the simulation itself took.
@@ -48,7 +48,7 @@ class Figures:
 
 
 def figures(config: TrainConfig, moments: Sequence[Moment]) -> Figures:
-    """Of all steps but the first, or of the only one."""
+    """Compute the figures of all steps but the first, or of the only step."""
     first = moments[0] if len(moments) > 1 else Moment(metrics={})
     last, counted = moments[-1], [moment.metrics for moment in moments[len(moments) > 1 :]]
     seconds = last.time_s - first.time_s
@@ -74,7 +74,7 @@ def figures(config: TrainConfig, moments: Sequence[Moment]) -> Figures:
 
 
 def table(rows: Sequence[Figures]) -> str:
-    """Rehearsals below each other, in Markdown."""
+    """Format rehearsals as a Markdown table, one line each."""
     names = [
         "schedule",
         "engines : ranks",
@@ -107,7 +107,7 @@ def _cells(row: Figures) -> list[str]:
 
 
 def steps_table(moments: Sequence[Moment]) -> str:
-    """The steps of one rehearsal: seconds of each phase, what it trained and how stale it was."""
+    """Format the steps of one rehearsal: seconds of each phase, trained groups, staleness."""
     phases = ("generate", "score", "train", "publish", "step")
     names = ["step", *(f"{name} s" for name in phases), "groups", "dropped", "staleness mean, max"]
     lines = [names, ["---:"] * len(names)]

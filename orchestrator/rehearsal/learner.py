@@ -1,9 +1,10 @@
-"""Simulated learner, reference, critic and publication: they cost time and change nothing.
+"""Simulate learner, reference, critic and publication, which cost time and compute nothing.
 
-A rank's time for a sequence of L tokens is (L + q L^2) / speed, with q from the model's sizes: what
-`orchestrator.step.partition` balances. Ranks wait for each other at every optimizer update and,
-under ZeRO-3, at every micro-batch. Roles that share GPUs share `Devices` and take turns on them;
-those that do not compute side by side. Plans cross pickle, rank by rank, at the driver's expense.
+A rank's time for a sequence of L tokens is (L + q L^2) / speed, with q from the model's sizes: the
+cost that `orchestrator.step.partition` balances. Ranks wait for each other at every optimizer
+update and, under ZeRO-3, at every micro-batch. Roles that share GPUs share `Devices` and take turns
+on them; other roles compute side by side. Plans are pickled, rank by rank, and the CPU time counts
+as the driver's. All simulated roles run in the rehearsing process.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class Devices:
     """GPUs that do one thing after the other.
 
     Attributes:
-        role: what they are accounted as.
-        spans: what they did, until somebody takes them.
+        role: under which their time is accounted.
+        spans: of their work, until the rehearsal takes them out.
     """
 
     role: str
@@ -42,7 +43,7 @@ class Devices:
     spans: list[Span] = field(default_factory=list)
 
     def take(self, activity: Activity, seconds: float, *, after: float = 0.0) -> float:
-        """Queue so much work that may begin at `after`; when it will be done."""
+        """Queue `seconds` of work that may begin at `after`; return the moment of its end."""
         began = max(self.timeline.now, self.free_at, after)
         self.free_at = began + seconds
         self.busy_s += seconds
@@ -67,7 +68,7 @@ class Answered:
     meter: CpuMeter
 
     def result(self) -> list[Any]:
-        """Wait for them."""
+        """Wait for the answers, and return them."""
         with self.meter.simulating():
             self.timeline.run_until(self.ready_at)
         return self.answers
@@ -80,7 +81,7 @@ class Ranks:
     Attributes:
         devices: where they compute.
         cost: of a sequence, one token at length 0 being 1.
-        lockstep: they wait for each other at every micro-batch.
+        lockstep: True if they wait for each other at every micro-batch.
         width: ranks that share the micro-batches of one plan.
     """
 
@@ -93,20 +94,20 @@ class Ranks:
     width: int = 1
 
     def send(self, plans: Sequence[RankPlan], rows: StepRows) -> None:
-        """What the driver does to tell every rank its part."""
+        """Pickle the plan of every rank, as the driver does to send it."""
         pickle.dumps(rows.slices, protocol=5)
         for plan in plans:
             for _ in range(self.width):
                 pickle.dumps(plan, protocol=5)
 
     def forward_s(self, plans: Sequence[RankPlan], rows: StepRows) -> float:
-        """Of one no-grad pass over the rows."""
+        """Return the seconds of one no-grad pass over the rows."""
         tokens = num_tokens(rows)
         each = [[micro.rows for micro in plan.micro_batches] for plan in plans]
         return self._together(each, tokens) / (self.settings.score_tokens_per_s * self.width)
 
     def train_s(self, plans: Sequence[RankPlan], rows: StepRows) -> float:
-        """Of all optimizer updates, which ranks begin together."""
+        """Return the seconds of all optimizer updates, which the ranks begin together."""
         tokens, total = num_tokens(rows), 0.0
         for number in range(len(plans[0].updates)):
             each = [[micro.rows for micro in plan.updates[number]] for plan in plans]
@@ -117,7 +118,7 @@ class Ranks:
     def _together(
         self, ranks: Sequence[Sequence[npt.NDArray[np.int64]]], tokens: npt.NDArray[np.int64]
     ) -> float:
-        """Cost of the slowest, all in all or micro-batch by micro-batch."""
+        """Return the cost of the slowest rank, in total or, in lock-step, per micro-batch."""
         costs = np.asarray(
             [[self.cost(tokens[chosen]).sum() for chosen in rank] for rank in ranks]
         )  # [R, K]
@@ -126,7 +127,7 @@ class Ranks:
 
 
 def num_tokens(rows: StepRows) -> npt.NDArray[np.int64]:
-    """Tokens [S] of a step's sequences, prompts included."""
+    """Return the tokens [S] of a step's sequences, prompts included."""
     pieces = (
         rows.batches[piece.batch].num_tokens[piece.start : piece.start + piece.length]
         for piece in rows.slices
@@ -135,11 +136,11 @@ def num_tokens(rows: StepRows) -> npt.NDArray[np.int64]:
 
 
 class SimulatedPolicy:
-    """A learner, an actor or a reference: a `Policy` that computes nothing.
+    """Simulated learner, actor or reference: a `Policy` that computes nothing.
 
     Args:
         ranks: of the role.
-        measured: metrics that it reports of training.
+        measured: metrics to report of training.
     """
 
     def __init__(self, ranks: Ranks, measured: Mapping[str, float]) -> None:
@@ -153,7 +154,7 @@ class SimulatedPolicy:
         logprobs: str,  # noqa: ARG002 - columns have no content
         entropy: str | None,  # noqa: ARG002
     ) -> list[Any]:
-        """Start a pass; one column per plan."""
+        """Start a pass; return one column per plan."""
         self._ranks.send(plans, rows)
         with self._ranks.meter.simulating():
             done = self._ranks.devices.take("score", self._ranks.forward_s(plans, rows))
@@ -162,7 +163,7 @@ class SimulatedPolicy:
     def credit(
         self, plan: CreditPlan, rows: StepRows, computed: Sequence[Any]
     ) -> tuple[Any, Mapping[str, float]]:
-        """Advantages of all rows, on one rank, once everything that was begun is computed."""
+        """Take the time of credit on one rank, once all columns are computed; return its column."""
         pickle.dumps((plan, rows.slices), protocol=5)
         with self._ranks.meter.simulating():
             seconds = float(num_tokens(rows).sum()) / self._ranks.settings.credit_tokens_per_s
@@ -173,7 +174,7 @@ class SimulatedPolicy:
     def train(
         self, plans: Sequence[RankPlan], rows: StepRows, computed: Sequence[Any]
     ) -> tuple[list[Any], list[TrainReport]]:
-        """Take the time of the updates."""
+        """Take the time of the updates; return one column and one report per plan."""
         ranks = self._ranks
         ranks.send(plans, rows)
         with ranks.meter.simulating():
@@ -191,17 +192,17 @@ class SimulatedPolicy:
         return [Column(done) for _ in plans], [report for _ in plans]
 
     def follow(self, policy: Any, *, share: float) -> None:
-        """There are no weights to move."""
+        """Do nothing: there are no weights to move."""
 
 
 class SimulatedCritic:
-    """A critic: a `ValueFunction` that computes nothing."""
+    """Simulated critic: a `ValueFunction` that computes nothing."""
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
 
     def values(self, plans: Sequence[RankPlan], rows: StepRows) -> list[Any]:
-        """Start a pass; one column per rank."""
+        """Start a pass; return one column per rank."""
         self._ranks.send(plans, rows)
         with self._ranks.meter.simulating():
             done = self._ranks.devices.take("score", self._ranks.forward_s(plans, rows))
@@ -223,12 +224,12 @@ def _latest(columns: Sequence[Column]) -> float:
 
 @dataclass(kw_only=True)
 class SimulatedPublisher:
-    """Publications: engines pause at the end of each and go on with other weights.
+    """Simulated publisher: engines pause at the end of each publication and get other weights.
 
-    The keys and values of running responses are computed again, as vLLM is told to.
+    The keys and values of running responses are computed again, as vLLM does by our settings.
 
     Attributes:
-        learner: where it is sent from.
+        learner: the devices that send a publication.
     """
 
     settings: RehearsalConfig
@@ -238,13 +239,13 @@ class SimulatedPublisher:
     learner: Devices
 
     def begin(self, version: int) -> dict[str, float]:
-        """Engines have the learner's weights from the start."""
+        """Give all engines the learner's weights at once."""
         with self.meter.simulating():
             self._give(0.0, version)
         return {}
 
     def publish(self, version: int, *, stepped: bool) -> dict[str, float]:  # noqa: ARG002
-        """Take the time of a publication; every engine is at `version` then."""
+        """Take the time of a publication, after which every engine is at `version`."""
         with self.meter.simulating():
             done = self.learner.take("publish", self.settings.publish_s)
             self.timeline.run_until(done - self.settings.pause_s)

@@ -1,4 +1,7 @@
-"""CPU seconds of the driver, apart from those of the simulation that runs in the same process."""
+"""Measure the driver's CPU seconds, without those of the simulation in the same process.
+
+Simulated time is not measured here (`timeline.py`).
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ from contextlib import contextmanager
 
 
 class CpuMeter:
-    """Seconds of this process's CPU, by who asked for them.
+    """Meter of this process's CPU seconds, divided between driver and simulation.
 
-    Whatever runs inside `simulating` stands for engines, ranks and time; all else is the driver.
+    Code inside `simulating` stands for engines, ranks and time; all other code is the driver.
     """
 
     def __init__(self) -> None:
@@ -19,7 +22,7 @@ class CpuMeter:
 
     @contextmanager
     def simulating(self) -> Iterator[None]:
-        """What runs inside is not the driver's; never nested."""
+        """Count the time inside the block as the simulation's; never nested."""
         began = time.process_time()
         try:
             yield
@@ -28,10 +31,10 @@ class CpuMeter:
 
     @property
     def simulating_s(self) -> float:
-        """Spent on the simulation."""
+        """Seconds spent on the simulation."""
         return self._simulating_s
 
     @property
     def driver_s(self) -> float:
-        """Spent on everything else."""
+        """Seconds spent on everything else."""
         return time.process_time() - self._began - self._simulating_s

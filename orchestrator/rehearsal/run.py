@@ -1,7 +1,7 @@
-"""Rehearse a checked configuration: the real loop and trainer on simulated roles.
+"""Rehearse a checked configuration: the real loop and trainer on simulated roles, in one process.
 
-`Rehearsal` composes what `orchestrator/run.py` composes, with simulated roles in the places of real
-ones, runs it, and notes after every step where time, the driver's CPU and memory stand.
+`Rehearsal` composes the parts of `orchestrator/run.py`, with simulated roles in the places of real
+ones, runs them, and notes time and CPU seconds after every step. No process is started.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ CHARACTERS_PER_TOKEN = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Moment:
-    """Where a run stands when a step ends; everything is counted from its start.
+    """State of a run at the end of a step; everything is counted from the run's start.
 
     Attributes:
         time_s: simulated.
@@ -86,7 +86,7 @@ class Rehearsal:
 
     Args:
         config: checked, with separate places for engines and learner.
-        algorithm: what the run would train with.
+        algorithm: of the run.
         folder: for prompts and the driver's checkpoints.
 
     Raises:
@@ -127,7 +127,7 @@ class Rehearsal:
         self.moments: list[Moment] = []
 
     def run(self) -> list[Moment]:
-        """Run every step; where it stood after each."""
+        """Run every step; return the state after each."""
         self.loop.run(self.loop.begin(None))
         return self.moments
 
@@ -202,7 +202,7 @@ class Rehearsal:
         return self._devices[-1]
 
     def _timelines(self) -> list[Timeline]:
-        """What engines and ranks did since the last call, as their workers would say."""
+        """Return the timelines of engines and ranks since the last call, as workers would."""
         with self.meter.simulating():
             found = [
                 Timeline(
@@ -234,12 +234,12 @@ class Rehearsal:
         )
 
     def _measured(self) -> dict[str, float]:
-        """What the learner reports: a step that was taken, and no number for a controller."""
+        """Return the learner's metrics: a step that was taken, and no number for a controller."""
         read = {rule.metric: float("nan") for rule in self._algorithm.controllers.values()}
         return {**read, "learner/grad_norm": 1.0}
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:  # noqa: ARG002
-        """Note where the run stands after a step."""
+        """Note the state of the run after a step."""
         self._samples += int(metrics["rollout/sequences"])
         now = self.timeline.now
         with self.meter.simulating():
@@ -265,13 +265,13 @@ class Rehearsal:
 
 
 def rehearse(config: TrainConfig, algorithm: Algorithm) -> list[Moment]:
-    """Run a rehearsal in a folder that is gone afterwards."""
+    """Run a rehearsal in a folder that is deleted afterwards."""
     with tempfile.TemporaryDirectory(prefix="ballast-rehearsal-") as folder:
         return Rehearsal(config, algorithm, Path(folder)).run()
 
 
 def write_prompts(path: Path, settings: RehearsalConfig, data: DataConfig) -> PromptSet:
-    """As many prompts as an epoch has, as long as they are, of no meaning."""
+    """Write meaningless prompts, in the number and of the length that the settings give."""
     text = "word " * (settings.prompt_tokens * CHARACTERS_PER_TOKEN // len("word "))
     columns = {
         data.prompt_column: [f"{row} {text}" for row in range(settings.num_prompts)],
@@ -284,7 +284,7 @@ def write_prompts(path: Path, settings: RehearsalConfig, data: DataConfig) -> Pr
 
 
 def sequence_cost(config: TrainConfig) -> SequenceCost:
-    """Of the model's sizes where they are known, or of tokens alone."""
+    """Return the cost by the model's sizes if they are known, else by tokens alone."""
     sizes = architecture.architecture_of(config.model)
     if sizes is None:
         return SequenceCost()
@@ -296,5 +296,5 @@ def sequence_cost(config: TrainConfig) -> SequenceCost:
 
 
 def peak_memory_bytes() -> int:
-    """The largest resident memory that this process ever had."""
+    """Return the largest resident memory that this process ever had."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

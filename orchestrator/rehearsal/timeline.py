@@ -1,7 +1,8 @@
-"""Simulated time: events in the order in which they are due, and a `now` that only waiting moves.
+"""Simulate time: events in the order in which they are due, and a `now` that only waiting moves.
 
-The driver's own work takes no simulated time. Whoever would wait for a remote call runs the
-timeline instead, until what it waits for has happened.
+The driver's own work takes no simulated time. Code that would wait for a remote call runs the
+timeline instead, until the awaited event has happened. Part of the rehearsing process; CPU time is
+measured in `metering.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 
 
 class SimulatedTime:
-    """Seconds since the run began, and what is still to happen."""
+    """Simulated clock: seconds since the run began, and the events still to happen."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -19,18 +20,18 @@ class SimulatedTime:
         self._serial = 0
 
     def at(self, moment: float, event: Callable[[], None]) -> None:
-        """Let `event` happen at `moment`, or now if that is past."""
+        """Schedule `event` at `moment`, or now if `moment` is past."""
         self._serial += 1
         heapq.heappush(self._due, (max(moment, self.now), self._serial, event))
 
     def run_until(self, moment: float) -> None:
-        """Let everything happen that is due by then, and make it `moment`."""
+        """Run all events that are due until `moment`, and set the time to `moment`."""
         while self._due and self._due[0][0] <= moment:
             self._step()
         self.now = max(self.now, moment)
 
     def run_while(self, waiting: Callable[[], bool], *, limit: float) -> None:
-        """Run until `waiting` is over, until the moment `limit` at most."""
+        """Run events while `waiting` returns True, until the moment `limit` at most."""
         while waiting():
             if not self._due or self._due[0][0] > limit:
                 self.now = max(self.now, limit)

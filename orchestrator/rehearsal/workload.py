@@ -1,7 +1,8 @@
-"""Lengths and rewards of simulated responses: a function of the request's seed and nothing else.
+"""Draw lengths and rewards of simulated responses, by the request's seed and nothing else.
 
 So the same prompt gets the same responses under every schedule, on every number of engines and when
-it is sampled again, and schedules are compared on identical work.
+the prompt is sampled again, and schedules are compared on identical work. Part of the rehearsing
+process; no response has a text.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from workers.data.requests import GroupRequest
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """How long responses are, and which are right.
+    """Distribution of the lengths and the rewards of responses.
 
     The logarithm of a length is normal; a share of its variance belongs to the prompt, which all
     siblings have in common. The rate at which a prompt is solved is Beta-distributed with mean p
@@ -27,7 +28,7 @@ class Workload:
     settings: RehearsalConfig
 
     def lengths(self, request: GroupRequest) -> list[int]:
-        """Tokens of every response, 1 to `max_tokens`; those that reach it are truncated."""
+        """Draw the tokens of every response, 1 to `max_tokens`; at `max_tokens` it is truncated."""
         settings, random = self.settings, np.random.default_rng([request.seed, 0])
         drawn = random.standard_normal(request.num_samples + 1)
         share = settings.sibling_share
@@ -37,7 +38,7 @@ class Workload:
         return whole
 
     def rewards(self, request: GroupRequest) -> list[float]:
-        """0.0 or 1.0 for every response."""
+        """Draw 0.0 or 1.0 for every response."""
         random = np.random.default_rng([request.seed, 1])
         rate, spread = self.settings.solve_rate, self.settings.solve_spread
         if spread == 1.0:

@@ -1,1 +1,1 @@
-"""Compute one step on metadata: batch, partition, critic, adaptation."""
+"""Compute one step on metadata, in the driver: batch, partition, critic, adaptation."""

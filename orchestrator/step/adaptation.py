@@ -1,8 +1,8 @@
-"""What of an algorithm follows training, and where it stands: its coefficients and its reference.
+"""Adapt an algorithm to training: update its coefficients, and move its reference.
 
-The rules are pure parts of the algorithm; this is the one place that holds their state between
-steps. Measured metrics in; the next step's coefficients, and a reference that has moved or not,
-out. A step asks once, after publication.
+The rules are pure parts of the algorithm; their state between steps is held here, in the driver,
+and nowhere else. Measured metrics in; the next step's coefficients, and a reference that has moved
+or not, out. A step calls `follow` once, after publication. Nothing is measured here.
 """
 
 from __future__ import annotations
@@ -18,21 +18,24 @@ from orchestrator.cluster.policy_group import Policy
 
 
 class Adaptation:
-    """The state of an algorithm's controllers and of its reference rule.
+    """State of an algorithm's controllers and of its reference rule.
 
     Args:
-        algorithm: whose rules are followed.
-        learner: what a reference follows.
-        reference: the role that scores with it; None where no role runs.
+        algorithm: holds the rules.
+        learner: the policy that a reference follows.
+        reference: the role that computes `ref_logprobs`; None if no such role runs.
+
+    Attributes:
+        coefficients: dotted path -> value in the next step.
     """
 
     def __init__(self, algorithm: Algorithm, *, learner: Policy, reference: Policy | None) -> None:
         self._algorithm, self._learner, self._reference = algorithm, learner, reference
         self._state = ReferenceState()
-        self.coefficients = algorithm.coefficients  # dotted path -> value of the step to come
+        self.coefficients = algorithm.coefficients
 
     def follow(self, measured: Mapping[str, float], num_samples: int) -> dict[str, float]:
-        """Move the reference and the coefficients as a step's metrics ask; what was done.
+        """Move the reference and update the coefficients by a step's metrics; return metrics of it.
 
         Nothing happens in a step in which the policy waits for a critic to warm up.
 
@@ -45,14 +48,17 @@ class Adaptation:
         """
         if "learner/steps" not in measured:
             return {}
-        return {**self._move_reference(measured), **self._steer(measured, num_samples)}
+        return {
+            **self._move_reference(measured),
+            **self._update_coefficients(measured, num_samples),
+        }
 
     def _move_reference(self, measured: Mapping[str, float]) -> dict[str, float]:
         if self._reference is None:
             return {}
         rule, before = self._algorithm.reference, self._state
         token_kl = measured.get("reference/kl", math.nan)
-        if not math.isfinite(token_kl):  # a step without a finite number says nothing
+        if not math.isfinite(token_kl):  # a step without a finite number changes nothing
             token_kl = before.average_kl
         self._state, share = rule.update(before, token_kl)
         if share:
@@ -63,7 +69,9 @@ class Adaptation:
             "reference/refreshed": share,
         }
 
-    def _steer(self, measured: Mapping[str, float], num_samples: int) -> dict[str, float]:
+    def _update_coefficients(
+        self, measured: Mapping[str, float], num_samples: int
+    ) -> dict[str, float]:
         trained_with = dict(self.coefficients)
         for controller in self._algorithm.controllers.values():
             if controller.metric not in measured:
@@ -82,11 +90,11 @@ class Adaptation:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data for a checkpoint; the reference's weights are written by its ranks."""
+        """Return plain data for a checkpoint; the reference's weights are written by its ranks."""
         return {"coefficients": dict(self.coefficients), "reference": asdict(self._state)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where the checkpoint was written; coefficients that nothing steers stay."""
+        """Continue from the state of a checkpoint; coefficients that are not in it stay."""
         kept = state["coefficients"]
         self.coefficients = {path: kept.get(path, own) for path, own in self.coefficients.items()}
         self._state = ReferenceState(**state["reference"])

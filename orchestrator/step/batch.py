@@ -1,9 +1,9 @@
-"""One step's batch as the driver sees it: which rows exist, what they earned, who trains on what.
+"""Assemble one step's batch in the driver, and divide it into plans for the learner's ranks.
 
 Metadata in, plans out. A `StepBatch` names rows of trajectories that stay in the object store; a
-`RankPlan` tells a learner rank which rows make up its micro-batches and what weight every sequence
-has. No token passes through here, and the only division of the whole system
-(`Algorithm.sequence_weights`) happens here, over all ranks at once.
+`RankPlan` gives a learner rank the rows of its micro-batches and the weight of every sequence. No
+token passes through here, and the only division of the whole system (`Algorithm.sequence_weights`)
+happens here, over all ranks at once.
 
 Legend: S sequences of a step, G groups, U optimizer updates, R ranks.
 """
@@ -27,7 +27,19 @@ from workers.data.trajectory import RolloutGroup, TrajectoryMeta
 
 @dataclass(frozen=True, kw_only=True)
 class StepBatch:
-    """The rows of a step, in order, and where they lie.
+    """Rows of a step, in order, and their places in the object store.
+
+    Example, two groups of two siblings: the first in rows 4 and 5 of one record batch, the second
+    in rows 0 and 1 of another; a filter masks the second group, whose rewards are equal:
+        StepBatch(
+            metas=(meta_0, meta_1, meta_2, meta_3),
+            group_ids=np.array([0, 0, 1, 1]),
+            rewards=np.array([1.0, 0.0, 1.0, 1.0], dtype=np.float32),
+            shaped_rewards=np.array([1.0, 0.0, 1.0, 1.0], dtype=np.float32),
+            trained=np.array([True, True, False, False]),
+            slices=(Slice(batch=0, start=4, length=2), Slice(batch=1, start=0, length=2)),
+            batches=(ref_0, ref_1),
+        )
 
     Attributes:
         metas: S rows; a row of `rewards` and of every plan is an index into it.
@@ -60,7 +72,7 @@ class StepBatch:
 
 
 def reward_inputs(metas: Sequence[TrajectoryMeta]) -> RewardInputs:
-    """What shaping and filters read of scored trajectories [S]."""
+    """Build the inputs of shaping and filters from scored trajectories [S]."""
     return RewardInputs(
         rewards=torch.tensor([meta.reward for meta in metas], dtype=torch.float32),
         response_lengths=torch.tensor([meta.num_sampled for meta in metas], dtype=torch.int64),
@@ -69,7 +81,7 @@ def reward_inputs(metas: Sequence[TrajectoryMeta]) -> RewardInputs:
 
 
 def assemble(groups: Sequence[RolloutGroup], algorithm: Algorithm) -> StepBatch:
-    """The usable rows of the chosen groups, shaped and filtered by the algorithm."""
+    """Assemble the usable rows of the chosen groups, shaped and filtered by the algorithm."""
     metas: list[TrajectoryMeta] = []
     group_ids: list[int] = []
     slices: list[Slice] = []
@@ -93,7 +105,7 @@ def assemble(groups: Sequence[RolloutGroup], algorithm: Algorithm) -> StepBatch:
 
 
 def _joined(slices: Sequence[Slice]) -> tuple[Slice, ...]:
-    """Neighbouring rows as one slice."""
+    """Join neighbouring rows to one slice."""
     joined: list[Slice] = []
     for piece in slices:
         last = joined[-1] if joined else None
@@ -106,7 +118,7 @@ def _joined(slices: Sequence[Slice]) -> tuple[Slice, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """Who trains on what, and how evenly.
+    """Plans of all ranks for one step, with metrics of their balance.
 
     Attributes:
         ranks: one plan per learner rank, all with equal numbers of micro-batches per update.
@@ -137,7 +149,7 @@ def plan_updates(
 
     Args:
         batch: the step's rows.
-        algorithm: whose aggregation weighs them.
+        algorithm: its aggregation gives the weights of sequences.
         num_updates: optimizer updates of a pass.
         num_ranks: of the learner.
         token_budget: of a micro-batch.
@@ -195,7 +207,7 @@ def plan_updates(
 def _parts(
     num_groups: int, num_updates: int, num_passes: int, seed: tuple[int, ...]
 ) -> Iterator[npt.NDArray[np.int64]]:
-    """The groups of every update, pass after pass."""
+    """Yield the groups of every update, pass after pass."""
     for number in range(num_passes):
         order = np.arange(num_groups)
         if number:
@@ -215,7 +227,7 @@ def _micro_batch(
 
 
 def batch_metrics(batch: StepBatch, version: int) -> dict[str, float]:
-    """Rewards, lengths and staleness of a step."""
+    """Return rewards, lengths and staleness of a step as metrics."""
     oldest = np.asarray([meta.min_version for meta in batch.metas])
     newest = np.asarray([meta.max_version for meta in batch.metas])
     return {
@@ -227,7 +239,7 @@ def batch_metrics(batch: StepBatch, version: int) -> dict[str, float]:
 
 
 def sample_metrics(metas: Sequence[TrajectoryMeta]) -> dict[str, float]:
-    """Rewards and lengths of samples, of which at least one is scored."""
+    """Return rewards and lengths of samples, of which at least one is scored, as metrics."""
     rewards = np.asarray([m.reward for m in metas if m.reward is not None], dtype=np.float32)
     sampled = np.asarray([meta.num_sampled for meta in metas], dtype=np.float64)
     metrics = {

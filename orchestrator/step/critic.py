@@ -1,8 +1,10 @@
-"""The critic as the trainer sees it: values before credit, a fit to the returns after it.
+"""Run the critic's part of a step from the driver: values before credit, a fit to returns after.
 
-It has its own division of a step into updates, ranks and micro-batches; the rows are the policy's.
-Where it shares the learner's placement the two learn in turn; elsewhere it learns beside it.
-In the first `critic.warmup_steps` steps it learns and the policy does not.
+The critic has its own division of a step into updates, ranks and micro-batches; the rows are the
+policy's. A critic that shares the learner's placement and the learner train in turn; a critic with
+a placement of its own trains beside the learner. In the first `critic.warmup_steps` steps the
+critic learns and the policy does not. The computation is the critic ranks'
+(`workers/learner/critic_worker.py`).
 """
 
 from __future__ import annotations
@@ -21,26 +23,27 @@ from workers.data.plans import RankPlan, StepRows
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A step's updates of the critic, begun."""
+    """Updates of the critic in one step, which have begun."""
 
     pending: Answers
 
     def result(self) -> dict[str, float]:
-        """Metrics, which are global on every rank, once all ranks are done."""
+        """Wait for all ranks; return the metrics, which are the same on every rank."""
         metrics: dict[str, float] = self.pending.result()[0]
         return metrics
 
 
 @dataclass(frozen=True, kw_only=True)
 class CriticStep:
-    """What the critic does in one step.
+    """The critic's part of one step.
 
     Attributes:
-        group: its ranks.
-        plans: who of them computes what.
+        group: the critic's ranks.
+        plans: one for each of these ranks.
         rows: the step's trajectories.
-        alone: the policy does not train in this step.
-        in_turn: it stands where the learner does, so that only one of them trains at a time.
+        alone: True if the policy does not train in this step.
+        in_turn: True if the critic has the learner's placement, so that only one of the two trains
+            at a time.
     """
 
     group: ValueFunction
@@ -50,11 +53,11 @@ class CriticStep:
     in_turn: bool
 
     def values(self) -> list[Any]:
-        """Start to say the values of the rows; references to `values` columns."""
+        """Start to compute the values of the rows; return references to `values` columns."""
         return self.group.values(self.plans, self.rows)
 
     def fit(self, computed: Sequence[Any]) -> Fit:
-        """Start the updates on the returns among the computed columns; in turn, finish them."""
+        """Start the updates on the returns among the computed columns; wait if `in_turn`."""
         fit = Fit(pending=self.group.train(self.plans, self.rows, computed))
         if self.in_turn:
             fit.result()
@@ -63,7 +66,14 @@ class CriticStep:
 
 @dataclass(kw_only=True)
 class Critic:
-    """The critic of a run."""
+    """Critic of a run.
+
+    Attributes:
+        group: its ranks.
+        algorithm: gives the loss of values and the weights of sequences.
+        config: of the run.
+        cost: of a sequence.
+    """
 
     group: ValueFunction
     algorithm: Algorithm

@@ -1,12 +1,12 @@
-"""Which sequence goes to which rank and to which micro-batch.
+"""Divide the sequences of an optimizer batch among ranks and micro-batches, in the driver.
 
 Numbers in, row indices out: lengths [S] become `rows[rank][micro_batch]`. Two rules hold always:
-the token budget of a micro-batch is never exceeded (unless one sequence alone exceeds it and the
-policy says "own"), and every rank gets the same number of micro-batches, because ZeRO's
-collectives are in lock-step. A rank that runs out gets empty micro-batches.
+the token budget of a micro-batch is never exceeded, and every rank gets the same number of
+micro-batches, because ZeRO's collectives are in lock-step. A rank that runs out gets empty
+micro-batches.
 
-It does not touch tokens (that is `packing`), nor the loss: how the rows are spread changes speed
-only, never the gradient.
+The module does not touch tokens (that is `workers/data/packing.py`), nor the loss: the division
+changes speed only, never the gradient.
 
 Legend: S sequences, R ranks, K micro-batches of a rank.
 """
@@ -15,13 +15,12 @@ import bisect
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.int64]
-Oversized = Literal["own", "error"]
 FEW_PARTS = 32  # up to so many are inserted into a sorted list one by one, more are sorted
 _Part: TypeAlias = tuple[float, int, int]  # cost, first and last index of a chain
 
@@ -46,13 +45,13 @@ class SequenceCost:
             )
 
     def __call__(self, lengths: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Costs [S] of sequences of `lengths` [S]."""
+        """Compute the costs [S] of sequences of `lengths` [S]."""
         length = np.asarray(lengths, dtype=np.float64)  # [S]
         return self.linear * length + self.quadratic * length**2
 
     @staticmethod
     def of_model(*, num_parameters: int, num_layers: int, hidden_size: int) -> "SequenceCost":
-        """Cost of a transformer in units of one token's matrix products.
+        """Build the cost of a transformer, in units of one token's matrix products.
 
         A token costs 2 * parameters floating-point operations, a causal pair of tokens
         2 * layers * hidden (scores and values, half the square): their ratio is what balances.
@@ -62,7 +61,12 @@ class SequenceCost:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Partition:
-    """Where every sequence of an optimizer batch runs.
+    """Division of the sequences of an optimizer batch among ranks and micro-batches.
+
+    Example, lengths [5, 3, 2] on two ranks with a token budget of 5:
+        Partition(
+            rows=((np.array([0]),), (np.array([1, 2]),)), imbalance=1.0, fill_frac=1.0
+        )
 
     Attributes:
         rows: `rows[rank][micro_batch]` = row indices, int64; equal number of micro-batches on all
@@ -119,7 +123,7 @@ def balance(costs: npt.ArrayLike, num_parts: int) -> list[Rows]:
 def _joined(
     heavy: list[_Part], light: list[_Part], num_parts: int, successor: list[int]
 ) -> list[_Part]:
-    """Two partial partitions as one, the heaviest part of one with the lightest of the other."""
+    """Merge two partial partitions, the heaviest part of one with the lightest of the other."""
     meeting = max(0, len(heavy) + len(light) - num_parts)  # pairs in which neither is empty
     added = []
     for one, other in zip(heavy[:meeting], reversed(light[:meeting]), strict=True):
@@ -143,21 +147,18 @@ def _chain(first: int, successor: list[int]) -> Rows:
     return np.sort(np.asarray(indices, dtype=np.int64))
 
 
-def micro_batches(
-    lengths: npt.ArrayLike, token_budget: int, *, oversized: Oversized = "error"
-) -> list[Rows]:
+def micro_batches(lengths: npt.ArrayLike, token_budget: int) -> list[Rows]:
     """Fill micro-batches to a hard token budget (best fit, longest first).
 
     Args:
         lengths: [S] tokens of each sequence.
         token_budget: tokens a micro-batch may hold.
-        oversized: a sequence longer than the budget is its "own" micro-batch or an "error".
 
     Returns:
         Sorted index arrays; their number is within 11/9 of the optimum.
     """
     length = np.asarray(lengths, dtype=np.int64)  # [S]
-    check_budget(length, token_budget, oversized=oversized)
+    check_budget(length, token_budget)
     bins: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (free tokens, bin), sorted
     for index in np.argsort(-length, kind="stable").tolist():
@@ -171,18 +172,20 @@ def micro_batches(
     return [np.sort(np.asarray(members, dtype=np.int64)) for members in bins]
 
 
-def check_budget(lengths: npt.ArrayLike, token_budget: int, *, oversized: Oversized) -> None:
-    """Raise ValueError where the budget cannot hold what it must hold."""
+def check_budget(lengths: npt.ArrayLike, token_budget: int) -> None:
+    """Check that the token budget can hold every sequence.
+
+    Raises:
+        ValueError: a sequence is longer than the budget, or the budget is not positive.
+    """
     length = np.asarray(lengths, dtype=np.int64)  # [S]
-    if oversized not in ("own", "error"):
-        raise ValueError(f'oversized={oversized!r}: choose "own" or "error"')
     if token_budget < 1:
         raise ValueError(f"token_budget={token_budget}: give a positive number of tokens")
     longest = int(length.max(initial=0))
-    if longest > token_budget and oversized == "error":
+    if longest > token_budget:
         raise ValueError(
             f"token_budget={token_budget} is below the longest sequence ({longest} tokens, row "
-            f'{int(length.argmax())}): raise it to at least {longest}, or set oversized="own"'
+            f"{int(length.argmax())}): raise it to at least {longest}"
         )
 
 
@@ -192,7 +195,6 @@ def partition(
     num_ranks: int,
     token_budget: int,
     cost: SequenceCost | None = None,
-    oversized: Oversized = "error",
 ) -> Partition:
     """Spread one optimizer batch over ranks and micro-batches.
 
@@ -201,13 +203,12 @@ def partition(
         num_ranks: data-parallel ranks.
         token_budget: tokens a micro-batch may hold, on one rank.
         cost: what is balanced over the ranks; None counts tokens.
-        oversized: see `micro_batches`.
     """
     length = np.asarray(lengths, dtype=np.int64)  # [S]
-    check_budget(length, token_budget, oversized=oversized)
+    check_budget(length, token_budget)
     costs = (cost or SequenceCost())(length)  # [S]
     of_rank = balance(costs, num_ranks)
-    filled = [micro_batches(length[rows], token_budget, oversized=oversized) for rows in of_rank]
+    filled = [micro_batches(length[rows], token_budget) for rows in of_rank]
     count = max(1, *(len(bins) for bins in filled))
     rows = tuple(
         _even(mine, bins, length=length, count=count, token_budget=token_budget)
@@ -225,7 +226,7 @@ def partition(
 def _even(
     mine: Rows, bins: Sequence[Rows], *, length: Rows, count: int, token_budget: int
 ) -> tuple[Rows, ...]:
-    """`count` micro-batches of one rank: even ones where the budget allows, else `bins`.
+    """Make `count` micro-batches of one rank: even ones if the budget allows, else `bins`.
 
     Ranks wait for each other in every micro-batch, so even micro-batches are faster than full
     ones and a near-empty rest.

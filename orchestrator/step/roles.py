@@ -1,4 +1,7 @@
-"""Name the roles that compute a training step, as the trainer sees them."""
+"""Name the roles that compute a training step, as the driver's trainer uses them.
+
+The roles are launched elsewhere (`orchestrator/cluster/`).
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,11 @@ class TrainingRoles:
     """The roles of a training run.
 
     Attributes:
-        learner: trains; at the start of a step it is the actor, too, having the same weights.
-        reference: gives `ref_logprobs`; None where the algorithm reads none.
-        critic: gives `values`; None where the algorithm reads none.
-        cost: what a sequence costs the learner, by its length.
+        learner: trains; at the start of a step it is the actor too, because it has the same
+            weights then.
+        reference: gives `ref_logprobs`; None if the algorithm reads none.
+        critic: gives `values`; None if the algorithm reads none.
+        cost: of a sequence on the learner, by its length.
     """
 
     learner: Policy

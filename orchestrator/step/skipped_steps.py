@@ -1,8 +1,8 @@
-"""When a run ends because its gradients are not finite.
+"""End a run whose gradients are not finite.
 
-A learner skips an optimizer step whose gradient is not finite, so its weights stay what they were;
+A learner skips an optimizer step whose gradient is not finite, so its weights stay as they were;
 one such step is an accident, several in a row are a run that learns nothing. Reports of the ranks
-in, one error out; the caller saves what is still good.
+in, one error out, in the driver; the caller saves the weights that are still good.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ SHOWN = 5
 
 
 class NonFiniteGradientsError(RuntimeError):
-    """Too many optimizer steps in a row were skipped; names the tensors."""
+    """Too many skipped optimizer steps in a row; the message names the tensors."""
 
 
 def check_skipped(reports: Sequence[TrainReport], *, limit: int) -> None:
-    """Raise where a step ended in, or passed, `limit` skipped optimizer steps in a row.
+    """Check that fewer than `limit` optimizer steps in a row were skipped.
 
     Args:
-        reports: of all ranks; they skip together.
+        reports: of all ranks, which skip together.
         limit: `learner.max_skipped_steps`.
 
     Raises:

@@ -1,1 +1,1 @@
-"""Supply the groups that train: from the ledger by way of engines, or from a record."""
+"""Supply the driver with groups that train: from the ledger through engines, or from a record."""

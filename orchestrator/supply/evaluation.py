@@ -1,9 +1,10 @@
-"""Evaluation: held-out prompts through the same engines and the same reward.
+"""Evaluate held-out prompts through the same engines and the same reward as training.
 
-`mean` is the mean reward of all samples; with k samples of a prompt and scores in [0, 1], `pass@j`
-is the unbiased estimate of the chance that one of j is right (Chen et al., 2107.03374, Eq. 1), and
-`maj@k` the score of the most frequent response. A failed sample counts as not right and is counted
-beside, because a held-out score must not improve when samples fail.
+The driver runs an evaluation. `mean` is the mean reward of all samples; with k samples of a prompt
+and rewards in [0, 1], `pass@j` is the unbiased estimate of the chance that one of j is right (Chen
+et al., 2107.03374, Eq. 1), and `maj@k` the reward of the most frequent response. A failed sample
+counts as not right and is counted in `failed_frac` too, because a held-out result must not improve
+when samples fail. No held-out sample is trained.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ from workers.data.trajectory import SCORED
 
 
 class Evaluator:
-    """Runs the held-out prompts when nothing else is in flight, or beside what is."""
+    """Evaluator of the held-out prompts, alone or beside groups in flight.
+
+    Args:
+        pool: of the engines.
+        prompts: held-out prompts, of which `data.eval_limit` are used.
+        config: of the run.
+    """
 
     def __init__(self, pool: RolloutPool, prompts: PromptSet, config: TrainConfig) -> None:
         self._pool, self._prompts, self._config = pool, prompts, config
@@ -78,7 +85,10 @@ class Evaluator:
 
 
 def summarise(answers: Sequence[HeldoutAnswer]) -> dict[str, float]:
-    """mean, pass@j and maj@k over prompts; a failed sample counts as 0 and in `failed_frac`."""
+    """Compute mean, pass@j and maj@k over prompts.
+
+    A failed sample counts as 0, and in `failed_frac`.
+    """
     by_prompt: dict[str, list[HeldoutAnswer]] = defaultdict(list)
     for answer in answers:
         by_prompt[answer.prompt_uid].append(answer)
@@ -99,7 +109,13 @@ def summarise(answers: Sequence[HeldoutAnswer]) -> dict[str, float]:
 
 
 def pass_at(num_samples: int, num_right: int, j: int) -> float:
-    """1 - C(n - c, j) / C(n, j): the chance that j of n samples hold one of the c right ones."""
+    """Compute 1 - C(n - c, j) / C(n, j), the chance that j of n samples hold one of c right ones.
+
+    Args:
+        num_samples: n.
+        num_right: c.
+        j: samples drawn of the n.
+    """
     if num_samples - num_right < j:
         return 1.0
     return 1.0 - math.comb(num_samples - num_right, j) / math.comb(num_samples, j)

@@ -1,8 +1,8 @@
-"""Keep finished groups with a checkpoint: sampled and scored, not yet trained.
+"""Write finished groups, not yet trained, to a file of a checkpoint, and read them back.
 
-Ray tasks beside the run (`workers/data/record_files.py`) write the trajectories and read them
-back, so that no token passes through the driver. Data flows from the object store to one Arrow file
-and from there to the object store; the driver sees what it always sees, metadata and places.
+The driver starts Ray tasks (`workers/data/record_files.py`) that write the trajectories and read
+them back, so that no token passes through the driver. Data flows from the object store to one Arrow
+file and from there to the object store; the driver receives metadata and places only.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from workers.data.durable_files import FileRecord
 from workers.data.plans import Slice
 from workers.data.record_files import load_groups, write_groups
 from workers.data.trajectory import RolloutGroup, TrajectoryMeta
@@ -25,7 +26,9 @@ _write = ray.remote(num_cpus=0, max_retries=1)(write_groups)
 _read = ray.remote(num_cpus=0, max_retries=1, num_returns=2)(load_groups)
 
 
-def begin_write(folder: Path, groups: Sequence[RolloutGroup], *, timeout_s: float) -> Pending:
+def begin_write(
+    folder: Path, groups: Sequence[RolloutGroup], *, timeout_s: float
+) -> Pending[FileRecord]:
     """Begin to write at least one group; the answer is one `FileRecord`."""
     slices, batches = places(groups)
     ref = _write.remote(str(folder / FILE), slices, *batches)
@@ -33,7 +36,7 @@ def begin_write(folder: Path, groups: Sequence[RolloutGroup], *, timeout_s: floa
 
 
 def places(groups: Sequence[RolloutGroup]) -> tuple[list[Slice], list[Any]]:
-    """All rows of the groups, and the references to batches that the slices count."""
+    """Return slices of all rows of the groups, and references to the batches they count."""
     batches: dict[Any, int] = {}  # reference -> number
     slices = []
     for group in groups:
@@ -43,7 +46,7 @@ def places(groups: Sequence[RolloutGroup]) -> tuple[list[Slice], list[Any]]:
 
 
 def read_groups(folder: Path, *, timeout_s: float) -> list[RolloutGroup]:
-    """The groups of `begin_write`, in their order; none where nothing was written."""
+    """Read the groups of `begin_write`, in their order; an empty list if nothing was written."""
     if not (folder / FILE).exists():
         return []
     answer, batch = _read.remote(str(folder / FILE))
@@ -54,7 +57,12 @@ def read_groups(folder: Path, *, timeout_s: float) -> list[RolloutGroup]:
 
 
 def split_groups(metas: Sequence[TrajectoryMeta], batch: Any) -> list[RolloutGroup]:
-    """Neighbouring rows of one group, in their order; `batch` refers to the rows' record batch."""
+    """Join neighbouring rows of one group, in their order.
+
+    Args:
+        metas: metadata of every row.
+        batch: reference to the rows' record batch.
+    """
     groups, start = [], 0
     while start < len(metas):
         group_id, end = metas[start].group_id, start

@@ -1,11 +1,12 @@
-"""The producer: keeps the rollout engines busy and hands out complete groups.
+"""Produce complete groups: keep the rollout engines busy, and take the groups that they finish.
 
-It draws prompts from the ledger, keeps as many groups in flight as the allowed staleness admits,
-and returns groups in the order in which they were begun, so that a run is reproducible, or in that
-in which they finished, so that no slow one holds up the others. A group that may not train (too few
-scored siblings, filtered by the algorithm, too stale) is dropped with a reason and replaced by a
-fresh one. Over-sampling (`schedule.oversample`) begins more than a step needs, takes what finishes
-first and aborts the slowest. Nothing here learns, scores or publishes.
+The driver's producer draws prompts from the ledger, keeps as many groups in flight as the allowed
+staleness admits, and returns groups in the order in which they were begun, so that a run is
+reproducible, or in that in which they finished, so that no slow group holds up the others. A group
+that may not train (too few scored siblings, filtered by the algorithm, too stale) is dropped with a
+reason and replaced by a fresh one. Over-sampling (`schedule.oversample`) begins more groups than a
+step needs, takes those that finish first and aborts the slowest. Nothing here learns, scores or
+publishes.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from workers.data.prompts import PromptSet
 from workers.data.requests import GroupRequest, Sampling
 from workers.data.trajectory import SCORED, STOPPED_EARLY, RolloutGroup
 
-PATIENCE = 2  # how often a prompt is aborted before a step waits for it
+MAX_ABORTS = 2  # of one prompt; after so many a step waits for the prompt's group
 
 
 def draw_settings(config: SamplingConfig) -> Sampling:
-    """The engine's words for how tokens are drawn."""
+    """Convert the configuration of sampling to the engine's settings."""
     return Sampling(
         temperature=config.temperature,
         top_p=config.top_p,
@@ -38,7 +39,7 @@ def draw_settings(config: SamplingConfig) -> Sampling:
 
 
 class Producer:
-    """Groups out of prompts, without end: a `GroupSource`."""
+    """Producer of groups from prompts, without end: a `GroupSource`."""
 
     def __init__(
         self, pool: RolloutPool, prompts: PromptSet, ledger: Ledger, config: TrainConfig
@@ -69,7 +70,7 @@ class Producer:
             attempt = self._aborted[epoch, row]
             group_id = group_name(epoch, row, attempt)
             self._entries[group_id] = (epoch, row)
-            if attempt >= PATIENCE:
+            if attempt >= MAX_ABORTS:
                 self._overdue[group_id] = None
             requests.append(
                 GroupRequest(
@@ -89,9 +90,9 @@ class Producer:
         self._pool.submit(requests)
 
     def _seed(self, epoch: int, row: int, attempt: int) -> int:
-        """Distinct for every sample of a run, and the same in every run with its seed.
+        """Return a group's seed: distinct for every sample of a run, equal in runs of equal seed.
 
-        Another attempt draws otherwise: the same responses would be the slowest again.
+        Another attempt gets another seed: the same responses would be the slowest again.
         """
         serial = epoch * len(self._prompts) + row
         samples = self._config.rollout.samples_per_prompt
@@ -104,9 +105,9 @@ class Producer:
         """Return the next `prompts_per_step` groups that may train.
 
         Args:
-            step: recorded in the ledger as where they were trained.
+            step: recorded in the ledger as the step that trained the groups.
             version: of the learner's weights.
-            may_train: says why a group with usable rows may not train, or None.
+            may_train: returns the reason against training a group with usable rows, or None.
 
         Raises:
             EnginesLostError: no engine is left; the ledger is as if nothing had been taken.
@@ -114,7 +115,7 @@ class Producer:
         try:
             return self._take(step, version, may_train)
         except EnginesLostError:
-            self._ledger.untrain(step)
+            self._ledger.unmark_trained(step)
             raise
 
     def _take(
@@ -152,14 +153,14 @@ class Producer:
             dropped=dropped,
             failed=failed,
             num_late=num_late,
-            num_aborted=self._leave(),
+            num_aborted=self._abort_excess(),
             rewards=tuple(rewards),
         )
 
-    def _leave(self) -> int:
-        """Give up the slowest of what over-sampling began; how many groups these are.
+    def _abort_excess(self) -> int:
+        """Abort the slowest groups that over-sampling began; return their number.
 
-        What remains are the batches that may run ahead.
+        The groups of the batches that may run ahead remain.
         """
         schedule = self._config.schedule
         if schedule.oversample == 1 or schedule.leftover == "keep":
@@ -180,17 +181,17 @@ class Producer:
         return len(slowest)
 
     def metrics(self) -> dict[str, float]:
-        """How the engines fare."""
+        """Return the metrics of the engines."""
         return self._pool.metrics()
 
     def finished_groups(self) -> list[RolloutGroup]:
-        """Groups that are sampled and scored and that nobody has taken, oldest first."""
+        """Return the groups that are sampled and scored and not yet taken, oldest first."""
         for group in self._pool.poll(wait=False):
             self._finished[group.group_id] = group
         return [self._finished[name] for name in self._entries if name in self._finished]
 
-    def adopt(self, groups: Sequence[RolloutGroup]) -> None:
-        """Take over what `finished_groups` of an earlier process returned."""
+    def restore_groups(self, groups: Sequence[RolloutGroup]) -> None:
+        """Restore the groups that `finished_groups` of an earlier process returned."""
         for group in groups:
             epoch, row = prompt_of(group.group_id)
             self._ledger.claim(epoch, row)
@@ -198,7 +199,7 @@ class Producer:
             self._finished[group.group_id] = group
 
     def _next_group(self) -> RolloutGroup:
-        """The group that must come next once it is finished, or the first that is."""
+        """Wait for the group that must come next, or for the first that is finished; return it."""
         in_order = self._config.schedule.order == "begun"
         wanted = next(iter(self._entries if in_order else self._overdue), None)
         while not self._finished or (wanted and wanted not in self._finished):
@@ -220,6 +221,6 @@ class Producer:
 
     @staticmethod
     def _staleness(group: RolloutGroup, version: int) -> int:
-        """Versions since the first token of the group's usable samples was drawn."""
+        """Count the weight versions since the first token of the group's usable samples."""
         drawn = [group.metas[row].min_version for row in group.usable_rows()]
         return version - min(drawn, default=version)

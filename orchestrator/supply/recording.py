@@ -1,9 +1,9 @@
-"""A recorded run, read: which steps it has, whether they are whole, and one step as groups.
+"""Read a recorded run: find its steps, check their files, and load one step as groups.
 
-`orchestrator/checkpoints/recorder.py` wrote it. `Recording.open` reads the footers of the files
-only; a Ray task reads the trajectories of a step into the object store, and the driver sees what it
-always sees, metadata and places. Columns that were computed of the trajectories (`advantages`, ...)
-are not read: whoever replays computes its own.
+`orchestrator/checkpoints/recorder.py` wrote the record. In the driver, `Recording.open` reads the
+footers of the files only; a Ray task reads the trajectories of a step into the object store, and
+the driver receives metadata and places. Columns that were computed from the trajectories
+(`advantages`, ...) are not read: a replay computes its own.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Recording:
 
     @classmethod
     def open(cls, run_dir: Path) -> Recording:
-        """Find the steps and look at every footer.
+        """Find the steps and check every footer.
 
         Raises:
-            ValueError: no run, no step, a step that is missing, cut off or of another schema;
-                names the file and the remedy.
+            ValueError: no run, no step, a step that is missing, cut off or of another schema; the
+                message names the file and the remedy.
         """
         if not (run_dir / "config.yaml").exists():
             raise ValueError(
@@ -90,13 +90,13 @@ class Recording:
 
 
 def steps_in(run_dir: Path) -> list[Path]:
-    """The files of a run's recorded steps, in order."""
+    """List the files of a run's recorded steps, in order."""
     named = (path for path in (run_dir / ROLLOUTS).glob("*") if NAME.fullmatch(path.name))
     return sorted(named, key=_number)
 
 
 def discard_after(run_dir: Path, step: int) -> None:
-    """Remove the records of later steps, which a resumed run takes again."""
+    """Remove the records of the steps after `step`, which a resumed run does again."""
     for file in steps_in(run_dir):
         if _number(file) > step:
             file.unlink()
@@ -135,7 +135,7 @@ def _check_footer(file: Path) -> None:
 
 
 def _token_range(file: Path) -> tuple[int, int]:
-    """Smallest and largest token id, from the footer's statistics where they are there."""
+    """Return the smallest and largest token id, from the footer's statistics if it has them."""
     footer = pq.ParquetFile(file).metadata
     found = list(_token_statistics(footer))
     if not found or any(one is None or not one.has_min_max for one in found):
@@ -169,5 +169,5 @@ class PendingStep:
         self._pending = Pending("replay", f"read {file.name}", [answer], timeout_s)
 
     def groups(self) -> list[RolloutGroup]:
-        """Its groups in recorded order, once they are in the object store."""
+        """Wait until the step is in the object store; return its groups in recorded order."""
         return split_groups(self._pending.result()[0], self._batch)

@@ -1,15 +1,15 @@
-"""`rollout=replay`: the groups of a recorded run in the place of what engines would sample.
+"""Supply the groups of a recorded run instead of sampled ones: `rollout=replay`, in the driver.
 
 Step k trains the next recorded step, its groups in their recorded order, with the recorded rewards
 and `rollout_logprobs`; log-probs of the policy and of the reference, values and advantages are
 computed anew. Nothing is sampled, scored or published. So two algorithms on one recording read the
 same bits, and the recorded algorithm, seed and model give the recorded weights again.
 
-A training run records what it trained: groups that its filters or its staleness bound dropped are
-not in it. `trainer=rollout_only` applies no filter and records them.
+A training run records the groups that it trained: groups that its filters or its staleness bound
+dropped are not in the record. `trainer=rollout_only` applies no filter and records them.
 
-`weight_versions` and the staleness that is counted from them are the recorded run's; how far this
-run's policy has moved from them is `mismatch/abs_mean`.
+`weight_versions` and the staleness that is counted from them are the recorded run's; the distance
+of this run's policy from the recorded one is `mismatch/abs_mean`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from orchestrator.planning.sources import Sources
 from orchestrator.supply.ledger import Ledger
 from orchestrator.supply.recording import PendingStep, Recording
 from orchestrator.supply.source import NothingLeftError, Taken, prompt_of
+from orchestrator.telemetry.counting import counted
 from workers.data.trajectory import RolloutGroup
 from workers.models.vocabulary import tokenizer_digest, vocab_size
 
@@ -41,10 +42,10 @@ FIXED = (
 
 
 def open_recording(config: TrainConfig) -> Recording | None:
-    """The recording that a run replays, its files checked; None where engines sample.
+    """Open the recording that a run replays and check its files; None if engines sample.
 
     Raises:
-        ValueError: on a folder, a file or a setting that can't be; names it and the remedy.
+        ValueError: a folder, file or setting is wrong; the message names it and the remedy.
     """
     folder = config.rollout.replay.folder
     if folder is None:
@@ -69,10 +70,10 @@ def check_sources(recording: Recording, sources: Sources) -> None:
     """Refuse a recording of other prompts, or of another vocabulary.
 
     Raises:
-        ValueError: names both and the remedy.
+        ValueError: the prompts or the tokenizer differ; the message names both and the remedy.
     """
     manifest = json.loads((recording.run_dir / "manifest.json").read_text())
-    if sources.train.digest() not in manifest["data_sha256"].values():
+    if sources.train.digest not in manifest["data_sha256"].values():
         raise ValueError(
             f"{recording.run_dir} was recorded with other prompts than {sources.train.path}, so "
             "the ledger could not name them; replay with that run's data="
@@ -89,10 +90,10 @@ def check_sources(recording: Recording, sources: Sources) -> None:
 
 
 class Replay:
-    """Recorded groups, step by step: a `GroupSource`, and `Stateful` for its place.
+    """Source of recorded groups, step by step: a `GroupSource`, and `Stateful` for its position.
 
     Args:
-        recording: what to train.
+        recording: the steps to train.
         ledger: in which every recorded prompt is marked.
         config: of this run.
     """
@@ -111,7 +112,7 @@ class Replay:
     def take(
         self, step: int, version: int, may_train: Callable[[RolloutGroup], str | None]
     ) -> Taken:
-        """The groups of the next recorded step of which at least one may train.
+        """Return the groups of the next recorded step of which at least one may train.
 
         Raises:
             NothingLeftError: the recording is at its end.
@@ -150,7 +151,8 @@ class Replay:
             count = len(self._recording.files)
             since = f"; the last groups were dropped: {dict(dropped)}" if dropped else ""
             raise NothingLeftError(
-                f"the recording {self._recording.run_dir} is at its end after {count} steps{since}"
+                f"the recording {self._recording.run_dir} is at its end after "
+                f"{counted(count, 'step')}{since}"
             )
         groups, self._ahead = self._ahead.groups(), None
         self._position += 1
@@ -161,15 +163,15 @@ class Replay:
         return version - drawn > self._config.schedule.max_staleness
 
     def metrics(self) -> dict[str, float]:
-        """How much of the recording is left."""
+        """Return the number of recorded steps that are left."""
         return {"groups/recorded_steps_left": float(len(self._recording.files) - self._position)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Which recording, and how far."""
+        """Return the recording's name and the position in it."""
         return {"run": self._recording.run_dir.name, "position": self._position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the last step that was taken.
+        """Continue after the last step that was taken.
 
         Raises:
             ValueError: the checkpoint is of another recording, or of more steps than there are.
@@ -177,20 +179,21 @@ class Replay:
         have = (self._recording.run_dir.name, len(self._recording.files))
         if state["run"] != have[0] or state["position"] > have[1]:
             raise ValueError(
-                f"rollout.replay.folder={self._recording.run_dir} has {have[1]} steps of "
-                f"{have[0]}, the checkpoint has trained {state['position']} of {state['run']}; "
+                f"rollout.replay.folder={self._recording.run_dir} has "
+                f"{counted(have[1], 'step')} of {have[0]}, the checkpoint has trained "
+                f"{state['position']} of {state['run']}; "
                 "resume with that folder, or choose another run_name="
             )
         self._position, self._ahead = state["position"], None
 
 
-class Unpublished:
-    """`Publishing` where nobody samples from the policy."""
+class NoPublication:
+    """Publication to no engine: `Publishing` of a run in which none samples from the policy."""
 
     def begin(self, version: int) -> dict[str, float]:  # noqa: ARG002
-        """There is nobody to meet."""
+        """Do nothing: there is no engine to connect to."""
         return {}
 
     def publish(self, version: int, *, stepped: bool) -> dict[str, float]:  # noqa: ARG002
-        """Nobody gets it."""
+        """Do nothing: there is no engine to send weights to."""
         return {}

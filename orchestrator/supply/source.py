@@ -1,8 +1,8 @@
-"""What the training loop asks of whoever supplies its groups, and how a supply ends.
+"""Define the interface from which the trainer takes the groups of a step, and the ends of a supply.
 
-`producer.py` supplies groups that engines sample for this run, `replay.py` those that another run
-recorded; the trainer knows neither. Groups flow out, nothing flows back but the version of the
-weights and the algorithm's verdict.
+In the driver, `producer.py` supplies groups that engines sample for this run, `replay.py` those
+that another run recorded; the trainer knows neither. Groups flow out, nothing flows back but the
+version of the weights and the algorithm's verdict.
 """
 
 from __future__ import annotations
@@ -18,37 +18,46 @@ from workers.data.trajectory import SCORED, STOPPED_EARLY, RolloutGroup
 
 
 def group_name(epoch: int, row: int, attempt: int) -> str:
-    """The id of a prompt's group; every attempt to sample it has its own."""
+    """Return the id of a prompt's group; every attempt to sample the prompt has its own."""
     return f"{epoch}-{row}-{attempt}" if attempt else f"{epoch}-{row}"
 
 
 def prompt_of(group_id: str) -> tuple[int, int]:
-    """(epoch, row) of the prompt that `group_name` named."""
+    """Return (epoch, row) of the prompt for which `group_name` made the id."""
     epoch, row = group_id.split("-")[:2]
     return int(epoch), int(row)
 
 
 class NothingToTrainError(RuntimeError):
-    """A step in which no group may train; the message counts why."""
+    """A step in which no group may train; the message counts the reasons."""
 
 
 class NothingLeftError(NothingToTrainError):
-    """Whatever can be learned here has been, or can't be: the run ends as it ends after a step."""
+    """A supply without further groups: the run ends as it ends after its last step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Taken:
-    """Groups of one step, and what was dropped on the way."""
+    """Groups of one step, and counts of those that were dropped on the way.
+
+    Example, one group trains and one was filtered:
+        Taken(
+            groups=(group,),
+            dropped=Counter({"filtered": 1}),
+            failed=Counter({"failed:timeout": 1}),
+            rewards=(1.0, 0.0, 1.0),
+        )
+    """
 
     groups: tuple[RolloutGroup, ...]
     dropped: Counter[str] = field(default_factory=Counter)  # groups, by reason
     failed: Counter[str] = field(default_factory=Counter)  # samples, by outcome
     num_late: int = 0  # groups that train though they are staler than the bound
-    num_aborted: int = 0  # groups that over-sampling began and nobody waited for
+    num_aborted: int = 0  # groups that over-sampling began and that were not waited for
     rewards: tuple[float, ...] = ()  # of every scored sample, also of groups that do not train
 
     def metrics(self) -> dict[str, float]:
-        """What was taken and what was not, and whom an early stop cut off."""
+        """Return counts of groups taken and dropped, and the shares of an early stop."""
         return {
             "groups/trained": float(len(self.groups)),
             "groups/dropped": float(self.dropped.total()),
@@ -73,24 +82,24 @@ class Taken:
 
 
 class GroupSource(Protocol):
-    """Where a step's groups come from."""
+    """Source of the groups of every step."""
 
     def take(
         self, step: int, version: int, may_train: Callable[[RolloutGroup], str | None]
     ) -> Taken:
-        """The groups of a step.
+        """Return the groups of a step.
 
         Args:
-            step: recorded in the ledger as where they were trained.
+            step: recorded in the ledger as the step that trained the groups.
             version: of the learner's weights.
-            may_train: why a group with usable rows may not train, or None.
+            may_train: returns the reason against training a group with usable rows, or None.
 
         Raises:
             NothingLeftError: there are no more groups.
         """
 
     def run_ahead(self, version: int) -> None:
-        """Prepare the groups of later steps while this one trains; returns at once."""
+        """Prepare the groups of later steps while this one trains; return at once."""
 
     def metrics(self) -> dict[str, float]:
-        """How the supply fares."""
+        """Return the metrics of the supply."""

@@ -1,7 +1,7 @@
-"""Compose the sampling side of a run: engines, or a recording.
+"""Compose the sampling side of a run in the driver: engines, or a recording.
 
-Composition only. Loop, steps and checkpoints take what stands in a `Supply` and do not ask which
-kind it is.
+Composition only. Loop, steps and checkpoints use the parts of a `Supply` without a test of its
+kind.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from orchestrator.supply.evaluation import Evaluator
 from orchestrator.supply.ledger import Ledger
 from orchestrator.supply.producer import Producer
 from orchestrator.supply.recording import Recording
-from orchestrator.supply.replay import Replay, Unpublished
+from orchestrator.supply.replay import NoPublication, Replay
 from orchestrator.supply.source import GroupSource
 
 
@@ -31,13 +31,13 @@ class Supply:
     """The sampling side of a run.
 
     Attributes:
-        ledger: says what became of every prompt.
+        ledger: holds the status of every prompt.
         groups: gives the groups of a step.
-        publisher: spreads the learner's weights.
-        colocation: makes room for the learner where engines share its GPUs.
-        evaluator: scores held-out prompts; None where nothing can.
-        parts: its state in a checkpoint, beside the ledger's.
-        keepers: its files in a checkpoint.
+        publisher: sends the learner's weights to the engines.
+        colocation: makes room for the learner if engines share its GPUs.
+        evaluator: scores held-out prompts; None if there are no prompts or no engines for it.
+        parts: state of the supply in a checkpoint, beside the ledger's.
+        keepers: files of the supply in a checkpoint.
     """
 
     ledger: Ledger
@@ -56,14 +56,14 @@ def from_engines(
     requests: ScaleRequests,
     say: Callable[[str], None],
 ) -> Supply:
-    """Compose engines that sample; with the learner's weights, or as they are where none learns.
+    """Compose engines that sample, with the learner's weights or, if none learns, fixed weights.
 
     Args:
         config: the checked configuration.
         sources: model and prompts.
         roles: the running processes.
-        requests: asks the run for another number of engines.
-        say: takes a line of news.
+        requests: requests for another number of engines.
+        say: prints one line.
     """
     fleet, timeouts = roles.fleet, config.cluster.timeouts
     ledger, colocation = _ledger(config, sources), _colocation(config, roles)
@@ -99,7 +99,7 @@ def from_recording(
     return Supply(
         ledger=ledger,
         groups=replay,
-        publisher=Unpublished(),
+        publisher=NoPublication(),
         colocation=_colocation(config, roles),
         parts={"recording": replay},
     )

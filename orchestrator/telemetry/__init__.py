@@ -1,1 +1,1 @@
-"""Measure a run: time by role, metrics, traces, progress, trackers."""
+"""Measure a run in the driver: time by role, metrics, traces, progress, trackers."""

@@ -1,11 +1,11 @@
-"""Bubble accounting: whose time a step's wall time was, role by role.
+"""Divide a step's wall time among the activities of each role: bubble accounting.
 
     bubble/<role>/<activity>_frac    share of the step, mean over the role's workers
 
-The shares of a role, `idle` among them, add up to 1. The workers say what they did (`spans.py`),
-the driver's clock says what the loop waited for; here both are cut to the step's window and summed.
-What lies between two steps (evaluation, the copies for a checkpoint) is in the trace and in no
-share. What the shares mean for the run is said in `bubbles.py`.
+The shares of a role, `idle` among them, add up to 1. Workers record their spans
+(`workers/spans.py`), the driver's clock records the waits of the loop; the driver cuts both to the
+step's window and sums them. Time between two steps (evaluation, the copies for a checkpoint) is in
+the trace and in no share. The shares are interpreted in `bubbles.py`, not here.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ COUNTERS = {"staleness/max": "staleness", "ledger/in_flight": "groups in flight"
 
 
 class Accounting:
-    """Attributes steps.
+    """Account of the time of every step.
 
     Args:
-        collect: what the workers did since the last call.
-        trace: where it is written too.
+        collect: returns the timelines of the workers since the last call.
+        trace: file that gets the timelines too, or None.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Accounting:
         self._seen: defaultdict[str, set[str]] = defaultdict(set)  # role -> activities
 
     def step(self, step: int, clock: Clock, metrics: Mapping[str, float]) -> dict[str, float]:
-        """`bubble/...` of the step that `clock` measured and that ends now.
+        """Return `bubble/...` of the step that `clock` measured and that ends now.
 
         Args:
             step: its number.
@@ -69,12 +69,12 @@ class Accounting:
             }
 
     def finish(self) -> None:
-        """Complete the trace with what was done after the last step."""
+        """Complete the trace with the spans after the last step."""
         if self._trace is not None:
             self._trace.finish(self._collect())
 
     def _mean(self, role: str, workers: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        """Over the role's workers; with 0 for whatever the role did in an earlier step."""
+        """Average the role's workers; an activity of earlier steps that is missing counts as 0."""
         self._seen[role].update(*workers)
         return {
             activity: sum(worker.get(activity, 0.0) for worker in workers) / len(workers)
@@ -83,7 +83,7 @@ class Accounting:
 
 
 def driver_timeline(clock: Clock, window: tuple[float, float]) -> Timeline:
-    """What the loop waited for; what is left of the window is the driver's own work."""
+    """Build the driver's timeline: the waits of the loop, and its own work in between."""
     spans = [
         Span(activity=OF_CLOCK.get(name, cast("Activity", name)), begin_s=begin, end_s=end)
         for name, begin, end in clock.spans
@@ -97,9 +97,9 @@ def driver_timeline(clock: Clock, window: tuple[float, float]) -> Timeline:
 
 
 def shares(spans: Sequence[Span], begin_s: float, end_s: float) -> dict[str, float]:
-    """Shares of [begin_s, end_s) by activity, `idle` among them; they add up to 1.
+    """Return the shares of [begin_s, end_s) by activity, `idle` among them; they add up to 1.
 
-    Where spans overlap, the first in the order of `ACTIVITIES` counts alone. A window without
+    Of overlapping spans, the first in the order of `ACTIVITIES` counts alone. A window without
     length is idle.
     """
     if end_s <= begin_s:

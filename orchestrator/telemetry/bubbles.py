@@ -1,12 +1,12 @@
-"""Which bubble of a run is the largest, and what would make it smaller: one sentence.
+"""Find the largest bubble of a run and a setting that makes it smaller: one sentence.
 
-Pure functions of the steps' `bubble/...` metrics (`accounting.py`) and the configuration. A bubble
-is time in which an engine or a rank has nothing to do, or everybody waits for something that is
-neither sampling nor training.
+Pure functions of the steps' `bubble/...` metrics (`accounting.py`) and the configuration, run by
+the driver; nothing is measured here. A bubble is time in which an engine or a rank has nothing to
+do, or in which all roles wait for something that is neither sampling nor training.
 
-A learner that waits for groups waits for whatever the engines do meanwhile. So the time in which
-the engines in turn wait for rewards or environments is counted as theirs, and the driver's own work
-as the driver's, before the bubbles are compared; what is told is the plain share.
+A learner that waits for groups waits for all that the engines do meanwhile. So the time in which
+the engines in turn wait for rewards or environments is counted as the engines', and the driver's
+own work as the driver's, before the bubbles are compared; the sentence gives the plain share.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from itertools import pairwise
 
 from conf.schema import TrainConfig
 
-WORTH = 0.10  # a smaller share of a step is not worth a change
+MIN_SHARE = 0.10  # of a step; for a smaller bubble no change is proposed
 SATURATED = 0.10  # idle for less than that is busy
 
 Shares = Mapping[str, Mapping[str, float]]  # role -> activity -> share
@@ -26,25 +26,27 @@ Shares = Mapping[str, Mapping[str, float]]  # role -> activity -> share
 
 @dataclass(frozen=True, kw_only=True)
 class Bubble:
-    """Something that waits.
+    """A share of the steps' time in which a role waits.
 
     Attributes:
-        who: and what it does, such as "learner idle".
+        subject: role and state, such as "learner idle".
         share: of the steps' time.
-        weight: what it is compared by: the share without what other bubbles explain of it.
-        remedy: asked for only if this is the largest.
+        weight: number by which bubbles are compared: the share without the time that other bubbles
+            explain.
+        remedy: returns the proposed change; called only for the largest bubble.
     """
 
-    who: str
+    subject: str
     share: float
     weight: float
     remedy: Callable[[], str]
 
 
 def mean_shares(steps: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Shares of the steps' time together, without what is not the rule, if anything else is left.
+    """Return the shares of the steps' time together, over the usual steps.
 
-    That is the first step, and those that waited for an engine to be restarted.
+    Unusual are the first step and those that waited for the restart of an engine; they count only
+    if there are no others.
 
     Args:
         steps: metrics of each, `time/step_s` among them. A role that did not answer in a step has
@@ -65,7 +67,7 @@ def mean_shares(steps: Sequence[Mapping[str, float]]) -> dict[str, dict[str, flo
 
 
 def describe(shares: Shares) -> list[str]:
-    """One line per role: its activities, the longest first."""
+    """Return one line per role: its activities, the longest first."""
     lines = []
     for role, activities in shares.items():
         ranked = sorted(activities.items(), key=lambda item: -item[1])
@@ -79,7 +81,7 @@ def describe(shares: Shares) -> list[str]:
 
 
 def diagnose(shares: Shares, config: TrainConfig) -> str:
-    """The largest bubble, its share of the steps' time, and a remedy, in one sentence."""
+    """Name the largest bubble, its share of the steps' time, and a remedy, in one sentence."""
     if not shares:
         return "no step was measured"
     if "rollout" not in shares:
@@ -89,15 +91,15 @@ def diagnose(shares: Shares, config: TrainConfig) -> str:
     elif config.cluster.colocated:
         found = _colocated(shares, config)
     else:
-        found = _apart(shares, config)
+        found = _separate(shares, config)
     found += _common(shares, config)
     largest = max(found, key=lambda bubble: bubble.weight)
-    if largest.weight < WORTH:
+    if largest.weight < MIN_SHARE:
         return (
             f"nothing to gain from another schedule or placement: the largest bubble is "
-            f"{largest.who} {_percent(largest.share)}"
+            f"{largest.subject} {_percent(largest.share)}"
         )
-    return f"{largest.who} {_percent(largest.share)}: {largest.remedy()}"
+    return f"{largest.subject} {_percent(largest.share)}: {largest.remedy()}"
 
 
 def _percent(share: float) -> str:
@@ -109,7 +111,7 @@ def _of(shares: Shares, role: str, *activities: str) -> float:
 
 
 def _common(shares: Shares, config: TrainConfig) -> list[Bubble]:
-    """What makes everybody wait, whatever the schedule and the placement."""
+    """Return the bubbles that every schedule and every placement can have."""
     reward = config.reward
     rewards = _of(shares, "rollout", "wait_for_reward")
     environment = _of(shares, "rollout", "environment")
@@ -120,7 +122,7 @@ def _common(shares: Shares, config: TrainConfig) -> list[Bubble]:
     )
     return [
         Bubble(
-            who="rollout engines waiting for rewards",
+            subject="rollout engines waiting for rewards",
             share=rewards,
             weight=rewards,
             remedy=lambda: (
@@ -129,7 +131,7 @@ def _common(shares: Shares, config: TrainConfig) -> list[Bubble]:
             ),
         ),
         Bubble(
-            who="rollout engines waiting for the environment",
+            subject="rollout engines waiting for the environment",
             share=environment,
             weight=environment,
             remedy=lambda: (
@@ -138,16 +140,16 @@ def _common(shares: Shares, config: TrainConfig) -> list[Bubble]:
                 else "make its calls faster, or let schedule=async sample other groups meanwhile"
             ),
         ),
-        Bubble(who="publication", share=publish, weight=publish, remedy=lambda: fewer),
-        Bubble(who="the driver's own work", share=drive, weight=drive, remedy=lambda: fewer),
+        Bubble(subject="publication", share=publish, weight=publish, remedy=lambda: fewer),
+        Bubble(subject="the driver's own work", share=drive, weight=drive, remedy=lambda: fewer),
     ]
 
 
 def _replayed(shares: Shares) -> Bubble:
-    """Nothing is sampled: the learner waits for the disk."""
+    """Return the bubble of a replay: nothing is sampled, the learner waits for the disk."""
     reading = _of(shares, "driver", "generate")
     return Bubble(
-        who="learner waiting for the recording",
+        subject="learner waiting for the recording",
         share=reading,
         weight=reading,
         remedy=lambda: "put rollout.replay.folder on a faster disk",
@@ -155,10 +157,10 @@ def _replayed(shares: Shares) -> Bubble:
 
 
 def _only_sampled(shares: Shares, config: TrainConfig) -> Bubble:
-    """Nothing is trained: engines idle where too few groups are in flight."""
+    """Return the bubble of a run that does not train: engines idle, too few groups in flight."""
     idle, ahead = _of(shares, "rollout", "idle"), config.schedule.max_staleness
     return Bubble(
-        who="rollout engines idle",
+        subject="rollout engines idle",
         share=idle,
         weight=idle - _of(shares, "driver", "drive"),
         remedy=lambda: (
@@ -169,23 +171,23 @@ def _only_sampled(shares: Shares, config: TrainConfig) -> Bubble:
     )
 
 
-def _apart(shares: Shares, config: TrainConfig) -> list[Bubble]:
-    """Engines and learner have devices of their own."""
+def _separate(shares: Shares, config: TrainConfig) -> list[Bubble]:
+    """Return the bubbles of engines and learner with devices of their own."""
     drive = _of(shares, "driver", "drive")
     elsewhere = _of(shares, "rollout", "wait_for_reward", "environment") + drive
     learner, engines = _of(shares, "learner", "idle"), _of(shares, "rollout", "idle")
     found = [
         Bubble(
-            who="learner idle",
+            subject="learner idle",
             share=learner,
             weight=learner - elsewhere,
-            remedy=lambda: _for_learner(shares, config),
+            remedy=lambda: _learner_remedy(shares, config),
         ),
         Bubble(
-            who="rollout engines idle",
+            subject="rollout engines idle",
             share=engines,
             weight=engines - drive,
-            remedy=lambda: _for_engines(shares, config),
+            remedy=lambda: _engine_remedy(shares, config),
         ),
     ]
     if "critic" in shares and not config.cluster.critic.shared:
@@ -193,12 +195,12 @@ def _apart(shares: Shares, config: TrainConfig) -> list[Bubble]:
         # It works only while the learner does: the rest of its idleness is the learner's.
         own = critic - learner
         remedy = "cluster.critic.placement=shared puts it on the learner's devices"
-        found.append(Bubble(who="critic idle", share=critic, weight=own, remedy=lambda: remedy))
+        found.append(Bubble(subject="critic idle", share=critic, weight=own, remedy=lambda: remedy))
     return found
 
 
 def _overlap(shares: Shares) -> float:
-    """The shorter of sampling and learning: what the one would hide behind the other."""
+    """Return the shorter of sampling and learning: the time that an overlap would save."""
     sampling = _of(shares, "driver", "generate")
     return min(sampling, _of(shares, "driver", "score", "learn", "follow"))
 
@@ -213,10 +215,10 @@ def _more_ranks(config: TrainConfig) -> str:
     return text if config.cluster.learner.num_gpus else f"{text}, if cores are free"
 
 
-def _for_learner(shares: Shares, config: TrainConfig) -> str:
+def _learner_remedy(shares: Shares, config: TrainConfig) -> str:
     schedule, more = config.schedule, _more_engines(config)
     if schedule.max_staleness == 0:
-        if _overlap(shares) < WORTH:
+        if _overlap(shares) < MIN_SHARE:
             return more
         return f"schedule=one_step_off lets the engines sample meanwhile, or {more}"
     if _of(shares, "rollout", "idle") < SATURATED:
@@ -226,14 +228,14 @@ def _for_learner(shares: Shares, config: TrainConfig) -> str:
     return f"raise schedule.max_staleness (now {schedule.max_staleness}): the engines idle too"
 
 
-def _for_engines(shares: Shares, config: TrainConfig) -> str:
+def _engine_remedy(shares: Shares, config: TrainConfig) -> str:
     schedule, ranks = config.schedule, _more_ranks(config)
     sampling = _of(shares, "driver", "generate")
     tail = sampling - _of(shares, "rollout", "generate", "wait_for_reward", "environment")
     if schedule.max_staleness == 0:
-        if tail >= WORTH and tail >= _of(shares, "rollout", "idle") / 2:
+        if tail >= MIN_SHARE and tail >= _of(shares, "rollout", "idle") / 2:
             return "schedule=async lets them go on while the slowest responses are finished"
-        if _overlap(shares) < WORTH:
+        if _overlap(shares) < MIN_SHARE:
             return ranks
         return f"schedule=one_step_off lets them sample while the learner trains, or {ranks}"
     if _of(shares, "learner", "idle") < SATURATED:
@@ -245,7 +247,7 @@ def _for_engines(shares: Shares, config: TrainConfig) -> str:
 
 
 def _colocated(shares: Shares, config: TrainConfig) -> list[Bubble]:
-    """Engines and learner take turns on the same devices: only one of them can be busy."""
+    """Return the bubbles of shared devices, on which only engines or learner can be busy."""
     switch = _of(shares, "rollout", "switch") + _of(shares, "learner", "switch")
     waiting = _of(shares, "rollout", "wait_for_reward", "environment")
     engines = 1.0 - _of(shares, "rollout", "idle") - waiting
@@ -255,7 +257,7 @@ def _colocated(shares: Shares, config: TrainConfig) -> list[Bubble]:
     idle = max(0.0, 1.0 - engines - learner + both)
     return [
         Bubble(
-            who="shared devices idle",
+            subject="shared devices idle",
             share=idle,
             weight=idle - waiting - _of(shares, "driver", "drive"),
             remedy=lambda: (
@@ -265,7 +267,7 @@ def _colocated(shares: Shares, config: TrainConfig) -> list[Bubble]:
             ),
         ),
         Bubble(
-            who="taking turns on the shared devices",
+            subject="taking turns on the shared devices",
             share=switch,
             weight=switch,
             remedy=lambda: (

@@ -1,4 +1,7 @@
-"""Where a step's wall time goes, as the driver sees it: named spans, in seconds."""
+"""Measure a step's wall time in the driver: named spans, in seconds.
+
+The time of the workers is recorded in `workers/spans.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,14 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Starts when it is made.
+    """Stopwatch of one step, which starts when it is made.
 
     Args:
-        now: the time in seconds. The workers' spans are on the wall clock; a rehearsal gives its
-            simulated one.
+        now: returns the time in seconds. The workers' spans are on the wall clock; a rehearsal
+            gives its simulated clock.
 
     Attributes:
-        began_s: when it was made.
+        began_s: time at which the clock was made.
         spans: (name, begin, end) of every span, in order.
     """
 
@@ -26,13 +29,13 @@ class Clock:
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """Attribute what runs inside to `name`."""
+        """Attribute the time inside the block to `name`."""
         began = self.now()
         yield
         self.spans.append((name, began, self.now()))
 
     def metrics(self) -> dict[str, float]:
-        """`time/<name>_s` of every span, `time/other_s` and `time/step_s`."""
+        """Return `time/<name>_s` of every span, `time/other_s` and `time/step_s`."""
         total = self.now() - self.began_s
         seconds: dict[str, float] = {}
         for name, began, ended in self.spans:

@@ -1,4 +1,8 @@
-"""Hold the result of an evaluation on held-out prompts: metrics, and every answer."""
+"""Hold the result of an evaluation on held-out prompts: metrics, and every answer.
+
+The driver makes the result (`orchestrator/supply/evaluation.py`) and writes a file of it. Nothing
+is evaluated here.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +26,24 @@ class HeldoutAnswer:
     prompt: str
     response: str
     ground_truth: str | None
-    reward: float | None  # None where scoring failed
+    reward: float | None  # None if scoring failed
     outcome: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldoutResult:
     """The result of one evaluation.
+
+    Example, one prompt with one sample:
+        HeldoutResult(
+            metrics={"mean": 1.0, "pass@1": 1.0, "failed_frac": 0.0, "response_tokens_mean": 2.0},
+            answers=(
+                HeldoutAnswer(
+                    prompt_uid="7", prompt="2+3=", response="5", ground_truth="5", reward=1.0,
+                    outcome="scored",
+                ),
+            ),
+        )
 
     Attributes:
         metrics: `mean`, `pass@1`, `pass@2`, ..., `maj@k`, `failed_frac`, `response_tokens_mean`.

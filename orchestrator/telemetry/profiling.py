@@ -1,7 +1,7 @@
-"""Profiles of chosen steps: which ranks of the learner record, and where their files go.
+"""Start and stop profiles on the chosen ranks of the learner, in the chosen steps.
 
-The recording is `workers/engines/zero/profiler.py`'s, on the rank. A step that is not chosen costs
-one comparison here and nothing on the ranks.
+The driver runs this module; the recording itself is `workers/engines/zero/profiler.py`, on the
+rank. A step that is not chosen costs one comparison here and nothing on the ranks.
 """
 
 from __future__ import annotations
@@ -12,28 +12,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conf.schema import ProfileConfig
+from workers.calls import bind
+from workers.learner.rank_worker import RankWorker
 from workers.worker_group import WorkerGroup
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepProfiler:
-    """Records the optimizer updates of the chosen steps.
+    """Profiler of the optimizer updates of the chosen steps.
 
     Attributes:
         workers: the learner's ranks.
         settings: steps and ranks.
-        folder: `<run>/profiles`, made when the first step is recorded.
+        folder: `<run>/profiles`, made for the first recorded step.
         timeout_s: longest that starting, or writing the files, may take.
     """
 
-    workers: WorkerGroup
+    workers: WorkerGroup[RankWorker]
     settings: ProfileConfig
     folder: Path
     timeout_s: float
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Records what the ranks do meanwhile, if this step is chosen."""
+        """Record the work of the ranks inside the block, if this step is chosen."""
         if step not in self.settings.steps:
             yield
             return
@@ -44,9 +46,8 @@ class StepProfiler:
             else None
             for rank in range(len(self.workers))
         ]
-        started = self.workers.start_each(
-            "start_profile", targets, self.settings.memory, timeout_s=self.timeout_s
-        )
-        started.result()
+        memory = self.settings.memory
+        starts = [bind(RankWorker.start_profile, target, memory) for target in targets]
+        self.workers.start_each(starts, timeout_s=self.timeout_s).result()
         yield
-        self.workers.call("stop_profile", timeout_s=self.timeout_s)
+        self.workers.call(bind(RankWorker.stop_profile), timeout_s=self.timeout_s)

@@ -1,4 +1,7 @@
-"""What a person sees of a run: a live table on a terminal, one plain line per step in a pipe."""
+"""Show a run to a person: a live table on a terminal, one plain line per step in a pipe.
+
+The driver prints to its console; the numbers are kept elsewhere (`tracking.py`).
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ COLUMNS = (  # heading, metric, format
 
 
 class Progress:
-    """A context manager that shows the last steps while the run goes on."""
+    """Display of the last steps while the run goes on; a context manager."""
 
     def __init__(self, total_steps: int, *, console: Console | None = None) -> None:
         self._console = console or Console()
@@ -44,11 +47,11 @@ class Progress:
             self._live = None
 
     def say(self, text: str) -> None:
-        """One line of news above the table."""
+        """Print one line above the table."""
         self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """A finished step."""
+        """Show a finished step."""
         self._rows.append((step, metrics))
         if self._live is not None:
             self._live.update(self._table(step))

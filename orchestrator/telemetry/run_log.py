@@ -1,4 +1,7 @@
-"""Pass finished steps and evaluations on: to the trackers, the display and the last page."""
+"""Pass finished steps and evaluations on, in the driver: to trackers, display and last page.
+
+Metrics are computed elsewhere; here they are only passed on.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from orchestrator.telemetry.tracking import Tracker
 
 
 class RunLog:
-    """Everything that a run tells about its steps while it goes on; closes its trackers at the end.
+    """Log of a run's steps and evaluations; closes its trackers at the end.
 
     Attributes:
         steps: the metrics of every step of this process.

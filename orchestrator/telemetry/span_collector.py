@@ -1,56 +1,59 @@
-"""How the driver learns what every worker did: one round of calls per step, all at once.
+"""Collect the spans of every worker into the driver: one round of calls per step, all at once.
 
-It never fails and hardly waits: time accounting must not end a run, nor slow it down. A worker that
-doesn't answer in time is left out and not asked again before it has.
+The collection never fails and hardly waits: time accounting must not end a run, nor slow it down. A
+worker that doesn't answer in time is left out and not called again before it has answered. Spans
+are interpreted in `accounting.py`.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from typing import Any
 
-import ray
 import ray.exceptions
 
-from workers.spans import Timeline
-from workers.worker_group import WorkerGroup
+from workers.calls import bind
+from workers.spans import Recorded, SpanReporter, Timeline
+from workers.worker_group import Pending, WorkerError, WorkerGroup
 
 WAIT_S = 2.0  # for one round of answers
 
 
 class SpanCollector:
-    """Asks the workers of some groups.
+    """Collector of spans from the workers of some groups.
 
     Args:
-        groups: of workers with `take_spans`; who belongs to a group may change.
+        groups: of the workers; who belongs to a group may change.
     """
 
-    def __init__(self, groups: Sequence[WorkerGroup]) -> None:
+    def __init__(self, groups: Sequence[WorkerGroup[SpanReporter]]) -> None:
         self._groups = list(groups)
-        self._asked: dict[Any, tuple[str, int]] = {}  # reference -> role and index
+        self._asked: dict[tuple[str, int], Pending[Recorded]] = {}  # by role and index
 
     def collect(self) -> list[Timeline]:
-        """What those who answer did since they were last asked."""
-        silent = set(self._asked.values())
+        """Return a timeline, since its last one, for every worker that answers."""
+        deadline = time.monotonic() + WAIT_S
+        take = bind(SpanReporter.take_spans)
         asked = {
-            handle.take_spans.remote(): (group.role, index)
+            (group.role, index): group.start_one(index, take, timeout_s=WAIT_S)
             for group in self._groups
-            for index, handle in zip(group.ranks, group.handles, strict=True)
-            if (group.role, index) not in silent
+            for index in group.ranks
+            if (group.role, index) not in self._asked
         }
-        if asked:
-            ray.wait(list(asked), num_returns=len(asked), timeout=WAIT_S)
+        for pending in asked.values():
+            pending.ready(wait_s=max(0.0, deadline - time.monotonic()))
         self._asked |= asked
-        if not self._asked:
-            return []
-        answered, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)
-        timelines = [self._timeline(ref, *self._asked.pop(ref)) for ref in answered]
+        answered = [worker for worker, pending in self._asked.items() if pending.ready()]
+        timelines = [self._timeline(self._asked.pop(worker), *worker) for worker in answered]
         return [timeline for timeline in timelines if timeline is not None]
 
     @staticmethod
-    def _timeline(ref: Any, role: str, index: int) -> Timeline | None:
+    def _timeline(pending: Pending[Recorded], role: str, index: int) -> Timeline | None:
         try:
-            spans, levels = ray.get(ref)
-        except ray.exceptions.RayError:  # it died, which others notice
+            spans, levels = pending.result()[0]
+        except (
+            WorkerError,
+            ray.exceptions.RayError,
+        ):  # the worker died, which is handled elsewhere
             return None
         return Timeline(role=role, index=index, spans=spans, levels=levels)

@@ -1,4 +1,7 @@
-"""The last page of a run: what it reached, where everything is, and what to try next."""
+"""Compose the last page of a run: results, paths, and the command to try next.
+
+The driver prints the page at the end of a run. Only means are computed here.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 
 from conf.schema import TrainConfig
 from orchestrator.telemetry import bubbles
+from orchestrator.telemetry.counting import counted
 from orchestrator.telemetry.heldout import HeldoutResult
 from orchestrator.telemetry.run_log import RunLog
 from orchestrator.telemetry.trace_file import FILE_NAME
@@ -22,8 +26,8 @@ def describe(config: TrainConfig, log: RunLog, run_dir: Path, export: Path | Non
         seconds = sum(step["time/step_s"] for step in steps)
         lines += [
             f"  reward          {steps[0]['reward/mean']:.3f} in step {steps[0]['step']:.0f}"
-            f" -> {end:.3f} over the last {len(last)} steps",
-            f"  time            {seconds:.0f} s in {len(steps)} steps,"
+            f" -> {end:.3f} over the last {counted(len(last), 'step')}",
+            f"  time            {seconds:.0f} s in {counted(len(steps), 'step')},"
             f" {sum(s['rollout/tokens'] for s in steps):.0f} tokens sampled",
             *_bubbles(config, steps),
         ]
@@ -40,13 +44,13 @@ def describe(config: TrainConfig, log: RunLog, run_dir: Path, export: Path | Non
         f"  metrics         {run_dir / 'metrics.jsonl'}",
         *([f"  rollouts        {run_dir / 'rollouts'}"] if config.tracking.rollouts else []),
         *([f"  trace           {run_dir / FILE_NAME}"] if config.tracking.trace else []),
-        f"next: {_next(config, run_dir)}",
+        f"next: {_next_command(config, run_dir)}",
     ]
     return "\n".join(lines)
 
 
 def _bubbles(config: TrainConfig, steps: Sequence[dict[str, float]]) -> list[str]:
-    """Who did what in the steps, and the largest bubble with its remedy."""
+    """Return the time by role, and the largest bubble with its remedy, as lines."""
     shares = bubbles.mean_shares(steps)
     if not shares:
         return []
@@ -54,8 +58,8 @@ def _bubbles(config: TrainConfig, steps: Sequence[dict[str, float]]) -> list[str
     return ["  time by role", *roles, f"  bubbles         {bubbles.diagnose(shares, config)}"]
 
 
-def _next(config: TrainConfig, run_dir: Path) -> str:
-    """What to try after this run."""
+def _next_command(config: TrainConfig, run_dir: Path) -> str:
+    """Return the command to try after this run."""
     if not config.trainer.learns:
         return f"the same without trainer=, rollout=replay rollout.replay.folder={run_dir}"
     if config.run_name in ("quickstart", "tiny"):
@@ -64,7 +68,7 @@ def _next(config: TrainConfig, run_dir: Path) -> str:
 
 
 def _answers(before: HeldoutResult, after: HeldoutResult, count: int = 3) -> list[str]:
-    """The same prompts before and after, those that changed first."""
+    """Return lines with the answers to the same prompts before and after, changed ones first."""
     old = {answer.prompt_uid: answer for answer in reversed(before.answers)}
     pairs = [(old[new.prompt_uid], new) for new in after.answers if new.prompt_uid in old]
     pairs.sort(key=lambda pair: pair[0].response == pair[1].response)

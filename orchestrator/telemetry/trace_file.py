@@ -1,10 +1,10 @@
-"""`trace.json`: what every worker did, for Perfetto (ui.perfetto.dev) or chrome://tracing.
+"""Write `trace.json`: the spans of every worker, for Perfetto (ui.perfetto.dev) or chrome://tracing.
 
-Chrome's trace-event format as an array: one process per role, one thread per worker, counters. The
-file is complete JSON after every step, because Perfetto refuses an array without its end: a step is
-written over the closing bracket, which follows it in the same write. One event per line; a step's
-lines begin with the slice that is the step itself, which is where a resumed run cuts.
-Times are microseconds of the wall clock.
+The driver writes Chrome's trace-event format as an array: one process per role, one thread per
+worker, counters. The file is complete JSON after every step, because Perfetto refuses an array
+without its end: a step is written over the closing bracket, which follows the step in the same
+write. One event per line; a step's lines begin with the slice of the step itself, at which a
+resumed run cuts the file. Times are microseconds of the wall clock. Nothing is summed here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ END = b"]\n"
 
 
 class TraceFile:
-    """Appends steps to the trace of a run's folder."""
+    """Trace of a run, to which steps are appended.
+
+    Args:
+        run_dir: the run's folder.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         path = run_dir / FILE_NAME
@@ -41,14 +45,21 @@ class TraceFile:
         timelines: Sequence[Timeline],
         counters: Mapping[str, float],
     ) -> None:
-        """One step: its window in seconds, who did what, and numbers at its end."""
+        """Append one step.
+
+        Args:
+            step: its number.
+            window: its begin and end, in seconds.
+            timelines: of all workers.
+            counters: name -> number at the step's end.
+        """
         begin_s, end_s = window
         head = _slice("driver", 0, f"step {step}", begin_s, end_s) | {"args": {"step": step}}
         numbers = (_counter("driver", name, end_s, value) for name, value in counters.items())
         self._append([head, *self._events(timelines), *numbers])
 
     def finish(self, timelines: Sequence[Timeline]) -> None:
-        """What was done after the last step, and the end."""
+        """Append the spans after the last step, and close the file."""
         self._append(list(self._events(timelines)))
         self._file.close()
 
@@ -75,7 +86,7 @@ class TraceFile:
 
 
 def _names(role: str, index: int) -> Iterator[dict[str, Any]]:
-    """What Perfetto calls a worker and its role."""
+    """Name a worker and its role for Perfetto."""
     ids = {"ph": "M", "pid": _pid(role), "tid": index}
     yield {**ids, "name": "process_name", "args": {"name": role}}
     yield {**ids, "name": "process_sort_index", "args": {"sort_index": _pid(role)}}
@@ -84,7 +95,7 @@ def _names(role: str, index: int) -> Iterator[dict[str, Any]]:
 
 
 def truncate_trace(run_dir: Path, last_step: int) -> None:
-    """Drop what follows `last_step`, which a resumed run does again, and what was half written."""
+    """Drop the steps after `last_step`, which a resumed run does again, and a half-written line."""
     path = run_dir / FILE_NAME
     if not path.exists():
         return
@@ -100,7 +111,7 @@ def truncate_trace(run_dir: Path, last_step: int) -> None:
 
 
 def _step(line: bytes) -> int:
-    """The step that begins with this line; 0 for a line within one."""
+    """Return the number of the step that begins with this line; 0 for a line within a step."""
     if b'"name":"step ' not in line:
         return 0
     return int(json.loads(line.lstrip(b", "))["args"]["step"])

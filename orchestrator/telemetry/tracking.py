@@ -1,7 +1,7 @@
-"""Where a run's numbers go: `metrics.jsonl` always, TensorBoard and Weights & Biases on request.
+"""Write a run's metrics: `metrics.jsonl` always, TensorBoard and Weights & Biases on request.
 
-One flat dictionary per step goes in. `metrics.jsonl` is written line by line and flushed, so a
-killed run keeps every finished step.
+One flat dictionary per step goes in, from the driver. `metrics.jsonl` is written line by line and
+flushed, so a killed run keeps every finished step. No metric is computed here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ from conf.schema import TrackingConfig
 
 
 class Tracker:
-    """All sinks of one run."""
+    """Tracker of one run's metrics, with all of its sinks.
+
+    Args:
+        run_dir: the run's folder.
+        config: names the sinks.
+        run_name: of the run, for Weights & Biases.
+
+    Raises:
+        ValueError: Weights & Biases is wanted and its package is missing.
+    """
 
     def __init__(self, run_dir: Path, config: TrackingConfig, *, run_name: str) -> None:
         self._file = (run_dir / "metrics.jsonl").open("a", buffering=1)
@@ -37,7 +46,7 @@ class Tracker:
             )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One step's numbers."""
+        """Write the metrics of one step to every sink."""
         self._file.write(json.dumps({"step": step, **metrics}, sort_keys=True) + "\n")
         if self._board is not None:
             for name, value in metrics.items():

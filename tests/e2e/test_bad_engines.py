@@ -23,10 +23,10 @@ import itertools
 import math
 from dataclasses import dataclass, replace
 
-from workers.engines.vllm.answers import Answers
+from workers.engines.vllm.answers import AnswerCheck
 from workers.rollout.environments.single_turn import SingleTurn
 
-ANSWERS, CALLS = Answers("the engine"), itertools.count(1)
+ANSWERS, CALLS = AnswerCheck("the engine"), itertools.count(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Faulty(SingleTurn):
             sample = await draw(tokens)
             if next(CALLS) % self.garbage_every == 0:
                 sample = replace(sample, logprobs=[math.nan] * len(sample.logprobs))
-            return ANSWERS.judge(sample, vocab_size=64)
+            return ANSWERS.accept(sample, vocab_size=64)
 
         return await super().play(prompt_tokens, faulty_draw)
 '''

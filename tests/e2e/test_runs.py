@@ -19,6 +19,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from orchestrator.telemetry.glossary import GLOSSARY
+
 TIMEOUT_S = 300
 
 
@@ -88,6 +90,14 @@ def test_a_run_says_what_it_did(first):
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["packages"]["ray"]
     assert len(manifest["data_sha256"]) == 2
+
+
+def test_every_metric_that_a_run_writes_is_in_the_glossary(first):
+    run, _ = first
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    names = set().union(*lines) - {"step"}
+    assert {"eval/mean", "checkpoint/bytes", "bubble/learner/idle_frac"} <= names
+    assert [name for name in names if not any(m.covers(name) for m in GLOSSARY)] == []
 
 
 def shares(line, role):

@@ -101,3 +101,12 @@ def test_every_folder_with_code_is_a_package(room: str):
 def test_no_folder_of_tests_is_a_package():
     """An __init__.py under tests/ would let tests/conf shadow conf."""
     assert list((ROOT / "tests").rglob("__init__.py")) == []
+
+
+def test_a_learners_models_import_without_deepspeed_vllm_and_ray():
+    """So that a bare GPU with torch and transformers can show what they compute."""
+    model = ("policy_model", "critic_model")
+    zero = ("weighted_loss", "optimizers", "hf_export")
+    names = [f"model.{part}" for part in model] + [f"zero.{part}" for part in zero]
+    loaded = loaded_by("import " + ", ".join(f"workers.engines.{name}" for name in names))
+    assert not loaded & {"deepspeed", "vllm", "ray"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -59,6 +60,26 @@ def test_an_unsupported_python_is_refused(
     monkeypatch.setattr(setup_venv.sys, "version_info", version)
     with pytest.raises(setup_venv.SetupError, match=r"needs Python 3\.11, 3\.12 or 3\.13"):
         setup_venv.check_interpreter()
+
+
+@pytest.mark.parametrize("folder", ["a b", "a:b"])
+def test_a_clone_at_a_path_where_tools_fail_is_refused_in_one_line(tmp_path: Path, folder: str):
+    clone = tmp_path / folder
+    (clone / "docker").mkdir(parents=True)
+    for name in ("Makefile", "docker/setup_venv.py"):
+        (clone / name).write_bytes((ROOT / name).read_bytes())
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(
+        ["make", f"PYTHON={sys.executable}", "setup"],
+        cwd=clone,
+        env=own,  # not that of a `make test` around this test
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(f"setup: {str(clone)!r} has a space or a ':' in it")
+    assert not (clone / ".venv").exists()
 
 
 def test_a_finished_environment_is_left_alone(setup_venv: ModuleType, tmp_path: Path):

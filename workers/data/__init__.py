@@ -1,1 +1,1 @@
-"""Define the records that processes exchange, and pack them."""
+"""Define the records that processes exchange, pack them into tensors, and write them to disk."""

@@ -1,7 +1,8 @@
-"""Files that are on disk when a call returns, with their size and SHA-256.
+"""Write files that are on disk when the call returns, and record their size and SHA-256.
 
-The hash is taken of the bytes as they are written, in the same pass, so it costs no second reading.
-`sha256sum` prints the same. What a folder of such files means is its owner's business.
+Learner ranks, Ray tasks and the driver write files here; the driver also checks a folder. The hash
+is taken from the bytes while they are written, so no second reading is needed; `sha256sum` prints
+the same hash. The module does not know the meaning of a folder of such files.
 """
 
 from __future__ import annotations
@@ -20,14 +21,18 @@ READERS = 4  # files hashed at a time when a folder is checked
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileRecord:
-    """What a file was when it was written; `path` is relative to its folder."""
+    """Size and hash of a file as it was written; `path` is relative to its folder.
+
+    Example:
+        FileRecord(path="groups.arrow", num_bytes=3, sha256="ba7816bf8f01cfea...")
+    """
 
     path: str
     num_bytes: int
     sha256: str
 
     def within(self, folder: str) -> FileRecord:
-        """The same file as seen from the parent of `folder`."""
+        """Return the record with a path relative to the parent of `folder`."""
         return FileRecord(
             path=f"{folder}/{self.path}", num_bytes=self.num_bytes, sha256=self.sha256
         )
@@ -63,7 +68,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def first_fault(folder: Path, records: Iterable[FileRecord]) -> str | None:
-    """What is wrong with the first file that is not what was written, or None.
+    """Describe the first file that differs from its record; None if all files are as written.
 
     Sizes are compared first, so that a missing or short file costs no reading.
     """
@@ -91,12 +96,12 @@ def _hash(path: Path) -> str:
 
 
 def records_to_json(records: Iterable[FileRecord]) -> dict[str, Any]:
-    """Path -> size and hash."""
+    """Convert records to plain data: path -> size and hash."""
     return {record.path: {"bytes": record.num_bytes, "sha256": record.sha256} for record in records}
 
 
 def records_from_json(data: dict[str, Any]) -> list[FileRecord]:
-    """What `records_to_json` wrote."""
+    """Rebuild the records from the output of `records_to_json`."""
     return [
         FileRecord(path=path, num_bytes=entry["bytes"], sha256=entry["sha256"])
         for path, entry in data.items()

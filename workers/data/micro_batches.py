@@ -1,7 +1,8 @@
-"""A rank's rows as packed micro-batches, and what it answers of them as Arrow columns.
+"""Turn the rows of a plan into packed micro-batches, and per-row results into Arrow columns.
 
-The two ends of every rank: a plan's rows of a step's table go in as `PackedBatch`es, per-sequence
-arrays come out as a record batch keyed by row. Nothing is computed here.
+Learner, reference and critic ranks use both directions: rows of a step's table become
+`PackedBatch`es, per-sequence arrays become a record batch keyed by row. No model result is computed
+here.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ TOKEN_COLUMNS = ("tokens", "loss_mask")
 
 
 def packed_rows(table: pa.Table, micro: MicroBatchPlan, names: Sequence[str]) -> PackedBatch:
-    """The plan's rows of a step, packed with the per-token columns `names` and their weights."""
+    """Pack the rows of one micro-batch with the per-token columns `names` and their weights."""
     rewards = np.zeros(table.num_rows, dtype=np.float32)
     if "reward" in table.column_names:
         rewards[micro.rows] = table.column("reward").take(pa.array(micro.rows)).to_numpy()
@@ -37,7 +38,7 @@ def packed_rows(table: pa.Table, micro: MicroBatchPlan, names: Sequence[str]) ->
 
 
 def as_columns(plan: RankPlan, columns: Mapping[str, Rows]) -> pa.RecordBatch:
-    """Per-sequence arrays, in the order of the plan's rows, as columns keyed by row."""
+    """Convert per-sequence arrays, in the order of the plan's rows, to columns keyed by row."""
     rows = np.concatenate([micro.rows for micro in plan.micro_batches])
     some = next(iter(columns.values()))
     lengths = np.asarray([len(values) for values in some], dtype=np.int64)

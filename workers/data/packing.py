@@ -1,8 +1,9 @@
-"""Flat batches without padding: `PackedBatch`, cut from Arrow list columns.
+"""Pack rows of Arrow list columns into flat batches without padding: `PackedBatch`.
 
-Arrow in, torch out: the values of the chosen rows are laid end to end, one tensor per column, and
-`cu_seqlens` says where each sequence begins. Nothing here knows the model or the loss; which rows
-go together is `partition`'s decision.
+Learner, reference and critic ranks run this module. Arrow in, torch out: the values of the chosen
+rows are laid end to end, one tensor per column, and `cu_seqlens` marks the start of each sequence.
+The module does not know the model or the loss, and does not choose the rows of a micro-batch:
+`orchestrator/step/partition.py` does.
 
 Legend: S sequences, N tokens of all of them together. Per-token columns are aligned to tokens:
 element i belongs to token i, whose log-probability is predicted at token i - 1.
@@ -34,7 +35,7 @@ class PackedBatch:
         tokens: [N] int64.
         position_ids: [N] int64, counted from the start of each sequence.
         sequence_ids: [N] int64, sorted, 0..S-1.
-        cu_seqlens: [S+1] int32, where each sequence starts; the last element is N.
+        cu_seqlens: [S+1] int32, the start of each sequence; the last element is N.
         loss_mask: [N] bool; never True on the first token of a sequence.
         columns: name -> [N] float32, per token.
         sequence_columns: name -> [S] float32, per sequence ("rewards").
@@ -69,11 +70,11 @@ class PackedBatch:
         return [flat[ends[row] : ends[row + 1]] for row in range(self.num_rows)]
 
     def with_columns(self, columns: Mapping[str, Tensor]) -> "PackedBatch":
-        """The same batch with per-token columns [N] added or replaced."""
+        """Return the batch with per-token columns [N] added or replaced."""
         return replace(self, columns={**self.columns, **columns})
 
     def to(self, device: torch.device | str) -> "PackedBatch":
-        """The same batch on another device; itself where it already is there."""
+        """Return the batch on `device`; the same object if it is there already."""
         if self.tokens.device == torch.device(device):
             return self
         return PackedBatch(
@@ -182,7 +183,7 @@ def _packed(
 def _flatten(
     name: str, column: ListColumn, index: npt.NDArray[np.int64] | None
 ) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.int64]]:
-    """Values [N] and list lengths [S] of the chosen rows; a run of neighbours is not copied."""
+    """Return values [N] and list lengths [S] of the chosen rows; neighbours are not copied."""
     column = _chosen(column, index)
     values = column.flatten()
     if column.null_count or values.null_count:
@@ -194,7 +195,7 @@ def _flatten(
 
 
 def _chosen(column: ListColumn, index: npt.NDArray[np.int64] | None) -> pa.Array:
-    """The chosen rows, and no copy of any other: a step's table has a chunk for every group."""
+    """Return the chosen rows, copying no other: a step's table has a chunk for every group."""
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     if index is None:
         return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
@@ -222,7 +223,7 @@ def _scalars(value: npt.ArrayLike | Tensor, index: npt.NDArray[np.int64] | None)
 def _filler(
     columns: Mapping[str, ListColumn], scalars: Mapping[str, Tensor], weights: Mapping[str, Tensor]
 ) -> PackedBatch:
-    """Two untrained tokens: a rank without rows still takes part in every collective."""
+    """Make a batch of two untrained tokens, so that a rank without rows joins every collective."""
     names = [name for name in columns if name not in ("tokens", "loss_mask")]
     return _packed(
         np.zeros(2, dtype=np.int64),

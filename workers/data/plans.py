@@ -1,7 +1,7 @@
-"""What the driver tells a learner rank to do with a step's rows. Plain data, no tensor.
+"""Define the plans that the driver sends to learner and critic ranks. Plain data, no tensor.
 
-A row is an index into the step's trajectories, which a worker reads as the concatenation of
-`Slice`s of record batches from the object store.
+A row is an index into the step's trajectories, which a rank reads as the concatenation of `Slice`s
+of record batches from the object store. The plans are made in `orchestrator/step/`, not here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ import pyarrow as pa
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slice:
-    """Rows [start, start + length) of record batch number `batch`."""
+    """Rows [start, start + length) of record batch number `batch`.
+
+    Example, rows 4 and 5 of the first batch:
+        Slice(batch=0, start=4, length=2)
+    """
 
     batch: int
     start: int
@@ -26,7 +30,14 @@ class Slice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepRows:
-    """Where a step's rows lie: `slices` of the record batches behind the references `batches`."""
+    """Places of a step's rows: `slices` of the record batches behind the references `batches`.
+
+    Example, four rows: rows 4 and 5 of one batch, then rows 0 and 1 of another:
+        StepRows(
+            slices=(Slice(batch=0, start=4, length=2), Slice(batch=1, start=0, length=2)),
+            batches=(ref_0, ref_1),
+        )
+    """
 
     slices: Sequence[Slice]
     batches: Sequence[Any]
@@ -35,6 +46,11 @@ class StepRows:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MicroBatchPlan:
     """Rows that are computed together, and the weight of every trained token of each.
+
+    Example, rows 0 and 3 under token_mean over a batch of 8 trained tokens (1/8 for each token):
+        MicroBatchPlan(
+            rows=np.array([0, 3]), weights={"policy": np.array([0.125, 0.125], dtype=np.float32)}
+        )
 
     Attributes:
         rows: [M] int64, possibly empty: every rank runs equally many micro-batches.
@@ -49,9 +65,27 @@ class MicroBatchPlan:
 class RankPlan:
     """One rank's micro-batches of each optimizer update of a step.
 
+    Example, one of two ranks in a step of four rows, with two passes of one update each. This rank
+    trains rows 0 and 3, the other rank rows 1 and 2, in the same number of micro-batches:
+        RankPlan(
+            updates=(
+                (
+                    MicroBatchPlan(rows=np.array([0]), weights={"policy": np.array([0.125])}),
+                    MicroBatchPlan(rows=np.array([3]), weights={"policy": np.array([0.125])}),
+                ),
+                (
+                    MicroBatchPlan(rows=np.array([3]), weights={"policy": np.array([0.125])}),
+                    MicroBatchPlan(rows=np.array([0]), weights={"policy": np.array([0.125])}),
+                ),
+            ),
+            num_passes=2,
+            coefficients={"regularizers.kl.coefficient": 0.001},
+        )
+
     Attributes:
-        updates: `updates[u][k]` of all passes over the batch, equally long on every rank.
-        num_passes: how many; all are of equally many updates.
+        updates: `updates[u][k]` is micro-batch k of update u, the updates of all passes in order;
+            equally long on every rank.
+        num_passes: passes over the batch; all have the same number of updates.
         coefficients: numbers of the algorithm that hold for this step, by dotted path.
     """
 
@@ -61,7 +95,7 @@ class RankPlan:
 
     @property
     def passes(self) -> list[RankPlan]:
-        """Each pass as a plan of its own; the ranks' together hold every row once."""
+        """Every pass as a plan of its own; over all ranks, a pass holds every row once."""
         size = len(self.updates) // self.num_passes
         return [
             replace(self, updates=self.updates[start : start + size], num_passes=1)
@@ -70,14 +104,22 @@ class RankPlan:
 
     @property
     def micro_batches(self) -> list[MicroBatchPlan]:
-        """The micro-batches of the first pass in order: what is scored before training."""
+        """Micro-batches of the first pass in order: the rows that are scored before training."""
         once = self.updates[: len(self.updates) // self.num_passes]
         return [micro for update in once for micro in update]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CreditPlan:
-    """What credit needs beside the tokens: one value per row of the step.
+    """Inputs of credit beside the tokens: one value per row of the step.
+
+    Example, two groups of two siblings, of which a filter masks the second group:
+        CreditPlan(
+            shaped_rewards=np.array([1.0, 0.0, 1.0, 1.0], dtype=np.float32),
+            group_ids=np.array([0, 0, 1, 1]),
+            trained=np.array([True, True, False, False]),
+            coefficients={"advantage.kl_coefficient": 0.01},
+        )
 
     Attributes:
         shaped_rewards: [S] float32, after the algorithm's reward shaping.
@@ -93,7 +135,7 @@ class CreditPlan:
 
 
 def step_table(slices: Sequence[Slice], batches: Sequence[pa.RecordBatch]) -> pa.Table:
-    """A step's trajectories; row r is what every plan counts."""
+    """Return a step's trajectories as one table; rows of every plan are rows of this table."""
     return pa.Table.from_batches(
         [batches[piece.batch].slice(piece.start, piece.length) for piece in slices]
     )

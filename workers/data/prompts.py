@@ -1,13 +1,15 @@
-"""Prompts: read from Parquet by name of column, ordered by seed and epoch, encoded in the engine.
+"""Read prompts from Parquet, order them by seed and epoch, and encode them to token ids.
 
-`PromptSet` holds a table and gives rows by position; `PromptEncoder` turns one prompt into tokens
-where it is sampled. The token ids made here are the ids that train: nothing is re-tokenised.
+The driver uses `PromptSet`, a table with rows by position; a rollout worker uses `PromptEncoder`,
+which turns one prompt into tokens. The token ids made here are the ids that train: nothing is
+re-tokenised. The module does not record the state of a prompt: the ledger does.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,11 @@ import pyarrow.dataset as pads
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
-    """One row of a prompt file."""
+    """One row of a prompt file.
+
+    Example:
+        Prompt(uid="train:7", prompt="2+3=", ground_truth="5", dataset="add")
+    """
 
     uid: str
     prompt: str | list[dict[str, str]]
@@ -72,22 +78,25 @@ class PromptSet:
         )
 
     def order(self, *, epoch: int, seed: int, shuffle: bool) -> list[int]:
-        """Rows in the order of an epoch; equal seeds give equal orders."""
+        """Return the rows in the order of an epoch; equal seeds give equal orders."""
         if not shuffle:
             return list(range(len(self)))
         return list(np.random.default_rng([seed, epoch]).permutation(len(self)).tolist())
 
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 over the files' bytes, for the run manifest."""
+        """SHA-256 over the bytes of the files, read once, for the run manifest and the ledger."""
         files = sorted(self.path.rglob("*.parquet")) if self.path.is_dir() else [self.path]
         total = hashlib.sha256()
-        for file in files:
-            total.update(file.read_bytes())
+        for name in files:
+            with name.open("rb") as file:
+                while block := file.read(1 << 20):
+                    total.update(block)
         return total.hexdigest()
 
 
 class PromptEncoder:
-    """Text or chat messages to token ids, with the model's own tokenizer and chat template."""
+    """Encoder of text or chat messages, with the model's own tokenizer and chat template."""
 
     def __init__(self, model_path: str | Path, max_prompt_tokens: int) -> None:
         from transformers import AutoTokenizer  # slow to import, and only engines encode
@@ -96,7 +105,10 @@ class PromptEncoder:
         self._max_prompt_tokens = max_prompt_tokens
 
     def encode(self, prompt: str | list[dict[str, str]]) -> tuple[list[int], str | None]:
-        """Token ids, and why the prompt can't be sampled, if so."""
+        """Return token ids, and the reason against sampling the prompt, or None.
+
+        A prompt without tokens, and one longer than `max_prompt_tokens`, is not sampled.
+        """
         if isinstance(prompt, str):
             tokens = list(self._tokenizer(prompt)["input_ids"])
         else:
@@ -112,5 +124,5 @@ class PromptEncoder:
 
     @staticmethod
     def text(prompt: str | list[dict[str, str]]) -> str:
-        """What the reward sees as the prompt: the text, or the last message's content."""
+        """Return the prompt that the reward sees: the text, or the last message's content."""
         return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])

@@ -1,8 +1,8 @@
-"""The random generators of a process, as plain data that JSON can hold.
+"""Save and restore the random generators of a process, as plain data that JSON can hold.
 
-Python's, numpy's and torch's generators, on the host and on every visible device. Not a way to seed
-them: what is read here is where they stand. vLLM engines are not covered and need not be, because
-every request carries a seed of its own.
+Driver and learner ranks run the module for checkpoints. Covered are Python's, numpy's and torch's
+generators, on the host and on every visible device. No generator is seeded here. vLLM engines are
+not covered and need not be, because every request carries a seed of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 def random_state() -> dict[str, Any]:
-    """Where every generator of this process stands."""
+    """Return the state of every generator of this process."""
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
     state: dict[str, Any] = {
@@ -31,7 +31,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Undo everything that happened since `random_state`.
+    """Set every generator to the state that `random_state` returned.
 
     Devices are restored in their order, as many as there are on both sides.
     """
@@ -47,19 +47,19 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 class RandomGenerators:
-    """This process's generators as a part of a checkpoint."""
+    """The generators of this process, as a part of a checkpoint."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Where they stand."""
+        """Return the state of the generators."""
         return random_state()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put them back there."""
+        """Set the generators to a saved state."""
         set_random_state(state)
 
 
 def _encode(state: Tensor) -> str:
-    """A generator's uint8 state [n] in base64."""
+    """Encode a generator's uint8 state [n] in base64."""
     return base64.b64encode(state.numpy().tobytes()).decode("ascii")
 
 

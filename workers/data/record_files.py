@@ -1,8 +1,8 @@
 """Write finished trajectories to disk and read them back, in Ray tasks beside a run.
 
 The driver starts these functions as tasks (`orchestrator/supply/group_files.py`, `recording.py`,
-`orchestrator/checkpoints/recorder.py`) and sees metadata and places only. Every file is written
-beside its name and renamed.
+`orchestrator/checkpoints/recorder.py`) and receives metadata and places only, never tokens. Every
+file is written beside its name and renamed. The functions do not choose the rows to write.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def whole_batch(table: pa.Table) -> pa.RecordBatch:
 
 
 def describe_rows(batch: pa.RecordBatch) -> list[TrajectoryMeta]:
-    """What `trajectory.describe` says of every row, without a Python object per token."""
+    """Return the result of `trajectory.describe` for every row, without an object per token."""
     lengths = _lengths(batch["tokens"])
     ends = np.cumsum(lengths)
     mask = batch["loss_mask"].flatten().to_numpy(zero_copy_only=False)

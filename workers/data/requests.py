@@ -1,4 +1,8 @@
-"""What the driver asks of a rollout worker, samples of one prompt, and what it hears back."""
+"""Define the request for samples of one prompt, and the answers of a rollout worker.
+
+The driver builds requests, rollout workers answer them. Plain data: nothing is sampled here, and
+the tokens of finished samples travel in record batches (`trajectory.py`) beside these records.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,10 @@ from workers.data.trajectory import TrajectoryMeta
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How one response is sampled.
+    """Settings by which one response is sampled.
+
+    Example:
+        Sampling(temperature=1.0, max_tokens=64, stop_token_ids=(2,))
 
     Attributes:
         temperature: 0 is greedy. The learner must divide its logits by the same temperature.
@@ -47,6 +54,15 @@ class Sampling:
 class Sample:
     """One sampled response of T tokens.
 
+    Example, a response of two tokens during which new weights (version 8) arrived:
+        Sample(
+            tokens=[55, 2],
+            logprobs=[-0.31, -0.02],
+            weight_versions=[7, 8],
+            finish_reason="stop",
+            text="5",
+        )
+
     Attributes:
         tokens: [T] token ids as sampled, the end token included if one was sampled.
         logprobs: [T] log-probabilities under the processed distribution that was sampled from.
@@ -64,10 +80,13 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineLoad:
-    """What one engine's scheduler saw between two reports.
+    """Load of one engine's scheduler between two reports.
+
+    Example:
+        EngineLoad(steps=120, kv_usage=0.63, waiting=4, preemptions=0)
 
     Attributes:
-        steps: scheduler steps that the report covers; with none it says nothing.
+        steps: scheduler steps that the report covers; with 0 the other fields mean nothing.
         kv_usage: largest share of the key/value blocks in use, 0 to 1.
         waiting: fewest requests that waited inside the engine: the standing queue, which a burst of
             arrivals does not make (the idea of CoDel, RFC 8289).
@@ -82,7 +101,23 @@ class EngineLoad:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupRequest:
-    """Samples wanted of one prompt."""
+    """Request for the samples of one prompt.
+
+    Example, eight siblings of prompt 7 in epoch 0, begun under weight version 3:
+        GroupRequest(
+            group_id="0-7",
+            prompt_uid="train:7",
+            begun_version=3,
+            dataset="add",
+            prompt="2+3=",
+            ground_truth="5",
+            num_samples=8,
+            seed=56,
+            sampling=Sampling(temperature=1.0, max_tokens=64),
+            columns={"level": 1},
+            may_stop_early=True,
+        )
+    """
 
     group_id: str
     prompt_uid: str
@@ -94,12 +129,18 @@ class GroupRequest:
     seed: int  # of the first sample; sibling k draws with seed + k
     sampling: Sampling
     columns: Mapping[str, Any] = field(default_factory=dict)  # handed to the reward
-    may_stop_early: bool = False  # siblings that no longer matter may be stopped
+    may_stop_early: bool = False  # siblings that cannot change the group's verdict may be stopped
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Collected:
-    """A worker's heartbeat: what finished since the last, and how its engine fares."""
+    """Metadata of the groups that finished since the last answer, and the engine's load.
+
+    Example, a group of two siblings:
+        Collected(
+            metas=[first, second], load=EngineLoad(steps=120, kv_usage=0.63, waiting=4)
+        )
+    """
 
     metas: Sequence[TrajectoryMeta]  # of whole groups, siblings beside each other
     load: EngineLoad

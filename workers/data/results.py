@@ -1,4 +1,8 @@
-"""What a ZeRO engine answers: plain records, no tensor, ready to cross a process boundary."""
+"""Define the results of a ZeRO engine: plain records without tensors.
+
+Learner, reference and critic ranks make the records, which can cross a process boundary as they
+are. Nothing is computed here.
+"""
 
 from dataclasses import dataclass
 
@@ -10,7 +14,17 @@ Rows = tuple[npt.NDArray[np.float32], ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoredRows:
-    """No-grad results of this rank, one float32 array [tokens] per row, in micro-batch order."""
+    """No-grad results of this rank, one float32 array [tokens] per row, in micro-batch order.
+
+    Example, two rows of three and two tokens, without entropies:
+        ScoredRows(
+            logprobs=(
+                np.array([0.0, -0.31, -0.02], dtype=np.float32),
+                np.array([0.0, -1.2], dtype=np.float32),
+            ),
+            entropies=None,
+        )
+    """
 
     logprobs: Rows
     entropies: Rows | None
@@ -20,12 +34,20 @@ class ScoredRows:
 class UpdateResult:
     """One optimizer update, over all ranks.
 
+    Example:
+        UpdateResult(
+            metrics={"loss": -0.012, "num_tokens": 512.0, "policy/clip_frac": 0.03},
+            grad_norm=0.42,
+            lr=1e-6,
+            skipped=False,
+        )
+
     Attributes:
         metrics: "loss" (the weighted sum), "num_tokens", and the algorithm's.
-        grad_norm: before clipping; inf or NaN where the update was skipped.
-        lr: the learning rate it was taken with.
-        skipped: the gradient was not finite, nothing changed.
-        non_finite: the tensors that made it so.
+        grad_norm: before clipping; inf or NaN if the update was skipped.
+        lr: learning rate of the update.
+        skipped: True if the gradient was not finite; no weight changed.
+        non_finite: names of the tensors whose gradient was not finite.
     """
 
     metrics: dict[str, float]
@@ -37,7 +59,16 @@ class UpdateResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
-    """All updates of one call; `logprobs` are the current policy's as each row was trained."""
+    """All updates of one call; `logprobs` are the current policy's as each row was trained.
+
+    Example, one update of one row of three tokens:
+        TrainResult(
+            updates=(
+                UpdateResult(metrics={"loss": -0.012}, grad_norm=0.42, lr=1e-6, skipped=False),
+            ),
+            logprobs=(np.array([0.0, -0.31, -0.02], dtype=np.float32),),
+        )
+    """
 
     updates: tuple[UpdateResult, ...]
     logprobs: Rows
@@ -45,7 +76,11 @@ class TrainResult:
 
 @dataclass(kw_only=True, slots=True)
 class StepCounts:
-    """What a checkpoint carries beside DeepSpeed's own state."""
+    """Counts of optimizer steps that a checkpoint holds beside DeepSpeed's own state.
+
+    Example:
+        StepCounts(steps_taken=40, steps_skipped=1, skipped_in_a_row=0)
+    """
 
     steps_taken: int = 0
     steps_skipped: int = 0

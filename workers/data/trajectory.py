@@ -1,9 +1,9 @@
-"""Trajectories as Arrow: one schema from the rollout engine to the learner and to Parquet.
+"""Define trajectories as Arrow: one schema from the rollout engine to the learner and to Parquet.
 
-What it is: the columns of a finished sample, the record batch that carries them through the object
-store, and the metadata that alone reaches the driver. What it is not: a store. Data flows from
-`Trajectory` (one sample, in the rollout worker) to a record batch, and the driver sees
-`TrajectoryMeta` with the row it describes.
+The module holds the columns of a finished sample, the record batch that carries the columns through
+the object store, and the metadata, which alone reach the driver. Nothing is stored here. Data flow
+from `Trajectory` (one sample, in the rollout worker) to a record batch, which ranks read; the
+driver has `TrajectoryMeta`, and the place of the row that the metadata describe.
 
 Per-token columns are aligned to `tokens` (prompt and response): element i belongs to token i, so
 `rollout_logprobs[i]` is log mu(token_i | tokens_<i). Prompt positions hold 0.0 and a False
@@ -58,12 +58,33 @@ SCHEMA = pa.schema(
 )
 
 SCORED = "scored"
-STOPPED_EARLY = "dropped:early_stop"  # the verdict on its group no longer needed it
+STOPPED_EARLY = "dropped:early_stop"  # the sample could no longer change its group's verdict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trajectory:
-    """One finished sample. Lists are aligned to `tokens`, L in number."""
+    """One finished sample. Lists are aligned to `tokens`, L in number.
+
+    Example, a prompt of two tokens and a response of two:
+        Trajectory(
+            run_id="quickstart",
+            begun_version=7,
+            prompt_uid="train:7",
+            group_id="0-7",
+            rollout_id="0-7/0",
+            dataset="add",
+            tokens=[52, 61, 55, 2],
+            loss_mask=[False, False, True, True],
+            rollout_logprobs=[0.0, 0.0, -0.31, -0.02],
+            weight_versions=[-1, -1, 7, 7],
+            finish_reason="stop",
+            outcome="scored",
+            reward=1.0,
+            reward_parts={"exact": 1.0},
+            response_text="5",
+            timings={"generate": 0.8, "reward": 0.01},
+        )
+    """
 
     run_id: str
     begun_version: int  # of the weights when its group was begun
@@ -99,7 +120,26 @@ class Trajectory:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrajectoryMeta:
-    """What the driver knows of a trajectory: a few bytes, never its tokens."""
+    """Metadata of one trajectory, which the driver keeps: a few bytes, never the tokens.
+
+    Example, of the trajectory in the example of `Trajectory`:
+        TrajectoryMeta(
+            prompt_uid="train:7",
+            group_id="0-7",
+            rollout_id="0-7/0",
+            num_tokens=4,
+            num_trained=2,
+            num_sampled=2,
+            finish_reason="stop",
+            outcome="scored",
+            reward=1.0,
+            reward_parts={"exact": 1.0},
+            min_version=7,
+            max_version=7,
+            generate_s=0.8,
+            reward_s=0.01,
+        )
+    """
 
     prompt_uid: str
     group_id: str
@@ -118,7 +158,7 @@ class TrajectoryMeta:
 
 
 def describe(trajectory: Trajectory) -> TrajectoryMeta:
-    """The driver's view of one trajectory."""
+    """Return the metadata of one trajectory."""
     drawn = [version for version in trajectory.weight_versions if version >= 0]
     return TrajectoryMeta(
         prompt_uid=trajectory.prompt_uid,
@@ -139,7 +179,7 @@ def describe(trajectory: Trajectory) -> TrajectoryMeta:
 
 
 def to_record_batch(trajectories: Sequence[Trajectory]) -> pa.RecordBatch:
-    """Rows in the given order, in `SCHEMA`."""
+    """Convert trajectories to rows of `SCHEMA`, in the given order."""
     columns = []
     for name, kind in zip(SCHEMA.names, SCHEMA.types, strict=True):
         values = [getattr(trajectory, name) for trajectory in trajectories]
@@ -150,7 +190,7 @@ def to_record_batch(trajectories: Sequence[Trajectory]) -> pa.RecordBatch:
 
 
 def from_record_batch(batch: pa.RecordBatch) -> list[Trajectory]:
-    """The trajectories of `to_record_batch`."""
+    """Convert a record batch of `to_record_batch` back to trajectories."""
     rows = batch.to_pylist()
     for row in rows:
         for name in ("reward_parts", "timings"):
@@ -158,20 +198,18 @@ def from_record_batch(batch: pa.RecordBatch) -> list[Trajectory]:
     return [Trajectory(**row) for row in rows]
 
 
-def to_table(batches: Sequence[pa.RecordBatch]) -> pa.Table:
-    """A step's trajectories as one table; row r is what every `row` column counts."""
-    return pa.Table.from_batches(list(batches), schema=SCHEMA)
-
-
 def computed_columns(
     rows: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], **columns: npt.NDArray[np.float32]
 ) -> pa.RecordBatch:
-    """Per-token columns computed for some rows of a step.
+    """Build a record batch of per-token columns that were computed for some rows of a step.
 
     Args:
-        rows: [R] which row of the step's table each sequence is.
+        rows: [R] for each sequence, its row in the step's table.
         lengths: [R] tokens of each.
         columns: name -> [sum(lengths)] values in that order.
+
+    Raises:
+        ValueError: a column has another number of values than there are tokens.
     """
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     names, arrays = ["row"], [pa.array(rows, pa.int64())]
@@ -185,7 +223,7 @@ def computed_columns(
 
 
 def join_computed(table: pa.Table, computed: Sequence[pa.RecordBatch]) -> pa.Table:
-    """`table` with the computed columns beside it; null where no batch holds the row."""
+    """Add the computed columns to `table`; null in rows that no batch holds."""
     by_name: dict[str, list[pa.RecordBatch]] = {}
     for batch in computed:
         for name in batch.schema.names:
@@ -203,7 +241,11 @@ def join_computed(table: pa.Table, computed: Sequence[pa.RecordBatch]) -> pa.Tab
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutGroup:
-    """The finished siblings of one prompt: metadata, and rows [start, start + len) of a batch."""
+    """Finished siblings of one prompt: metadata, and rows [start, start + len) of a batch.
+
+    Example, two siblings in rows 4 and 5 of the record batch behind `ref_0`:
+        RolloutGroup(group_id="0-7", metas=(first, second), batch=ref_0, start=4)
+    """
 
     group_id: str
     metas: tuple[TrajectoryMeta, ...]
@@ -219,7 +261,7 @@ class RolloutGroup:
         ]
 
     def too_few(self, *, samples_per_prompt: int) -> str | None:
-        """Say what became of most siblings where too few are usable; None where enough are."""
+        """Return the most frequent outcome if too few siblings are usable; None if enough are."""
         needed = 2 if samples_per_prompt > 1 else 1
         if len(self.usable_rows()) >= needed:
             return None

@@ -1,1 +1,1 @@
-"""Train and score with a ZeRO engine: the processes of learner, reference and critic."""
+"""Train a model and compute log-probs or values: the ranks of learner, reference and critic."""

@@ -1,8 +1,9 @@
-"""Credit of a whole step: rewards of S trajectories to advantages of their N tokens.
+"""Assign credit to a whole step: from rewards of S trajectories to advantages of their N tokens.
 
-A pure function from Arrow to Arrow around `Algorithm.credit`; it sees every sequence of the step at
-once, so group and batch statistics do not depend on ranks. Any process with the tokens can run it;
-rank 0 of the learner does.
+A pure function from Arrow to Arrow around `Algorithm.credit`, run by rank 0 of the learner. Every
+sequence of the step is read at once, so group and batch statistics do not depend on ranks. The
+shaping of rewards and the filters are not applied here: the plan holds the shaped rewards and the
+filtered rows.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from workers.data.trajectory import computed_columns
 def assign_credit(
     algorithm: Algorithm, plan: CreditPlan, table: pa.Table
 ) -> tuple[pa.RecordBatch, Mapping[str, float]]:
-    """Advantages (and returns, if there are any) of every row of a step.
+    """Compute the advantages (and returns, if there are any) of every row of a step.
 
     Args:
-        algorithm: whose `credit` is asked.
+        algorithm: its `credit` is called.
         plan: rewards, groups and filtered rows, one value per row of `table`.
         table: trajectories, with the columns that `algorithm.credit_columns` names.
 
@@ -68,10 +69,10 @@ def assign_credit(
 def critic_metrics(
     values: npt.NDArray[np.float32], returns: npt.NDArray[np.float32]
 ) -> dict[str, float]:
-    """How well values [M] foretold the returns [M] of the trained tokens, before they learn them.
+    """Compare values [M] with the returns [M] of the trained tokens, before the critic trains.
 
     Explained variance is 1 - var(returns - values) / var(returns): 1 is perfect, 0 no better than
-    a constant, negative worse; 0 too where the returns do not vary.
+    a constant, negative worse; 0 too if the returns do not vary.
     """
     spread = float(returns.var(dtype=np.float64))
     unexplained = float((returns - values).var(dtype=np.float64))
@@ -89,7 +90,7 @@ def _list_lengths(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
 
 
 def _flat(column: pa.ChunkedArray, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.generic]:
-    """Values [N] of a list column; zeros where a row is null."""
+    """Flatten a list column to values [N]; the tokens of a null row are zeros."""
     values = np.concatenate(
         [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
     )

@@ -1,8 +1,8 @@
-"""The critic role: one DeepSpeed rank in a Ray actor that says values and learns them.
+"""Run the critic role: one DeepSpeed rank in a Ray actor that computes values and learns them.
 
-Plans and references to Arrow batches in; a `values` column and metrics out. What a rank computes is
-in `engines/critic_engine.py`. The critic is trained and saved, never published: engines do not need
-it.
+Plans and references to Arrow batches in; a `values` column and metrics out. The computation is in
+`workers/engines/zero/critic_engine.py`. The critic is trained and saved, never published: rollout
+engines do not need it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class CriticWorker(RankWorker):
         self._algorithm = algorithm
 
     def build_engine(self, group: ProcessGroupSettings) -> CriticEngine:
-        """Load the backbone; `group` says where its ranks meet."""
+        """Load the backbone; `group` holds the address at which its ranks meet."""
         from workers.engines.zero.critic_engine import CriticEngine
 
         return CriticEngine(self._settings, group)
@@ -52,17 +52,17 @@ class CriticWorker(RankWorker):
 
     @recorded("score")
     def values(self, plan: RankPlan, rows: StepRows) -> pa.RecordBatch:
-        """Column `values` of this rank's rows, before the step's updates."""
+        """Compute the column `values` of this rank's rows, before the step's updates."""
         table = self._table(rows)
         packed = [packed_rows(table, micro, ()) for micro in plan.micro_batches]
         return as_columns(plan, {"values": self._engine.values(packed)})
 
     @recorded("learn")
     def train(self, plan: RankPlan, rows: StepRows, *computed: pa.RecordBatch) -> dict[str, float]:
-        """The step's optimizer updates on `returns`: their metrics, equal on every rank.
+        """Run the step's optimizer updates on `returns`; return metrics equal on every rank.
 
-        The column `values` holds what this critic said at credit time: while it is fitted, those
-        are the old values that clipping compares with.
+        The column `values` holds this critic's values at credit time: during the updates those are
+        the old values that clipping compares with.
         """
         table = self._table(rows, computed)
         renamed = {"values": "old_values"}
@@ -78,7 +78,7 @@ class CriticWorker(RankWorker):
 
 
 def _averaged(updates: Sequence[UpdateResult]) -> dict[str, float]:
-    """Metrics of a step: the mean over its updates, and how many were applied."""
+    """Average the metrics of a step's updates, and count the updates that were applied."""
     metrics = {"critic/steps": float(sum(not update.skipped for update in updates))}
     for update in updates:
         own = {

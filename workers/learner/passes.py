@@ -1,9 +1,10 @@
-"""Passes of a learner rank over one rollout batch: every pass trains each row once.
+"""Train a learner rank in passes over one rollout batch: every pass trains each row once.
 
 Packed micro-batches of each pass in, one record of all updates out. Between passes nothing but the
 policy changes: advantages, pi_old and the reference stay those of the step. A loss that reads
-`epoch_logprobs` gets the policy's own log-probs from the start of the pass, scored here because
-only the learner has them; in the first pass they are those of pi_old.
+`epoch_logprobs` gets the policy's own log-probs from the start of the pass, computed here because
+only the learner has them; in the first pass they are those of pi_old. Plans are read elsewhere
+(`policy_worker.py`).
 
 Legend: N tokens of a micro-batch.
 """
@@ -30,7 +31,17 @@ Updates = Sequence[Sequence[PackedBatch]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trained:
-    """What all passes of a step did on this rank.
+    """Results of all passes of a step on this rank.
+
+    Example, two passes over one row of three tokens, of which two train:
+        Trained(
+            updates=(
+                UpdateResult(metrics={"loss": -0.012}, grad_norm=0.42, lr=1e-6, skipped=False),
+                UpdateResult(metrics={"loss": -0.015}, grad_norm=0.40, lr=1e-6, skipped=False),
+            ),
+            logprobs=(np.array([0.0, -0.30, -0.02], dtype=np.float32),),
+            gaps=np.array([0.001, 0.0005], dtype=np.float32),
+        )
 
     Attributes:
         updates: of all passes, in order.
@@ -51,14 +62,15 @@ def train_passes(
     temperature: float,
     old_is_current: bool,
 ) -> Trained:
-    """Train pass after pass; a pass is asked for when the one before it is done.
+    """Train pass after pass; the next pass is built when the one before it is done.
 
     Args:
-        engine: the learner.
+        engine: the learner's.
         algorithm: computes the per-token loss.
         passes: `updates[u][k]` of each pass, with the columns of the step.
         temperature: of sampling.
-        old_is_current: pi_old is what the one update of the one pass starts from.
+        old_is_current: True if pi_old is the policy from which the one update of the one pass
+            starts, so that no column holds it.
     """
     results: list[UpdateResult] = []
     rows: Rows = ()
@@ -99,7 +111,7 @@ def _with_epoch_logprobs(engine: PolicyEngine, updates: Updates, temperature: fl
 
 
 def _per_batch(batches: Sequence[PackedBatch], rows: Rows) -> Iterator[torch.Tensor]:
-    """Values [N] of each batch, from its rows'; zeros for a filler."""
+    """Join the values of rows to values [N] of each batch; zeros for a filler."""
     each = iter(rows)
     for batch in batches:
         values = [next(each) for _ in range(batch.num_rows)]
@@ -110,7 +122,7 @@ def _per_batch(batches: Sequence[PackedBatch], rows: Rows) -> Iterator[torch.Ten
 
 
 def _gaps(updates: Updates, rows: Rows) -> npt.NDArray[np.float32]:
-    """|log pi_old - log mu| of every trained token; pi_old is `rows` where no column holds it."""
+    """Compute |log pi_old - log mu| of every trained token; without a column, pi_old is `rows`."""
     flat = [batch for update in updates for batch in update]
     gaps = [np.zeros(0, dtype=np.float32)]
     for batch, current in zip(flat, _per_batch(flat, rows), strict=True):

@@ -1,8 +1,8 @@
-"""The policy role: one DeepSpeed rank in a Ray actor, as learner, actor or reference.
+"""Run the policy role: one DeepSpeed rank in a Ray actor, as learner, actor or reference.
 
-Plans and references to Arrow batches in; Arrow columns, metrics and published weights out. What a
-rank computes is in `engines/zero_engine.py`; here its rows become packed micro-batches and its
-answers become columns.
+Plans and references to Arrow batches in; Arrow columns, metrics and published weights out. Rows
+become packed micro-batches here, and results become columns; the computation is in
+`workers/engines/zero/policy_engine.py`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainReport:
-    """One rank's view of a step's updates.
+    """One rank's report of a step's updates.
+
+    Example, two updates of which none was skipped:
+        TrainReport(
+            metrics={"learner/loss": -0.012, "learner/grad_norm": 0.42, "learner/lr": 1e-6},
+            steps_taken=2,
+            non_finite=(),
+            skipped_in_a_row=0,
+            gap_sum=0.256,
+            gap_max=0.031,
+            gap_tokens=512,
+        )
 
     Attributes:
         metrics: over all ranks; averaged over the step's updates.
@@ -75,7 +86,7 @@ class PolicyWorker(RankWorker):
         self._client: EngineClient | None = None
 
     def build_engine(self, group: ProcessGroupSettings) -> PolicyEngine:
-        """Load the policy; `group` says where its ranks meet."""
+        """Load the policy; `group` holds the address at which its ranks meet."""
         from workers.engines.zero.policy_engine import PolicyEngine
 
         return PolicyEngine(self._settings, group)
@@ -96,14 +107,14 @@ class PolicyWorker(RankWorker):
         *,
         base: bool = False,
     ) -> pa.RecordBatch:
-        """No-grad log-probs, and entropies if named, of this rank's rows.
+        """Compute no-grad log-probs, and entropies if named, of this rank's rows.
 
         Args:
             plan: this rank's rows.
             rows: of the step.
             logprobs: name of the column of log-probs.
             entropy: name of the column of entropies, or None.
-            base: of the model that the policy's adapter was attached to, instead of the policy.
+            base: True for the model under the policy's adapter, instead of the policy.
         """
         table = self._table(rows)
         packed = [packed_rows(table, micro, ()) for micro in plan.micro_batches]
@@ -119,7 +130,7 @@ class PolicyWorker(RankWorker):
     def credit(
         self, plan: CreditPlan, rows: StepRows, *computed: pa.RecordBatch
     ) -> tuple[pa.RecordBatch, Mapping[str, float]]:
-        """Advantages of the whole step."""
+        """Compute the advantages of the whole step, keyed by row, and metrics."""
         table = self._table(rows, computed)
         return assign_credit(self._algorithm.with_coefficients(plan.coefficients), plan, table)
 
@@ -127,9 +138,12 @@ class PolicyWorker(RankWorker):
     def train(
         self, plan: RankPlan, rows: StepRows, *computed: pa.RecordBatch
     ) -> tuple[pa.RecordBatch, TrainReport]:
-        """The step's optimizer updates; log-probs of the last pass's rows as each was trained.
+        """Run the step's optimizer updates.
 
-        Where no column holds pi_old, it is the policy that the one update of the step starts from.
+        Without a column for it, pi_old is the policy from which the step's one update starts.
+
+        Returns:
+            Column `logprobs` of the last pass's rows, as each was trained, and the report.
         """
         table = self._table(rows, computed)
         names = [name for name in table.column_names if name in self._read_columns()]
@@ -148,16 +162,16 @@ class PolicyWorker(RankWorker):
         return columns, _report(trained, skipped)
 
     def _read_columns(self) -> frozenset[str]:
-        """Per-token columns of the table that the loss, or a metric of every algorithm, reads."""
+        """Return the per-token columns that the loss, or a metric of every algorithm, reads."""
         measured = {"rollout_logprobs", "old_logprobs", "ref_logprobs"}
         return self._algorithm.loss_columns | {"advantages"} | measured
 
     # ---- weights ----
 
     def connect(self, to: Destination) -> None:
-        """Meet the rollout engines that `publish` will send weights to.
+        """Connect to the rollout engines, to which `publish` will send weights.
 
-        Called again when an engine joins or is gone, it meets all of them anew.
+        A second call, after an engine joined or was lost, connects to all of them anew.
         """
         from workers.engines.zero.lora_weights import publication_source
         from workers.weight_sync.transport import trainer_endpoint
@@ -178,7 +192,7 @@ class PolicyWorker(RankWorker):
             client=client,
             run_id=self._run_id,
             node=ray.get_runtime_context().get_node_id(),
-            engine_nodes=[to.nodes[number] for number in to.engines],
+            engine_nodes=[to.nodes[number] for number in to.engines.ranks],
             workers_per_engine=to.workers_per_engine,
             host=ray.util.get_node_ip_address(),
             timeout_s=to.timeout_s,
@@ -194,14 +208,15 @@ class PolicyWorker(RankWorker):
         return replace(report, lost=frozenset(self._client.lost if self._client else ()))
 
     def num_layers(self) -> int:
-        """Into how many pieces `read_layer` divides the policy."""
+        """Return the number of pieces into which `read_layer` divides the policy."""
         return self._source().num_layers
 
     @recorded("follow")
     def read_layer(self, number: int) -> tuple[dict[str, Any] | None, None]:
-        """Full tensors of a layer as float32 arrays, on rank 0; collective. Then an empty answer.
+        """Gather a layer; return full tensors as float32 arrays on rank 0, None elsewhere.
 
-        float32 holds bf16 and float16 exactly.
+        Collective. float32 holds bf16 and float16 exactly. The second answer is empty: the driver
+        waits for it instead of for the tensors, which stay in the object store.
         """
         tensors = self._source().layer(number)
         if self._rank:
@@ -210,7 +225,7 @@ class PolicyWorker(RankWorker):
 
     @recorded("follow")
     def move_layer(self, share: float, tensors: Mapping[str, Any]) -> int:
-        """Go `share` of the way to another policy's layer; how many tensors that was."""
+        """Move a layer by `share` towards another policy's; return the number of tensors moved."""
         source = self._source()
         for name, values in tensors.items():
             source.move(name, torch.tensor(values), share)
@@ -222,7 +237,7 @@ class PolicyWorker(RankWorker):
         return ZeroSource(self._engine.hf_model, rank=self._rank, world_size=self._world_size)
 
     def parameter_names(self) -> list[str]:
-        """Every parameter that a publication must deliver, from the module itself."""
+        """List every parameter that a publication must deliver, from the module itself."""
         from workers.engines.zero.lora_weights import published_name
         from workers.engines.zero.weights import expected_names
 
@@ -231,7 +246,7 @@ class PolicyWorker(RankWorker):
 
     @recorded("attest")
     def probe(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Log-probs of fixed sequences at temperature 1, first tokens 0.0."""
+        """Compute the log-probs of fixed sequences at temperature 1; 0.0 for first tokens."""
         return [row.tolist() for row in self._engine.probe(sequences)]
 
     # ---- life ----

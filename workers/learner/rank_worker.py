@@ -1,7 +1,8 @@
-"""What every DeepSpeed rank in a Ray actor does, whatever its model: meet, save, load, leave.
+"""Run one DeepSpeed rank in a Ray actor: join the other ranks, save, load, leave.
 
-Every rank of a group is called with the same method at the same time, because ZeRO's collectives
-are in lock-step. What a role computes is its subclass's.
+The base of the learner's, the reference's and the critic's ranks. Every rank of a group is called
+with the same method at the same time, because ZeRO's collectives are in lock-step. The computation
+of a role is in its subclass, not here.
 """
 
 from __future__ import annotations
@@ -53,14 +54,14 @@ class RankWorker(ABC):
         self.spans = SpanLog()
 
     def open_port(self) -> str:
-        """`host:port` on this node where the ranks may meet."""
+        """Return `host:port` of a free port on this node, at which the ranks may meet."""
         with socket.socket() as listener:
             listener.bind(("", 0))
             return f"{ray.util.get_node_ip_address()}:{listener.getsockname()[1]}"
 
     @staticmethod
     def _table(rows: StepRows, computed: Sequence[pa.RecordBatch] = ()) -> pa.Table:
-        """A step's trajectories with the computed columns beside them."""
+        """Return a step's trajectories with the computed columns beside them."""
         return join_computed(step_table(rows.slices, ray.get(list(rows.batches))), computed)
 
     def start(self, address: str) -> None:
@@ -82,10 +83,10 @@ class RankWorker(ABC):
 
     @abstractmethod
     def build_engine(self, group: ProcessGroupSettings) -> ZeroRank:
-        """The engine of this role."""
+        """Build the engine of this role; `group` holds the address at which its ranks meet."""
 
     def shape(self) -> dict[str, int]:
-        """What a sequence costs: parameters, layers, hidden size."""
+        """Return the sizes that decide the cost of a sequence: parameters, layers, hidden size."""
         from workers.engines.zero.weights import ZeroSource
 
         model = self._zero.module.model
@@ -106,10 +107,10 @@ class RankWorker(ABC):
         writer.shutdown(wait=False)
 
     def saved(self, wait: bool) -> list[FileRecord] | None:
-        """What the last `begin_save` wrote; None while it is still writing and `wait` is False.
+        """Return the files of the last `begin_save`; None if it still writes and `wait` is False.
 
         Raises:
-            OSError: when the disk took no more.
+            OSError: the disk is full, or refused a write.
         """
         if not wait and not self._written.done():
             return None
@@ -126,19 +127,19 @@ class RankWorker(ABC):
 
     @recorded("switch")
     def reload_states(self) -> None:
-        """Bring back what `offload_states` moved."""
+        """Move the offloaded optimizer state back to the device."""
         self._zero.reload_states()
 
     def take_spans(self) -> Recorded:
-        """What this rank did since the last call."""
+        """Return the spans of this rank since the last call."""
         return self.spans.take()
 
     def device_bytes(self) -> int:
-        """Memory in use on this rank's GPU by all processes together; 0 on CPU."""
+        """Return the memory that all processes use on this rank's GPU, in bytes; 0 on CPU."""
         return self._zero.device_bytes()
 
     def start_profile(self, target: str | None, memory: bool) -> None:
-        """Record what follows, to files that begin with `target`; None leaves this rank alone."""
+        """Start a profile to files that begin with `target`; do nothing if `target` is None."""
         if target is not None:
             from workers.engines.zero.profiler import RankProfiler
 
@@ -146,7 +147,7 @@ class RankWorker(ABC):
             self._profiler = RankProfiler(zero.module, zero.device, Path(target), memory=memory)
 
     def stop_profile(self) -> None:
-        """Write what was recorded, if anything was."""
+        """Stop the profile and write its files, if one was started."""
         if self._profiler is not None:
             self._profiler.finish()
         self._profiler = None

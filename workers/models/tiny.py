@@ -1,9 +1,10 @@
-"""A tiny causal language model with random weights, saved as an ordinary Hugging Face folder.
+"""Tiny causal language model with random weights, saved as an ordinary Hugging Face folder.
 
 It is the real architecture in small (Llama or Qwen3, loadable by transformers, vLLM and
-DeepSpeed), not a test double. `warm_start` optionally teaches it a task a little by plain
+DeepSpeed), not a test double. `warm_start` optionally trains it a little on a task by plain
 supervised learning, for tasks whose reward random weights never meet. Data flows from a handful of
-sizes and a seed to a folder, or from a folder and examples to a second folder.
+sizes and a seed to a folder, or from a folder and examples to a second folder. Runs in the driver,
+before anything starts, and in `ballast model`. Trains by no reward.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def build_tiny(
     tie_word_embeddings: bool = True,
     seed: int = 0,
 ) -> Path:
-    """Builds a float32 model and its tokenizer at `path`; does nothing if it is already there.
+    """Build a float32 model and its tokenizer at `path`; do nothing if it is already there.
 
     The defaults give 410,240 parameters (418,432 with untied embeddings). The weights depend on the
     arguments and the seed only.
@@ -68,7 +69,7 @@ def build_tiny(
         num_kv_heads: key/value heads, None for as many as query heads.
         intermediate_size: width of the gated MLP.
         max_position_embeddings: longest sequence in tokens, prompt and response together.
-        tie_word_embeddings: whether the head shares the embedding matrix.
+        tie_word_embeddings: True where the head shares the embedding matrix.
         seed: of the random weights; torch's global generator is left as it was.
 
     Returns:
@@ -112,7 +113,7 @@ def warm_start(
     seed: int = 0,
     output: str | Path | None = None,
 ) -> Path:
-    """Trains a copy of a model folder on (prompt, answer) texts, answers closed by the end token.
+    """Train a copy of a model folder on (prompt, answer) texts, answers closed by the end token.
 
     Plain AdamW on the mean negative log-likelihood of the answer tokens. The folder at `path` is
     left as it is; an equal call finds its result and returns at once.
@@ -176,7 +177,7 @@ def warm_start(
 def warm_start_on(
     model: str | Path, data: str | Path, *, num_batches: int, **settings: Any
 ) -> Path:
-    """Warm-starts a model folder on `train.parquet` of a task folder with plain-text prompts.
+    """Warm-start a model folder on `train.parquet` of a task folder with plain-text prompts.
 
     For configuration, where both folders may be built by nested `_target_` nodes.
 
@@ -249,14 +250,14 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
 def _example_tokens(
     tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str
 ) -> tuple[list[int], list[int]]:
-    """Returns (tokens, labels) of one example; labels are -100 on the prompt."""
+    """Return (tokens, labels) of one example; labels are -100 on the prompt."""
     prompt_ids = list(tokenizer.encode(prompt, add_special_tokens=False))
     answer_ids = [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
     return prompt_ids + answer_ids, [-100] * len(prompt_ids) + answer_ids
 
 
 def _pad(rows: Sequence[tuple[list[int], list[int]]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Pads at the right, where causal attention cannot see it: tokens [B, T], labels [B, T]."""
+    """Pad at the right, where causal attention cannot see it: tokens [B, T], labels [B, T]."""
     longest = max(len(tokens) for tokens, _ in rows)
     inputs = torch.tensor([t + [pad_id] * (longest - len(t)) for t, _ in rows])  # [B, T]
     labels = torch.tensor([x + [-100] * (longest - len(x)) for _, x in rows])  # [B, T]

@@ -1,8 +1,9 @@
-"""A character-level tokenizer with a chat template, for models trained from random weights.
+"""Character-level tokenizer with a chat template, for models trained from random weights.
 
-One character is one token, so the text of a task fixes its token count exactly. Not for natural
-language: text is lower-cased and any character outside `ALPHABET` becomes `<unk>`. Text goes in,
-token ids come out; nothing is added at either end of a plain prompt.
+One character is one token, so the text of a task fixes its token count exactly. Text goes in, token
+ids come out; nothing is added at either end of a plain prompt. Built in the driver; the folder's
+readers load it as any other. Not for natural language: text is lower-cased and any character
+outside `ALPHABET` becomes `<unk>`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(*, model_max_length: int) -> PreTrainedTokenizerFast:
-    """Builds the tokenizer over `VOCABULARY`: `<|im_end|>` ends a sequence and a chat turn."""
+    """Build the tokenizer over `VOCABULARY`: `<|im_end|>` ends a sequence and a chat turn."""
     vocabulary = {token: index for index, token in enumerate(VOCABULARY)}
     backend = Tokenizer(WordLevel(vocab=vocabulary, unk_token=UNK))
     backend.normalizer = normalizers.Lowercase()

@@ -1,7 +1,8 @@
-"""Which token ids a model folder knows, read from its files; no weights and no engine.
+"""Token ids that a model folder knows, read from its files.
 
-Configuration checks come here before anything starts. Folders without a `tokenizer.json` have no
-tokenizer that can be read so lightly; of them only the vocabulary's size is known.
+Configuration checks read them in the driver, before anything starts. Folders without a
+`tokenizer.json` have no tokenizer that can be read so lightly; of them only the vocabulary's size
+is known. Reads no weights and starts no engine.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ TOKENIZER = "tokenizer.json"
 
 
 def vocab_size(folder: Path) -> int | None:
-    """Rows of the model's embedding; None where `config.json` does not say."""
+    """Return the rows of the model's embedding; None where `config.json` has no such number."""
     record = json.loads((folder / "config.json").read_text())
     size = record.get("text_config", record).get("vocab_size")
     return None if size is None else int(size)
 
 
 def tokenizer_digest(folder: Path) -> str | None:
-    """SHA-256 over the tokenizer's mapping from text to ids; None where it can't be read."""
+    """Return the SHA-256 of the tokenizer's map from text to ids; None where it can't be read."""
     if not (folder / TOKENIZER).exists():
         return None
     mapping = Tokenizer.from_file(str(folder / TOKENIZER)).get_vocab(with_added_tokens=True)
@@ -36,7 +37,7 @@ def check_stop(folder: Path, key: str, *, token_ids: Sequence[int], texts: Seque
 
     Args:
         folder: of the model.
-        key: where both stand in the configuration.
+        key: of the configuration's section that holds both.
         token_ids: that end a response.
         texts: strings that end a response.
 
@@ -64,7 +65,7 @@ def check_stop(folder: Path, key: str, *, token_ids: Sequence[int], texts: Seque
 
 
 def _can_spell(tokenizer: Tokenizer, text: str) -> bool:
-    """Whether every character of `text` can come out of a token."""
+    """Return True where every character of `text` can come out of a token."""
     encoding = tokenizer.encode(text, add_special_tokens=False)
     unknown = getattr(tokenizer.model, "unk_token", None)
     return bool(encoding.ids) and (unknown is None or unknown not in encoding.tokens)

@@ -1,7 +1,7 @@
-"""The vocabulary of rewards: what is scored, what scoring gives, what a scorer is.
+"""Define the records of scoring and the interface of a scorer, and score one sample safely.
 
-Not a scorer itself. A `RewardSample` goes through a `Scorer` to a plain score, which `judge` turns
-into a `RewardResult` in the scoring process.
+Rollout workers make `RewardSample`s. In a scoring process a `Scorer` gives a plain score, which
+`score_sample` turns into a `RewardResult`. The module contains no scorer and starts no process.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ MAX_REASON_CHARS = 300
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardSample:
-    """One finished response and what is known about its prompt.
+    """One finished response, with the columns of its prompt.
 
-    Example: RewardSample(prompt="2+3=", response="5", ground_truth="5", columns={"dataset": "add"})
+    Example:
+        RewardSample(prompt="2+3=", response="5", ground_truth="5", columns={"dataset": "add"})
     """
 
     prompt: str
@@ -33,10 +34,15 @@ class RewardSample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardResult:
-    """What became of one sample.
+    """Outcome of one sample.
 
     `outcome` is "scored", or "failed:<why>" with `reward` None: a failure is never a zero.
-    Example: RewardResult(outcome="scored", reward=0.9, parts={"exact": 1.0}, seconds=0.0001)
+
+    Example:
+        RewardResult(outcome="scored", reward=0.9, parts={"exact": 1.0}, seconds=0.0001)
+
+    Example, a scorer that took too long:
+        RewardResult(outcome="failed:timeout", reward=None)
     """
 
     outcome: str
@@ -46,24 +52,24 @@ class RewardResult:
 
 
 class Scorer(Protocol):
-    """Judges one sample: a number, or a mapping with "reward" and named parts of it.
+    """Scorer of one sample: gives a number, or a mapping with "reward" and named parts of it.
 
     A scorer may also have `prepare(self) -> None`, called once in each scoring process before the
     clock of the first sample starts; slow imports belong there.
     """
 
     def __call__(self, sample: RewardSample, /) -> float | Mapping[str, float]:
-        """Score one sample; raising makes it a failed one."""
+        """Score one sample; a sample for which the scorer raises is a failed sample."""
         ...
 
 
 def failed(why: str, seconds: float = 0.0) -> RewardResult:
-    """Returns the outcome of a sample that could not be scored."""
+    """Return the outcome of a sample that could not be scored."""
     return RewardResult(outcome=f"failed:{why[:MAX_REASON_CHARS]}", reward=None, seconds=seconds)
 
 
-def judge(scorer: Scorer, sample: RewardSample) -> RewardResult:
-    """Scores one sample and never raises: whatever goes wrong becomes a failed outcome."""
+def score_sample(scorer: Scorer, sample: RewardSample) -> RewardResult:
+    """Score one sample and never raise: every error becomes a failed outcome."""
     began = time.perf_counter()
     try:
         score = scorer(sample)
@@ -82,7 +88,7 @@ def judge(scorer: Scorer, sample: RewardSample) -> RewardResult:
 
 
 def _read(score: object) -> tuple[float, dict[str, float]]:
-    """Splits what a scorer returned into the reward and its parts."""
+    """Split the value that a scorer returned into the reward and its parts."""
     if not isinstance(score, Mapping):
         return _number("reward", score), {}
     if "reward" not in score:

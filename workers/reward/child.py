@@ -1,9 +1,9 @@
-"""The scoring process: reads batches of samples from its parent, writes one result line for each.
+"""Run a scoring process: read batches of samples from the parent, write one result line for each.
 
-Run as a script, standard library only until the parent has said where to import from. It trusts
-its parent and nothing else: prints of a scorer go to stderr, a process group of its own lets the
-parent end whatever a scorer started, and it ends itself when the parent is gone. Frames come in on
-stdin, JSON lines go out on what was stdout.
+The module is the script of the process, and imports the standard library only, until the parent has
+sent the import path. Prints of a scorer go to stderr; a process group of its own lets the parent
+end all processes that a scorer started; the process ends itself when the parent is gone. Frames
+come in on stdin, JSON lines go out on the original stdout. Time limits per sample are the parent's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HEADER = struct.Struct("<Q")  # length of the pickled frame that follows
 
 def main() -> None:
     """Serve until the parent closes the pipe."""
-    # Descriptors 0 and 1 belong to the scorer from here on: it must not be able to talk for us.
+    # Descriptors 0 and 1 are the scorer's from here on: a scorer must not write results of its own.
     requests = os.fdopen(os.dup(0), "rb")
     results = os.dup(1)
     null = os.open(os.devnull, os.O_RDONLY)
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def _serve(requests: BinaryIO, results: int, scorer: Any, timeout_s: float) -> None:
-    from workers.reward.base import RewardSample, judge
+    from workers.reward.base import RewardSample, score_sample
 
     while (frame := _read_frame(requests)) is not None:
         _limit_cpu(timeout_s * len(frame))
@@ -57,7 +57,7 @@ def _serve(requests: BinaryIO, results: int, scorer: Any, timeout_s: float) -> N
             sample = RewardSample(
                 prompt=prompt, response=response, ground_truth=ground_truth, columns=columns
             )
-            result = judge(scorer, sample)
+            result = score_sample(scorer, sample)
             _write(results, [result.outcome, result.reward, dict(result.parts), result.seconds])
 
 
@@ -83,7 +83,7 @@ def _end_with_parent(parent: int) -> None:
 
 
 def _limit_cpu(seconds: float) -> None:
-    """Lets the kernel end a loop that holds the interpreter lock after the parent has died."""
+    """Let the kernel end a loop that holds the interpreter lock after the parent has died."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     allowed = usage.ru_utime + usage.ru_stime + (seconds + 60.0) * (os.cpu_count() or 1)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)

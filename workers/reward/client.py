@@ -1,31 +1,39 @@
-"""How a rollout worker reaches the reward workers: samples that finish together travel together.
+"""Send finished samples from a rollout worker to the reward workers, many samples in one call.
 
-`score` is called once per sample, as soon as it finishes. While calls are in flight, newly finished
-samples gather and leave in one call, so the number of remote calls follows the load.
+`score` is called once per sample, as soon as the sample finishes. While calls are in flight, newly
+finished samples are collected and sent in one call, so the number of remote calls follows the load.
+The module runs in the rollout worker and scores nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 
+from workers.calls import bind
 from workers.reward.base import RewardResult, RewardSample
+from workers.reward.worker import RewardWorker
+from workers.worker_group import WorkerGroup
 
 
 class RewardClient:
-    """Balances over reward workers by calls in flight, two per worker at most."""
+    """Client of the reward workers, balanced by calls in flight, two per worker at most.
 
-    def __init__(self, workers: Sequence[Any], *, timeout_s: float) -> None:
-        self._workers = list(workers)
+    Args:
+        workers: handles of the reward workers.
+        timeout_s: limit for one sample.
+    """
+
+    def __init__(self, workers: WorkerGroup[RewardWorker], *, timeout_s: float) -> None:
+        self._workers = workers
         self._timeout_s = timeout_s
-        self._in_flight = [0] * len(self._workers)
+        self._in_flight = [0] * len(workers)
         self._waiting: list[tuple[RewardSample, asyncio.Future[RewardResult]]] = []
         self._calls: set[asyncio.Task[None]] = set()
         self._scheduled = False
 
     async def score(self, sample: RewardSample) -> RewardResult:
-        """The result of one sample; a dead or silent reward worker is a failed outcome."""
+        """Return the result of one sample; a dead or silent reward worker is a failed outcome."""
         future: asyncio.Future[RewardResult] = asyncio.get_running_loop().create_future()
         self._waiting.append((sample, future))
         if not self._scheduled:  # after the other samples of this event-loop turn have queued
@@ -64,11 +72,10 @@ class RewardClient:
         # Every sample may in turn run into its own time limit before the last is scored.
         limit_s = self._timeout_s * (len(samples) + 1) + 30.0
         try:
-            call = self._workers[worker].score.remote(samples)
-            results: list[RewardResult] = await asyncio.wait_for(call, limit_s)
+            call = self._workers.send(worker, bind(RewardWorker.score, samples))
+            return await asyncio.wait_for(call, limit_s)
         except (TimeoutError, ray.exceptions.RayError):
             return [None] * len(samples)
-        return results
 
 
 def _failure(why: str) -> RewardResult:

@@ -1,8 +1,9 @@
-"""A pool of killable scoring processes with a hard time limit for every sample.
+"""Score samples in a pool of killable processes, with a hard time limit for every sample.
 
-It knows nothing about rewards: it moves samples to processes and outcomes back, in order. A sample
-that never ends, kills its process or raises becomes a failed outcome; its neighbours are scored
-all the same. One thread per process does the waiting, so that any event loop can await `score`.
+The reward worker runs the pool. The pool moves samples to processes and outcomes back, in order; it
+does not know how rewards are computed. A sample that never ends, kills its process or raises
+becomes a failed outcome; the samples beside it are scored all the same. One thread per process does
+the waiting, so that any event loop can await `score`.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from workers.reward.base import RewardResult, RewardSample, Scorer, failed
-from workers.reward.process import ProcessDiedError, ScoringProcess, TimeUpError
+from workers.reward.process import ProcessDiedError, SampleTimeoutError, ScoringProcess
 
 MAX_CHUNK = 64  # samples that wait behind one another in a process
 CHUNKS_PER_PROCESS = 4  # a call's samples are cut so fine, so that a slow one holds up few others
 
 
 class _Request:
-    """The samples of one `score` call, settled one by one from several threads."""
+    """Samples of one `score` call, settled one by one from several threads."""
 
     def __init__(self, samples: list[RewardSample]) -> None:
         self.samples = samples
@@ -57,10 +58,10 @@ class _Chunk:
 
 
 class RewardPool:
-    """Scores samples in child processes.
+    """Pool of child processes that score samples.
 
     Args:
-        scorer: judges one sample; built, picklable, importable from another process.
+        scorer: scores one sample; built, picklable, importable from another process.
         num_processes: child processes.
         timeout_s: wall-clock limit for each sample. When it is over the child is killed and the
             outcome is "failed:timeout".
@@ -124,7 +125,7 @@ class RewardPool:
                 return
             self._closed = True
         for process in self._processes:
-            process.kill_for_good()
+            process.close()
         for _ in self._threads:
             self._queue.put(None)
         for thread in self._threads:
@@ -149,7 +150,7 @@ class RewardPool:
                 continue
             try:
                 rest = self._score_chunk(process, chunk)
-            # A waiting caller must hear of it, whatever it is.
+            # The error must reach the waiting caller, whatever the error is.
             except Exception as error:
                 chunk.request.fail(error)
                 process.kill()
@@ -159,7 +160,7 @@ class RewardPool:
         process.kill()
 
     def _score_chunk(self, process: ScoringProcess, chunk: _Chunk) -> tuple[int, ...]:
-        """Scores until done or until the process is lost; returns the samples still to score."""
+        """Score until done or until the process is lost; return the samples still to score."""
         request, indices = chunk.request, chunk.indices
         process.ensure_ready()
         settled = 0
@@ -169,7 +170,7 @@ class RewardPool:
                 request.settle(index, process.receive())
                 settled += 1
             return ()
-        except TimeUpError:
+        except SampleTimeoutError:
             request.settle(indices[settled], failed("timeout"))
             settled += 1
         except ProcessDiedError:

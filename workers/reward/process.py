@@ -1,7 +1,8 @@
-"""One scoring process as its parent sees it: start, send a batch, receive result lines, kill.
+"""Control one scoring process from its parent: start, send a batch, receive result lines, kill.
 
-Not a pool, and no policy about failures: it says that time is up or that the process died, and the
-pool decides. Every wait has a limit. Used by one thread; `kill_for_good` may come from another.
+The reward worker's pool runs this module. Nothing is decided here about failures: an error says
+that the time is over or that the process died, and the pool decides. Every wait has a limit. One
+thread uses an object; only `close` may be called from another.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ START_LIMIT_S = 120.0  # imports of a scorer on a busy machine
 READ_BYTES = 1 << 16
 
 
-class TimeUpError(Exception):
-    """No result within the limit."""
+class SampleTimeoutError(Exception):
+    """No result within the limit of one sample."""
 
 
 class ProcessDiedError(Exception):
-    """The process is gone."""
+    """A scoring process that ended."""
 
 
 class ScoringProcess:
@@ -49,7 +50,7 @@ class ScoringProcess:
         self._forbidden = False
 
     def launch(self) -> None:
-        """Start the process without waiting for it; does nothing if one is there."""
+        """Start the process without waiting for it; do nothing if one is there."""
         with self._lock:
             if self._forbidden or self._process is not None:
                 return
@@ -66,10 +67,11 @@ class ScoringProcess:
         self._buffer = b""
 
     def ensure_ready(self) -> None:
-        """Return when the process can score.
+        """Wait until the process can score; start it if it is not running.
 
         Raises:
-            RuntimeError: it cannot start: the scorer does not import there, or takes too long.
+            RuntimeError: the process cannot start: the scorer does not import there, or takes too
+                long.
         """
         self.launch()
         if self._ready:
@@ -84,7 +86,7 @@ class ScoringProcess:
                 }
             )
             word, detail = self._receive(START_LIMIT_S)
-        except TimeUpError:
+        except SampleTimeoutError:
             self.kill()
             raise RuntimeError(
                 f"the scoring process was not ready after {START_LIMIT_S:.0f} s: the scorer's "
@@ -101,21 +103,21 @@ class ScoringProcess:
         self._ready = True
 
     def send(self, samples: Sequence[RewardSample]) -> None:
-        """Hand over a batch; one result per sample follows, in order."""
+        """Send a batch to the process; one result per sample follows, in order."""
         self._send([(s.prompt, s.response, s.ground_truth, dict(s.columns)) for s in samples])
 
     def receive(self) -> RewardResult:
         """Wait for the next result.
 
         Raises:
-            TimeUpError: none came within the limit of one sample.
+            SampleTimeoutError: none came within the limit of one sample.
             ProcessDiedError: the process is gone.
         """
         outcome, reward, parts, seconds = self._receive(self._timeout_s)
         return RewardResult(outcome=outcome, reward=reward, parts=parts, seconds=seconds)
 
     def kill(self) -> None:
-        """End the process and everything it started."""
+        """End the process and all processes that it started."""
         with self._lock:
             process, self._process = self._process, None
             if process is None:
@@ -126,8 +128,8 @@ class ScoringProcess:
                 if stream is not None:
                     stream.close()
 
-    def kill_for_good(self) -> None:
-        """End the process and never start it again."""
+    def close(self) -> None:
+        """End the process and refuse every later start."""
         self._forbidden = True
         with self._lock:
             if self._process is not None:
@@ -156,9 +158,9 @@ class ScoringProcess:
         deadline = time.monotonic() + timeout_s
         while b"\n" not in self._buffer:
             left_s = max(0.0, deadline - time.monotonic())
-            # Asked once more when time is up: this thread may have been the slow one.
+            # Polled once more when the time is over: this thread may have been the slow one.
             if not poll.poll(1000 * left_s):
-                raise TimeUpError
+                raise SampleTimeoutError
             data = os.read(descriptor, READ_BYTES)
             if not data:
                 raise ProcessDiedError
@@ -169,6 +171,6 @@ class ScoringProcess:
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kills the process and its descendants; only before `wait`, while its id is still its own."""
+    """Kill the process and its descendants; only before `wait`, while its id is still its own."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -1,7 +1,7 @@
-"""The reward role: a Ray actor around a pool of killable scoring processes.
+"""Run the reward role: a Ray actor around a pool of killable scoring processes.
 
-Rollout workers call it as soon as samples finish. A failure comes back as an outcome with its
-reason, never as a reward.
+Rollout workers call the actor as soon as samples finish. A failure comes back as an outcome with
+its reason, never as a reward. The actor contains no scorer code: its child processes do.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from workers.spans import Recorded, SpanLog
 
 
 class RewardWorker:
-    """One pool of scoring processes."""
+    """Reward worker: one pool of scoring processes."""
 
     def __init__(self, *, scorer: Any, num_processes: int, timeout_s: float) -> None:
         self._pool = RewardPool(scorer, num_processes=num_processes, timeout_s=timeout_s)
         self.spans = SpanLog()
 
     async def score(self, samples: list[RewardSample]) -> list[RewardResult]:
-        """One result per sample, in order."""
+        """Score samples; return one result per sample, in order."""
         with self.spans.doing("score"):
             return await self._pool.score(samples)
 
-    async def take_spans(self) -> Recorded:
-        """What this worker did since the last call."""
+    def take_spans(self) -> Recorded:
+        """Return the spans of this worker since the last call."""
         return self.spans.take()
 
     async def close(self) -> None:

@@ -1,1 +1,1 @@
-"""Sample groups of trajectories with an engine: the process of the role `rollout`."""
+"""Sample groups of trajectories with an engine: the process of the rollout role."""

@@ -1,9 +1,10 @@
-"""One group while it is sampled: every sibling is drawn, played to its end and scored.
+"""Sample one group in a rollout worker: draw every sibling, play it to its end, and score it.
 
-A `GroupPlay` belongs to a rollout worker: `run` returns all siblings as trajectories, and whoever
-cancels it finds in `drawing` what the engine still holds. With an `EarlyStop`, siblings that can no
-longer change the group's verdict are stopped while they are drawn; they are trajectories without a
-reward. What an engine was made to leave unfinished is never scored.
+`GroupPlay.run` returns all siblings as trajectories; a caller that cancels `run` finds in `drawing`
+the requests that the engine still holds. With an `EarlyStop`, siblings that can no longer change
+the group's verdict are stopped while they are drawn; such siblings are trajectories without a
+reward. A sample that the engine did not finish is never scored. The module knows neither the
+algorithm nor the step.
 """
 
 from __future__ import annotations
@@ -26,25 +27,25 @@ from workers.spans import SpanLog
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStop:
-    """When the siblings that are still being drawn can be spared.
+    """Rule that stops the siblings still being drawn once the group's verdict is settled.
 
     Attributes:
-        settled: (rewards of the scored siblings, how many more may come) -> whether the verdict on
-            the group is the same whatever these bring.
-        min_samples: siblings that must be scored before.
+        settled: (rewards of the scored siblings, number of those still to come) -> True if the
+            verdict on the group is the same for every reward of those.
+        min_samples: siblings that must be scored before the rule applies.
     """
 
     settled: Callable[[Sequence[float], int], bool]
     min_samples: int
 
     def __call__(self, rewards: Sequence[float], num_left: int) -> bool:
-        """Whether to stop the rest."""
+        """Return True if the remaining siblings should be stopped."""
         return len(rewards) >= self.min_samples and self.settled(rewards, num_left)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """What every group of a worker is played on."""
+class RolloutContext:
+    """Parts that all groups of one worker share."""
 
     run_id: str
     engine: VLLMEngine
@@ -56,30 +57,34 @@ class Stage:
 
 
 class _StoppedError(Exception):
-    """The environment asks for another turn of a sibling that is to stop."""
+    """A turn that the environment asked for after its sibling was stopped."""
 
 
 class GroupPlay:
-    """The siblings of one prompt, from the first token to the last score.
+    """Siblings of one prompt, from the first token to the last score.
+
+    Args:
+        request: the samples that are wanted.
+        context: engine, environment and rewards of the worker.
 
     Attributes:
         drawing: ids of the requests that are with the engine.
     """
 
-    def __init__(self, request: GroupRequest, stage: Stage) -> None:
-        self._request, self._stage = request, stage
+    def __init__(self, request: GroupRequest, context: RolloutContext) -> None:
+        self._request, self._context = request, context
         self.drawing: set[str] = set()
         self._rewards: list[float] = []
         self._left = request.num_samples  # siblings without an outcome
         self._stopped = False
 
     async def run(self) -> list[Trajectory]:
-        """All siblings, in order."""
+        """Sample and score all siblings; return them in order."""
         request = self._request
-        prompt_tokens, fault = self._stage.encoder.encode(request.prompt)
+        prompt_tokens, fault = self._context.encoder.encode(request.prompt)
         siblings = range(request.num_samples)
         if fault is not None:
-            nothing = _undrawn(prompt_tokens)
+            nothing = _prompt_only(prompt_tokens)
             return [self._unscored(k, nothing, f"dropped:{fault}") for k in siblings]
         return list(await asyncio.gather(*(self._sibling(k, prompt_tokens) for k in siblings)))
 
@@ -95,13 +100,13 @@ class GroupPlay:
 
         began = time.perf_counter()
         try:
-            with self._stage.spans.doing("environment"):
-                played = await self._stage.environment.play(prompt_tokens, draw)
+            with self._context.spans.doing("environment"):
+                played = await self._context.environment.play(prompt_tokens, draw)
         except _StoppedError:
-            played = _undrawn(prompt_tokens)
+            played = _prompt_only(prompt_tokens)
         except UnusableAnswerError as fault:
             self._left -= 1
-            return self._unscored(k, _undrawn(prompt_tokens), f"failed:{fault}")
+            return self._unscored(k, _prompt_only(prompt_tokens), f"failed:{fault}")
         drawn = time.perf_counter()
         if played.finish_reason == "abort":
             self._left -= 1
@@ -110,15 +115,15 @@ class GroupPlay:
             )
         result = await self._score(played)
         timings = {"generate": drawn - began, "reward": time.perf_counter() - drawn}
-        await self._consider(result)
+        await self._stop_if_settled(result)
         return self._trajectory(k, played, result, timings)
 
     async def _draw(self, k: int, turn: int, tokens: list[int]) -> Sample:
         request_id = f"{self._request.group_id}/{k}/{turn}"
         self.drawing.add(request_id)
         try:
-            with self._stage.spans.doing("generate"):
-                return await self._stage.engine.generate(
+            with self._context.spans.doing("generate"):
+                return await self._context.engine.generate(
                     tokens,
                     request_id=request_id,
                     sampling=self._request.sampling,
@@ -129,25 +134,25 @@ class GroupPlay:
 
     async def _score(self, played: Interaction) -> RewardResult:
         finished = RewardSample(
-            prompt=self._stage.encoder.text(self._request.prompt),
+            prompt=self._context.encoder.text(self._request.prompt),
             response=played.response_text,
             ground_truth=self._request.ground_truth,
             columns=dict(self._request.columns),
         )
-        with self._stage.spans.doing("wait_for_reward"):
-            return await self._stage.rewards.score(finished)
+        with self._context.spans.doing("wait_for_reward"):
+            return await self._context.rewards.score(finished)
 
-    async def _consider(self, result: RewardResult) -> None:
-        """Stop the siblings that are still being drawn, if the verdict no longer needs them."""
+    async def _stop_if_settled(self, result: RewardResult) -> None:
+        """Count a result; stop the siblings still being drawn if the verdict is settled."""
         self._left -= 1
         if result.reward is not None:
             self._rewards.append(result.reward)
-        rule = self._stage.early_stop if self._request.may_stop_early else None
+        rule = self._context.early_stop if self._request.may_stop_early else None
         if rule is None or self._stopped or not rule(self._rewards, self._left):
             return
         self._stopped = True
         if self.drawing:
-            await self._stage.engine.abort(sorted(self.drawing))
+            await self._context.engine.abort(sorted(self.drawing))
 
     def _unscored(self, k: int, played: Interaction, outcome: str) -> Trajectory:
         result = RewardResult(outcome=outcome, reward=None, parts={}, seconds=0.0)
@@ -158,7 +163,7 @@ class GroupPlay:
     ) -> Trajectory:
         request = self._request
         return Trajectory(
-            run_id=self._stage.run_id,
+            run_id=self._context.run_id,
             begun_version=request.begun_version,
             prompt_uid=request.prompt_uid,
             group_id=request.group_id,
@@ -178,8 +183,8 @@ class GroupPlay:
         )
 
 
-def _undrawn(prompt_tokens: list[int]) -> Interaction:
-    """A prompt of P tokens to which nothing was said."""
+def _prompt_only(prompt_tokens: list[int]) -> Interaction:
+    """Return an aborted interaction that holds the P tokens of the prompt and no response."""
     length = len(prompt_tokens)
     return Interaction(
         tokens=prompt_tokens,

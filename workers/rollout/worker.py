@@ -1,9 +1,9 @@
-"""The rollout role: one vLLM engine in a Ray actor, with its environment and its way to rewards.
+"""Run the rollout role: one vLLM engine in a Ray actor, with an environment and a reward client.
 
-Data flows one way: `submit` takes groups of prompts, each is played (`group_play`), and `collect`
-hands finished groups out, metadata to the driver and one Arrow record batch to the object store.
-Weights arrive through vLLM's own weight-transfer calls, at any time. The worker knows neither the
-algorithm nor the step.
+Data flows one way: `submit` takes groups of prompts, each group is played (`group_play`), and
+`collect` returns finished groups: metadata to the driver, one Arrow record batch to the object
+store. Weights arrive through vLLM's own weight-transfer calls, at any time. The worker knows
+neither the algorithm nor the step.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from workers.data.requests import Collected, GroupRequest
 from workers.data.trajectory import Trajectory, describe, to_record_batch
 from workers.engines.vllm.engine import EngineTimeoutError, VLLMEngine, VLLMSettings
 from workers.reward.client import RewardClient
+from workers.reward.worker import RewardWorker
 from workers.rollout.environments.single_turn import Environment
-from workers.rollout.group_play import EarlyStop, GroupPlay, Stage
+from workers.rollout.group_play import EarlyStop, GroupPlay, RolloutContext
 from workers.spans import Recorded, SpanLog
-from workers.worker_group import EngineDiedError
+from workers.worker_group import EngineDiedError, WorkerGroup
 
 
 class RolloutWorker:
-    """One engine: prompts in, scored trajectories out."""
+    """Rollout worker: one engine, prompts in, scored trajectories out."""
 
     def __init__(
         self,
@@ -44,44 +45,45 @@ class RolloutWorker:
         self._encoder = PromptEncoder(settings.model_path, max_prompt_tokens)
         self._environment = environment
         self._reward_timeout_s, self._early_stop = reward_timeout_s, early_stop
-        self._stage: Stage
+        self._context: RolloutContext
         self._finished: asyncio.Queue[list[Trajectory]] = asyncio.Queue()
         self._groups: dict[str, tuple[GroupPlay, asyncio.Task[None]]] = {}
         self._fault: Exception | None = None  # what kept groups from beginning
         self.spans = SpanLog()
 
-    async def start(self, version: int, reward_workers: list[Any]) -> str:
+    async def start(self, version: int, rewards: WorkerGroup[RewardWorker]) -> str:
         """Load the model, whose weights are called `version`; return this node's address.
 
         Args:
             version: label until the first publication.
-            reward_workers: handles of who scores.
+            rewards: processes that score.
         """
-        self._stage = Stage(
+        self._context = RolloutContext(
             run_id=self._run_id,
             engine=self._engine,
             encoder=self._encoder,
             environment=self._environment,
-            rewards=RewardClient(reward_workers, timeout_s=self._reward_timeout_s),
+            rewards=RewardClient(rewards, timeout_s=self._reward_timeout_s),
             early_stop=self._early_stop,
             spans=self.spans,
         )
-        # What was asked of this worker before, by a driver that did not yet know of its death, was
-        # given to others since.
+        # Groups that the driver submitted before it knew that this worker had died were submitted
+        # to other workers since.
         self._groups.clear()
         self._fault = None
         self._finished = asyncio.Queue()
         await self._engine.start(version)
         # A full collection over all that the engine imported would stall sampling for 0.3 s, again
-        # and again; what lives now lives until the end.
+        # and again; the objects of this moment stay until the end.
         gc.collect()
         gc.freeze()
         return ray.util.get_node_ip_address()
 
     async def submit(self, requests: list[GroupRequest], together: bool) -> None:
-        """Begin to sample, all in one batch or as they come; returns when all have begun.
+        """Begin to sample groups, all in one batch or one by one; return when all have begun.
 
-        Nobody waits for it: what keeps the groups from beginning, `collect` raises.
+        The driver does not wait for this call: an error that keeps the groups from beginning is
+        raised by `collect`.
         """
         if not together:
             self._begin(requests)
@@ -94,17 +96,20 @@ class RolloutWorker:
 
     def _begin(self, requests: list[GroupRequest]) -> None:
         for request in requests:
-            play = GroupPlay(request, self._stage)
+            play = GroupPlay(request, self._context)
             task = asyncio.get_running_loop().create_task(self._play(request.group_id, play))
             self._groups[request.group_id] = (play, task)
 
     async def collect(self, wait_s: float) -> tuple[Collected, pa.RecordBatch]:
-        """Groups that finished, at least one unless `wait_s` passes first.
+        """Return the finished groups, at least one unless `wait_s` passes first.
+
+        Returns:
+            Metadata with the engine's load, and one record batch with the rows of the metadata.
 
         Raises:
             EngineDiedError: the engine's own process is gone, or hung and was ended.
             RuntimeError: the engine gives no usable answer any more.
-            Exception: what ended the sampling of a group.
+            Exception: the error that ended the sampling of a group.
         """
         groups: list[list[Trajectory]] = []
         try:
@@ -134,9 +139,9 @@ class RolloutWorker:
         del self._groups[group_id]
 
     async def abort(self, group_ids: list[str]) -> None:
-        """Give groups up; returns when the engine holds none of their samples.
+        """Abort groups; return when the engine holds none of their samples.
 
-        None of them is collected afterwards, except what a `collect` has answered already.
+        None of the groups is collected afterwards, except in a `collect` that was answered already.
         """
         running = [self._groups.pop(name) for name in group_ids if name in self._groups]
         drawing = [request_id for play, _ in running for request_id in sorted(play.drawing)]
@@ -154,7 +159,7 @@ class RolloutWorker:
     async def attest(
         self, probe: list[list[int]]
     ) -> tuple[int, dict[str, list[int]], list[list[float]]]:
-        """Evidence after a publication: version, fingerprints that arrived, probe log-probs."""
+        """Return evidence of a publication: version, received fingerprints, probe log-probs."""
         calls = (
             self._engine.prompt_logprobs(tokens, request_id=f"probe/{number}")
             for number, tokens in enumerate(probe)
@@ -166,20 +171,66 @@ class RolloutWorker:
         return version, received, logprobs
 
     async def encode(self, prompts: list[Any]) -> list[list[int]]:
-        """Token ids of some prompts, for choosing a probe."""
+        """Return the token ids of some prompts, from which a probe is chosen."""
         return [self._encoder.encode(prompt)[0] for prompt in prompts]
 
-    async def engine_call(self, method: str, *args: Any) -> Any:
-        """One of the engine's methods for weights, attestation or sleep, by name."""
-        with self.spans.doing("switch" if method in ("sleep", "wake") else "publish"):
-            return await getattr(self._engine, method)(*args)
+    # ---- the engine's memory and weights ----
 
-    async def take_spans(self) -> Recorded:
-        """What this engine did since the last call."""
+    async def sleep(self, level: int) -> None:
+        """Free device memory: level 1 keeps the weights in host memory, level 2 drops them."""
+        with self.spans.doing("switch"):
+            await self._engine.sleep(level)
+
+    async def wake(self, tags: list[str]) -> None:
+        """Take back device memory for "weights", "kv_cache", or both."""
+        with self.spans.doing("switch"):
+            await self._engine.wake(tags)
+
+    async def version(self) -> int:
+        """Return the label of the weights in use."""
+        with self.spans.doing("publish"):
+            return await self._engine.version()
+
+    async def set_version(self, version: int) -> None:
+        """Label the weights in use without changing them."""
+        with self.spans.doing("publish"):
+            await self._engine.set_version(version)
+
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any], place: int) -> None:
+        """Connect the engine to the trainer, in its place among the engines that do."""
+        with self.spans.doing("publish"):
+            await self._engine.init_weight_transfer_engine(init_info, place)
+
+    async def start_weight_update(self) -> None:
+        """Freeze running requests, so that no token is sampled between weights and label."""
+        with self.spans.doing("publish"):
+            await self._engine.start_weight_update()
+
+    async def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Receive weights."""
+        with self.spans.doing("publish"):
+            await self._engine.update_weights(update_info)
+
+    async def finish_weight_update(self, weight_version: str | None) -> None:
+        """Label the new weights and continue the frozen requests."""
+        with self.spans.doing("publish"):
+            await self._engine.finish_weight_update(weight_version)
+
+    async def diagnose(self, expected: dict[str, list[int]]) -> dict[str, str]:
+        """Return a reason for every weight in use that differs from what was last received.
+
+        Args:
+            expected: fingerprints that ought to have arrived, by parameter name.
+        """
+        with self.spans.doing("publish"):
+            return await self._engine.diagnose(expected)
+
+    def take_spans(self) -> Recorded:
+        """Return the spans of this engine since the last call."""
         return self.spans.take()
 
     async def shutdown(self) -> None:
-        """End the engine and what it started."""
+        """End the engine and the processes that it started."""
         for _, task in self._groups.values():
             task.cancel()
         await self._engine.shutdown()

@@ -1,7 +1,8 @@
 """Addition as plain text after two solved examples: "2+3=5", "4+1=5", "a+b=".
 
-The examples make it a task that a small pretrained model solves now and then; asked in a chat, a
-135M model never does. The reward is an exact match of the first line of the response.
+The examples make it a task that a small pretrained model solves now and then; as a chat message, a
+135M model never does. Runs in the driver and in `ballast data`. Scores nothing: the reward is an
+exact match of the first line of the response.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ SHOT_PAIRS = {
 def addition(
     *, digits: int = 1, heldout_frac: float = 0.3, max_heldout: int = 128, seed: int = 0
 ) -> TaskTables:
-    """Makes prompts for all ordered pairs of numbers with so many digits, in shuffled order.
+    """Make prompts for all ordered pairs of numbers with so many digits, in shuffled order.
 
     Single digits give 100 pairs, two digits (10 to 99) give 8100. Pairs solved in the prompt are
     never held out.
@@ -32,6 +33,9 @@ def addition(
         heldout_frac: fraction of all pairs kept from training, in (0, 1).
         max_heldout: most rows of the held-out table; the rest of the fraction is not used at all.
         seed: of the split and the order.
+
+    Raises:
+        ValueError: another number of digits, or a fraction or a limit out of its range.
     """
     if digits not in SHOT_PAIRS:
         raise ValueError(f"digits must be 1, 2 or 3, got {digits}")
@@ -62,7 +66,7 @@ def build_addition(
     max_heldout: int = 128,
     seed: int = 0,
 ) -> Path:
-    """Writes `addition(...)` under `folder` once, returns where; see there for the rest."""
+    """Write `addition(...)` under `folder` once, return the folder; see there for the rest."""
     arguments = {
         "digits": digits,
         "heldout_frac": heldout_frac,
@@ -79,7 +83,7 @@ def build_addition(
 
 
 def shots(digits: int) -> str:
-    """Returns the solved examples that open every prompt."""
+    """Return the solved examples that open every prompt."""
     pairs = SHOT_PAIRS.get(digits, ())
     return "".join(f"{a}+{b}={a + b}\n" for a, b in pairs)
 

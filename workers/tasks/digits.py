@@ -1,7 +1,8 @@
-"""A string of random digits and an equals sign: "3142=" is answered by its copy, reverse or sort.
+"""String of random digits and an equals sign: "3142=" is answered by its copy, reverse or sort.
 
 Tasks for models trained from random weights: the answer has as many tokens as the string has
-digits. Train and held-out strings are disjoint. Score them by positions (dense) or by exact match.
+digits. Train and held-out strings are disjoint. Runs in the driver and in `ballast data`. Scores
+nothing: choose a reward by positions (dense) or by exact match.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ ANSWERS: dict[str, Callable[[str], str]] = {
 def digit_strings(
     task: str, *, length: int = 4, num_train: int = 4096, num_eval: int = 128, seed: int = 0
 ) -> TaskTables:
-    """Draws different strings of `length` digits and gives each its answer.
+    """Draw different strings of `length` digits and give each its answer.
 
     Args:
         task: copy, reverse or sort.
@@ -64,6 +65,6 @@ def build_digits(
     num_eval: int = 128,
     seed: int = 0,
 ) -> Path:
-    """Writes `digit_strings(...)` under `folder` once, returns where; see there for the rest."""
+    """Write `digit_strings(...)` under `folder` once, return the folder; see there for the rest."""
     sizes = {"length": length, "num_train": num_train, "num_eval": num_eval, "seed": seed}
     return build_folder(folder, {"task": task, **sizes}, lambda: digit_strings(task, **sizes))

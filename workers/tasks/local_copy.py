@@ -1,8 +1,8 @@
 """Prompt files made from a local copy of a published dataset: Parquet, JSON lines or JSON.
 
 Reads the columns that hold the question and its answer, keeps every question once, and writes chat
-prompts with their ground truth. Downloads nothing. Data flows from the dataset's own files through
-`convert` to `train.parquet` and `eval.parquet`.
+prompts with their ground truth. Data flows from the dataset's own files through `convert` to
+`train.parquet` and `eval.parquet`. Runs in the driver and in `ballast data`. Downloads nothing.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def convert(
     num_heldout: int = 128,
     seed: int = 0,
 ) -> TaskTables:
-    """Makes both tables of a dataset.
+    """Make both tables of a dataset.
 
     Args:
         source: a file, or a folder that holds Parquet, JSON-lines or JSON files at any depth.
         prompt_column: the question, as text or as a list of {role, content} messages; a dot leads
             into a record.
         ground_truth_column: the answer, likewise.
-        dataset: what the column `dataset` says.
+        dataset: the value of the column `dataset`.
         language: "english" passes over questions with Han, kana or hangul characters.
         heldout_source: another such file or folder for the held-out table; its questions leave the
             train table. None keeps `num_heldout` questions of `source` back.
@@ -88,7 +88,7 @@ def build_local_copy(
     num_heldout: int = 128,
     seed: int = 0,
 ) -> Path:
-    """Writes `convert(...)` under `folder` once for every content of the source, returns where."""
+    """Write `convert(...)` under `folder`, once per content of the source; return the folder."""
     arguments: dict[str, Any] = {
         "prompt_column": prompt_column,
         "ground_truth_column": ground_truth_column,
@@ -105,7 +105,11 @@ def build_local_copy(
 
 
 def source_files(source: str | Path) -> list[Path]:
-    """The files of one kind below `source`, Parquet before JSON, in the order of their names."""
+    """List the files of one kind below `source`, Parquet before JSON, in the order of their names.
+
+    Raises:
+        ValueError: `source` does not exist, or holds no such file.
+    """
     place = Path(source).expanduser()
     if not place.exists():
         raise ValueError(
@@ -130,7 +134,7 @@ def _digest(source: str | Path) -> str:
 def _questions(
     source: str | Path, columns: tuple[str, str], language: str
 ) -> list[tuple[list[Message], str]]:
-    """Different questions in the order of the files; a repeated one keeps its first answer."""
+    """List different questions in the order of the files; a repeated one keeps its first answer."""
     found: dict[str, tuple[list[Message], str]] = {}
     for path in source_files(source):
         for row in _rows(path, columns):

@@ -1,8 +1,9 @@
-"""A mixture of reasoning-gym's procedural tasks, with all that its own scorers need to score them.
+"""Mixture of reasoning-gym's procedural tasks, with all that its own scorers need to score them.
 
 The column `entry` holds reasoning-gym's question, answer and metadata, and the dataset's name and
 configuration, as JSON; `workers.reward.scorers.gym` reads it. Prompts are plain text after solved
-examples (for small models) or chat messages (for models that follow instructions).
+examples (for small models) or chat messages (for models that follow instructions). Runs in the
+driver and in `ballast data`. Scores nothing.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ def reasoning(
     max_question_chars: int = 400,
     seed: int = 0,
 ) -> TaskTables:
-    """Draws prompts evenly from several reasoning-gym datasets, in shuffled order.
+    """Draw prompts evenly from several reasoning-gym datasets, in shuffled order.
 
     Args:
         datasets: reasoning-gym's name of each dataset and its settings (empty for the defaults).
         num_train: rows of the train table, over all datasets.
         num_eval: rows of the held-out table; no question of it is in the train table.
         style: "few_shot" for "Question: ... Answer:" text after solved examples of the same
-            dataset, "chat" for one user message that asks for <answer> tags.
+            dataset, "chat" for one user message that requests <answer> tags.
         num_shots: solved examples in a few-shot prompt; they appear in neither table.
         max_question_chars: longer questions are passed over.
         seed: of everything drawn.
@@ -80,7 +81,7 @@ def build_reasoning(
     max_question_chars: int = 400,
     seed: int = 0,
 ) -> Path:
-    """Writes `reasoning(...)` under `folder` once, returns where; see there for the rest."""
+    """Write `reasoning(...)` under `folder` once, return the folder; see there for the rest."""
     arguments: dict[str, Any] = {
         "datasets": {name: dict(settings or {}) for name, settings in datasets.items()},
         "num_train": num_train,
@@ -96,7 +97,7 @@ def build_reasoning(
 def _draw(
     name: str, settings: Mapping[str, Any], seed: int, max_question_chars: int, count: int
 ) -> list[Entry]:
-    """Draws `count` different questions that are short enough and survive JSON."""
+    """Draw `count` different questions that are short enough and survive JSON."""
     drawn: dict[str, Entry] = {}
     for entry in _entries(name, settings, seed, size=100 + 20 * count):
         question = str(entry["question"])

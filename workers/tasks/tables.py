@@ -1,8 +1,9 @@
-"""What every task produces: a train and a held-out table, and their Parquet files.
+"""Product of every task: a train and a held-out table, and their Parquet files.
 
 Columns: `prompt` (string, or list of {role, content} messages), `ground_truth` (string), `dataset`
 (string), plus what a task's reward needs. Data flows from a task's table function through
-`build_files` to `train.parquet` and `eval.parquet` in one folder.
+`build_folder` to `train.parquet` and `eval.parquet` in one folder. Runs in the driver and in
+`ballast data`. Generates no prompt.
 """
 
 from __future__ import annotations
@@ -24,14 +25,18 @@ TRAIN_FILE, EVAL_FILE = "train.parquet", "eval.parquet"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskTables:
-    """The prompts of a task; no row of one table is in the other."""
+    """Prompts of a task; no row of one table is in the other.
+
+    Worked example, one row of a train table:
+        prompt "3142="    ground_truth "1234"    dataset "sort_4"
+    """
 
     train: pa.Table
     heldout: pa.Table
 
 
 def text_table(dataset: str, rows: Sequence[tuple[str, str]]) -> pa.Table:
-    """Makes a table of plain-text prompts from (prompt, ground truth) pairs."""
+    """Make a table of plain-text prompts from (prompt, ground truth) pairs."""
     return pa.table(
         {
             "prompt": pa.array([prompt for prompt, _ in rows], pa.string()),
@@ -42,22 +47,22 @@ def text_table(dataset: str, rows: Sequence[tuple[str, str]]) -> pa.Table:
 
 
 def write_parquet(table: pa.Table, path: str | Path) -> Path:
-    """Writes a table beside its place, then renames it there; returns the absolute path."""
+    """Write a table beside its place, then rename it there; return the absolute path."""
     target = Path(path).expanduser().absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        pq.write_table(table, beside)
-        beside.replace(target)
+        pq.write_table(table, temporary)
+        temporary.replace(target)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return target
 
 
 def build_folder(
     parent: str | Path | None, recipe: Mapping[str, Any], make: Callable[[], TaskTables]
 ) -> Path:
-    """Writes both tables of a task into a folder of their own, unless it is already there.
+    """Write both tables of a task into a folder of their own, unless it is already there.
 
     Args:
         parent: where the folder goes (the cache if None). Its name is `recipe["task"]` and a hash

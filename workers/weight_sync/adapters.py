@@ -1,7 +1,7 @@
-"""A published LoRA adapter into a live vLLM model, without a folder; runs inside its worker.
+"""Application of a published LoRA adapter to a live vLLM model, without a folder.
 
 Data flows: A and (alpha / r) B under peft's names, as a transport received them, to vLLM's own LoRA
-slots, which its kernels read. The model's weights are not touched.
+slots, which its kernels read. Runs inside vLLM's workers. The model's weights are not touched.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from workers.engines.model.lora_settings import PEFT_PREFIX
 
 
 def is_adapter(names: Collection[str]) -> bool:
-    """Whether a publication is an adapter, and not weights of the model."""
+    """Return True where a publication is an adapter, and not weights of the model."""
     return all(name.startswith(PEFT_PREFIX) for name in names)
 
 
@@ -51,7 +51,7 @@ def apply_adapter(runner: Any, tensors: Mapping[str, Tensor], adapter_id: int) -
             f"vLLM has no LoRA for {', '.join(unknown[:4])}: take these layers out of "
             "model.adapter.target_modules, or set model.adapter.publish=merged"
         )
-    # Half a layer cannot be applied; attestation says what did not arrive.
+    # Half a layer cannot be applied; attestation names what did not arrive.
     adapter.loras = {
         name: layer
         for name, layer in adapter.loras.items()
@@ -63,7 +63,7 @@ def apply_adapter(runner: Any, tensors: Mapping[str, Tensor], adapter_id: int) -
 
 
 def _adaptable(manager: Any) -> set[str]:
-    """Layers that vLLM can adapt, by the names they have in a checkpoint."""
+    """Return the layers that vLLM can adapt, by the names they have in a checkpoint."""
     found = set(manager.modules)
     for fused, parts in manager.packed_modules.items():
         found.discard(fused)

@@ -1,7 +1,8 @@
-"""The proof, after every publication, that engines sample from the learner's weights.
+"""Proof, after every publication, that engines sample from the learner's weights.
 
-Pure: it fetches nothing. Data flows from what the sender and every engine report, and both sides'
-log-probs of a fixed probe, to metrics, or to an `AttestationError` that names the tensors.
+Data flows from what the sender and every engine report, and both sides' log-probs of a fixed probe,
+to metrics, or to an `AttestationError` that names the tensors. Runs in the driver. Pure: it fetches
+nothing and retries nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from workers.weight_sync.fingerprint import Fingerprint
 
 
 class AttestationError(RuntimeError):
-    """A publication that cannot be trusted.
+    """Publication that cannot be trusted.
 
     Attributes:
         reasons: reason by tensor name.
@@ -45,7 +46,7 @@ class ProbeGap:
 
     @classmethod
     def between(cls, learner: Sequence[float], engine: Sequence[float]) -> ProbeGap:
-        """Compares log-probs token by token.
+        """Compare log-probs token by token.
 
         Raises:
             ValueError: sequences of different lengths, or empty ones.
@@ -63,7 +64,7 @@ class ProbeGap:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tolerance:
-    """The largest gap that counts as agreement.
+    """Largest gap that counts as agreement.
 
     `Tolerance.rounding(1e-4)` in float32; `Tolerance.above_noise` where arithmetic differs.
     """
@@ -73,36 +74,45 @@ class Tolerance:
 
     @classmethod
     def absolute(cls, value: float) -> Tolerance:
-        """The same bound on the mean and on the maximum."""
+        """Use the same bound on the mean and on the maximum."""
         return cls(mean=value, max=value)
 
     @classmethod
     def rounding(cls, value: float) -> Tolerance:
-        """Where both sides round alike: `value` for any one token, a tenth of it for their mean.
+        """Allow rounding only: `value` for any one token, a tenth of it for their mean.
 
-        A policy that is nearly sure of its tokens has large logits; single tokens then differ by
-        1.8e-5 at a mean of 5e-7 (seen after 143 steps of `experiment=tiny`).
+        For engines and learners that round alike. A policy that is nearly sure of its tokens has
+        large logits; single tokens then differ by 1.8e-5 at a mean of 5e-7 (seen after 143 steps of
+        `experiment=tiny`).
         """
         return cls(mean=value / 10, max=value)
 
     @classmethod
     def above_noise(cls, floor: ProbeGap, factor: float = 4.0) -> Tolerance:
-        """A multiple of the gap measured while both sides held the same weights for certain."""
+        """Allow a multiple of the gap measured while both sides held the same weights for certain.
+
+        Raises:
+            ValueError: a factor below 1.
+        """
         if factor < 1.0:
             raise ValueError(f"a factor below 1 rejects the noise itself, got {factor}")
         return cls(mean=factor * floor.mean, max=factor * floor.max)
 
     def allows(self, gap: ProbeGap) -> bool:
-        """Whether the gap counts as agreement; never for NaN."""
+        """Return True where the gap counts as agreement; never for NaN."""
         return gap.mean <= self.mean and gap.max <= self.max
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineEvidence:
-    """What one engine says after a publication.
+    """Report of one engine after a publication.
+
+    Worked example, a probe of four tokens:
+        engine_id 0    version 7    received {"model.norm.weight": [8, 13], ...}
+        probe_logprobs [0.0 -4.159 -4.158 -4.160]
 
     Attributes:
-        engine_id: which engine.
+        engine_id: number of the engine.
         version: label of the weights it samples from.
         received: fingerprint by name of what arrived.
         probe_logprobs: [T] of the probe's tokens under its live weights.
@@ -115,11 +125,12 @@ class EngineEvidence:
 
 
 class Attestation:
-    """Judges publications one after the other; remembers the last one's fingerprints.
+    """Check of publications one after the other, which keeps the last one's fingerprints.
 
     Args:
         expected: every tensor a publication must contain, derived from the learner's module
-            (`source.expected_names`) and not from what the source yields.
+            (`expected_names` of `workers.engines.zero.weights`) and not from what the source
+            yields.
         tolerance: of the probe.
     """
 
@@ -139,14 +150,14 @@ class Attestation:
         optimizer_stepped: bool,
         diagnose: Callable[[int], Mapping[str, str]] | None = None,
     ) -> dict[str, float]:
-        """Accepts a publication, or raises.
+        """Accept a publication, or raise.
 
         Args:
             report: of the sender, from rank 0.
             engines: evidence of every engine.
             learner_logprobs: [T] of the probe's tokens under the learner's weights.
-            optimizer_stepped: whether a gradient other than zero was applied since the last one.
-            diagnose: asks an engine (by id) which live weights are stale; called if a probe fails.
+            optimizer_stepped: True where a gradient other than zero was applied since the last one.
+            diagnose: fetches the stale live weights of an engine (by id); called if a probe fails.
 
         Returns:
             Metrics `publication/...`.
@@ -168,7 +179,7 @@ class Attestation:
         for engine in engines:
             gap = ProbeGap.between(learner_logprobs, engine.probe_logprobs)
             gaps.append(gap)
-            self._judge(report, engine, gap, diagnose, reasons, faults)
+            self._check_engine(report, engine, gap, diagnose, reasons, faults)
         if reasons or faults:
             raise AttestationError(report.version, reasons, faults)
         self._previous = dict(report.fingerprints)
@@ -182,7 +193,7 @@ class Attestation:
         previous = self._previous
         return sum(previous.get(name) == value for name, value in report.fingerprints.items())
 
-    def _judge(
+    def _check_engine(
         self,
         report: PublishReport,
         engine: EngineEvidence,
@@ -191,20 +202,20 @@ class Attestation:
         reasons: dict[str, str],
         faults: list[str],
     ) -> None:
-        who = f"engine {engine.engine_id}"
+        label = f"engine {engine.engine_id}"
         if engine.version != report.version:
-            faults.append(f"{who} is at version {engine.version}")
+            faults.append(f"{label} is at version {engine.version}")
         for name, sent in report.fingerprints.items():
             arrived = engine.received.get(name)
             if arrived is None:
-                reasons.setdefault(name, f"did not arrive at {who}")
+                reasons.setdefault(name, f"did not arrive at {label}")
             elif tuple(arrived) != tuple(sent):
-                reasons.setdefault(name, f"arrived at {who} with other bytes than were sent")
+                reasons.setdefault(name, f"arrived at {label} with other bytes than were sent")
         if not self.tolerance.allows(gap):
             faults.append(
-                f"{who} and the learner disagree about the probe: mean {gap.mean:.3g} (allowed "
+                f"{label} and the learner disagree about the probe: mean {gap.mean:.3g} (allowed "
                 f"{self.tolerance.mean:.3g}), max {gap.max:.3g} (allowed {self.tolerance.max:.3g})"
             )
             if diagnose is not None:
                 for name, reason in diagnose(engine.engine_id).items():
-                    reasons.setdefault(name, f"{reason} ({who})")
+                    reasons.setdefault(name, f"{reason} ({label})")

@@ -1,9 +1,11 @@
-"""Who meets whom over gloo: the trainer and one engine of every other node.
+"""Rendezvous over gloo: the trainer and one engine of every other node.
 
-Weights cross the network once for a node. Whoever receives them there, the holder, does so into
-memory that it shares with the node's other engines, which wait until the copy is complete; on its
-own node the trainer is the holder. A TCP store brings all of them together, tells where each
-node's copy is, and says which round of it is complete or given up.
+Weights cross the network once for a node. The holder is the process of a node that receives them
+there, into memory that it shares with the node's other engines, which wait until the copy is
+complete; on its own node the trainer is the holder. A TCP store brings all of them together, and
+keeps the path of each holder's copy and the round that is complete or given up.
+
+Runs in rank 0 of the learner and inside vLLM's workers. Reads no weights and loads none.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ from torch import Tensor
 
 TRAINER = -1  # its place among the engines, which count from 0
 CHUNK_BYTES = 32 << 20
-LOOK_EVERY_S = 5.0  # whether a holder lives
+CHECK_INTERVAL_S = 5.0  # between two looks at a holder
 _COMPLETE, _GIVEN_UP = "complete", "given up"
 
 
 def holders(node: str, engine_nodes: Sequence[str]) -> list[int]:
-    """The holder of every engine's copy: the trainer on its own node, else the first engine there.
+    """Return the holder of each copy: the trainer on its own node, else the first engine there.
 
     Args:
         node: of the trainer.
@@ -35,14 +37,14 @@ def holders(node: str, engine_nodes: Sequence[str]) -> list[int]:
 
 
 def pieces(num_bytes: int) -> list[tuple[int, int]]:
-    """Cuts a buffer into (begin, end) pieces, the same on both sides."""
+    """Cut a buffer into (begin, end) pieces, the same on both sides."""
     return [
         (begin, min(begin + CHUNK_BYTES, num_bytes)) for begin in range(0, num_bytes, CHUNK_BYTES)
     ]
 
 
-class Meeting:
-    """One process's part in it.
+class Rendezvous:
+    """Membership of one process in the rendezvous.
 
     Args:
         host: address of the trainer.
@@ -73,7 +75,7 @@ class Meeting:
         return int(self._store.port)
 
     def join(self) -> None:
-        """Holders meet; blocks until all are there."""
+        """Connect the holders; block until all are there."""
         if len(self._members) > 1:
             self._group = dist.ProcessGroupGloo(
                 dist.PrefixStore("ballast", self._store),
@@ -83,11 +85,15 @@ class Meeting:
             )
 
     def leave(self) -> None:
-        """Closes the connections, so that whoever waits at their other end learns of it."""
+        """Close the connections, so that a process that waits at the other end fails at once."""
         self._group = None
 
     def broadcast(self, buffer: Tensor) -> None:
-        """Sends (trainer) or fills (other holders) a byte buffer [n], in place."""
+        """Send (trainer) or fill (other holders) a byte buffer [n], in place.
+
+        Raises:
+            RuntimeError: the group was left after a broadcast that failed.
+        """
         if len(self._members) == 1:
             return
         if self._group is None:
@@ -99,28 +105,28 @@ class Meeting:
 
     # ---- copies ----
 
-    def offer(self, path: str) -> None:
-        """Tells where this holder's copy is."""
+    def set_path(self, path: str) -> None:
+        """Publish the path of this holder's copy."""
         self._store.set(f"{self._place}/path", path)
 
-    def find(self, holder: int) -> str:
-        """Where a holder's copy is; waits until it says so."""
+    def wait_for_path(self, holder: int) -> str:
+        """Return the path of a holder's copy; wait until the holder has published it."""
         return str(self._store.get(f"{holder}/path").decode())
 
-    def complete(self, number: int) -> None:
-        """Says that this holder's copy of a round may be read."""
+    def mark_complete(self, number: int) -> None:
+        """Mark this holder's copy of a round as ready to be read."""
         self._store.set(self._key(self._place, number), _COMPLETE)
 
     def give_up(self, number: int) -> None:
-        """Says that a round is over for every holder that has not completed it."""
+        """Mark a round as over for every holder that has not completed it."""
         for holder in self._members:
             self._store.compare_set(self._key(holder, number), "", _GIVEN_UP)
 
     def wait(self, holder: int, number: int, path: str) -> None:
-        """Waits until a holder's copy of a round is complete.
+        """Wait until a holder's copy of a round is complete.
 
         Args:
-            holder: whose copy.
+            holder: the place of the holder.
             number: of the round.
             path: of the copy, which is there as long as its holder lives.
 
@@ -130,7 +136,7 @@ class Meeting:
         key, deadline = self._key(holder, number), time.monotonic() + self._timeout.total_seconds()
         while True:
             try:
-                self._store.wait([key], timedelta(seconds=LOOK_EVERY_S))
+                self._store.wait([key], timedelta(seconds=CHECK_INTERVAL_S))
                 break
             except dist.DistStoreError as error:
                 if time.monotonic() > deadline or not os.path.exists(path):

@@ -1,12 +1,13 @@
 """Publication through vLLM's own transports, `nccl` (packed broadcast) and `ipc` (same device).
 
-Only what they lack is here: the label of a publication, and fingerprints of what was sent. They
-need CUDA, and import vLLM into the trainer's processes.
+Adds the two things that they lack: the label of a publication, and fingerprints of what was sent.
+Runs in the learner's ranks; needs CUDA, and imports vLLM into these processes. Moves no tensor
+itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -21,9 +22,20 @@ from workers.weight_sync.endpoint import (
 from workers.weight_sync.fingerprint import Fingerprint, fingerprint
 from workers.weight_sync.gloo import own_address
 
+#: Bytes of the buffer through which vLLM's `ipc` hands tensors over; it refuses larger tensors.
+IPC_BUFFER_BYTES = 1 << 30
+
+
+def ipc_buffer_bytes(metas: Sequence[ParameterMeta]) -> int:
+    """Bytes of device memory that `ipc` takes on the sender: room for the largest tensor.
+
+    The embedding of a 7B model with 152 thousand tokens is larger than vLLM's default of 1 GiB.
+    """
+    return max(IPC_BUFFER_BYTES, *(meta.num_bytes for meta in metas))
+
 
 class _LabellingClient:
-    """Hands vLLM's calls on, with the label that vLLM's trainer engines do not send."""
+    """Client that hands vLLM's calls on, with the label that vLLM's trainer engines do not send."""
 
     def __init__(self, client: WeightSyncClient) -> None:
         self._client = client
@@ -43,7 +55,7 @@ class _LabellingClient:
 
 
 class _FingerprintingSource:
-    """Yields a source's tensors and fingerprints them on the sender."""
+    """Source that fingerprints the tensors it yields, on the sender."""
 
     def __init__(self, source: ZeroSource) -> None:
         self._source = source
@@ -61,7 +73,7 @@ class _FingerprintingSource:
 
 
 class BuiltinEndpoint(TrainerEndpoint):
-    """The trainer's end of vLLM's own transports.
+    """Trainer's end of vLLM's own transports.
 
     Args:
         name: "nccl" or "ipc".
@@ -70,7 +82,7 @@ class BuiltinEndpoint(TrainerEndpoint):
         num_engines: engines, with ids 0 to num_engines - 1.
         workers_per_engine: tensor-parallel size of each.
         port: free port on this node for the NCCL rendezvous.
-        host: this node's address as the engines see it; None asks the system.
+        host: this node's address as the engines see it; None reads the system's.
     """
 
     def __init__(
@@ -93,7 +105,7 @@ class BuiltinEndpoint(TrainerEndpoint):
         self._engine: Any = None
 
     def connect(self) -> None:
-        """Meets all engines."""
+        """Connect to all engines."""
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
@@ -107,7 +119,11 @@ class BuiltinEndpoint(TrainerEndpoint):
                 rank=self.rank,
             )
         else:
-            info = IPCTrainerInitInfo(packed=True, rank=self.rank)
+            info = IPCTrainerInitInfo(
+                packed=True,
+                rank=self.rank,
+                packed_buffer_size_bytes=ipc_buffer_bytes(self.source.metadata()),
+            )
         client: Any = self._labels
         self._engine = WeightTransferTrainerFactory.trainer_init(
             info, client=client, source=self._stream
@@ -132,7 +148,7 @@ class BuiltinEndpoint(TrainerEndpoint):
         )
 
     def shutdown(self) -> None:
-        """Destroys the communicators."""
+        """Destroy the communicators."""
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.shutdown()

@@ -1,8 +1,9 @@
-"""Which live weights of a vLLM model are not the ones that arrived; runs inside its worker.
+"""Search for live weights of a vLLM model that are not the ones that arrived.
 
-Kernels keep packed copies that no parameter shows, so linear layers are asked for what they
+Kernels keep packed copies that no parameter shows, so linear layers are compared by what they
 compute: their output on a fixed random input against `F.linear` with the received weight.
 Other parameters are compared directly. Only for engines of one worker, which hold whole tensors.
+Runs inside vLLM's workers, after a probe that failed. Repairs nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _RELATIVE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 def unlike_expected(
     received: Mapping[str, Fingerprint], expected: Mapping[str, Sequence[int]]
 ) -> dict[str, str]:
-    """Names tensors that did not arrive, or arrived with other bytes than expected."""
+    """Name tensors that did not arrive, or arrived with other bytes than expected."""
     found: dict[str, str] = {}
     for name, value in expected.items():
         if name not in received:
@@ -40,7 +41,7 @@ def unlike_expected(
 
 @torch.no_grad()
 def stale_weights(model: nn.Module, received: Mapping[str, Tensor]) -> dict[str, str]:
-    """Names received tensors that the live model does not use.
+    """Name received tensors that the live model does not use.
 
     Args:
         model: a vLLM model in one worker.

@@ -1,7 +1,8 @@
-"""What every transport has in common on the trainer's side: the round trip of one publication.
+"""Common part of every transport on the trainer's side: the round trip of one publication.
 
-Not a transport. Data flows: every rank stages or sends its part of the weights, rank 0 alone tells
-the engines through the client, and a `PublishReport` says what went out.
+Data flows: every rank stages or sends its part of the weights, rank 0 alone calls the engines
+through the client, and a `PublishReport` records what was sent. Runs in the learner's ranks; the
+report goes to the driver. Not a transport.
 """
 
 from __future__ import annotations
@@ -22,27 +23,34 @@ COPY_BYTES = 256 << 20  # enough to leave every cache
 
 
 class WeightSyncClient(Protocol):
-    """Reaches every engine's weight-transfer calls; each call returns when all engines have.
+    """Client of every engine's weight-transfer calls; each call returns when all engines have.
 
-    vLLM's own protocol. Whoever supplies it bounds every wait.
+    vLLM's own protocol. The implementation bounds every wait.
     """
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Connects every engine to the trainer."""
+        """Connect every engine to the trainer."""
 
     def start_weight_update(self) -> None:
-        """Opens an update on every engine."""
+        """Open an update on every engine."""
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Lets every engine receive and load."""
+        """Let every engine receive and load."""
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Closes the update and labels the weights."""
+        """Close the update and label the weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublishReport:
-    """One publication, as its sender saw it.
+    """Report of one publication, by its sender.
+
+    Worked example, one rank and two engines over shared memory; engine 1 died in the publication:
+        version 7    transport "shm"    num_bytes 1640960    lost frozenset({1})
+        names        ("model.embed_tokens.weight", "model.norm.weight", ...)
+        seconds      {"stage": 0.002, "barrier": 0.0, "start": 0.003, "update": 0.021,
+                      "finish": 0.004, "total": 0.030}
+        fingerprints {"model.norm.weight": (8, 13), ...}    copy_bytes_per_s 9.1e9
 
     Attributes:
         version: label of the weights.
@@ -51,7 +59,7 @@ class PublishReport:
         num_bytes: sent to each engine.
         seconds: duration by phase; "total" is the whole.
         fingerprints: of what was sent, by name; complete on rank 0.
-        copy_bytes_per_s: of a plain memory copy where the sender runs; None where weights do not
+        copy_bytes_per_s: of a plain memory copy in the sender's process; None where weights do not
             pass through its host memory.
         lost: engines that died before all was done, by number.
     """
@@ -67,7 +75,7 @@ class PublishReport:
 
 
 class Stopwatch:
-    """Seconds by phase."""
+    """Durations by phase, in seconds."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -75,18 +83,21 @@ class Stopwatch:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds the time of the block to a phase."""
+        """Add the time of the block to a phase."""
         began = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
     def total(self) -> dict[str, float]:
-        """Returns all phases and the time since the watch was made."""
+        """Return all phases and the time since the watch was made."""
         return {**self.seconds, "total": time.perf_counter() - self._began}
 
 
 def copy_bandwidth(buffer: Tensor) -> float:
-    """Bytes per second of a plain copy inside a byte buffer [n], whose first half it overwrites."""
+    """Measure bytes per second of a plain copy inside a byte buffer [n].
+
+    The copy overwrites the first half of the buffer.
+    """
     half = min(buffer.numel() // 2, COPY_BYTES)
     for _ in range(2):  # the first touches the pages
         began = time.perf_counter()
@@ -96,7 +107,7 @@ def copy_bandwidth(buffer: Tensor) -> float:
 
 
 class TrainerEndpoint(ABC):
-    """The trainer's end of a transport; one on every rank, called on all of them in step.
+    """Trainer's end of a transport; one on every rank, called on all of them in step.
 
     Args:
         source: this rank's weights.
@@ -113,24 +124,24 @@ class TrainerEndpoint(ABC):
 
     @property
     def rank(self) -> int:
-        """This rank among the trainer's ranks."""
+        """Rank of this process among the trainer's ranks."""
         return self.source.rank
 
     @abstractmethod
     def connect(self) -> None:
-        """Meets the engines; before the first publication, on all ranks."""
+        """Connect to the engines; before the first publication, on all ranks."""
 
     @abstractmethod
     def publish(self, version: int) -> PublishReport:
-        """Sends the weights of this moment to every engine and labels them.
+        """Send the weights of this moment to every engine and label them.
 
         Returns on rank 0 when all engines use them.
         """
 
     @abstractmethod
     def shutdown(self) -> None:
-        """Releases buffers and connections; safe to call twice."""
+        """Release buffers and connections; safe to call twice."""
 
-    def _drive(self) -> WeightSyncClient:
+    def _require_client(self) -> WeightSyncClient:
         assert self.client is not None, "only rank 0 drives the engines"
         return self.client

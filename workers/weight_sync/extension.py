@@ -1,9 +1,10 @@
-"""What Ballast adds to vLLM's workers: its transports, and the questions attestation asks.
+"""Extension of vLLM's workers by Ballast: its transports, and the calls of attestation.
 
 vLLM imports this module in every worker before it loads the model (`worker_extension_cls`) and
 mixes the class into its worker, so that its methods can be called through `collective_rpc`. The
-import also ties the worker's life to that of the engine's owner, and on a CPU mends how vLLM throws
-sampled tokens away.
+import also ties the worker's life to that of the engine's owner, and on a CPU mends how vLLM
+discards sampled tokens. Runs inside vLLM's workers. Keeps no weights: the transport's receiver
+does.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.platforms import current_platform
 
-from workers.engines.vllm.cpu_generators import states
+from workers.engines.vllm.cpu_generators import patch_runner
 from workers.engines.vllm.lifeline import follow_owner
 from workers.weight_sync.adapters import apply_adapter
 from workers.weight_sync.diagnosis import stale_weights, unlike_expected
@@ -23,7 +24,7 @@ RECEIVERS = {"shm": "ShmReceiver", "gloo": "GlooReceiver"}
 
 
 def register_receivers() -> None:
-    """Makes `shm` and `gloo` known to vLLM; vLLM itself refuses to register a name twice."""
+    """Register `shm` and `gloo` with vLLM; vLLM itself refuses to register a name twice."""
     for name, class_name in RECEIVERS.items():
         if name not in WeightTransferEngineFactory._registry:
             WeightTransferEngineFactory.register_engine(
@@ -36,7 +37,7 @@ follow_owner()
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
-    states(CPUModelRunner)
+    patch_runner(CPUModelRunner)
 
 
 class WeightSyncExtension:
@@ -46,10 +47,10 @@ class WeightSyncExtension:
     model_runner: Any
 
     def attempt(self, method: str, argument: Any) -> str:
-        """Calls a method of vLLM's worker; returns what it raised, or nothing.
+        """Call a method of vLLM's worker; return the error that it raised, or an empty text.
 
-        Were it raised here, the answers of the engine's other workers would stay unread, and be
-        taken for those to the next question.
+        Were the error raised here, the results of the engine's other workers would stay unread, and
+        be taken for those of the next call.
         """
         try:
             getattr(self, method)(argument)
@@ -58,25 +59,25 @@ class WeightSyncExtension:
         return ""
 
     def prepare(self) -> None:
-        """Follows every meeting with a trainer: nothing is under way, and receipts are kept."""
+        """Reset the update and attach the receipts; follows every connection to a trainer."""
         self._weight_update_active = False  # vLLM's: the last update may have been cut short
         # What vLLM's own transports load (`nccl`, `ipc`) is fingerprinted as it comes.
         if not hasattr(self.weight_transfer_engine, "fingerprints"):
             ReceiptRecorder.attach(self.weight_transfer_engine)
 
     def attest_received(self) -> dict[str, list[int]]:
-        """Returns the fingerprint of every tensor of the last publication."""
+        """Return the fingerprint of every tensor of the last publication."""
         return {
             name: list(value) for name, value in self.weight_transfer_engine.fingerprints().items()
         }
 
     def apply_adapter(self, adapter_id: int) -> None:
-        """Makes the adapter of the last publication the one that requests ask for."""
+        """Make the adapter of the last publication the one that requests use."""
         received = dict(self.weight_transfer_engine.received())
         apply_adapter(self.model_runner, received, adapter_id)
 
     def diagnose(self, expected: dict[str, list[int]] | None = None) -> dict[str, str]:
-        """Returns the reason for every parameter whose live weight is not what was published."""
+        """Return the reason for every parameter whose live weight is not what was published."""
         engine = self.weight_transfer_engine
         found = unlike_expected(engine.fingerprints(), expected or {})
         if self.model_runner.parallel_config.tensor_parallel_size == 1:

@@ -1,13 +1,17 @@
 """Fingerprints of tensors: two 64-bit numbers that any changed, moved or missing bit changes.
 
-Not a cryptographic hash: it finds mistakes, not adversaries. It is additive over disjoint slices,
-so that ZeRO-3 ranks fingerprint what they hold and the sum is the whole tensor's.
-Data flows from a flat slice and its offset to (plain sum, position-weighted sum).
+It is additive over disjoint slices, so that ZeRO-3 ranks fingerprint what they hold and the sum is
+the whole tensor's. Data flows from a flat slice and its offset to (plain sum, position-weighted
+sum). Runs in the learner's ranks, on what is sent, and inside vLLM's workers, on what arrived. Not
+a cryptographic hash: it finds mistakes, not adversaries.
 
 The tensor's bytes are read as little-endian 64-bit words w_0, w_1, ... (the last one filled with
 zeros); a slice is placed at its offset with zeros around it. Modulo 2^64:
 
     plain = sum_i w_i        weighted = sum_i (i + 1) * w_i
+
+Worked example: the int64 tensor [3 5] has plain 3 + 5 = 8 and weighted 1 * 3 + 2 * 5 = 13. Its
+slices [3] at 0 and [5] at 1 have (3, 3) and (5, 10), which add up to the same.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ _COLUMNS = 1024
 
 
 def fingerprint(flat: Tensor, offset: int = 0) -> Fingerprint:
-    """Fingerprints a slice of a tensor.
+    """Fingerprint a slice of a tensor.
 
     Args:
         flat: [n] contiguous elements of any dtype of 1, 2, 4 or 8 bytes.
@@ -59,7 +63,7 @@ def fingerprint(flat: Tensor, offset: int = 0) -> Fingerprint:
 
 
 def combine(parts: Iterable[Fingerprint]) -> Fingerprint:
-    """Returns the fingerprint of disjoint slices taken together."""
+    """Return the fingerprint of disjoint slices taken together."""
     total = (0, 0)
     for part in parts:
         total = _add(total, part)
@@ -67,21 +71,21 @@ def combine(parts: Iterable[Fingerprint]) -> Fingerprint:
 
 
 def _aligned(raw: Tensor) -> Tensor:
-    """Views bytes [8 k] as words [k]; copies if their memory is not aligned."""
+    """View bytes [8 k] as words [k]; copy where their memory is not aligned."""
     if raw.storage_offset() % _WORD or raw.data_ptr() % _WORD:
         raw = raw.clone()
     return raw.view(torch.int64)
 
 
 def _padded(raw: Tensor, at: int) -> Tensor:
-    """Places fewer than 8 bytes into one word [1]."""
+    """Place fewer than 8 bytes into one word [1]."""
     word = torch.zeros(_WORD, dtype=torch.uint8, device=raw.device)
     word[at : at + raw.numel()] = raw
     return word.view(torch.int64)
 
 
 def _words(words: Tensor, first: int) -> Fingerprint:
-    """Sums words [k] of which the first has index `first`."""
+    """Sum words [k] of which the first has index `first`."""
     num_rows, rest = divmod(words.numel(), _COLUMNS)
     columns = torch.arange(1, _COLUMNS + 1, device=words.device)  # [C] int64
     plain = torch.zeros((), dtype=torch.int64, device=words.device)

@@ -2,7 +2,8 @@
 
 Rank 0 gathers the weights into one host buffer and broadcasts it piece by piece, to one engine of
 every other node, while the rest is being gathered. The engines of a node share one copy, those of
-the trainer's own node the buffer itself (`broadcast.py`).
+the trainer's own node the buffer itself (`broadcast.py`). Runs in the learner's ranks. The engines'
+end is `receivers.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from workers.engines.zero.weights import ZeroSource
-from workers.weight_sync.broadcast import TRAINER, Meeting, holders, pieces
+from workers.weight_sync.broadcast import TRAINER, Rendezvous, holders, pieces
 from workers.weight_sync.endpoint import (
     PublishReport,
     Stopwatch,
@@ -29,7 +30,7 @@ from workers.weight_sync.shm import SharedBuffer
 
 
 class GlooEndpoint(TrainerEndpoint):
-    """The trainer's end of the gloo transport.
+    """Trainer's end of the gloo transport.
 
     Args:
         source: this rank's weights.
@@ -37,7 +38,7 @@ class GlooEndpoint(TrainerEndpoint):
         run_id: labels the buffer.
         node: this trainer's.
         engine_nodes: node of every engine, by place.
-        host: this node's address as the engines see it; None asks the system.
+        host: this node's address as the engines see it; None reads the system's.
         timeout_s: longest wait for an engine inside the transport.
     """
 
@@ -62,16 +63,16 @@ class GlooEndpoint(TrainerEndpoint):
         self._host = host or own_address()
         self._timeout_s = timeout_s
         self._layout = Layout.of(source.metadata())
-        self._meeting: Meeting | None = None
+        self._rendezvous: Rendezvous | None = None
         self._shared: SharedBuffer | None = None
         self._round = 0
         self._copy_bytes_per_s: float | None = None
 
     def connect(self) -> None:
-        """Meets all engines; after an engine restarted, call it again for all of them."""
+        """Connect to all engines; after an engine restarted, call it again for all of them."""
         if self.rank != 0:
             return
-        self._meeting = Meeting(
+        self._rendezvous = Rendezvous(
             host=self._host,
             port=0,
             holders=self._holders,
@@ -82,17 +83,17 @@ class GlooEndpoint(TrainerEndpoint):
             label = f"ballast-{self._run_id}"
             self._shared = SharedBuffer.create(label, self._layout.num_bytes)
             self._copy_bytes_per_s = copy_bandwidth(self._shared.data)
-        self._meeting.offer(self._shared.path)
+        self._rendezvous.set_path(self._shared.path)
         init_info = {
             "host": self._host,
-            "port": self._meeting.port,
+            "port": self._rendezvous.port,
             "holders": self._holders,
             "place": 0,  # every engine puts its own here (VLLMWeights)
             "timeout_s": self._timeout_s,
             "layout": self._layout.to_dict(),
         }
-        answer = _beside(self._drive().init_weight_transfer_engine, init_info)
-        self._meeting.join()
+        answer = _run_in_thread(self._require_client().init_weight_transfer_engine, init_info)
+        self._rendezvous.join()
         answer.result()
 
     def publish(self, version: int) -> PublishReport:
@@ -104,21 +105,23 @@ class GlooEndpoint(TrainerEndpoint):
         watch = Stopwatch()
         fingerprints: dict[str, Fingerprint] = {}
         if self.rank == 0:
-            if self._meeting is None or self._shared is None:
+            if self._rendezvous is None or self._shared is None:
                 raise RuntimeError("publish before connect: call connect() on every rank first")
-            client = self._drive()
+            client = self._require_client()
             with watch.phase("start"):
                 self._begin(client)
             with watch.phase("update"):
                 self._round += 1
                 names = [meta.name for meta in self._layout.metas]
-                answer = _beside(client.update_weights, {"names": names, "number": self._round})
+                answer = _run_in_thread(
+                    client.update_weights, {"names": names, "number": self._round}
+                )
                 try:
-                    fingerprints = self._send(self._meeting, self._shared.data, answer)
+                    fingerprints = self._send(self._rendezvous, self._shared.data, answer)
                     answer.result()
                 except Exception:
-                    self._meeting.leave()
-                    self._meeting.give_up(self._round)
+                    self._rendezvous.leave()
+                    self._rendezvous.give_up(self._round)
                     raise
             with watch.phase("finish"):
                 client.finish_weight_update(str(version))
@@ -137,10 +140,10 @@ class GlooEndpoint(TrainerEndpoint):
         )
 
     def shutdown(self) -> None:
-        """Leaves the group."""
+        """Leave the group."""
         if self._shared is not None:
             self._shared.close()
-        self._meeting, self._shared = None, None
+        self._rendezvous, self._shared = None, None
 
     def _begin(self, client: WeightSyncClient) -> None:
         try:
@@ -151,9 +154,9 @@ class GlooEndpoint(TrainerEndpoint):
             raise
 
     def _send(
-        self, meeting: Meeting, buffer: Tensor, answer: Future[None]
+        self, rendezvous: Rendezvous, buffer: Tensor, answer: Future[None]
     ) -> dict[str, Fingerprint]:
-        """Broadcasts each piece of the buffer as soon as it is filled.
+        """Broadcast each piece of the buffer as soon as it is filled.
 
         The source is read to its end in any case: other ranks gather together with this one.
         """
@@ -165,8 +168,8 @@ class GlooEndpoint(TrainerEndpoint):
                 while failure is None and remaining and remaining[0][1] <= filled:
                     begin, end = remaining.pop(0)
                     if answer.done():
-                        answer.result()  # the engines refused: say so instead of waiting for them
-                    meeting.broadcast(buffer[begin:end])
+                        answer.result()  # the engines refused: raise instead of waiting for them
+                    rendezvous.broadcast(buffer[begin:end])
             except Exception as error:
                 failure = error
         if failure is not None:
@@ -174,11 +177,11 @@ class GlooEndpoint(TrainerEndpoint):
                 raise failure
             finally:
                 del failure  # or its traceback would keep this frame, and the buffer with it
-        meeting.complete(self._round)
+        rendezvous.mark_complete(self._round)
         return fingerprints
 
     def _fill(self, buffer: Tensor, fingerprints: dict[str, Fingerprint]) -> Iterator[int]:
-        """Copies tensor by tensor; yields how many bytes are final."""
+        """Copy tensor by tensor; yield how many bytes are final."""
         flat = self._layout.flat_views(buffer)
         ends = dict(zip(flat, (*self._layout.offsets[1:], self._layout.num_bytes), strict=True))
         for name, tensor in self.source:
@@ -189,7 +192,7 @@ class GlooEndpoint(TrainerEndpoint):
 
 
 def own_address() -> str:
-    """Returns this node's address on its default route; loopback if there is none."""
+    """Return this node's address on its default route; loopback if there is none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # a documentation address; nothing is sent
@@ -198,8 +201,8 @@ def own_address() -> str:
             return "127.0.0.1"
 
 
-def _beside(call: Any, argument: dict[str, Any]) -> Future[None]:
-    """Runs a blocking client call in a thread that nobody joins if the transfer fails first."""
+def _run_in_thread(call: Any, argument: dict[str, Any]) -> Future[None]:
+    """Run a blocking client call in a thread that is not joined if the transfer fails first."""
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weight-sync")
     future: Future[None] = executor.submit(call, argument)
     executor.shutdown(wait=False)

@@ -1,7 +1,8 @@
 """Receipts for vLLM's own transports, which keep no record of what they loaded.
 
 Data flows past: the model's `load_weights` is wrapped once, and every tensor that a transport hands
-to it is fingerprinted on its way. Runs inside vLLM's workers; `shm` and `gloo` do not need it.
+to it is fingerprinted on its way. Runs inside vLLM's workers. Keeps no tensor; `shm` and `gloo` do
+not need it.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from workers.weight_sync.fingerprint import Fingerprint, fingerprint
 
 
 class ReceiptRecorder:
-    """Fingerprints of the tensors of the last update."""
+    """Recorder of the fingerprints of the tensors of the last update."""
 
     def __init__(self) -> None:
         self._fingerprints: dict[str, Fingerprint] = {}
 
     @classmethod
     def attach(cls, engine: Any) -> None:
-        """Gives a vLLM weight-transfer engine `fingerprints()` and `received()`."""
+        """Add `fingerprints()` and `received()` to a vLLM weight-transfer engine."""
         recorder = cls()
         load_weights, start = engine.model.load_weights, engine.start_weight_update
 

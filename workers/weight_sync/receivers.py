@@ -1,8 +1,9 @@
-"""The engines' end of the `shm` and `gloo` transports; runs inside vLLM's workers.
+"""Engines' end of the `shm` and `gloo` transports.
 
 Data flows: a flat byte buffer of the whole model arrives, and within the same call every tensor is
 loaded into the live model. Nothing is spread over several calls, so that the engine can never take
-a step on half a model; vLLM's own layerwise reload re-packs weights where a kernel needs it.
+a step on half a model; vLLM's own layerwise reload re-packs weights where a kernel needs it. Runs
+inside vLLM's workers. Checks nothing that arrived: attestation does.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from vllm.model_executor.model_loader.reload import (
 )
 
 from workers.weight_sync.adapters import is_adapter
-from workers.weight_sync.broadcast import Meeting, pieces
+from workers.weight_sync.broadcast import Rendezvous, pieces
 from workers.weight_sync.fingerprint import Fingerprint, fingerprint
 from workers.weight_sync.layout import Layout
 from workers.weight_sync.shm import SharedBuffer
@@ -36,7 +37,11 @@ from workers.weight_sync.shm import SharedBuffer
 
 @dataclass
 class ShmInitInfo(WeightTransferInitInfo):
-    """Paths of the shared buffers, and how tensors lie in each."""
+    """Paths of the shared buffers, and the layout of the tensors in each.
+
+    Worked example:
+        paths ["/proc/4711/fd/31", "/proc/4711/fd/32"]    layout {"names": [...], ...} (`Layout`)
+    """
 
     paths: list[str]
     layout: dict[str, Any]
@@ -44,7 +49,11 @@ class ShmInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class ShmUpdateInfo(WeightTransferUpdateInfo):
-    """Which buffer holds this publication, and the tensors in it that were sent."""
+    """Buffer that holds this publication, and the tensors in it that were sent.
+
+    Worked example, the fourth publication:
+        slot 1    names ["model.embed_tokens.weight", "model.norm.weight", ...]
+    """
 
     slot: int
     names: list[str]
@@ -52,7 +61,13 @@ class ShmUpdateInfo(WeightTransferUpdateInfo):
 
 @dataclass
 class GlooInitInfo(WeightTransferInitInfo):
-    """Where the trainer meets the engines, who holds each one's copy, and which one this is."""
+    """Address of the trainer, the holder of every engine's copy, and the place of this engine.
+
+    Worked example, engine 2 of three, of which 0 stands on the trainer's node and 1 and 2 on
+    another:
+        host "10.0.0.4"    port 40127    holders [-1, 1, 1]    place 2    timeout_s 300.0
+        layout {"names": [...], ...} (`Layout`)
+    """
 
     host: str
     port: int
@@ -64,14 +79,18 @@ class GlooInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class GlooUpdateInfo(WeightTransferUpdateInfo):
-    """The tensors that are about to be broadcast, and the number of this round."""
+    """Tensors that are about to be broadcast, and the number of this round.
+
+    Worked example, the fourth round of a connection:
+        names ["model.embed_tokens.weight", "model.norm.weight", ...]    number 4
+    """
 
     names: list[str]
     number: int
 
 
 def refresh_heads(model: nn.Module) -> None:
-    """Re-packs output heads from the weights they share with the embeddings.
+    """Pack output heads again from the weights they share with the embeddings.
 
     vLLM's CPU kernels keep a packed copy of a head. A tied head is not loaded by itself, so that a
     reload leaves that copy at the old weights.
@@ -82,7 +101,7 @@ def refresh_heads(model: nn.Module) -> None:
 
 
 class FlatReceiver(WeightTransferEngine[Any, Any]):
-    """Loads a model from one flat buffer, atomically against engine steps."""
+    """Receiver that loads a model from one flat buffer, atomically against engine steps."""
 
     def __init__(
         self,
@@ -97,19 +116,23 @@ class FlatReceiver(WeightTransferEngine[Any, Any]):
         self._names: frozenset[str] = frozenset()
 
     def start_weight_update(self) -> None:
-        """Nothing: see `receive_weights`."""
+        """Do nothing: see `receive_weights`."""
 
     def finish_weight_update(self) -> None:
-        """Nothing: see `receive_weights`."""
+        """Do nothing: see `receive_weights`."""
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Receives and loads one publication."""
+        """Receive and load one publication."""
         self.receive_weights(self.parse_update_info(update_info))
         if self.device.type != "cpu":  # synchronizing raises where there is no accelerator
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: Any) -> None:
-        """Fetches the buffer, loads all of it and re-packs."""
+        """Fetch the buffer, load all of it and pack again.
+
+        Raises:
+            RuntimeError: an update before `init_weight_transfer_engine`.
+        """
         if self._layout is None:
             raise RuntimeError("update before init: call init_weight_transfer_engine first")
         self._buffer = self._fetch(update_info)
@@ -122,7 +145,7 @@ class FlatReceiver(WeightTransferEngine[Any, Any]):
         refresh_heads(self.model)
 
     def received(self) -> Iterator[tuple[str, Tensor]]:
-        """Yields what the last publication contained, on the host."""
+        """Yield the tensors of the last publication, on the host."""
         if self._layout is None or self._buffer is None:
             return
         for name, tensor in self._layout.views(self._buffer):
@@ -130,22 +153,22 @@ class FlatReceiver(WeightTransferEngine[Any, Any]):
                 yield name, tensor
 
     def fingerprints(self) -> dict[str, Fingerprint]:
-        """Fingerprints what arrived, from the bytes that were loaded."""
+        """Fingerprint what arrived, from the bytes that were loaded."""
         return {name: fingerprint(tensor.reshape(-1)) for name, tensor in self.received()}
 
     @abstractmethod
     def _fetch(self, update_info: Any) -> Tensor:
-        """Returns the byte buffer [num_bytes] of this publication."""
+        """Return the byte buffer [num_bytes] of this publication."""
 
 
 class ShmReceiver(FlatReceiver):
-    """The engine's end of the shared-memory transport."""
+    """Engine's end of the shared-memory transport."""
 
     init_info_cls = ShmInitInfo
     update_info_cls = ShmUpdateInfo
 
     def init_transfer_engine(self, init_info: ShmInitInfo) -> None:
-        """Maps the trainer's buffers; again if the trainer restarted."""
+        """Map the trainer's buffers; again if the trainer restarted."""
         self._layout = Layout.from_dict(init_info.layout)
         self._slots: list[Tensor] = []
         for path in init_info.paths:
@@ -157,23 +180,27 @@ class ShmReceiver(FlatReceiver):
         return self._slots[update_info.slot]
 
     def shutdown(self) -> None:
-        """Unmaps the buffers."""
+        """Unmap the buffers."""
         self._slots, self._buffer, self._layout = [], None, None
 
 
 class GlooReceiver(FlatReceiver):
-    """The engine's end of the gloo transport.
+    """Engine's end of the gloo transport.
 
     The first worker of a node's first engine receives, into memory that all others there read.
     """
 
     init_info_cls = GlooInitInfo
     update_info_cls = GlooUpdateInfo
-    _meeting: Meeting | None = None
+    _rendezvous: Rendezvous | None = None
     _shared: SharedBuffer | None = None
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
-        """Joins the trainer's meeting, as holder of a copy or as one of its readers."""
+        """Join the trainer's rendezvous, as holder of a copy or as one of its readers.
+
+        Raises:
+            ValueError: a place beyond those that the trainer knows.
+        """
         self._layout = Layout.from_dict(init_info.layout)
         if init_info.place >= len(init_info.holders):
             raise ValueError(
@@ -182,7 +209,7 @@ class GlooReceiver(FlatReceiver):
             )
         self._holder = init_info.holders[init_info.place]
         self._holds = self._holder == init_info.place and self.parallel_config.rank == 0
-        self._meeting = Meeting(
+        self._rendezvous = Rendezvous(
             host=init_info.host,
             port=init_info.port,
             holders=init_info.holders,
@@ -195,27 +222,27 @@ class GlooReceiver(FlatReceiver):
         if self._holds:
             self._shared = SharedBuffer.create("ballast-received", size)
             self._path = self._shared.path
-            self._meeting.offer(self._path)
-            self._meeting.join()
+            self._rendezvous.set_path(self._path)
+            self._rendezvous.join()
         else:
-            self._path = self._meeting.find(self._holder)
+            self._path = self._rendezvous.wait_for_path(self._holder)
             self._shared = SharedBuffer.open(self._path, size, writable=False)
             self._shared.close()  # the mapping stays
 
     def _fetch(self, update_info: GlooUpdateInfo) -> Tensor:
-        assert self._meeting is not None and self._shared is not None
+        assert self._rendezvous is not None and self._shared is not None
         if not self._holds:
-            self._meeting.wait(self._holder, update_info.number, self._path)
+            self._rendezvous.wait(self._holder, update_info.number, self._path)
             return self._shared.data
         try:
             for begin, end in pieces(self._shared.data.numel()):
-                self._meeting.broadcast(self._shared.data[begin:end])
+                self._rendezvous.broadcast(self._shared.data[begin:end])
         except RuntimeError:
-            self._meeting.leave()
+            self._rendezvous.leave()
             raise
-        self._meeting.complete(update_info.number)
+        self._rendezvous.mark_complete(update_info.number)
         return self._shared.data
 
     def shutdown(self) -> None:
-        """Leaves the meeting."""
-        self._meeting, self._shared, self._buffer, self._layout = None, None, None, None
+        """Leave the rendezvous."""
+        self._rendezvous, self._shared, self._buffer, self._layout = None, None, None, None

@@ -6,8 +6,11 @@ publication while an engine still reads this one; rank 0 reaches the sum of fing
 publication v+1 only after all engines finished v, which is what keeps v+2 from overwriting v.
 
 The buffers are anonymous (`memfd`): they have no name that could be left behind or collide, live as
-long as someone maps them, and are not limited by the size of /dev/shm. Other processes of the same
-user open them through rank 0's entry under /proc.
+long as some process maps them, and are not limited by the size of /dev/shm. Other processes of the
+same user open them through rank 0's entry under /proc.
+
+Runs in the learner's ranks; `SharedBuffer` inside vLLM's workers too. The engines' end is
+`receivers.py`.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ NUM_SLOTS = 2
 
 
 class SharedBuffer:
-    """A memory-mapped byte buffer.
+    """Memory-mapped byte buffer.
 
     Args:
         descriptor: an open file of at least `num_bytes`; owned by this object.
@@ -54,14 +57,14 @@ class SharedBuffer:
 
     @classmethod
     def create(cls, label: str, num_bytes: int) -> SharedBuffer:
-        """Creates a zeroed buffer; `label` shows in /proc only."""
+        """Create a zeroed buffer; `label` shows in /proc only."""
         descriptor = os.memfd_create(label)
         os.ftruncate(descriptor, num_bytes)
         return cls(descriptor, num_bytes, writable=True)
 
     @classmethod
     def open(cls, path: str, num_bytes: int, *, writable: bool) -> SharedBuffer:
-        """Opens another process's buffer.
+        """Open another process's buffer.
 
         Raises:
             ValueError: it cannot be reached from here.
@@ -78,18 +81,18 @@ class SharedBuffer:
 
     @property
     def path(self) -> str:
-        """Where other processes of this user open it."""
+        """Path under which other processes of this user open the buffer."""
         return f"/proc/{os.getpid()}/fd/{self._descriptor}"
 
     def close(self) -> None:
-        """Closes the file; views stay valid. Safe to call twice."""
+        """Close the file; views stay valid. Safe to call twice."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
 
 class ShmEndpoint(TrainerEndpoint):
-    """The trainer's end of the shared-memory transport.
+    """Trainer's end of the shared-memory transport.
 
     Args:
         source: this rank's weights.
@@ -117,14 +120,14 @@ class ShmEndpoint(TrainerEndpoint):
         self._copy_bytes_per_s: float | None = None
 
     def connect(self) -> None:
-        """Opens the buffers on all ranks and in all engines; again for an engine that restarted."""
+        """Open the buffers on all ranks and in all engines; again for an engine that restarted."""
         if not self._slots:
             self._open_slots()
         if self.rank == 0:
-            self._drive().init_weight_transfer_engine(self.init_info())
+            self._require_client().init_weight_transfer_engine(self.init_info())
 
     def init_info(self) -> dict[str, Any]:
-        """Returns what an engine needs to open the buffers; equal for all engines."""
+        """Return what an engine needs to open the buffers; equal for all engines."""
         return {"paths": [slot.path for slot in self._slots], "layout": self._layout.to_dict()}
 
     def publish(self, version: int) -> PublishReport:
@@ -139,7 +142,7 @@ class ShmEndpoint(TrainerEndpoint):
         with watch.phase("barrier"):
             fingerprints = self._sum_over_ranks(parts)
         if self.rank == 0:
-            client = self._drive()
+            client = self._require_client()
             with watch.phase("start"):
                 client.start_weight_update()
             with watch.phase("update"):
@@ -157,7 +160,7 @@ class ShmEndpoint(TrainerEndpoint):
         )
 
     def shutdown(self) -> None:
-        """Closes the buffers."""
+        """Close the buffers."""
         for slot in self._slots:
             slot.close()
         self._slots = []
@@ -179,7 +182,7 @@ class ShmEndpoint(TrainerEndpoint):
             self._slots = [SharedBuffer.open(path, size, writable=True) for path in paths[0]]
 
     def _stage(self, slot: int) -> dict[str, Fingerprint]:
-        """Writes this rank's slices; returns their fingerprints by name."""
+        """Write this rank's slices; return their fingerprints by name."""
         flat = self._layout.flat_views(self._slots[slot].data)
         parts: dict[str, Fingerprint] = {}
         for shard in self.source.shards():
@@ -190,7 +193,7 @@ class ShmEndpoint(TrainerEndpoint):
         return parts
 
     def _sum_over_ranks(self, parts: dict[str, Fingerprint]) -> dict[str, Fingerprint]:
-        """Adds fingerprints up; also the barrier after which every slice has been written.
+        """Add fingerprints up; also the barrier after which every slice has been written.
 
         A tensor that no rank staged is left out.
         """

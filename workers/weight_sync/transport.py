@@ -1,6 +1,7 @@
-"""Chooses the trainer's end of a transport by the name that stands in the configuration.
+"""Choice of the trainer's end of a transport, by the name that stands in the configuration.
 
-Must agree with `VLLMSettings.weight_transfer_backend`, which chooses the engines' end.
+Runs in the learner's ranks. Must agree with `VLLMSettings.weight_transfer_backend`, which chooses
+the engines' end.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def trainer_endpoint(
     host: str | None = None,
     timeout_s: float = 300.0,
 ) -> TrainerEndpoint:
-    """Builds the endpoint of this trainer rank; `connect()` it on all ranks before publishing.
+    """Build the endpoint of this trainer rank; `connect()` it on all ranks before publishing.
 
     Args:
         name: "shm" (one node), "gloo" (several nodes, CPU), "nccl" or "ipc" (CUDA).
@@ -39,10 +40,10 @@ def trainer_endpoint(
         client: the way to the engines, on rank 0; None on the others.
         run_id: labels what the transport creates.
         engine_nodes: node of every engine, by place.
-        node: of this trainer; whichever engine has the same one shares memory with it.
+        node: of this trainer; an engine of the same node shares memory with the trainer.
         workers_per_engine: tensor-parallel size of each.
         process_group: the trainer's ranks on CPU tensors (gloo); None is all ranks.
-        host: rank 0's address as the engines see it; None asks the system.
+        host: rank 0's address as the engines see it; None reads the system's.
         timeout_s: longest wait inside a transport.
 
     Raises:

@@ -10,6 +10,7 @@ from typing import Any
 from conf.schema import TrainConfig
 from orchestrator.planning.doctor.findings import Finding, fault, note, ok
 from orchestrator.planning.sources import check_context, model_folder, prompt_sets
+from orchestrator.telemetry.counting import counted
 from workers.data.prompts import PromptEncoder, PromptSet
 from workers.tasks.local_copy import source_files
 
@@ -62,11 +63,13 @@ def data(config: TrainConfig) -> tuple[PromptSet | None, list[Finding]]:
     try:
         if build is not None and "source" in build:
             files = source_files(build["source"])
-            return None, [ok("data", f"{len(files)} files to convert, below {build['source']}")]
+            return None, [
+                ok("data", f"{counted(len(files), 'file')} to convert, below {build['source']}")
+            ]
         prompts, _ = prompt_sets(config.data)
     except ValueError as error:
         return None, [fault("data", str(error), "see data.build.source, or data.train_path")]
-    return prompts, [ok("data", f"{len(prompts)} prompts: {prompts.path}")]
+    return prompts, [ok("data", f"{counted(len(prompts), 'prompt')}: {prompts.path}")]
 
 
 def tokenizer(config: TrainConfig, prompts: PromptSet | None) -> Iterator[Finding]:
@@ -103,4 +106,4 @@ def tokenizer(config: TrainConfig, prompts: PromptSet | None) -> Iterator[Findin
         )
     else:
         kind = "with the chat template" if chats else "as plain text"
-        yield ok("tokenizer", f"encodes {len(sample)} prompts {kind}")
+        yield ok("tokenizer", f"encodes {counted(len(sample), 'prompt')} {kind}")

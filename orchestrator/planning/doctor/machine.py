@@ -21,6 +21,7 @@ from conf.schema import TrainConfig
 from orchestrator.planning.architecture import architecture_of, num_parameters
 from orchestrator.planning.capacity import gpus_asked, planned_transport
 from orchestrator.planning.doctor.findings import Finding, fault, note, ok
+from orchestrator.telemetry.counting import counted
 
 DISTRIBUTION = "ballast-rl"
 GIB = 2**30
@@ -164,8 +165,9 @@ def disk(config: TrainConfig, *, critic: bool = False) -> Iterator[Finding]:
     elif free < needed:
         yield fault(
             "disk",
-            f"{folder}: {free / GIB:.1f} GiB free, {config.trainer.keep_checkpoints} checkpoints, "
-            f"one being written and the export take {needed / GIB:.1f} GiB",
+            f"{folder}: {free / GIB:.1f} GiB free, "
+            f"{counted(config.trainer.keep_checkpoints, 'checkpoint')}, one being written "
+            f"and the export take {needed / GIB:.1f} GiB",
             "lower trainer.keep_checkpoints, or choose another output_dir=",
         )
     else:

@@ -11,6 +11,7 @@ from conf.compose import ConfigError, compose
 from orchestrator.fleet.colocation import Colocation, make_room
 from orchestrator.planning import memory, plan
 from orchestrator.planning.placement import bundles
+from workers.calls import Call
 
 GIB = 2**30
 
@@ -21,13 +22,13 @@ class Group:
     def __init__(self, role: str, calls: list[tuple[Any, ...]]) -> None:
         self._role, self._calls = role, calls
 
-    def call(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
-        if method != "device_bytes":
-            self._calls.append((self._role, *([method, *args] if args else [method])))
+    def call(self, call: Call[Any, Any], *, timeout_s: float) -> list[Any]:
+        if call.method != "device_bytes":
+            self._calls.append((self._role, call.method, *call.args))
         return [3 * GIB, 5 * GIB]
 
-    def start(self, method: str, *args: Any, timeout_s: float) -> Group:
-        self.call(method, *args, timeout_s=timeout_s)
+    def start(self, call: Call[Any, Any], *, timeout_s: float) -> Group:
+        self.call(call, timeout_s=timeout_s)
         return self
 
     def survivors(self) -> dict[int, Any]:
@@ -49,13 +50,13 @@ def test_one_holds_the_memory_at_a_time() -> None:
     calls.append(("publish",))
     taking.generate()
     assert calls == [
-        ("engines", "engine_call", "sleep", 2),
+        ("engines", "sleep", 2),
         ("learner", "reload_states"),
         ("train",),
         ("learner", "offload_states"),
-        ("engines", "engine_call", "wake", ["weights"]),
+        ("engines", "wake", ["weights"]),
         ("publish",),
-        ("engines", "engine_call", "wake", ["kv_cache"]),
+        ("engines", "wake", ["kv_cache"]),
     ]
     assert taking.metrics() == {
         "colocation/engines_asleep_bytes": 5 * GIB,
@@ -67,7 +68,7 @@ def test_engines_make_room_before_the_learner_loads() -> None:
     _, config = compose(["experiment=tiny", "cluster.colocated=true"])
     _, engines, calls = turns("cluster.colocated=true")
     make_room(engines, config)  # type: ignore[arg-type]
-    assert calls == [("engines", "engine_call", "sleep", 2)]
+    assert calls == [("engines", "sleep", 2)]
 
 
 def test_what_an_adapter_does_not_change_stays_in_host_memory() -> None:
@@ -76,7 +77,7 @@ def test_what_an_adapter_does_not_change_stays_in_host_memory() -> None:
     taking, engines, calls = turns(*overrides)
     make_room(engines, config)  # type: ignore[arg-type]
     taking.learn()
-    sleeping = ("engines", "engine_call", "sleep", 1)
+    sleeping = ("engines", "sleep", 1)
     assert calls == [sleeping, sleeping, ("learner", "reload_states")]
 
 

@@ -24,6 +24,7 @@ from orchestrator.fleet.pool import EnginesLostError, RolloutPool
 from orchestrator.fleet.recovery import EngineRecovery
 from orchestrator.fleet.scaling import ScaleRequests
 from orchestrator.planning.placement import Room
+from workers.calls import bind
 from workers.data.requests import Collected, EngineLoad, GroupRequest, Sampling
 from workers.data.trajectory import TrajectoryMeta
 from workers.worker_group import Placement, WorkerGroup
@@ -141,7 +142,7 @@ class Job:
             placement=self.place,
         )
         self.workers = self.launcher.launch_first()
-        self.workers.call("give_weights", timeout_s=LIMIT_S)
+        self.workers.call(bind(SmallEngine.give_weights), timeout_s=LIMIT_S)
         self.pool = RolloutPool(self.workers, silence_s=60, together=False)
         self.folder, self.news, self.sent, self.done = folder, [], 0, Counter()
         self.requests = ScaleRequests(folder).__enter__()
@@ -163,7 +164,7 @@ class Job:
 
     def republish(self):
         stale = [n for n, own in self.pool.engines.items() if own.health is Health.STALE]
-        self.workers.only(stale).call("give_weights", timeout_s=LIMIT_S)
+        self.workers.only(stale).call(bind(SmallEngine.give_weights), timeout_s=LIMIT_S)
         for number in stale:
             self.pool.admit(number)
 
@@ -196,7 +197,7 @@ class Job:
         return answered()
 
     def nodes(self):
-        return self.workers.call("node", timeout_s=LIMIT_S)
+        return self.workers.call(bind(SmallEngine.node), timeout_s=LIMIT_S)
 
     def close(self):
         self.workers.stop()
@@ -247,7 +248,7 @@ def free(cpus):
 def test_engines_join_and_leave_while_groups_are_sampled(start):
     job = start("rollout.num_engines=1")
     answer = job.ask(3)
-    assert answer == {"status": "done", "message": "3 engines, 3 of them sample"}
+    assert answer == {"status": "done", "message": "3 engines, 3 of them sampling"}
     assert job.workers.ranks == [0, 1, 2]
     free(0)
     answer = job.ask(1)

@@ -44,20 +44,21 @@ class Stack:
         self.engines = {n: SimpleNamespace(health=Health.HEALTHY) for n in self.ranks}
 
     # the learner
-    def call(self, method, *args, timeout_s):
-        if method == "connect":
-            assert args[0].nodes == {n: f"node {n}" for n in args[0].engines}
-            self.connected.append(list(args[0].engines))
+    def call(self, call, *, timeout_s):
+        if call.method == "connect":
+            (to,) = call.args
+            assert to.nodes == {n: f"node {n}" for n in to.engines.ranks}
+            self.connected.append(list(to.engines.ranks))
             return None
-        assert method == "publish"
+        assert call.method == "publish"
         if self.fails:
             self.fails -= 1
             if self.dying:
                 self.alive.remove(self.dying.pop(0))
             raise WorkerError("learner.publish, rank 0: RuntimeError: connection closed by peer")
-        self.version = args[0]
+        (self.version,) = call.args
         report = PublishReport(
-            version=args[0],
+            version=self.version,
             transport="gloo",
             names=tuple(TENSOR),
             num_bytes=4,
@@ -67,25 +68,25 @@ class Stack:
         )
         return [report]
 
-    def call_first(self, method, *args, timeout_s):
-        return list(TENSOR) if method == "parameter_names" else [[1, 2, 3]]
+    def call_first(self, call, *, timeout_s):
+        return list(TENSOR) if call.method == "parameter_names" else [[1, 2, 3]]
 
     # the engines
     ranks = (0, 1)
 
-    def __getitem__(self, number):
-        return f"engine {number}"
-
     def only(self, numbers):
-        return SimpleNamespace(start=lambda method, *args, timeout_s: self.ask(method, numbers))
+        return SimpleNamespace(
+            ranks=numbers, start=lambda call, *, timeout_s: self.ask(call.method, numbers)
+        )
 
     def ask(self, method, numbers):
         if method == "attest":
             self.attested.append(numbers)
-        what = 0 if method == "engine_call" else (self.version, self.received, [PROBED])
+        what = 0 if method == "version" else (self.version, self.received, [PROBED])
         return Answer({n: what for n in numbers if n in self.alive})
 
-    def start(self, method, *args, timeout_s):
+    def start(self, call, *, timeout_s):
+        assert call.method == "probe"
         return Answer([[PROBED]])
 
     # the pool

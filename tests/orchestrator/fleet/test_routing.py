@@ -38,7 +38,7 @@ def test_what_exceeds_every_limit_goes_to_whoever_is_free_first():
     routing = Routing(concurrency=LIMIT)
     routing.add(request(name) for name in "abcdef")
     assert ids(routing.assign([0, 1])) == {0: ["a", "c"], 1: ["b", "d"]}
-    assert routing.num_queued == 2
+    assert (routing.num_groups, routing.outstanding(0), routing.outstanding(1)) == (6, 8, 8)
     assert routing.assign([0, 1]) == {}
     assert routing.finish("d")
     assert ids(routing.assign([1])) == {1: ["e"]}
@@ -71,7 +71,8 @@ def test_orphans_go_before_what_waits_in_their_order():
     routing.assign([0, 1])
     assert routing.orphan(0) == 2  # a and c
     assert ids(routing.assign([1, 2])) == {2: ["a", "c"]}
-    assert routing.num_queued == 1
+    assert routing.finish("b")
+    assert ids(routing.assign([1, 2])) == {1: ["e"]}  # it alone still waited
 
 
 def test_withdrawn_groups_are_named_to_their_engine_and_forgotten():

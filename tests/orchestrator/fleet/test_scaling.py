@@ -38,8 +38,8 @@ class Driver:
 def test_a_request_is_followed_to_its_end(run_dir):
     said = []
     with ScaleRequests(run_dir) as requests:
-        driver = Driver(requests, ("done", "3 engines, 3 of them sample"))
-        assert ask(run_dir, 3, timeout_s=20, say=said.append) == "3 engines, 3 of them sample"
+        driver = Driver(requests, ("done", "3 engines, 3 of them sampling"))
+        assert ask(run_dir, 3, timeout_s=20, say=said.append) == "3 engines, 3 of them sampling"
         driver.join()
         assert driver.asked == [3]
         assert requests.next() is None  # once is enough

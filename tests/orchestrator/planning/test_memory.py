@@ -14,6 +14,7 @@ from conf.compose import compose
 from conf.schema import ArchitectureConfig
 from orchestrator.planning import capacity, memory, plan
 from orchestrator.planning.architecture import architecture_of, num_parameters
+from workers.engines.model.head_rows import default_chunk_rows
 from workers.engines.model.policy_model import PolicyModel
 
 CONF = Path(__file__).parents[3] / "conf"
@@ -109,9 +110,11 @@ def test_a_rank_of_7b_by_hand():
     assert parts["gradients"] / GIB == pytest.approx(quarter)
     assert parts["master weights"] / GIB == pytest.approx(quarter)
     assert parts["AdamW"] / GIB == pytest.approx(2 * quarter)
-    # 28 layer inputs of 3584 float32, and one layer that is recomputed, for 7096 tokens.
+    # 28 layer inputs of 3584 float32, and one layer that is recomputed, for 7096 tokens; three
+    # chunks of logits, whose rows an 80 GiB GPU limits to 2048.
     layer = 2 * 3584 * 10 + 2 * (4 * 18944 + 7 * 3584)
-    assert parts["activations"] == (28 * 3584 * 4 + layer) * 7096 + 3 * 64 * 2**20
+    head = 3 * 4 * 2048 * 152_064
+    assert parts["activations"] == (28 * 3584 * 4 + layer) * 7096 + head
     scores = memory.policy_share(config, size, num_ranks=4, trains=False).parts
     assert "gradients" not in scores
     assert scores["weights"] == parts["weights"]
@@ -133,6 +136,22 @@ def test_what_each_stage_divides(stage, kept):
     assert {name: parts[name] / whole for name in kept} == pytest.approx(kept)
 
 
+def _gpu_bytes(config) -> int | None:
+    gib = config.cluster.gpu_memory_gib
+    return None if gib is None else int(gib * memory.GIB)
+
+
+def test_a_chunk_of_the_head_is_counted_as_it_is_taken():
+    parts = []
+    for chunk in ("null", "100", "200"):
+        _, config = compose(["experiment=cpgd_qwen25_7b", f"learner.head_chunk={chunk}"])
+        parts.append(memory.policy_share(config, SMALL, num_ranks=4, trains=True).parts)
+    row = 3 * 4 * SMALL.vocab_size  # logits, softmax, gradient in the making
+    assert parts[2]["activations"] - parts[1]["activations"] == 100 * row
+    rows = (parts[0]["activations"] - parts[1]["activations"]) / row + 100
+    assert rows == default_chunk_rows(SMALL.vocab_size, _gpu_bytes(config))
+
+
 def test_ranks_that_share_a_micro_batch_halve_its_activations():
     kept = []
     for size in (1, 2):
@@ -142,7 +161,8 @@ def test_ranks_that_share_a_micro_batch_halve_its_activations():
             memory.policy_share(config, SMALL, num_ranks=4, trains=True),
             memory.critic_share(config, SMALL),
         )
-        kept.append([share.parts["activations"] - memory.HEAD_BYTES for share in shares])
+        head = memory.head_bytes(SMALL.vocab_size, _gpu_bytes(config), config.learner.head_chunk)
+        kept.append([share.parts["activations"] - head for share in shares])
     (learner, critic), (shared, same) = kept
     assert shared == learner / 2
     assert same == critic
@@ -206,12 +226,12 @@ def test_the_reference_counts_where_it_shares_the_gpu():
     [
         (
             ["learner.num_ranks=8"],
-            "has 1 nodes x 8 = 8 GPUs, the run asks for 10: 4 engines x 1 devices x 1 + "
+            "has 1 node x 8 = 8 GPUs, the run asks for 10: 4 engines x 1 device x 1 + "
             "8 learner ranks x 0.75",
         ),
         (
             ["algorithm=grpo", "rollout.num_engines=5"],
-            "asks for 9: 5 engines x 1 devices x 1 + 4 learner ranks x 0.75 + "
+            "asks for 9: 5 engines x 1 device x 1 + 4 learner ranks x 0.75 + "
             "4 reference ranks x 0.25",
         ),
         (["cluster=nodes_8", "rollout.tensor_parallel_size=16"], "an engine stands on one node"),
@@ -257,4 +277,4 @@ def test_an_unknown_model_is_not_refused():
     assert architecture_of(config.model) is None
     plan.check(config, algorithm)
     # 0.4 for the engine, 0.5 for the learner; cpgd has no reference.
-    assert capacity.describe(config, algorithm) == "gpu_1, 0.9 GPUs of 1 nodes x 1, 80 GiB each"
+    assert capacity.describe(config, algorithm) == "gpu_1, 0.9 GPUs of 1 node x 1, 80 GiB each"

@@ -152,3 +152,15 @@ def test_stale_keys_and_values_are_shared_with_no_new_prompt():
         _, config = compose(["experiment=tiny", f"schedule.kv_cache={name}"])
         engine = vllm_settings(config, "model", engine_id=0, transport="shm")
         assert engine.recompute_kv is engine.enable_prefix_caching is recomputes
+
+
+def test_one_of_a_thing_has_no_plural():
+    rows = planned("trainer.total_steps=1", "trainer.prompts_per_step=1")
+    assert rows["run"].startswith("tiny, 1 step, seed")
+    assert rows["step"] == "1 prompt x 8 samples = 8 sequences, at most 168 tokens"  # 8 x (16 + 5)
+    assert rows["rollout"].startswith("1 engine x 1 device, float32")
+    assert rows["updates"].startswith("8 / 1 = 8 sequences per optimizer update, 8 on one rank,")
+    assert rows["updates"].endswith("1 x 1 = 1 update a step")
+    assert rows["learner"].startswith("1 rank, ZeRO-0")
+    shared = planned("learner.num_ranks=4", "learner.sequence_parallel_size=2")
+    assert "about 128 on each of 2 groups of 2 ranks (sequence parallel)" in shared["updates"]

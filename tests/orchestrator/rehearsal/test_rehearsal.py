@@ -108,7 +108,7 @@ def test_no_prompt_trains_twice_and_none_too_late(tmp_path, schedule):
     moments = run.run()
     bound = config.schedule.max_staleness
     assert max(m.metrics["staleness/max"] for m in moments) == bound
-    fates = [run.ledger.fate(epoch, row) for epoch in (0, 1) for row in range(96)]
+    fates = [run.ledger.status(epoch, row) for epoch in (0, 1) for row in range(96)]
     trained = [fate for fate in fates if fate.startswith("trained")]
     dropped = [fate for fate in fates if fate.startswith("dropped")]
     assert len(trained) == sum(m.metrics["groups/trained"] for m in moments) == 96

@@ -30,7 +30,7 @@ def test_the_dry_run_shows_the_critic(capsys):
     )
     text = capsys.readouterr().out
     assert "critic (beside the learner)" in row(text, "roles")
-    assert "1 ranks, ZeRO-0" in row(text, "critic")
+    assert "1 rank, ZeRO-0" in row(text, "critic")
     assert "alone in the first 3 steps" in row(text, "critic")
 
 

@@ -32,9 +32,6 @@ def test_micro_batches_respect_the_budget() -> None:
     assert sorted(part.tolist() for part in bins) == [[0, 1], [2, 3], [4]]
     with pytest.raises(ValueError, match=r"token_budget=5 is below the longest sequence \(6"):
         micro_batches([6, 4], 5)
-    assert [part.tolist() for part in micro_batches([6, 4], 5, oversized="own")] == [[0], [1]]
-    with pytest.raises(ValueError, match="oversized='drop'"):
-        micro_batches([1], 5, oversized="drop")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 8])
@@ -54,11 +51,6 @@ def test_a_rank_without_rows_gets_empty_micro_batches() -> None:
     assert sorted([len(part) for part in rank] for rank in plan.rows) == [[0], [0], [1]]
     empty = partition([], num_ranks=2, token_budget=10)
     assert [[len(part) for part in rank] for rank in empty.rows] == [[0], [0]]
-
-
-def test_oversized_sequence_is_alone() -> None:
-    plan = partition([50, 4, 4, 2], num_ranks=1, token_budget=10, oversized="own")
-    assert sorted(part.tolist() for part in plan.rows[0]) == [[0], [1, 2, 3]]
 
 
 def test_sixteen_thousand_sequences_in_time() -> None:

@@ -47,8 +47,8 @@ def test_resume_hands_out_what_was_in_flight_and_nothing_twice(prompts):
     assert again[:2] == entries[2:]  # in flight when the state was saved
     seen = itertools.chain(entries[:2], again)
     assert sorted(row for epoch, row in seen if epoch == 0) == [0, 1, 2, 3, 4]
-    assert resumed.fate(*entries[0]) == "trained:1"
-    assert resumed.fate(*entries[1]) == "dropped:filtered"
+    assert resumed.status(*entries[0]) == "trained:1"
+    assert resumed.status(*entries[1]) == "dropped:filtered"
     assert resumed.counts() == {"trained": 1, "dropped": 1, "in_flight": 3}
 
 
@@ -86,7 +86,7 @@ def test_a_step_that_found_no_engine_gives_its_prompts_back(prompts):
     entries = take(ledger, 4)
     for entry, step in zip(entries, (1, 2, 2), strict=False):
         ledger.trained(*entry, step=step)
-    ledger.untrain(2)
+    ledger.unmark_trained(2)
     assert ledger.counts() == {"trained": 1, "dropped": 0, "in_flight": 1}
     resumed = Ledger(prompts, seed=1, shuffle=True)
     resumed.load_state_dict(ledger.state_dict())

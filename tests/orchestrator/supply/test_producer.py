@@ -7,7 +7,7 @@ import pytest
 from conf.compose import compose
 from orchestrator.planning.plan import check
 from orchestrator.supply.ledger import Ledger
-from orchestrator.supply.producer import PATIENCE, Producer
+from orchestrator.supply.producer import MAX_ABORTS, Producer
 from orchestrator.supply.source import prompt_of
 from workers.data.prompts import PromptSet
 from workers.data.trajectory import STOPPED_EARLY, RolloutGroup, TrajectoryMeta
@@ -130,7 +130,7 @@ def test_oversampling_trains_the_first_and_begins_the_slowest_again(prompts):
     assert ids(taken) == ["0-9", "0-8", "0-7", "0-6"]
     assert (taken.num_aborted, engines.aborted) == (2, ["0-0", "0-1"])  # the oldest unfinished
     assert not taken.dropped
-    assert (ledger.fate(0, 0), ledger.fate(0, 2)) == ("pending", "in_flight")
+    assert (ledger.status(0, 0), ledger.status(0, 2)) == ("pending", "in_flight")
     source.run_ahead(1)
     assert [r.group_id for r in engines.waiting] == ["0-2", "0-3", "0-4", "0-5"]  # one batch stays
     engines.version = 1
@@ -157,7 +157,7 @@ def test_every_prompt_is_trained_once_however_often_it_is_aborted(prompts):
     assert len(trained) == len(set(trained)) == 160
     assert ledger.counts() == {"trained": 160, "dropped": 0, "in_flight": 0}
     # The engines finish the oldest last, and still none is aborted without end.
-    assert 1 <= max(times_aborted) <= PATIENCE + 1
+    assert 1 <= max(times_aborted) <= MAX_ABORTS + 1
     state = ledger.state_dict()
     assert len(state["returned"]) == 4
     assert {(0, row) for row in range(state["cursor"])} == set(trained) | set(state["returned"])
@@ -167,7 +167,7 @@ def test_what_is_dropped_is_never_begun_again(prompts):
     source, _, ledger = producer(prompts, *ASYNC, "schedule.leftover=drop")
     taken = source.take(1, 0, keep_all)
     assert taken.num_aborted == 2
-    assert [ledger.fate(0, row) for row in (0, 1)] == ["dropped:aborted"] * 2
+    assert [ledger.status(0, row) for row in (0, 1)] == ["dropped:aborted"] * 2
     assert ledger.counts() == {"trained": 4, "dropped": 2, "in_flight": 4}
     assert taken.metrics()["groups/aborted"] == 2
     assert taken.rewards == (1.0,) * 8  # nothing aborted has a reward
@@ -199,7 +199,7 @@ def test_a_finished_leftover_is_spared_before_an_unfinished_one(prompts):
     engines.poll = poll
     source.take(1, 0, keep_all)
     assert engines.aborted == ["0-1", "0-2"]
-    assert ledger.fate(0, 0) == "in_flight"
+    assert ledger.status(0, 0) == "in_flight"
 
 
 @pytest.mark.parametrize(

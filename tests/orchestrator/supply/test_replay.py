@@ -87,7 +87,7 @@ def test_groups_come_step_by_step_in_their_order(prompts):
     assert recorded.reads == [0, 1]  # the next step is read while this one trains, once
     assert source.metrics() == {"groups/recorded_steps_left": 1.0}
     assert rows(source.take(2, 1, lambda one: None)) == [9]
-    assert [ledger.fate(0, row) for row in (7, 3, 9)] == ["trained:1", "trained:1", "trained:2"]
+    assert [ledger.status(0, row) for row in (7, 3, 9)] == ["trained:1", "trained:1", "trained:2"]
     assert ledger.epoch_frac == pytest.approx(3 / len(prompts))
 
 
@@ -99,7 +99,7 @@ def test_what_does_not_train_is_counted_and_a_step_of_it_is_passed_over(prompts)
     assert taken.dropped == {"filtered": 2, "timeout": 1}
     assert taken.failed == {"failed:timeout": 2}
     assert len(taken.rewards) == 7  # of every scored sample
-    assert ledger.fate(0, 2) == "dropped:timeout"
+    assert ledger.status(0, 2) == "dropped:timeout"
 
 
 def test_the_end_of_the_recording_is_the_end_of_the_run(prompts):
@@ -152,7 +152,7 @@ def run(tmp_path):
         raw,
         source_dir=tmp_path,
         model=str(sources.model_path),
-        data={"train": sources.train.digest()},
+        data={"train": sources.train.digest},
     )
     trajectory = Trajectory(
         run_id="run",

@@ -12,7 +12,6 @@ from workers.data.trajectory import (
     from_record_batch,
     join_computed,
     to_record_batch,
-    to_table,
 )
 
 
@@ -69,7 +68,7 @@ def test_misaligned_columns_are_refused():
 
 
 def test_computed_columns_join_by_row():
-    table = to_table([to_record_batch([trajectory(k)]) for k in range(3)])
+    table = pa.Table.from_batches([to_record_batch([trajectory(k) for k in range(3)])])
     one = computed_columns(np.array([2]), np.array([4]), old_logprobs=np.arange(4.0))
     two = computed_columns(np.array([0]), np.array([4]), old_logprobs=np.arange(4.0) + 10)
     joined = join_computed(table, [one, two])

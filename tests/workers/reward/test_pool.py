@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import types
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from workers.reward.base import RewardResult, RewardSample
@@ -53,7 +55,9 @@ def reward(prompt, response, ground_truth, **columns):
             os._exit(1)
         return 1.0
     if response == "orphan":
-        subprocess.Popen(["sleep", "987654"])
+        left = subprocess.Popen(["sleep", "600"])
+        with open(ground_truth, "w") as file:
+            file.write(str(left.pid))
         while True:
             pass
     return float(response)
@@ -80,12 +84,29 @@ def score(pool: RewardPool, *responses: str) -> list[RewardResult]:
     return asyncio.run(pool.score(samples(*responses)))
 
 
-def children() -> list[str]:
-    """Command lines of this process's children."""
-    listed = subprocess.run(
-        ["ps", "-o", "args=", "--ppid", str(os.getpid())], capture_output=True, text=True
-    )
-    return [line for line in listed.stdout.splitlines() if "child.py" in line]
+def scoring_processes() -> list[psutil.Process]:
+    """Children of this process that score."""
+    found = []
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            if any(Path(argument).name == "child.py" for argument in process.cmdline()):
+                found.append(process)
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def all_end(pids: list[int], *, within_s: float = 10.0) -> bool:
+    """Wait until no process lives; False if one outlives the limit."""
+    deadline = time.monotonic() + within_s
+    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(alive(pid) for pid in pids)
 
 
 def test_order_is_kept_over_processes() -> None:
@@ -164,15 +185,16 @@ def test_many_faults_in_parallel(faulty: Function) -> None:
     assert [r.outcome for r in results] == outcomes * 4
 
 
-def test_a_killed_scorer_takes_its_own_children_along(pool: RewardPool) -> None:
-    assert score(pool, "orphan")[0].outcome == "failed:timeout"
-    listed = subprocess.run(["ps", "-eo", "args="], capture_output=True, text=True).stdout
-    assert "sleep 987654" not in listed
+def test_a_killed_scorer_takes_its_own_children_along(pool: RewardPool, tmp_path: Path) -> None:
+    told = tmp_path / "pid"
+    (result,) = asyncio.run(pool.score(samples("orphan", ground_truth=str(told))))
+    assert result.outcome == "failed:timeout"
+    assert all_end([int(told.read_text())])
 
 
 def test_close_leaves_no_process_and_ends_calls(faulty: Function) -> None:
     pool = RewardPool(faulty, num_processes=2, timeout_s=60.0)
-    assert len(children()) == 2
+    assert len(scoring_processes()) == 2
 
     async def close_while_scoring() -> None:
         call = asyncio.ensure_future(pool.score(samples("loop", "1", "loop", "loop")))
@@ -182,7 +204,7 @@ def test_close_leaves_no_process_and_ends_calls(faulty: Function) -> None:
             await asyncio.wait_for(call, 5)
 
     asyncio.run(close_while_scoring())
-    assert children() == []
+    assert scoring_processes() == []
     pool.close()
     with pytest.raises(RuntimeError, match="the reward pool is closed"):
         score(pool, "1")
@@ -216,18 +238,7 @@ def test_children_end_with_their_parent(tmp_path: Path, faulty: Function) -> Non
     time.sleep(0.3)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    deadline = time.monotonic() + 10
-    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(alive(pid) for pid in pids)
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
+    assert all_end(pids)
 
 
 def test_a_scorer_that_prepares_slowly_is_not_timed_out() -> None:
@@ -250,7 +261,7 @@ def test_what_is_refused_at_construction(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, here.__name__, here)
     with pytest.raises(RuntimeError, match="No module named 'only_in_this_process'"):
         RewardPool(here.Scorer())
-    assert children() == []
+    assert scoring_processes() == []
 
 
 def test_no_samples(pool: RewardPool) -> None:

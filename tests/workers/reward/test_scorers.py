@@ -13,7 +13,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from workers.reward.base import RewardSample, judge
+from workers.reward.base import RewardSample, score_sample
 from workers.reward.scorers.exact import Exact
 from workers.reward.scorers.function import Function
 from workers.reward.scorers.gym import ReasoningGym
@@ -110,7 +110,7 @@ def test_reasoning_gym_gives_its_own_answers_full_marks(style: str) -> None:
 
 
 def test_reasoning_gym_without_the_entry_fails() -> None:
-    result = judge(ReasoningGym(), sample("5", dataset="x"))
+    result = score_sample(ReasoningGym(), sample("5", dataset="x"))
     assert result.outcome.startswith("failed:KeyError")
     assert "no column 'entry' among ['dataset']" in result.outcome
 
@@ -131,7 +131,7 @@ def test_weighted_keeps_the_parts() -> None:
             "digits": 1.0,
         }
     )
-    failed = judge(scorer, sample("12845", None))
+    failed = score_sample(scorer, sample("12845", None))
     assert failed.reward is None
     assert "places: failed:ValueError" in failed.outcome
 
@@ -149,7 +149,7 @@ def test_function_gets_every_column(tmp_path: Path) -> None:
         "    parts = {'length': len(response), 'level': columns['level'], 'x': columns['x']}\n"
         "    return {'reward': response == ground_truth, **parts}\n",
     )
-    result = judge(Function(path=path, arguments={"x": 2}), sample("5", level=3))
+    result = score_sample(Function(path=path, arguments={"x": 2}), sample("5", level=3))
     assert (result.outcome, result.reward) == ("scored", 1.0)
     assert result.parts == {"length": 1.0, "level": 3.0, "x": 2.0}
 
@@ -194,7 +194,7 @@ def test_bad_construction() -> None:
     ],
 )
 def test_what_counts_as_a_reward(returned: object, reward: float) -> None:
-    result = judge(lambda _: returned, sample("5"))  # type: ignore[arg-type, return-value]
+    result = score_sample(lambda _: returned, sample("5"))  # type: ignore[arg-type, return-value]
     assert (result.outcome, result.reward) == ("scored", reward)
 
 
@@ -213,7 +213,7 @@ def test_what_counts_as_a_reward(returned: object, reward: float) -> None:
     ],
 )
 def test_what_does_not(returned: object, outcome: str) -> None:
-    result = judge(lambda _: returned, sample("5"))  # type: ignore[arg-type, return-value]
+    result = score_sample(lambda _: returned, sample("5"))  # type: ignore[arg-type, return-value]
     assert result.outcome.startswith(outcome)
     assert result.reward is None
 
@@ -225,12 +225,12 @@ def test_every_shipped_config_builds_and_scores(path: Path) -> None:
     config = OmegaConf.load(path)
     assert set(config) == {"scorer", "num_processes", "timeout_s"}
     if path.stem == "function":
-        config.scorer.path = "workers.reward.scorers.exact.until"  # any importable callable
+        config.scorer.path = "workers.reward.scorers.exact.cut_at"  # any importable callable
         assert callable(instantiate(config.scorer))
         return
     entry = {"dataset": "chain_sum", "config": {}, "question": "2+3", "answer": "5", "metadata": {}}
     response = "<answer>5</answer>" if path.stem == "format" else "5"
-    result = judge(instantiate(config.scorer), sample(response, entry=json.dumps(entry)))
+    result = score_sample(instantiate(config.scorer), sample(response, entry=json.dumps(entry)))
     assert result.outcome == "scored"
     assert result.reward in (1.0, 1.1)  # weighted adds 0.1 for the format
 

@@ -17,7 +17,7 @@ from workers.engines.vllm.settings import VLLMSettings
 from workers.models.tiny import build_tiny
 from workers.rollout.environments.single_turn import SingleTurn
 from workers.rollout.worker import RolloutWorker
-from workers.worker_group import EngineDiedError
+from workers.worker_group import EngineDiedError, WorkerGroup
 
 
 class StandIn:
@@ -96,7 +96,7 @@ def run(folder, monkeypatch):
                 environment=SingleTurn(),
                 reward_timeout_s=1.0,
             )
-            await worker.start(0, [])
+            await worker.start(0, WorkerGroup("reward", []))
             return await play(worker)
 
         try:

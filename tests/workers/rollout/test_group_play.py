@@ -8,7 +8,7 @@ from workers.data.trajectory import STOPPED_EARLY
 from workers.engines.vllm.answers import UnusableAnswerError
 from workers.reward.base import RewardResult
 from workers.rollout.environments.single_turn import Interaction, SingleTurn
-from workers.rollout.group_play import EarlyStop, GroupPlay, Stage
+from workers.rollout.group_play import EarlyStop, GroupPlay, RolloutContext
 from workers.spans import SpanLog
 
 
@@ -86,7 +86,7 @@ def play(engine, rewards, *, samples, environment=None, early_stop=None):
         sampling=Sampling(max_tokens=99),
         may_stop_early=True,
     )
-    stage = Stage(
+    context = RolloutContext(
         run_id="run",
         engine=engine,
         encoder=Encoder(),
@@ -95,7 +95,7 @@ def play(engine, rewards, *, samples, environment=None, early_stop=None):
         early_stop=early_stop,
         spans=SpanLog(),
     )
-    return GroupPlay(request, stage)
+    return GroupPlay(request, context)
 
 
 def differ(rewards, num_left):

@@ -21,6 +21,7 @@ from workers.reward.base import RewardResult
 from workers.rollout.environments.single_turn import SingleTurn
 from workers.rollout.group_play import EarlyStop
 from workers.rollout.worker import RolloutWorker
+from workers.worker_group import WorkerGroup
 
 ALGORITHM = Algorithm(
     name="test",
@@ -79,7 +80,7 @@ def worker(tmp_path_factory, loop, rewards):
             reward_timeout_s=5.0,
             early_stop=EarlyStop(settled=ALGORITHM.settled, min_samples=2),
         )
-        loop.run_until_complete(worker.start(3, [rewards]))
+        loop.run_until_complete(worker.start(3, WorkerGroup("reward", [rewards])))
         yield worker
         loop.run_until_complete(worker.shutdown())
 

@@ -1,12 +1,14 @@
 """Attention over packed sequences that cannot see across them, by name.
 
-`varlen_sdpa` runs everywhere torch does: the flat batch is gathered into right-padded blocks of
+`varlen_sdpa` runs everywhere torch does. On a GPU in half precision it is torch's own
+FlashAttention, on the flat batch. Elsewhere the flat batch is gathered into right-padded blocks of
 sequences of similar length, `scaled_dot_product_attention` runs on each block, the result is laid
-flat again. Padding exists inside attention only, and causality hides it from real tokens, so the
-common case needs no mask at all. `flash_attention_2` is transformers' own and gets the same
+flat again. Padding exists inside attention only, and causality hides the padding from real tokens,
+so the common case needs no mask at all. `flash_attention_2` is transformers' own and gets the same
 batch through its variable-length arguments.
 
-It is not a cache: packed batches are scored and trained, never generated from.
+Runs in the ranks of learner, reference and critic. Not a cache: packed batches are scored and
+trained, never generated from.
 
 Legend: N tokens, B sequences of a block, L its longest, H heads (Hk key-value heads), D head size.
 """
@@ -18,9 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.utils import is_flash_attn_2_available
+
+from workers.engines.model.attention_kernels import block_attention, flash_computes, flash_varlen
 
 VARLEN_SDPA = "varlen_sdpa"
 ATTENTION_NAMES = (VARLEN_SDPA, "flash_attention_2")
@@ -28,9 +31,6 @@ ATTENTION_NAMES = (VARLEN_SDPA, "flash_attention_2")
 # A block takes sequences down to three quarters of its longest one; short sequences are not worth
 # a kernel call of their own, so up to MIN_SLACK tokens of padding are always accepted.
 MIN_SLACK = 16
-# Up to here two batched products and a softmax beat torch's fused CPU kernel, whose backward pass
-# costs 37 ms for bf16 [64, 9, 35, 64] against 6 ms.
-PLAIN_LENGTH = 128
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,17 +50,21 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SequenceBlocks:
-    """How a flat batch is cut into padded blocks and put together again.
+    """Division of a flat batch into padded blocks, and the way back.
 
     Attributes:
         blocks: every sequence is in exactly one.
         places: [N] int64, where token i is in the blocks laid end to end.
         in_order: one unpadded block that already is the flat batch: no gather at all.
+        cu_seqlens: [S+1] int32, where each sequence of the flat batch begins.
+        longest: tokens of the longest sequence.
     """
 
     blocks: tuple[Block, ...]
     places: Tensor
     in_order: bool
+    cu_seqlens: Tensor
+    longest: int
 
 
 def sequence_blocks(cu_seqlens: Tensor) -> SequenceBlocks:
@@ -93,11 +97,13 @@ def sequence_blocks(cu_seqlens: Tensor) -> SequenceBlocks:
         blocks=tuple(blocks),
         places=torch.from_numpy(places).to(device),
         in_order=len(blocks) == 1 and blocks[0].real is None,
+        cu_seqlens=cu_seqlens,
+        longest=int(lengths.max()),
     )
 
 
 class _ToBlock(torch.autograd.Function):
-    """Gather [N, ...] into a padded block; its gradient is a gather too, as places are unique."""
+    """Gather from [N, ...] into a padded block; its gradient is a gather too: places are unique."""
 
     @staticmethod
     def forward(ctx: Any, flat: Tensor, block: Block) -> Tensor:
@@ -130,17 +136,29 @@ def varlen_sdpa(
     sequence_blocks: SequenceBlocks | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Exact causal attention within each packed sequence; output [1, N, H, D].
+    """Compute exact causal attention within each packed sequence; output [1, N, H, D].
 
     Raises:
-        ValueError: the model asks for what this function does not compute (dropout, attention
-            sinks, position bias, bidirectional attention, a ready mask), or no blocks were given.
+        ValueError: the model needs what this function does not compute (dropout, attention sinks,
+            position bias, bidirectional attention, a ready mask), or no blocks were given.
     """
     _refuse(module, query, attention_mask, dropout=dropout, extras=kwargs)
     if sequence_blocks is None:
         raise ValueError(f"{VARLEN_SDPA} needs the model called with sequence_blocks=...")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     flat = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [N, H, D]
+    if query.is_cuda:
+        # Rotary embeddings leave float32 behind under autocast; what is gathered is rounded first.
+        flat = [_autocast(tensor) for tensor in flat]
+    if flash_computes(flat[0], softcap=softcap):
+        out = flash_varlen(
+            *flat,
+            cu_seqlens=sequence_blocks.cu_seqlens,
+            longest=sequence_blocks.longest,
+            scale=scale,
+            window=sliding_window,
+        )
+        return out.unsqueeze(0), None
     parts = []
     for block in sequence_blocks.blocks:
         blocked = flat
@@ -149,7 +167,7 @@ def varlen_sdpa(
         q, k, v = (
             tensor.reshape(*block.shape, *tensor.shape[1:]).transpose(1, 2) for tensor in blocked
         )  # [B, H, L, D]
-        out = _attend(q, k, v, scale=scale, sliding_window=sliding_window, softcap=softcap)
+        out = block_attention(q, k, v, scale=scale, sliding_window=sliding_window, softcap=softcap)
         parts.append(out.transpose(1, 2).flatten(0, 1))  # [B*L, H, D]
     if sequence_blocks.in_order:
         return parts[0].unsqueeze(0), None
@@ -158,7 +176,7 @@ def varlen_sdpa(
 
 
 class _FromBlocks(torch.autograd.Function):
-    """Lay padded blocks flat: [sum of B*L, ...] to [N, ...]."""
+    """Gather from padded blocks to the flat batch: [sum of B*L, ...] to [N, ...]."""
 
     @staticmethod
     def forward(ctx: Any, padded: Tensor, places: Tensor) -> Tensor:
@@ -173,45 +191,12 @@ class _FromBlocks(torch.autograd.Function):
         return out.index_copy_(0, places, grad), None
 
 
-def _attend(
-    q: Tensor,  # [B, H, L, D]
-    k: Tensor,  # [B, Hk, L, D]
-    v: Tensor,  # [B, Hk, L, D]
-    *,
-    scale: float,
-    sliding_window: int | None,
-    softcap: float | None,
-) -> Tensor:
-    """Causal attention of one block: [B, H, L, D]."""
-    length, grouped = q.shape[2], q.shape[1] != k.shape[1]
-    windowed = sliding_window is not None and sliding_window < length
-    on_cpu = q.device.type == "cpu"
-    plain = softcap is not None or (on_cpu and length <= PLAIN_LENGTH)
-    if not windowed and not plain:
-        if grouped and on_cpu:
-            k, v = (_repeat_heads(tensor, q.shape[1]) for tensor in (k, v))
-            grouped = False
-        return F.scaled_dot_product_attention(
-            q, k, v, scale=scale, is_causal=True, enable_gqa=grouped
-        )
-    k, v = (_repeat_heads(tensor, q.shape[1]) for tensor in (k, v))
-    place = torch.arange(length, device=q.device)
-    distance = place[:, None] - place[None, :]  # [L, L]
-    visible = distance >= 0
-    if sliding_window is not None:
-        visible &= distance < sliding_window
-    if not plain:
-        return F.scaled_dot_product_attention(q, k, v, scale=scale, attn_mask=visible)
-    scores = (q * scale) @ k.transpose(2, 3)  # [B, H, L, L]
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill(~visible, float("-inf"))
-    return scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v
-
-
-def _repeat_heads(tensor: Tensor, num_heads: int) -> Tensor:
-    """[B, Hk, L, D] to [B, H, L, D]; neighbours share a key-value head, as transformers does."""
-    return tensor.repeat_interleave(num_heads // tensor.shape[1], dim=1)
+def _autocast(tensor: Tensor) -> Tensor:
+    """Round a tensor to the dtype of autocast's matrix products, where autocast is on."""
+    device = tensor.device.type
+    if not torch.is_autocast_enabled(device):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device))
 
 
 def _refuse(
@@ -240,7 +225,7 @@ def _refuse(
 
 
 def attention_arguments(name: str, cu_seqlens: Tensor) -> dict[str, Any]:
-    """What the model is called with besides tokens and positions.
+    """Return the arguments that the model needs besides tokens and positions.
 
     Args:
         name: one of ATTENTION_NAMES.

@@ -1,8 +1,9 @@
-"""The language-model head that never holds the logits: log-probabilities and entropies by chunks.
+"""Language-model head that never holds all logits: log-probabilities and entropies by chunks.
 
 Hidden states [M, H] and the weight [V, H] go in, log-probabilities and full-vocabulary entropies
 [M] of the targets come out, in float32. At most `chunk_rows` rows of logits exist at a time, in
-the forward and, recomputed, in the backward pass: memory does not grow with M * V.
+the forward and, recomputed, in the backward pass: memory does not grow with M * V. Runs in the
+ranks of learner and reference. Samples nothing.
 
 The arithmetic, per row, with raw logits r, soft cap c and temperature T:
     z = c * tanh(r / c) / T   (r / T without a cap)        p = softmax(z)
@@ -17,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Where no number of rows is given, a chunk of float32 logits is 64 MiB; larger is not faster.
-CHUNK_ELEMENTS = 1 << 24
+from workers.engines.model.head_rows import default_chunk_rows
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
@@ -31,33 +31,36 @@ class _ChunkedLogprobs(torch.autograd.Function):
         targets: Tensor,  # [M] int64
         temperature: float,
         softcap: float | None,
-        want_entropy: bool,
+        with_entropy: bool,
         chunk_rows: int,
         product_dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(hidden, weight, bias, targets)
-        ctx.temperature, ctx.softcap, ctx.want_entropy = temperature, softcap, want_entropy
+        # An output that nothing differentiates (entropies that only gate) then costs nothing.
+        ctx.set_materialize_grads(False)
+        ctx.temperature, ctx.softcap, ctx.with_entropy = temperature, softcap, with_entropy
         ctx.chunk_rows, ctx.product_dtype = chunk_rows, product_dtype
         logprobs = hidden.new_empty(hidden.shape[0], dtype=torch.float32)  # [M]
-        entropies = torch.empty_like(logprobs) if want_entropy else logprobs.new_empty(0)
+        entropies = torch.empty_like(logprobs) if with_entropy else logprobs.new_empty(0)
         factor = weight.to(product_dtype)  # [V, H]
         for rows in _chunks(hidden.shape[0], chunk_rows):
             z = _logits(hidden[rows], factor, bias)  # [m, V]
-            _temper_(z, temperature=temperature, softcap=softcap)
-            log_norm = z.logsumexp(dim=-1)  # [m]
-            logprobs[rows] = z.gather(1, targets[rows, None])[:, 0] - log_norm
-            if want_entropy:
-                # From log p: logsumexp(z) - sum(p * z) would cancel where the logits are large.
-                log_p = z.sub_(log_norm[:, None])
-                entropies[rows] = log_p.exp().mul_(log_p).sum(dim=-1).neg_()
-        if not want_entropy:
+            _cap_and_divide_(z, temperature=temperature, softcap=softcap)
+            logprobs[rows], uncertainty = _scores_(z, targets[rows], entropy=with_entropy)
+            if uncertainty is not None:
+                entropies[rows] = uncertainty
+            del z  # or the next chunk's logits would lie beside it
+        if not with_entropy:
             ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         hidden, weight, bias, targets = ctx.saved_tensors
-        grad_logprobs, grad_entropies = grads  # [M], [M] or [0]
+        grad_logprobs: Tensor | None = grads[0]  # [M]
+        grad_entropies = grads[1] if ctx.with_entropy else None  # [M]
+        if grad_logprobs is None:
+            grad_logprobs = hidden.new_zeros(hidden.shape[0], dtype=torch.float32)
         factor = weight.to(ctx.product_dtype)  # [V, H]
         grad_hidden = torch.empty_like(hidden)
         grad_weight: Tensor | None = None  # [V, H] float32
@@ -65,18 +68,19 @@ class _ChunkedLogprobs(torch.autograd.Function):
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         for rows in _chunks(hidden.shape[0], ctx.chunk_rows):
             z = _logits(hidden[rows], factor, bias)  # [m, V]
-            slope = _temper_(z, temperature=ctx.temperature, softcap=ctx.softcap)
+            slope = _cap_and_divide_(z, temperature=ctx.temperature, softcap=ctx.softcap)
             grad_z = _gradient_(
                 z,
                 targets[rows],
                 grad_logprobs[rows],
-                grad_entropies[rows] if ctx.want_entropy else None,
+                None if grad_entropies is None else grad_entropies[rows],
             )
-            grad_z.mul_(slope)
+            if isinstance(slope, Tensor) or slope != 1.0:
+                grad_z.mul_(slope)
             if grad_bias is not None:
                 grad_bias.add_(grad_z.sum(dim=0))
             grad_raw = grad_z.to(ctx.product_dtype)
-            grad_hidden[rows] = (grad_raw @ factor).to(hidden.dtype)
+            grad_hidden[rows] = _product(grad_raw, factor)
             if trains:
                 chunk = hidden[rows].to(ctx.product_dtype)
                 grad_weight = _add_product_(grad_weight, grad_raw.t(), chunk)
@@ -88,16 +92,33 @@ class _ChunkedLogprobs(torch.autograd.Function):
         return grad_hidden, grad_weight, grad_bias, *([None] * 6)
 
 
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Return left @ right in float32; where the device can, never rounded to the factors' dtype."""
+    if left.is_cuda and left.dtype != torch.float32:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return (left @ right).float()
+
+
 def _add_product_(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """total + left @ right [V, H] in float32, in place where there is a total.
+    """Add left @ right [V, H] to `total` in float32, in place where there is a total.
 
     The first product is taken as it is: filling 100 MB with zeros to add to costs more.
     """
     if total is None:
-        return (left @ right).float()
+        return _product(left, right)
     if left.dtype == torch.float32:
         return total.addmm_(left, right)
+    if left.is_cuda:
+        # One pass over the total, and no product in half precision beside it.
+        return torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
     return total.add_(left @ right)
+
+
+def _gpu_bytes(device: torch.device) -> int | None:
+    """Return the memory of a GPU; None for a CPU."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.get_device_properties(device).total_memory
 
 
 def _chunks(num_rows: int, chunk_rows: int) -> list[slice]:
@@ -105,23 +126,37 @@ def _chunks(num_rows: int, chunk_rows: int) -> list[slice]:
 
 
 def _logits(hidden: Tensor, factor: Tensor, bias: Tensor | None) -> Tensor:
-    """Raw logits [m, V] in float32; where the device can, accumulated in float32 as well."""
-    rows = hidden.to(factor.dtype)
-    if factor.dtype != torch.float32 and factor.is_cuda:
-        logits = torch.mm(rows, factor.t(), out_dtype=torch.float32)
-    else:
-        logits = (rows @ factor.t()).float()
+    """Compute the raw logits [m, V] in float32."""
+    logits = _product(hidden.to(factor.dtype), factor.t())
     return logits if bias is None else logits.add_(bias.float())
 
 
+def _scores_(z: Tensor, targets: Tensor, *, entropy: bool) -> tuple[Tensor, Tensor | None]:
+    """Return log-probs [m] and, if asked for, entropies [m] of `z` [m, V]; may overwrite `z`."""
+    if not entropy and not z.is_cuda:
+        return z.gather(1, targets[:, None])[:, 0] - z.logsumexp(dim=-1), None
+    log_p = _log_softmax_(z)
+    logprobs = log_p.gather(1, targets[:, None])[:, 0]
+    if not entropy:
+        return logprobs, None
+    # From log p: logsumexp(z) - sum(p * z) would cancel where the logits are large.
+    return logprobs, log_p.exp().mul_(log_p).sum(dim=-1).neg_()
+
+
+def _log_softmax_(z: Tensor) -> Tensor:
+    """Return log p [m, V], in the memory of `z` where that costs nothing."""
+    # On a GPU one kernel reads z and writes log p; the steps in place would pass over it six times.
+    return z.log_softmax(dim=-1) if z.is_cuda else z.sub_(z.logsumexp(dim=-1, keepdim=True))
+
+
 def _gradient_(
-    z: Tensor,  # [m, V], overwritten
+    z: Tensor,  # [m, V], may be overwritten
     targets: Tensor,  # [m]
     grad_logprobs: Tensor,  # [m]
     grad_entropies: Tensor | None,  # [m]
 ) -> Tensor:
-    """Gradient by `z`: [m, V], in the memory of `z`, with one buffer beside it for entropies."""
-    log_p = z.sub_(z.logsumexp(dim=-1, keepdim=True))
+    """Return the gradient by `z` [m, V], with one buffer beside it for entropies."""
+    log_p = _log_softmax_(z)
     if grad_entropies is None:
         grad_z = log_p.exp_().mul_(-grad_logprobs[:, None])
     else:
@@ -132,8 +167,10 @@ def _gradient_(
     return grad_z.scatter_add_(1, targets[:, None], grad_logprobs[:, None])
 
 
-def _temper_(logits: Tensor, *, temperature: float, softcap: float | None) -> Tensor | float:
-    """Cap and divide `logits` in place; returns their derivative by the raw logits."""
+def _cap_and_divide_(
+    logits: Tensor, *, temperature: float, softcap: float | None
+) -> Tensor | float:
+    """Cap and divide `logits` in place; return their derivative by the raw logits."""
     if softcap is None:
         if temperature != 1.0:
             logits.div_(temperature)
@@ -155,7 +192,7 @@ def chunked_logprobs(
     entropy: bool = False,
     chunk_rows: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities and entropies of `targets` without ever holding [M, V].
+    """Compute log-probabilities and entropies of `targets` without ever holding [M, V].
 
     Under autocast the matrix products use its dtype; logits, softmax and results are float32.
 
@@ -167,10 +204,13 @@ def chunked_logprobs(
         temperature: the logits are divided by it; positive.
         softcap: `c` of `c * tanh(logits / c)`, as Gemma 2 has.
         entropy: also return entropies; both outputs then carry gradients.
-        chunk_rows: rows of float32 logits held at a time; None keeps a chunk at 64 MiB.
+        chunk_rows: rows of float32 logits held at a time; None asks `head_rows`.
 
     Returns:
         Log-probabilities [M] float32, and entropies [M] float32 or None.
+
+    Raises:
+        ValueError: a temperature that is not positive.
     """
     if not temperature > 0:
         raise ValueError(
@@ -188,14 +228,14 @@ def chunked_logprobs(
             float(temperature),
             softcap,
             entropy,
-            chunk_rows or max(1, CHUNK_ELEMENTS // max(1, weight.shape[0])),
+            chunk_rows or default_chunk_rows(weight.shape[0], _gpu_bytes(weight.device)),
             product or weight.dtype,
         )
     return logprobs, entropies if entropy else None
 
 
 class ChunkedHead(nn.Module):
-    """The output embedding as a module that owns its (possibly tied) weight.
+    """Output embedding as a module that owns its (possibly tied) weight.
 
     ZeRO-3 gathers a parameter around the module that owns it, in forward and in backward: the
     head has to be a module that is called, not a tensor that is reached for.
@@ -218,7 +258,7 @@ class ChunkedHead(nn.Module):
     def forward(
         self, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities [M] and entropies [M] of `targets` [M] after `hidden` [M, H]."""
+        """Compute log-probabilities and entropies [M] of `targets` [M] after `hidden` [M, H]."""
         return chunked_logprobs(
             hidden,
             self.weight,

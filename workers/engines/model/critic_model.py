@@ -1,12 +1,14 @@
-"""A decoder that answers with one value per token of a packed batch.
+"""Decoder with a value head: one value per token of a packed batch.
 
 A `PackedModel` without a language-model head and with a float32 scalar one. Values are aligned like
 log-probabilities: the value at token i is V(state before token i is sampled), which only earlier
-tokens of its sequence can say, so it is read from the hidden state of token i - 1.
+tokens of its sequence determine, so it is read from the hidden state of token i - 1.
 
 The head starts at zero. Every value is then 0 in the first step, so the first advantages are plain
 discounted returns instead of returns minus noise, and value clipping starts from 0; the head's own
 gradient is not zero, and from the second update on the backbone has one too.
+
+Runs in the critic's ranks. Computes no loss.
 
 Legend: N tokens of a packed batch, S sequences, M trained tokens, H hidden size.
 """
@@ -23,7 +25,7 @@ from workers.engines.model.packed_model import PackedModel, check_model_folder
 
 
 class CriticModel(PackedModel):
-    """`forward(tokens, position_ids, cu_seqlens, loss_mask)` -> values [N].
+    """Value model: `forward(tokens, position_ids, cu_seqlens, loss_mask)` -> values [N].
 
     Args:
         model: the backbone.
@@ -51,7 +53,7 @@ class CriticModel(PackedModel):
         cu_seqlens: Tensor,  # [S+1] int32
         loss_mask: Tensor,  # [N] bool
     ) -> Tensor:
-        """Values [N] float32, zero where `loss_mask` is False.
+        """Compute the values [N] float32, zero where `loss_mask` is False.
 
         A batch with nothing to train gives zeros that still reach every parameter, so ZeRO's
         collectives all happen.
@@ -65,7 +67,7 @@ class CriticModel(PackedModel):
         return picked.new_zeros(tokens.shape[0]).index_copy(0, trained, picked)
 
     def hf_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The backbone's under `model.`, the head's under `value_head.`."""
+        """Iterate over the backbone's parameters (`model.`) and the head's (`value_head.`)."""
         return self.named_parameters()
 
 
@@ -76,7 +78,7 @@ def load_critic_model(
     attention: str = VARLEN_SDPA,
     autocast: torch.dtype | None = None,
 ) -> CriticModel:
-    """Read the backbone of a Hugging Face model folder; its own head, if it has one, is left out.
+    """Read the backbone of a Hugging Face model folder, without a head that the folder may have.
 
     Raises:
         ValueError: no such folder, no configuration, no weights, or an attention that cannot run.

@@ -1,4 +1,7 @@
-"""Check how many ranks can share the attention heads of a model."""
+"""Check of the number of ranks that can share the attention heads of a model.
+
+Runs in the driver, before anything starts, and in the ranks. Reads no model.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Low-rank adapters (peft) inside a Hugging Face model: attach, switch off, name, write.
 
-The base model's weights stay as they are and are frozen; only A and B train. What a publication
-sends of both is `weight_sync/lora_source.py`.
+The base model's weights stay as they are and are frozen; only A and B train. Runs in the learner's
+ranks. The tensors that a publication sends are `workers/engines/zero/lora_weights.py`.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ def attach_lora(model: PreTrainedModel, settings: LoraSettings) -> None:
 
 
 def lora_layers(model: nn.Module) -> dict[str, Any]:
-    """The adapted layers by the base model's name of the module; empty without an adapter."""
+    """Map the base model's name of each adapted module to its layer; empty without an adapter."""
     return {
         name: layer
         for name, layer in model.named_modules()
@@ -54,7 +54,7 @@ def lora_layers(model: nn.Module) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def adapter_disabled(model: nn.Module) -> Iterator[None]:
-    """The base model itself, bit for bit, inside the block."""
+    """Switch the adapter off inside the block, which then runs the base model, bit for bit."""
     layers = lora_layers(model).values()
     for layer in layers:
         layer.enable_adapters(False)
@@ -66,12 +66,12 @@ def adapter_disabled(model: nn.Module) -> Iterator[None]:
 
 
 def base_name(name: str) -> str:
-    """A parameter's name in the model without adapter: `q_proj.weight` for its wrapped layer."""
+    """Return a parameter's name without adapter: `q_proj.weight` for its wrapped layer."""
     return name.replace(".base_layer.", ".")
 
 
 def adapter_name(name: str) -> str | None:
-    """A's or B's name in a peft folder and in vLLM; None for any other parameter."""
+    """Return the name of A or B in a peft folder and in vLLM; None for any other parameter."""
     suffix = f".{ADAPTER}.weight"
     if not name.endswith((f".lora_A{suffix}", f".lora_B{suffix}")):
         return None

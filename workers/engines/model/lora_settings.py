@@ -1,6 +1,7 @@
-"""What a low-rank adapter is told before it is attached, and the names it goes by.
+"""Settings of a low-rank adapter, given before it is attached, and the names that it goes by.
 
-Imports neither torch nor peft: a driver can validate settings without them.
+Runs in the driver, which validates settings with them, and in the learner's ranks. Imports neither
+torch nor peft.
 """
 
 import json
@@ -17,9 +18,13 @@ PEFT_PREFIX = "base_model.model."
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraSettings:
-    """LoRA (2106.09685): y = W x + (alpha / rank) B A x, with W frozen.
+    """Settings of LoRA (2106.09685): y = W x + (alpha / rank) B A x, with W frozen.
 
     There is no dropout: the policy that is trained must be the one that is scored and published.
+
+    Worked example, a layer `q_proj` of 960 inputs and 960 outputs:
+        rank 16    alpha 32.0    target_modules ("q_proj",)    publish "merged"    seed 0
+        A [16, 960] and B [960, 16] train; W + 2.0 B A is published as `...q_proj.weight`.
 
     Attributes:
         rank: rows of A [rank, in] and columns of B [out, rank].
@@ -51,7 +56,7 @@ class LoraSettings:
 
 
 def unmatched_targets(targets: str | Sequence[str], modules: Iterable[str]) -> list[str]:
-    """Targets that are the end of no module's name, whole parts compared; sorted."""
+    """List the targets that are the end of no module's name, whole parts compared; sorted."""
     if targets == ALL_LINEAR:
         return []
     wanted = {targets} if isinstance(targets, str) else {*targets}
@@ -61,9 +66,9 @@ def unmatched_targets(targets: str | Sequence[str], modules: Iterable[str]) -> l
 
 
 def linear_names(folder: Path) -> list[str]:
-    """Modules of a model folder that hold a matrix inside a layer, read from the files' headers.
+    """List the modules of a model folder that hold a matrix inside a layer, by file headers.
 
-    The driver's view: no weight is read, no model is built. Embeddings and heads are left out.
+    For the driver: no weight is read, no model is built. Embeddings and heads are left out.
     """
     found = set()
     for path in sorted(folder.glob("*.safetensors")):
@@ -79,7 +84,7 @@ def linear_names(folder: Path) -> list[str]:
 
 
 def check_targets(targets: str | Sequence[str], modules: Sequence[str]) -> None:
-    """Raise ValueError if a target is the name of no module that an adapter can stand beside."""
+    """Raise ValueError where a target names no module that an adapter can be attached to."""
     unmatched = unmatched_targets(targets, modules)
     if unmatched:
         choices = sorted({name.rpartition(".")[2] for name in modules})
@@ -90,7 +95,7 @@ def check_targets(targets: str | Sequence[str], modules: Sequence[str]) -> None:
 
 
 def adapted_leaves(targets: str | Sequence[str], modules: Iterable[str]) -> tuple[str, ...]:
-    """Last parts of the names of the modules that `targets` select, such as `q_proj`; sorted."""
+    """List the last name parts of the modules that `targets` select, such as `q_proj`; sorted."""
     chosen = [targets] if isinstance(targets, str) else targets
     found = {
         module.rpartition(".")[2]

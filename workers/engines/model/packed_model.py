@@ -1,10 +1,11 @@
-"""A transformers model that runs on packed batches: hidden states without padding.
+"""Transformers model that runs on packed batches: hidden states without padding.
 
-The ground that a policy and a critic stand on: attention that keeps packed sequences apart, an
-autocast that DeepSpeed leaves on, no dropout (what is trained must be what is scored), no key-value
-cache. What becomes of the hidden states is its subclasses' business. Where ranks share their
-batches, each has the hidden states of its own part of the tokens; `own` and `whole` lead from a
-batch to that part and back.
+Base of policy and critic: attention that keeps packed sequences apart, an autocast that DeepSpeed
+leaves on, no dropout (what is trained must be what is scored), no key-value cache. The use of the
+hidden states is the subclasses' business. Where ranks share their batches, each has the hidden
+states of its own part of the tokens; `own` and `whole` lead from a batch to that part and back.
+
+Runs in the ranks of learner, reference and critic. Computes no loss and generates nothing.
 
 Legend: N tokens of a packed batch, S sequences, H hidden size, n tokens of this rank's part (N
 where the batch is not shared).
@@ -27,7 +28,7 @@ WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
 class PackedModel(nn.Module):
-    """`hidden_states(tokens, position_ids, cu_seqlens)` -> [n, H].
+    """Decoder over packed batches: `hidden_states(tokens, position_ids, cu_seqlens)` -> [n, H].
 
     Args:
         model: any transformers decoder with full or sliding attention layers.
@@ -63,7 +64,7 @@ class PackedModel(nn.Module):
         position_ids: Tensor,  # [N] int64
         cu_seqlens: Tensor,  # [S+1] int32
     ) -> Tensor:
-        """What the last layer says at every token of this rank's part [n, H]."""
+        """Compute the last layer's output at every token of this rank's part [n, H]."""
         extras: dict[str, Any] = {}
         if self._shared is not None:
             cu_seqlens = self._shared.padded_ends(cu_seqlens, tokens.shape[0])
@@ -78,22 +79,22 @@ class PackedModel(nn.Module):
         return hidden[0]
 
     def own(self, values: Tensor) -> Tensor:
-        """This rank's part [n] of a value per token [N]; padding is zero."""
+        """Take this rank's part [n] of a value per token [N]; padding is zero."""
         return values if self._shared is None else self._shared.own(values)
 
     def whole(self, values: Tensor, num_tokens: int) -> Tensor:
-        """All ranks' parts [n] as one value per token [N], on each of them, with gradient."""
+        """Join all ranks' parts [n] to one value per token [N], on every rank, with gradient."""
         return values if self._shared is None else self._shared.whole(values, num_tokens)
 
     def mixed_precision(self, tokens: Tensor) -> torch.autocast:
-        """The autocast of the forward pass.
+        """Return the autocast of the forward pass.
 
         To be entered inside `forward`: DeepSpeed switches off one that surrounds its engine.
         """
         return torch.autocast(tokens.device.type, self.autocast, enabled=self.autocast is not None)
 
     def hf_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Every parameter that trains, under stable names; a tied weight comes once."""
+        """Iterate over the parameters that train, under stable names; a tied weight comes once."""
         return self.model.named_parameters()
 
     def enable_gradient_checkpointing(self, *, reentrant: bool) -> None:
@@ -125,7 +126,7 @@ def check_model_folder(folder: str | Path) -> None:
 
 
 def _check_layers(model: PreTrainedModel) -> None:
-    """Layer kinds that packed attention would compute wrongly are refused by name."""
+    """Raise ValueError for kinds of layers that packed attention would compute wrongly."""
     config: Any = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or [])
     unknown = sorted(kinds - {"full_attention", "sliding_attention"})

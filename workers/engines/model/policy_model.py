@@ -1,7 +1,7 @@
-"""A causal language model that answers with log-probabilities of a packed batch.
+"""Causal language model that returns log-probabilities of a packed batch.
 
 A `PackedModel` whose head is a `ChunkedHead`: tokens in, per-token log-probabilities and entropies
-out; logits exist nowhere. It does not generate.
+out; logits exist nowhere. Runs in the ranks of learner and reference. Does not generate.
 
 Legend: N tokens of a packed batch, S sequences, n tokens of this rank's part of it (`PackedModel`),
 M tokens of that part whose next token trains.
@@ -10,12 +10,11 @@ M tokens of that part whose next token trains.
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from workers.engines.model.attention import VARLEN_SDPA, check_attention
 from workers.engines.model.chunked_head import ChunkedHead
@@ -25,13 +24,13 @@ from workers.engines.model.packed_model import PackedModel, check_model_folder
 
 
 class PolicyModel(PackedModel):
-    """`forward(tokens, position_ids, cu_seqlens, loss_mask)` -> log-probs [N], entropies [N].
+    """Policy: `forward(tokens, position_ids, cu_seqlens, loss_mask)` -> log-probs, entropies [N].
 
     Args:
         model: any transformers causal LM with full or sliding attention layers.
         attention: a name of `attention.ATTENTION_NAMES`.
         autocast: dtype of the matrix products where it is not that of the weights.
-        head_chunk: rows of logits held at a time; None keeps a chunk at 64 MiB.
+        head_chunk: rows of logits held at a time; None leaves it to `head_rows`.
         sequence_group: ranks that share every batch, or None.
         adapter: trains instead of the model's own weights, which are frozen; None trains those.
     """
@@ -71,7 +70,7 @@ class PolicyModel(PackedModel):
         temperature: float = 1.0,
         entropy: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probs and entropies [N] float32, zero where `loss_mask` is False.
+        """Compute log-probs and entropies [N] float32, zero where `loss_mask` is False.
 
         Element i is log p(token i | earlier tokens of its sequence). A batch with nothing to
         train gives zeros that still reach every parameter, so ZeRO's collectives all happen.
@@ -99,7 +98,7 @@ class PolicyModel(PackedModel):
         )
 
         def at_predicted(values: Tensor) -> Tensor:
-            """[M] to [N]: from the tokens that predict to those predicted."""
+            """Move values from the tokens that predict [M] to the tokens predicted [N]."""
             laid = values.new_zeros(predicts.shape[0]).index_copy(0, rows, values)  # [n]
             return self.whole(laid, tokens.shape[0]).roll(1)
 
@@ -107,7 +106,7 @@ class PolicyModel(PackedModel):
         return logprobs, None if picked_entropy is None else at_predicted(picked_entropy)
 
     def hf_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """See `PackedModel`; with an adapter, its matrices alone."""
+        """Iterate as `PackedModel` does; with an adapter, over the adapter's matrices alone."""
         named = super().hf_named_parameters()
         return ((n, p) for n, p in named if self.adapter is None or adapter_name(n) is not None)
 
@@ -121,7 +120,7 @@ class PolicyModel(PackedModel):
 
     @contextlib.contextmanager
     def base(self) -> Iterator[None]:
-        """Inside the block the policy is the model that its adapter was attached to.
+        """Make the policy, inside the block, the model that its adapter was attached to.
 
         Raises:
             ValueError: without an adapter that model is gone once the policy has trained.
@@ -162,9 +161,3 @@ def load_policy_model(
         sequence_group=sequence_group,
         adapter=adapter,
     )
-
-
-def model_shape(folder: str | Path) -> tuple[int, int]:
-    """Layers and hidden size of the model in `folder`, for the cost of a sequence."""
-    config: Any = AutoConfig.from_pretrained(str(folder), local_files_only=True).get_text_config()
-    return config.num_hidden_layers, config.hidden_size

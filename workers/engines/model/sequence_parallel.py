@@ -6,6 +6,8 @@ tokens of all heads for all tokens of its heads (DeepSpeed's `UlyssesSPAttention
 attention of packed sequences), and back. Log-probs leave the model whole, [N] on every rank,
 because a loss may need whole sequences.
 
+Runs in the learner's ranks.
+
 What is DeepSpeed's and what is not (0.19.8, torch 2.13, measured on gloo, which has all-to-all):
 * The attention module is used as it is. With `varlen_sdpa` inside, hidden states equal one rank's
   to the bit and gradients to 2e-7, also with fewer key-value heads than ranks, which it repeats.
@@ -21,11 +23,12 @@ It does not divide weights (ZeRO does), and refuses models whose heads the ranks
 Legend: N tokens of a micro-batch, S sequences, P ranks that share it, n tokens of one rank.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
@@ -33,11 +36,14 @@ from transformers import AttentionInterface
 from workers.engines.model.attention import varlen_sdpa
 from workers.engines.model.heads import check_heads
 
+if TYPE_CHECKING:
+    from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
+
 ULYSSES = "ulysses_varlen_sdpa"
 
 
 class SequenceParallel:
-    """This rank's place among the ranks that share its micro-batches.
+    """Place of this rank among the ranks that share its micro-batches.
 
     Args:
         config: transformers' text configuration: heads and their size.
@@ -48,6 +54,9 @@ class SequenceParallel:
     """
 
     def __init__(self, config: Any, group: dist.ProcessGroup) -> None:
+        # A model that shares no batches runs where there is no DeepSpeed.
+        from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
+
         num_heads = config.num_attention_heads
         num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
         self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)
@@ -65,30 +74,30 @@ class SequenceParallel:
         )
 
     def padded_ends(self, cu_seqlens: Tensor, num_tokens: int) -> Tensor:
-        """`cu_seqlens` [S+1] of P * n tokens: what is missing is a sequence of its own."""
+        """Extend `cu_seqlens` [S+1] to P * n tokens: the padding is a sequence of its own."""
         padding = -num_tokens % self.size
         if not padding:
             return cu_seqlens
         return torch.cat([cu_seqlens, cu_seqlens.new_tensor([num_tokens + padding])])
 
     def own(self, values: Tensor) -> Tensor:
-        """This rank's n of N values; padding is zero."""
+        """Take this rank's n of N values; padding is zero."""
         padded = F.pad(values, (0, -values.shape[0] % self.size))
         return padded.chunk(self.size)[self.rank]
 
     def whole(self, values: Tensor, num_tokens: int) -> Tensor:
-        """The values [n] of all ranks end to end, without the padding: [N]."""
+        """Join the values [n] of all ranks end to end, without the padding: [N]."""
         gathered: Tensor = _Gather.apply(values, self)
         return gathered[:num_tokens]
 
     @property
     def attention_arguments(self) -> dict[str, Any]:
-        """What the model is called with besides the arguments of `varlen_sdpa`."""
+        """Arguments of the model besides those of `varlen_sdpa`."""
         return {"exchange": self._exchange}
 
 
 class _Gather(torch.autograd.Function):
-    """[n] of every rank to [P * n] on every rank.
+    """All-gather from [n] of every rank to [P * n] on every rank.
 
     All ranks compute the same loss from the result, so each takes the gradient of its own part and
     nothing is added up: over all ranks every token then counts once.
@@ -117,7 +126,11 @@ def ulysses_varlen_sdpa(
     exchange: UlyssesSPAttentionHF | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """`varlen_sdpa` over all N tokens for this rank's share of the heads; output [1, n, H * D]."""
+    """Run `varlen_sdpa` over all N tokens for this rank's share of the heads; output [1, n, H * D].
+
+    Raises:
+        ValueError: no `exchange` was given.
+    """
     if exchange is None:
         raise ValueError(f"{ULYSSES} needs the model called with exchange=...")
     return exchange(module, query, key, value, attention_mask, **kwargs)

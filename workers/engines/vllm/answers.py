@@ -1,8 +1,8 @@
-"""What an engine may answer: a response of known tokens with finite log-probs, each of a version.
+"""Check of an engine's answers: known tokens, finite log-probs, a version for each token.
 
-Between vLLM and everything that trains. An answer that is none of that becomes a failed sample with
-its reason, never a reward of zero; an engine that gives nothing else is not sampled from any
-further.
+Stands between vLLM and everything that trains, in the rollout worker's process. An answer without
+these becomes a failed sample with its reason, never a reward of zero; an engine that gives no other
+answer is not sampled from any further. Scores nothing and restarts nothing.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ ROUNDING = 1e-3  # by which a log-prob may exceed 0
 
 
 class UnusableAnswerError(RuntimeError):
-    """An engine answered, and not with a response; the message is the reason, without numbers."""
+    """Answer of an engine that is no response; the message is the reason, without numbers."""
 
 
-class Answers:
-    """Judges one engine's answers.
+class AnswerCheck:
+    """Check of one engine's answers, which counts the unusable ones in a row.
 
     Args:
-        who: names the engine.
-        max_in_a_row: after so many unusable answers `check` gives up.
+        engine: name of the engine, for messages.
+        max_in_a_row: after so many unusable answers `check` raises.
     """
 
-    def __init__(self, who: str, *, max_in_a_row: int = MAX_IN_A_ROW) -> None:
-        self._who, self._max_in_a_row = who, max_in_a_row
+    def __init__(self, engine: str, *, max_in_a_row: int = MAX_IN_A_ROW) -> None:
+        self._engine, self._max_in_a_row = engine, max_in_a_row
         self._in_a_row = 0
         self._last = ""
 
-    def judge(self, sample: Sample, *, vocab_size: int) -> Sample:
-        """`sample`, if it can train.
+    def accept(self, sample: Sample, *, vocab_size: int) -> Sample:
+        """Return `sample`, if it can train.
 
         Raises:
             UnusableAnswerError: it can't.
@@ -46,21 +46,21 @@ class Answers:
         raise UnusableAnswerError(fault)
 
     def check(self) -> None:
-        """Give up on an engine that answers nothing usable.
+        """Raise where the engine gives nothing usable any more.
 
         Raises:
-            RuntimeError: says what it answered, and what to look at.
+            RuntimeError: names the last answer's fault, and what to look at.
         """
         if self._in_a_row >= self._max_in_a_row:
             raise RuntimeError(
-                f"{self._who} gave {self._in_a_row} unusable answers in a row, the last: "
+                f"{self._engine} gave {self._in_a_row} unusable answers in a row, the last: "
                 f"{self._last}; look at its weights (non-finite?), rollout.dtype and "
                 "rollout.engine_kwargs"
             )
 
 
 def fault_of(sample: Sample, *, vocab_size: int) -> str | None:
-    """Why an answer can't train, or None; an aborted one may be empty."""
+    """Return the reason for which an answer can't train, or None; an aborted one may be empty."""
     num_tokens = len(sample.tokens)
     if not num_tokens:
         return None if sample.finish_reason == "abort" else "empty response"

@@ -1,8 +1,8 @@
-"""A vLLM engine for rollouts: asyncio in, `Sample`s out, weights published into it.
+"""Rollout engine on vLLM: asyncio in, `Sample`s out, weights published into it.
 
-Not a Ray actor (`workers.rollout.worker` wraps it). It samples; starting and ending vLLM is
-`vllm_process`, replacing its weights `vllm_weights`. Data flows: prompt token ids to vLLM's
-EngineCore process; sampled ids, log-probs and weight versions back.
+Data flows: prompt token ids to vLLM's EngineCore process; sampled ids, log-probs and weight
+versions back. Runs in the rollout worker's process. Not a Ray actor (`workers.rollout.worker` wraps
+it). Starting and ending vLLM is `process.py`, replacing its weights `weights.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from workers.data.requests import Sample, Sampling
-from workers.engines.vllm.answers import Answers
+from workers.engines.vllm.answers import AnswerCheck
 from workers.engines.vllm.process import EngineTimeoutError
 from workers.engines.vllm.settings import (
     VLLMSettings,
@@ -32,69 +32,43 @@ TOGETHER_S = 5.0  # longest that requests wait for those they are to be batched 
 
 
 class VLLMEngine(VLLMWeights):
-    """One vLLM engine.
+    """Rollout engine on one vLLM.
 
     Attributes:
-        answers: what it has answered lately.
+        answers: check of the engine's latest answers.
     """
 
     def __init__(self, settings: VLLMSettings) -> None:
         super().__init__(settings)
-        self.answers = Answers(f"engine {settings.engine_id}")
+        self.answers = AnswerCheck(f"engine {settings.engine_id}")
 
     async def generate(
         self, prompt_token_ids: list[int], *, request_id: str, sampling: Sampling, seed: int
     ) -> Sample:
-        """Samples one response.
+        """Sample one response.
 
         Args:
             prompt_token_ids: [P] token ids.
             request_id: unique among the running requests.
-            sampling: how to sample.
+            sampling: temperature, limits and stops of the response.
             seed: of this request alone; the response does not depend on what else is batched.
 
         Raises:
             EngineTimeoutError: no response within `request_timeout_s`; the request is aborted.
-            UnusableAnswerError: what came is no response of this model.
+            UnusableAnswerError: the answer is no response of this model.
             ValueError: a prompt that leaves no room for a response.
         """
         self._check_prompt(prompt_token_ids, request_id)
         output = await self._finish(prompt_token_ids, request_id, _params(sampling, seed))
         sample = self._sample(output.outputs[0])
-        return self.answers.judge(sample, vocab_size=self._live().model_config.get_vocab_size())
-
-    async def generate_group(
-        self,
-        prompt_token_ids: list[int],
-        *,
-        request_id: str,
-        sampling: Sampling,
-        seeds: Sequence[int],
-    ) -> list[Sample]:
-        """Samples one response per seed to the same prompt, whose keys and values are shared.
-
-        Equal to `generate` called with each seed; request ids are `<request_id>/<i>`.
-        """
-        return list(
-            await asyncio.gather(
-                *(
-                    self.generate(
-                        prompt_token_ids,
-                        request_id=f"{request_id}/{index}",
-                        sampling=sampling,
-                        seed=seed,
-                    )
-                    for index, seed in enumerate(seeds)
-                )
-            )
-        )
+        return self.answers.accept(sample, vocab_size=self._live().model_config.get_vocab_size())
 
     async def prompt_logprobs(
         self, token_ids: list[int], *, request_id: str = "probe"
     ) -> list[float]:
-        """Scores a given sequence under the weights of this moment, at temperature 1.
+        """Score a given sequence under the weights of this moment, at temperature 1.
 
-        vLLM does not read the prefix cache for a request that asks for prompt log-probs.
+        vLLM does not read the prefix cache for a request for prompt log-probs.
 
         Args:
             token_ids: [T] token ids.
@@ -120,17 +94,18 @@ class VLLMEngine(VLLMWeights):
         return [0.0, *(flat.logprobs[start] for start in starts)]  # type: ignore[union-attr]
 
     async def abort(self, request_ids: Sequence[str]) -> None:
-        """Ends running requests; their `generate` returns what was sampled, reason "abort"."""
+        """End running requests; their `generate` returns what was sampled, reason "abort"."""
         async with self._bounded(f"abort of {len(request_ids)} requests"):
             await self._live().abort(list(request_ids))
 
     @asynccontextmanager
     async def together(self, count: int) -> AsyncIterator[None]:
-        """The `count` requests that are begun inside enter the same batch, all of them.
+        """Admit all of the `count` requests that are begun inside the block to the same batch.
 
-        What is computed beside what decides how a processor rounds. Begun one by one while the
-        engine runs, equal requests would meet in other company every time; begun together, equal
-        requests give equal bits. Requests that stay away for `TOGETHER_S` are not waited for.
+        The other sequences of a batch decide how a processor rounds. Begun one by one while the
+        engine runs, equal requests would be batched with others every time; begun together, equal
+        requests give equal bits. Requests that are not begun within `TOGETHER_S` are not waited
+        for.
         """
         async with self._bounded("together"):
             await self._freeze(clear_cache=False)
@@ -148,16 +123,16 @@ class VLLMEngine(VLLMWeights):
     ) -> RequestOutput:
         from vllm.inputs import tokens_input
 
-        what = f"request {request_id!r} ({len(prompt_token_ids)} prompt tokens)"
+        call = f"request {request_id!r} ({len(prompt_token_ids)} prompt tokens)"
         last: RequestOutput | None = None
-        async with self._bounded(what, self.settings.request_timeout_s):
+        async with self._bounded(call, self.settings.request_timeout_s):
             outputs = self._live().generate(
                 tokens_input(prompt_token_ids), params, request_id, lora_request=self._adapter
             )
             async for output in outputs:
                 last = output
-        assert last is not None, what
-        assert last.finished, what
+        assert last is not None, call
+        assert last.finished, call
         return last
 
     def _check_prompt(self, prompt_token_ids: list[int], request_id: str) -> None:

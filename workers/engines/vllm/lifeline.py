@@ -1,8 +1,8 @@
-"""Ends vLLM's processes when the process that started them is killed.
+"""Lifeline of vLLM's processes: the end of their owner, the process that started them, ends them.
 
 vLLM's EngineCore outlives an owner that gets no chance to shut it down (SIGKILL, out of memory, a
-Ray actor that is killed). The owner leaves its process id in the environment; every vLLM worker
-watches it. Nothing else flows here.
+Ray actor that is killed). The owner, a rollout worker, leaves its process id in the environment;
+every vLLM worker watches that process. Nothing else flows here, and nothing is restarted.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ OWNER_VARIABLE = "BALLAST_ENGINE_OWNER_PID"
 
 
 def declare_owner() -> None:
-    """Makes this process the owner of the vLLM processes it starts from here on."""
+    """Make this process the owner of the vLLM processes that it starts from here on."""
     os.environ[OWNER_VARIABLE] = str(os.getpid())
 
 
 def follow_owner() -> None:
-    """Watches the owner from a background thread; does nothing in the owner itself."""
+    """Watch the owner from a background thread; do nothing in the owner itself."""
     owner = int(os.environ.get(OWNER_VARIABLE, os.getpid()))
     if owner == os.getpid():
         return
-    # With tensor parallelism this is a worker and its parent EngineCore, which watches nobody.
+    # With tensor parallelism this is a worker and its parent EngineCore, which watches no process.
     core = os.getppid()
     threading.Thread(target=_end_after, args=(owner, core), daemon=True).start()
 

@@ -1,8 +1,9 @@
-"""What a vLLM engine is told: its settings, the environment of its process, how to sample.
+"""Settings of a vLLM engine, and the environment of its process.
 
-Not the engine: nothing here imports vLLM, so that drivers and configuration checks stay light.
 Data flows from the configuration to `VLLMSettings`, from there to `AsyncEngineArgs` keywords and to
-the environment variables that must be set before the engine's process imports torch.
+the environment variables that must be set before the engine's process imports torch. The driver
+makes the settings and sends them to the rollout workers. Not the engine: nothing here imports vLLM,
+so that drivers and configuration checks stay light.
 """
 
 from __future__ import annotations
@@ -37,7 +38,14 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VLLMSettings:
-    """One engine.
+    """Settings of one engine.
+
+    Worked example, the second engine of a CPU run, and one on two GPUs:
+        VLLMSettings(model_path="/cache/smollm2", max_model_len=128, engine_id=1,
+                     kv_cache_memory_bytes=1 << 28, weight_transfer_backend="shm")
+        VLLMSettings(model_path="/models/qwen25_32b", device="cuda", dtype="bfloat16",
+                     max_model_len=4096, tensor_parallel_size=2, gpu_memory_utilization=0.9,
+                     weight_transfer_backend="nccl")
 
     Attributes:
         model_path: Hugging Face folder.
@@ -51,16 +59,17 @@ class VLLMSettings:
         sleeps: `sleep` is to free device memory; vLLM then allocates from pools that it can unmap.
         seed: of the engine; every request carries its own besides.
         weight_transfer_backend: "shm", "gloo", "nccl" or "ipc".
-        engine_id: which engine this is among those of the run (ranks in a transfer group
-            follow from it).
+        engine_id: number of this engine among those of the run (ranks in a transfer group follow
+            from it).
         enforce_eager: no compilation, no CUDA graphs.
         enable_prefix_caching: shares the prompt's keys and values within a group.
         recompute_kv: an update in mid-generation recomputes the running requests' keys and values
             under the new weights; without it they continue on stale ones.
         adapter_rank: rank of a LoRA adapter, where publications bring A and B beside frozen
             weights; None where they bring weights of the model.
-        adapter_layers: last parts of the names of the layers that it adapts. vLLM is told, because
-            it would adapt the head as well, and then cannot score prompts beside other requests.
+        adapter_layers: last parts of the names of the layers that it adapts. vLLM gets this list,
+            because it would adapt the head as well, and then cannot score prompts beside other
+            requests.
         request_timeout_s: longest wait for one response.
         control_timeout_s: longest wait for anything else.
         engine_kwargs: raw `AsyncEngineArgs` keywords; they win over what is derived here.
@@ -119,7 +128,7 @@ class VLLMSettings:
             raise ValueError(f"adapter_rank={self.adapter_rank} needs adapter_layers: name them")
 
     def engine_args(self) -> dict[str, Any]:
-        """Returns the keywords of `AsyncEngineArgs`."""
+        """Return the keywords of `AsyncEngineArgs`."""
         derived: dict[str, Any] = {
             "model": self.model_path,
             "dtype": self.dtype,
@@ -158,11 +167,14 @@ class VLLMSettings:
 
 
 def engine_env(settings: VLLMSettings, num_threads: int) -> dict[str, str]:
-    """Returns the environment variables that must be set before the engine's process starts.
+    """Return the environment variables that must be set before the engine's process starts.
 
     Args:
         settings: the engine's settings.
         num_threads: CPU threads of the engine's torch.
+
+    Raises:
+        ValueError: fewer than one thread.
     """
     if num_threads < 1:
         raise ValueError(f"an engine needs at least 1 thread, got {num_threads}")

@@ -1,9 +1,9 @@
-"""How weights come into a running vLLM, and what it says of them afterwards.
+"""Weights of a running vLLM: their arrival, and the evidence of what arrived.
 
-Its first four methods are those of vLLM's weight-sync client, which the trainer's side calls by
-name; around them stand pausing, resuming and the evidence that attestation asks for. The tensors
-arrive inside EngineCore through vLLM's weight-transfer API and never pass through here; the
-transports are `workers.weight_sync`.
+The first four methods are those of vLLM's weight-sync client, which the trainer's side calls
+through the rollout worker; around them stand pausing, resuming and the evidence that attestation
+reads. Runs in the rollout worker's process. The tensors arrive inside EngineCore through vLLM's
+weight-transfer API and never pass through here; the transports are `workers.weight_sync`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ADAPTER_ID = 1  # vLLM's number of the only adapter
 
 
 class VLLMWeights(VLLMProcess):
-    """A vLLM whose weights are replaced while it runs."""
+    """Running vLLM whose weights are replaced."""
 
     def __init__(self, settings: VLLMSettings) -> None:
         super().__init__(settings)
@@ -29,7 +29,7 @@ class VLLMWeights(VLLMProcess):
     async def init_weight_transfer_engine(
         self, init_info: dict[str, Any], place: int | None = None
     ) -> None:
-        """Connects to the trainer; blocks until the transport's rendezvous is complete.
+        """Connect to the trainer; block until the transport's rendezvous is complete.
 
         Args:
             init_info: of the transport, equal for all engines. A `rank_offset` or `place` in it is
@@ -47,24 +47,28 @@ class VLLMWeights(VLLMProcess):
             await self._live().collective_rpc("prepare")
 
     async def start_weight_update(self) -> None:
-        """Freezes running requests, so that no token is sampled between weights and label."""
+        """Freeze running requests, so that no token is sampled between weights and label."""
         async with self._bounded("start_weight_update"):
             await self.pause()
             await self._live().start_weight_update()
 
     async def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None:
-        """Receives weights: one round for `shm` and `gloo`, chunks for the others."""
+        """Receive weights: one round for `shm` and `gloo`, chunks for the others."""
         async with self._bounded("update_weights"):
             await self._attempt("update_weights", update_info)
 
     async def _attempt(self, method: str, argument: Any) -> None:
-        """Has every worker do what `AsyncLLM` does under the same name, and hears all of them."""
-        told = await self._live().collective_rpc("attempt", args=(method, argument))
-        if faults := [f"worker {rank}: {fault}" for rank, fault in enumerate(told) if fault]:
+        """Run on every worker what `AsyncLLM` does under the same name, and read all results.
+
+        Raises:
+            RuntimeError: a worker failed; names every worker that did, and its fault.
+        """
+        errors = await self._live().collective_rpc("attempt", args=(method, argument))
+        if faults := [f"worker {rank}: {error}" for rank, error in enumerate(errors) if error]:
             raise RuntimeError("; ".join(faults))
 
     async def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Labels the new weights, forgets keys and values of the old ones, and goes on."""
+        """Label the new weights, drop keys and values of the old ones, and resume."""
         async with self._bounded("finish_weight_update"):
             await self._live().finish_weight_update(weight_version)
             if self.settings.adapter_rank is not None:
@@ -74,9 +78,9 @@ class VLLMWeights(VLLMProcess):
             await self.resume()
 
     async def _apply_adapter(self) -> None:
-        """Puts the adapter that arrived in the place of the last one.
+        """Put the adapter that arrived in the place of the last one.
 
-        After vLLM's own end of an update, which forgets every adapter.
+        After vLLM's own end of an update, which drops every adapter.
         """
         from vllm.lora.request import LoRARequest
 
@@ -85,17 +89,17 @@ class VLLMWeights(VLLMProcess):
         self._adapter = LoRARequest("policy", ADAPTER_ID, "published")
 
     async def pause(self) -> None:
-        """Freezes running requests in place; with `recompute_kv` their cache is dropped too."""
+        """Freeze running requests in place; with `recompute_kv` drop their cache too."""
         async with self._bounded("pause"):
             await self._freeze(clear_cache=self.settings.recompute_kv)
 
     async def resume(self) -> None:
-        """Continues frozen requests."""
+        """Continue frozen requests."""
         async with self._bounded("resume"):
             await self._live().resume_generation()
 
     async def reset_prefix_cache(self) -> None:
-        """Forgets shared prefixes, which hold keys and values of older weights.
+        """Drop shared prefixes, which hold keys and values of older weights.
 
         Raises:
             RuntimeError: the engine refused, because requests are running and not paused.
@@ -108,12 +112,12 @@ class VLLMWeights(VLLMProcess):
                 )
 
     async def version(self) -> int:
-        """Returns the label of the weights in use."""
+        """Return the label of the weights in use."""
         async with self._bounded("version"):
             return int(await self._live().get_weight_version())
 
     async def attest_received(self) -> dict[str, list[int]]:
-        """Returns the fingerprint of every tensor that arrived in the last update.
+        """Return the fingerprint of every tensor that arrived in the last update.
 
         Raises:
             RuntimeError: the tensor-parallel workers received different bytes.
@@ -129,7 +133,7 @@ class VLLMWeights(VLLMProcess):
         return {name: list(value) for name, value in per_worker[0].items()}
 
     async def diagnose(self, expected: dict[str, list[int]] | None = None) -> dict[str, str]:
-        """Names the weights in use that differ from what was last received.
+        """Name the weights in use that differ from what was last received.
 
         Args:
             expected: fingerprints that ought to have arrived, by parameter name.
@@ -145,7 +149,5 @@ class VLLMWeights(VLLMProcess):
         return merged
 
     async def _freeze(self, *, clear_cache: bool) -> None:
-        if clear_cache and self._watch is not None:
-            self._watch.excuse()
         # AsyncLLM.pause_generation adds a sleep of 20 ms that is only for its callers' comfort.
         await self._live().engine_core.pause_scheduler_async(mode="keep", clear_cache=clear_cache)

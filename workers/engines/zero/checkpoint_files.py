@@ -1,4 +1,4 @@
-"""A ZeRO engine's part of a checkpoint: what is in it, how it is taken, written and read.
+"""ZeRO engine's part of a checkpoint: its content, and how it is taken, written and read.
 
     engine.json              the model's parameters, the optimizer's name, progress; by rank 0
     rank_00000.safetensors   this rank's slices of weights and optimizer state, its random state
@@ -7,8 +7,10 @@ Taking a snapshot copies this rank's slices to host memory: no communication, no
 Writing it needs the engine no more and may happen in another thread. Reading fills whatever slices
 the present layout wants, so the ZeRO stage and the number of ranks may be others than when it was
 saved; with the same ones training goes on to the bit. Frozen parameters are not in it: they come
-from the model folder. Whether the folder as a whole is complete, its hashes and its name are the
-caller's.
+from the model folder.
+
+Runs in every rank of learner and critic. Does not check that the folder as a whole is complete, nor
+its hashes and its name: the driver does.
 """
 
 import json
@@ -31,7 +33,7 @@ from workers.engines.zero.slices import (
     WEIGHT,
     ParameterSlice,
     full_shape,
-    held_spans,
+    held_slices,
     spread_weights,
     torch_optimizer,
     trained_parameters,
@@ -43,7 +45,17 @@ FORMAT = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """One rank's state in host memory, as it was when the snapshot was taken.
+    """State of one rank in host memory, as it was when the snapshot was taken.
+
+    Worked example, rank 1 of 2 after five steps, of a model that is one vector of 128 numbers:
+        tensors     {"weight.norm.weight": [64], "exp_avg.norm.weight": [64],
+                     "exp_avg_sq.norm.weight": [64]}
+        metadata    {"rank": 1, "offsets": {"norm.weight": 64},
+                     "scalars": {"norm.weight": {"step": 5.0}},
+                     "kinds": ["exp_avg", "exp_avg_sq", "weight"], "random": {...}}
+        description {"format": 2, "parameters": {"norm.weight": [128]}, "trained": ["norm.weight"],
+                     "optimizer": "adamw", "zero_stage": 1, "world_size": 2,
+                     "progress": {"steps_taken": 5, ...}}
 
     Attributes:
         rank: of this process.
@@ -59,11 +71,11 @@ class Snapshot:
 
     @property
     def num_bytes(self) -> int:
-        """Host memory that the snapshot takes."""
+        """Host memory that the snapshot takes, in bytes."""
         return sum(4 * tensor.numel() for tensor in self.tensors.values())
 
     def write(self, folder: Path) -> list[FileRecord]:
-        """Write this rank's files; they are on disk when this returns.
+        """Write this rank's files, which are on disk when this returns.
 
         Raises:
             OSError: when the disk takes no more.
@@ -81,12 +93,12 @@ class Snapshot:
 def take_snapshot(
     engine: Any, model: PackedModel, settings: ZeroSettings, progress: StepCounts
 ) -> Snapshot:
-    """Copy what this rank is to write to host memory.
+    """Copy the state that this rank is to write to host memory.
 
     Args:
         engine: of DeepSpeed, or None for a policy that only scores.
-        model: what it runs.
-        settings: what the engine was started with.
+        model: the module that the engine runs.
+        settings: those that the engine was started with.
         progress: optimizer steps taken and skipped.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -95,14 +107,14 @@ def take_snapshot(
     offsets: dict[str, int] = {}
     scalars: dict[str, dict[str, float]] = {}
     kinds = {WEIGHT}
-    for span in held_spans(engine, list(model.hf_named_parameters())):
-        state = {} if optimizer is None else optimizer.state.get(span.owner, {})
-        share = span.share(rank, world_size)
-        offsets[span.name] = share.offset
-        scalars[span.name] = {key: float(value) for key, value in state.items() if _scalar(value)}
+    for part in held_slices(engine, list(model.hf_named_parameters())):
+        state = {} if optimizer is None else optimizer.state.get(part.owner, {})
+        share = part.share(rank, world_size)
+        offsets[part.name] = share.offset
+        scalars[part.name] = {key: float(value) for key, value in state.items() if _scalar(value)}
         for kind, owner in _flat_state(share, state).items():
             kinds.add(kind)
-            tensors[piece_key(kind, span.name)] = share.of(owner).to("cpu", copy=True)
+            tensors[piece_key(kind, part.name)] = share.of(owner).to("cpu", copy=True)
     metadata = {
         "rank": rank,
         "offsets": offsets,
@@ -118,10 +130,10 @@ def take_snapshot(
     )
 
 
-def _flat_state(span: ParameterSlice, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a span's owner: its weight and all that the optimizer keeps per element."""
+def _flat_state(part: ParameterSlice, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of a slice's owner: the weight and the optimizer's state per element."""
     kept = {key: value for key, value in state.items() if not _scalar(value)}
-    return {WEIGHT: span.owner, **kept}
+    return {WEIGHT: part.owner, **kept}
 
 
 def _scalar(value: Any) -> bool:
@@ -129,7 +141,7 @@ def _scalar(value: Any) -> bool:
 
 
 def load(folder: str | Path, engine: Any, model: PackedModel, settings: ZeroSettings) -> StepCounts:
-    """Restore this rank from whatever layout saved; returns the progress that was saved.
+    """Restore this rank from whatever layout was saved; return the progress that was saved.
 
     A rank that did not exist then keeps its fresh random generators. Collective.
 
@@ -141,18 +153,18 @@ def load(folder: str | Path, engine: Any, model: PackedModel, settings: ZeroSett
     shards = ShardReader([source / f"rank_{rank:05d}.safetensors" for rank in _ranks(saved)])
     optimizer = torch_optimizer(engine)
     scalars, kinds = shards.scalars(), shards.kinds()
-    for span in held_spans(engine, list(model.hf_named_parameters())):
-        targets = {WEIGHT: span.owner}
+    for part in held_slices(engine, list(model.hf_named_parameters())):
+        targets = {WEIGHT: part.owner}
         if optimizer is not None:
-            numbers = scalars.get(span.name, {})
-            targets |= _optimizer_state(optimizer, span.owner, kinds - {WEIGHT}, numbers)
+            numbers = scalars.get(part.name, {})
+            targets |= _optimizer_state(optimizer, part.owner, kinds - {WEIGHT}, numbers)
         for kind, owner in targets.items():
-            if span.count:
-                shards.read(kind, span.name, span.offset, span.of(owner))
+            if part.count:
+                shards.read(kind, part.name, part.offset, part.of(owner))
     spread_weights(engine)
-    mine = shards.metadata(dist.get_rank())
-    if mine is not None:
-        set_random_state(mine["random"])
+    own = shards.metadata(dist.get_rank())
+    if own is not None:
+        set_random_state(own["random"])
     return StepCounts(**saved["progress"])
 
 
@@ -162,7 +174,7 @@ def _optimizer_state(
     kinds: set[str],
     numbers: Mapping[str, float],
 ) -> dict[str, Tensor]:
-    """The state tensors of `owner`, made where the optimizer has not stepped yet.
+    """Return the state tensors of `owner`, made where the optimizer has not stepped yet.
 
     Elements that belong to no parameter (padding of a flat group) stay zero, as in a run that was
     never interrupted.
@@ -177,7 +189,7 @@ def _optimizer_state(
 
 
 def check(source: Path, engine: Any, model: PackedModel, settings: ZeroSettings) -> dict[str, Any]:
-    """The folder's description.
+    """Read the folder's description, and compare it with this model and optimizer.
 
     Raises:
         ValueError: unless the folder is a checkpoint of this model and optimizer.
@@ -192,26 +204,26 @@ def check(source: Path, engine: Any, model: PackedModel, settings: ZeroSettings)
         raise ValueError(
             f"{source} has checkpoint format {saved.get('format')}, this version reads {FORMAT}"
         )
-    mine = _describe(engine, model, settings)
-    theirs, ours = saved["parameters"], mine["parameters"]
-    if theirs != ours:
-        names = sorted(set(theirs) ^ set(ours)) or sorted(
-            name for name in ours if ours[name] != theirs[name]
+    current = _describe(engine, model, settings)
+    before, now = saved["parameters"], current["parameters"]
+    if before != now:
+        names = sorted(set(before) ^ set(now)) or sorted(
+            name for name in now if now[name] != before[name]
         )
         raise ValueError(
             f"{source} is a checkpoint of another model: {', '.join(names[:4])} differ; "
             "resume with the model it was saved from"
         )
-    if saved["trained"] != mine["trained"]:
-        names = sorted(set(saved["trained"]) ^ set(mine["trained"]))
+    if saved["trained"] != current["trained"]:
+        names = sorted(set(saved["trained"]) ^ set(current["trained"]))
         raise ValueError(
             f"{source} was saved with other parameters in training: {', '.join(names[:4])} differ; "
             "resume with the same adapter and frozen parts"
         )
-    if mine["optimizer"] not in (None, saved["optimizer"]):
+    if current["optimizer"] not in (None, saved["optimizer"]):
         raise ValueError(
             f"{source} holds the state of optimizer {saved['optimizer']}, this engine has "
-            f"{mine['optimizer']}: set learner.optimizer.name={saved['optimizer']}"
+            f"{current['optimizer']}: set learner.optimizer.name={saved['optimizer']}"
         )
     return saved
 

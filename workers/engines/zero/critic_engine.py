@@ -1,7 +1,7 @@
-"""One rank of a critic under DeepSpeed ZeRO: says values, and learns them from returns.
+"""One rank of a critic under DeepSpeed ZeRO: computes values, and learns them from returns.
 
-Packed micro-batches in; values and metrics out. How a step is taken and a checkpoint written is
-`ZeroRank`'s; which loss fits the values is the algorithm's.
+Packed micro-batches in; values and metrics out. Runs in a critic rank. Taking a step and writing a
+checkpoint are `ZeroRank`'s; the loss that fits the values is the algorithm's.
 
 Every method is collective: all ranks call it, in the same order, with equally many micro-batches.
 
@@ -23,7 +23,7 @@ from workers.engines.zero.weighted_loss import known_columns
 
 
 class CriticLossAlgorithm(Protocol):
-    """What the critic needs of an `algorithms.algorithm.Algorithm`."""
+    """Part of an `algorithms.algorithm.Algorithm` that the critic needs."""
 
     @property
     def value_columns(self) -> frozenset[str]:
@@ -31,15 +31,15 @@ class CriticLossAlgorithm(Protocol):
         ...
 
     def critic_loss(self, inputs: LossInputs) -> TokenLoss:
-        """Unreduced loss [N] under the term "value"."""
+        """Compute the unreduced loss [N] under the term "value"."""
         ...
 
 
 class CriticEngine(ZeroRank):
-    """A critic under ZeRO on this rank; `ZeroRank` describes the arguments."""
+    """Critic under ZeRO on this rank; `ZeroRank` describes the arguments."""
 
     def build_module(self) -> CriticModel:
-        """The backbone of `settings.model` under a value head."""
+        """Load the backbone of `settings.model` under a value head."""
         return load_critic_model(
             self.settings.model,
             attention=self.settings.attention,
@@ -47,13 +47,13 @@ class CriticEngine(ZeroRank):
         )
 
     def values(self, micro_batches: Sequence[PackedBatch]) -> Rows:
-        """Values of every row, one float32 array [tokens] each; no gradient is kept."""
-        said: list[Any] = []
+        """Compute the values of every row, one float32 array [tokens] each; no gradient is kept."""
+        values: list[Any] = []
         self.module.eval()
         with torch.no_grad():
             for batch in micro_batches:
-                said += batch.split(self._values(batch))
-        return tuple(said)
+                values += batch.split(self._values(batch))
+        return tuple(values)
 
     def train(
         self, updates: Sequence[Sequence[PackedBatch]], algorithm: CriticLossAlgorithm

@@ -1,7 +1,8 @@
-"""Looking at gradients before they are used: norm, clipping, and which tensors are not finite.
+"""Checks of gradients before they are used: norm, clipping, and the tensors that are not finite.
 
 ZeRO 1 to 3 clip and refuse non-finite norms themselves; `GradientGuard` does the same for stage 0,
-where DeepSpeed hands the gradient to the optimizer unseen.
+where DeepSpeed hands the gradient to the optimizer unseen. Runs in every rank that trains. Ends no
+run: the driver counts skipped updates.
 """
 
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 
 class GradientGuard:
-    """Clips the reduced gradient right before the optimizer's step, or withholds it.
+    """Guard that clips the reduced gradient right before the optimizer's step, or withholds it.
 
     Args:
         optimizer: steps only where gradients are; withheld gradients leave its state untouched.
@@ -47,7 +48,7 @@ class GradientGuard:
 def non_finite_tensors(
     engine: Any, parameters: Iterable[tuple[str, nn.Parameter]], *, limit: int = 8
 ) -> tuple[str, ...]:
-    """Names of the tensors whose accumulated gradient is not finite on any rank, worst first.
+    """Name the tensors whose accumulated gradient is not finite on any rank, worst first.
 
     To be called between backward and step; collective. "Worst" is the share of bad elements.
     """
@@ -70,7 +71,7 @@ def non_finite_tensors(
 
 
 def _stage_2_gradients(optimizer: Any) -> dict[int, Tensor]:
-    """What ZeRO-2 has reduced so far, by id of the parameter; elsewhere nothing.
+    """Map the id of each parameter to what ZeRO-2 has reduced so far; empty under other stages.
 
     DeepSpeed's own accessor reads what its step prepares, which here has not run yet.
     """

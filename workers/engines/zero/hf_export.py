@@ -1,7 +1,8 @@
-"""A policy as a Hugging Face folder: safetensors shards, configuration, tokenizer.
+"""Export of a policy as a Hugging Face folder: safetensors shards, configuration, tokenizer.
 
-Weights come as a stream of layers; only the shard being filled is held, and only by the writer.
-Under ZeRO-3 every rank takes part in the stream's gathers, but the whole model is in no process.
+Weights come as a stream of layers; only the shard being filled is held, and only by the rank that
+writes. Under ZeRO-3 every rank takes part in the stream's gathers, but the whole model is in no
+process. Runs in the learner's ranks. Gathers nothing: the stream does.
 """
 
 import json
@@ -30,7 +31,7 @@ COMPANIONS = (
 
 
 class ShardWriter:
-    """Writes tensors into safetensors files of bounded size, then their index.
+    """Writer of tensors into safetensors files of bounded size, then of their index.
 
     Args:
         folder: existing, without weights.
@@ -46,7 +47,7 @@ class ShardWriter:
         self._shards: list[list[str]] = []
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Take one tensor; it is copied to the host."""
+        """Add one tensor, copied to the host."""
         size = tensor.numel() * tensor.element_size()
         if self._open and self._open_bytes + size > self._shard_bytes:
             self._close_shard()
@@ -101,6 +102,9 @@ def export_hf(
         dtype: of the written weights, noted in the configuration.
         writes: True on the one rank that writes.
         shard_bytes: size of a safetensors file.
+
+    Raises:
+        ValueError: the folder already holds weights.
     """
     target = Path(folder)
     if writes and any(target.glob("*.safetensors")):

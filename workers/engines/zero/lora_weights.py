@@ -1,12 +1,13 @@
-"""A policy with a low-rank adapter as a stream of tensors: merged into its base, or by itself.
+"""Policy with a low-rank adapter as a stream of tensors: merged into its base, or by itself.
 
-Not a transport: nothing is sent here, and the base is never changed. Data flows from frozen weights
-W [out, in] and trained factors A [r, in], B [out, r] to (name, tensor) pairs:
+Data flows from frozen weights W [out, in] and trained factors A [r, in], B [out, r] to (name,
+tensor) pairs:
 
     merged    W + (alpha / r) B A, summed in float32, under the base model's names
     adapter   A and (alpha / r) B under peft's names, for engines that keep W themselves
 
 Engines load W from the folder that the learner started from: what no adapter touches is not sent.
+Runs in the learner's ranks. Not a transport: nothing is sent here, and the base is never changed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Rename = Callable[[str], str | None]
 
 
 def published_name(module: nn.Module, adapter: LoraSettings | None) -> Rename | None:
-    """Which parameters a publication of `module` delivers, and their names.
+    """Choose the parameters that a publication of `module` delivers, and their names.
 
     Derived from the module alone. None where there is no adapter: everything, as it is called.
     Engines fuse siblings (q, k and v) into one matrix and reload it whole, so a merged publication
@@ -53,7 +54,7 @@ def publication_source(
     world_size: int,
     dtype: torch.dtype,
 ) -> ZeroSource:
-    """What a publication reads: all of a module, or what its adapter changes."""
+    """Build the source that a publication reads: all of a module, or what its adapter changes."""
     kind = ZeroSource
     if adapter is not None:
         kind = ScaledSource if adapter.publish == "adapter" else MergedSource
@@ -64,7 +65,7 @@ def publication_source(
 def export_source(
     module: nn.Module, *, rank: int, world_size: int, dtype: torch.dtype
 ) -> ZeroSource:
-    """Every tensor of the model that the policy is, under the base model's names."""
+    """Build a source of every tensor of the policy, under the base model's names."""
 
     def rename(name: str) -> str | None:
         return base_name(name) if adapter_name(name) is None else None
@@ -109,7 +110,7 @@ class MergedSource(ZeroSource):
         ]
 
     def _merged(self, name: str, offset: int, flat: Tensor) -> Tensor:
-        """Elements [offset, offset + n) of the merged weight from those of the base, `flat` [n]."""
+        """Merge elements [offset, offset + n) of a weight, from those of the base, `flat` [n]."""
         layer = self._adapted.get(name)
         if layer is None or not flat.numel():
             return flat
@@ -124,7 +125,7 @@ class MergedSource(ZeroSource):
 
 
 class ScaledSource(ZeroSource):
-    """A and (alpha / r) B: the engine needs to be told no scale."""
+    """Adapter's factors A and (alpha / r) B: the engine needs no scale of its own."""
 
     def __init__(self, module: nn.Module, **arguments: Any) -> None:
         super().__init__(module, **arguments)

@@ -1,9 +1,11 @@
-"""The torch optimizer that DeepSpeed partitions, and moving its state off the device and back."""
+"""Torch optimizer that DeepSpeed partitions, and the moves of its state off the device and back.
+
+Runs in every rank that trains. Takes no step: `rank.py` does.
+"""
 
 from typing import Any
 
 import torch
-from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from torch import Tensor, nn
 
 from workers.engines.model.packed_model import PackedModel
@@ -18,7 +20,7 @@ MASTER_WEIGHTS = {
 
 
 def build_optimizer(settings: OptimizerSettings, policy: PackedModel) -> torch.optim.Optimizer:
-    """Matrices decay, vectors (norms and biases) do not."""
+    """Build the optimizer; matrices decay, vectors (norms and biases) do not."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for _, parameter in policy.hf_named_parameters():
         shape = getattr(parameter, "ds_shape", parameter.shape)
@@ -36,12 +38,14 @@ def build_optimizer(settings: OptimizerSettings, policy: PackedModel) -> torch.o
 
 
 def move_states(engine: Any, device: torch.device, *, stage: int) -> None:
-    """Move what only an optimizer step needs to `device`: its state and its master weights.
+    """Move the tensors that only an optimizer step needs to `device`: its state and master weights.
 
     DeepSpeed moves them by itself for its own FusedAdam alone; its gradient buffer of stage 3 it
     does move. Parameters stay where they are.
     """
     if stage == 3:
+        from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
+
         if device.type == "cpu":
             buffers = [OffloadStateTypeEnum.lp_grads, OffloadStateTypeEnum.contiguous_grad_buffer]
             engine.offload_states(include=buffers, pin_memory=False)

@@ -1,7 +1,8 @@
 """One rank of a policy under DeepSpeed ZeRO: scores, trains, exports.
 
-Packed micro-batches in; log-probs, entropies and metrics out. How a step is taken and a checkpoint
-written is `ZeroRank`'s; the engine knows neither Ray nor the algorithm.
+Packed micro-batches in; log-probs, entropies and metrics out. Runs in a rank of learner or
+reference. Taking a step and writing a checkpoint are `ZeroRank`'s; the engine knows neither Ray nor
+the algorithm.
 
 Every method is collective: all ranks call it, in the same order, with equally many micro-batches.
 """
@@ -30,10 +31,10 @@ from workers.engines.zero.weights import ZeroSource
 
 
 class PolicyEngine(ZeroRank):
-    """A policy under ZeRO on this rank; `ZeroRank` describes the arguments."""
+    """Policy under ZeRO on this rank; `ZeroRank` describes the arguments."""
 
     def build_module(self) -> PolicyModel:
-        """A causal language model with the chunked head."""
+        """Load a causal language model with the chunked head."""
         return load_policy_model(
             self.settings.model,
             attention=self.settings.attention,
@@ -45,13 +46,13 @@ class PolicyEngine(ZeroRank):
 
     @property
     def policy(self) -> PolicyModel:
-        """The model, outside DeepSpeed."""
+        """Policy model, outside DeepSpeed."""
         assert isinstance(self.module, PolicyModel)
         return self.module
 
     @property
     def hf_model(self) -> nn.Module:
-        """The Hugging Face module, whose parameter names are those of a checkpoint."""
+        """Hugging Face module, whose parameter names are those of a checkpoint."""
         return self.policy.model
 
     def compute_logprobs(
@@ -62,23 +63,23 @@ class PolicyEngine(ZeroRank):
         entropy: bool = False,
         base: bool = False,
     ) -> ScoredRows:
-        """Log-probs, and entropies if asked, of every row; no gradient is kept.
+        """Compute log-probs of every row, and entropies if `entropy` is set; no gradient is kept.
 
-        With `base` they are those of the model that the adapter was attached to.
+        With `base` the log-probs are those of the model that the adapter was attached to.
         """
         logprobs: list[npt.NDArray[np.float32]] = []
         entropies: list[npt.NDArray[np.float32]] = []
         self.policy.eval()
         with torch.no_grad(), self.policy.base() if base else contextlib.nullcontext():
             for batch in micro_batches:
-                scored, uncertainty = self._logprobs(batch, temperature, entropy)
+                scored, token_entropies = self._logprobs(batch, temperature, entropy)
                 logprobs += batch.split(scored)
-                if uncertainty is not None:
-                    entropies += batch.split(uncertainty)
+                if token_entropies is not None:
+                    entropies += batch.split(token_entropies)
         return ScoredRows(logprobs=tuple(logprobs), entropies=tuple(entropies) if entropy else None)
 
     def probe(self, sequences: Sequence[Sequence[int]]) -> tuple[npt.NDArray[np.float32], ...]:
-        """Log-probs at temperature 1 of every token but the first, as training computes them."""
+        """Compute log-probs at temperature 1 of all tokens but the first, as training does."""
         return self.compute_logprobs([pack_sequences(sequences)], temperature=1.0).logprobs
 
     def train(
@@ -112,8 +113,8 @@ class PolicyEngine(ZeroRank):
         entropy = bool({"entropy", "old_entropy"} & algorithm.loss_columns)
 
         def loss_of(batch: PackedBatch) -> tuple[Tensor, TokenLoss]:
-            logprobs, uncertainty = self._logprobs(batch, temperature, entropy)
-            inputs = loss_inputs(batch, logprobs, uncertainty, old_is_current=old_is_current)
+            logprobs, token_entropies = self._logprobs(batch, temperature, entropy)
+            inputs = loss_inputs(batch, logprobs, token_entropies, old_is_current=old_is_current)
             return logprobs, algorithm.token_loss(inputs)
 
         results, logprobs = self.take_steps(updates, loss_of)
@@ -122,8 +123,8 @@ class PolicyEngine(ZeroRank):
     def _logprobs(
         self, batch: PackedBatch, temperature: float, entropy: bool
     ) -> tuple[Tensor, Tensor | None]:
-        logprobs, uncertainty = self.forward(batch.to(self.device), temperature, entropy)
-        return logprobs, uncertainty
+        logprobs, token_entropies = self.forward(batch.to(self.device), temperature, entropy)
+        return logprobs, token_entropies
 
     def export_hf(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write a Hugging Face folder, shard by shard; rank 0 writes.

@@ -1,4 +1,7 @@
-"""Joining and leaving the process group of a policy's ranks, as torch and DeepSpeed both see it."""
+"""Joining and leaving the process group of a policy's ranks, as torch and DeepSpeed both see it.
+
+Runs in every rank of learner, reference and critic. Starts no process and finds no port.
+"""
 
 import ctypes
 import os
@@ -14,12 +17,16 @@ import torch.distributed as dist
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProcessGroupSettings:
-    """Where this rank stands and where rank 0 waits.
+    """Rank of this process in its group, and the address of rank 0.
+
+    Worked example, the second of two ranks, on the second GPU of its node:
+        rank 1    world_size 2    local_rank 1    address "10.0.0.4"    port 29501
+        backend "nccl"    timeout_s 1800.0
 
     Attributes:
         rank, world_size: of this policy's ranks.
         local_rank: index of this process's device.
-        address, port: where rank 0 listens; one rank alone needs none.
+        address, port: on which rank 0 listens; one rank alone needs none.
         backend: "gloo" on CPU, "nccl" on GPUs.
         timeout_s: longest that a collective may take.
     """
@@ -40,13 +47,13 @@ class ProcessGroupSettings:
 
 
 def join(settings: ProcessGroupSettings) -> bool:
-    """Join the group; False where the process already was in one (which is then used)."""
+    """Join the group; return False where the process already was in a group, which is then used."""
     if settings.backend == "gloo":
         os.environ["DS_ACCELERATOR"] = "cpu"
         # Otherwise a shared-memory kernel is compiled with g++; gloo reduces as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         keep_freed_memory()
-    # DeepSpeed calls functions that torch 2.13 renamed, and torch would say so in every step.
+    # DeepSpeed calls functions that torch 2.13 renamed, and torch would warn of it in every step.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     joined = not dist.is_initialized()
     if joined:
@@ -81,8 +88,14 @@ def leave() -> None:
     deepspeed.utils.groups._WORLD_GROUP = None
 
 
-def neighbours(size: int, *, timeout_s: float) -> dist.ProcessGroup:
-    """The group of `size` consecutive ranks that this one is in; collective over all ranks."""
+def new_sequence_group(size: int, *, timeout_s: float) -> dist.ProcessGroup:
+    """Create the groups of `size` consecutive ranks; return the one with this rank.
+
+    Collective over all ranks.
+
+    Raises:
+        ValueError: `size` does not divide the number of ranks.
+    """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     if world_size % size:
         raise ValueError(
@@ -112,7 +125,7 @@ def keep_freed_memory() -> None:
 
 
 def device_of(settings: ProcessGroupSettings) -> torch.device:
-    """The device this rank computes on."""
+    """Return the device that this rank computes on."""
     if settings.backend == "gloo":
         return torch.device("cpu")
     return torch.device("cuda", settings.local_rank)

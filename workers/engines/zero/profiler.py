@@ -2,7 +2,8 @@
 
 From `RankProfiler(...)` to `finish` every operator, every kernel and the forward pass of every
 module is recorded, the modules under their names in the model; then the files are written. Nothing
-of it exists outside that time: the spans are hooks that are put on and taken off.
+of it exists outside that time: the spans are hooks that are put on and taken off. Runs in a
+learner's rank.
 
 It does not choose steps and ranks (`orchestrator/telemetry/profiling.py` does), and it is no clock:
 a recorded step is slower than others.
@@ -24,7 +25,7 @@ MEMORY_EVENTS = (
 
 
 class RankProfiler:
-    """Records from its construction on.
+    """Recorder of one rank, from its construction on.
 
     Args:
         module: the model; spans are named after the classes and names of its submodules.

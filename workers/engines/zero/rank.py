@@ -1,13 +1,14 @@
 """One rank of a model under DeepSpeed ZeRO: initialised, stepped, saved, loaded, moved.
 
-What a policy and a critic have in common. What is differentiated is the SUM over ranks,
+The common part of policy and critic. The quantity that is differentiated is the SUM over ranks,
 micro-batches, terms and trained tokens of term * weight, on every ZeRO stage: the gradient is the
-plain autograd one, however the batch was cut. This class divides by nothing and knows no loss; its
-subclasses say which model it is and what its forward pass answers.
+plain autograd one, however the batch was cut. Runs in every rank of learner, reference and critic.
+This class divides by nothing and knows no loss; its subclasses choose the model and what its
+forward pass returns.
 
 Every method is collective: all ranks call it, in the same order, with equally many micro-batches.
 Ranks that share their micro-batches (`sequence_parallel_size` neighbours) get the same ones, and
-each answers for all of their tokens.
+each returns results for all of their tokens.
 
 Legend: N tokens of a micro-batch.
 """
@@ -36,18 +37,18 @@ from workers.engines.zero.process_group import (
     device_of,
     join,
     leave,
-    neighbours,
+    new_sequence_group,
 )
 from workers.engines.zero.schedules import lr_factor
 from workers.engines.zero.settings import OptimizerSettings, ZeroSettings, deepspeed_config
 from workers.engines.zero.weighted_loss import MetricSums, reduced_metrics, weighted_sum
 
-#: A micro-batch on this device -> what the forward pass says [N], with gradient, and its loss.
+#: A micro-batch on this device -> the output of the forward pass [N], with gradient, and its loss.
 LossOf = Callable[[PackedBatch], tuple[Tensor, TokenLoss]]
 
 
 class ZeroRank(ABC):
-    """A model under ZeRO on this rank.
+    """Model under ZeRO on this rank.
 
     Args:
         settings: model, stage, optimizer.
@@ -64,7 +65,7 @@ class ZeroRank(ABC):
         self.sequence_group: dist.ProcessGroup | None = None
         if settings.sequence_parallel_size > 1:
             size = settings.sequence_parallel_size
-            self.sequence_group = neighbours(size, timeout_s=group.timeout_s)
+            self.sequence_group = new_sequence_group(size, timeout_s=group.timeout_s)
         config = deepspeed_config(settings)
         self.module = self._load(config)
         optimizer = None
@@ -89,10 +90,10 @@ class ZeroRank(ABC):
 
     @abstractmethod
     def build_module(self) -> PackedModel:
-        """The model of `settings`, read from its folder; the subclass's choice of class."""
+        """Read the model of `settings` from its folder; each subclass chooses the class."""
 
     def _load(self, config: dict[str, Any]) -> PackedModel:
-        # transformers asks this object whether to partition weights while it reads them. It is
+        # transformers reads from this object if weights are partitioned as they are read. It is
         # let go afterwards, so that another engine of this process may run another stage.
         partitioned = HfDeepSpeedConfig(config) if self.settings.engine_stage == 3 else None
         module = self.build_module()
@@ -119,7 +120,7 @@ class ZeroRank(ABC):
         )
 
     def forward(self, batch: PackedBatch, *arguments: Any) -> Any:
-        """The module's answer to a batch on this device; through DeepSpeed where it is engaged."""
+        """Run the module on a batch on this device, through DeepSpeed where there is an engine."""
         model = self.module if self._engine is None else self._engine
         return model(
             batch.tokens, batch.position_ids, batch.cu_seqlens, batch.loss_mask, *arguments
@@ -128,17 +129,17 @@ class ZeroRank(ABC):
     def take_steps(
         self, updates: Sequence[Sequence[PackedBatch]], loss_of: LossOf
     ) -> tuple[tuple[UpdateResult, ...], Rows]:
-        """One optimizer step per update.
+        """Take one optimizer step per update.
 
         Args:
             updates: `updates[u][k]`, micro-batches with the columns and weights the loss reads.
             loss_of: the forward pass and the unreduced loss of a micro-batch.
 
         Returns:
-            The updates, and what the forward pass said of every row, in order.
+            The updates, and the forward pass's outputs of every row, in order.
         """
         self.module.train()
-        said: list[Any] = []
+        outputs: list[Any] = []
         sums, steps = [], []
         for update in updates:
             collected = MetricSums()
@@ -148,7 +149,7 @@ class ZeroRank(ABC):
 
             for batch, output, loss, metrics in backward():
                 collected.add(batch, metrics, loss)
-                said += batch.split(output)
+                outputs += batch.split(output)
             sums.append(collected)
             steps.append(self._step(backward))
         copies = self.settings.sequence_parallel_size
@@ -157,12 +158,12 @@ class ZeroRank(ABC):
             UpdateResult(metrics=metrics, **step)
             for metrics, step in zip(reduced, steps, strict=True)
         )
-        return tuple(results), tuple(said)
+        return tuple(results), tuple(outputs)
 
     def _backward(
         self, update: Sequence[PackedBatch], loss_of: LossOf
     ) -> Iterator[tuple[PackedBatch, Tensor, Tensor, Any]]:
-        """Accumulate the gradient of one update; yields (batch, output, loss, metrics)."""
+        """Accumulate the gradient of one update; yield (batch, output, loss, metrics)."""
         for batch in update:
             batch = batch.to(self.device)
             output, values = loss_of(batch)
@@ -173,7 +174,7 @@ class ZeroRank(ABC):
             yield batch, output.detach(), loss.detach(), values.metrics
 
     def _step(self, backward: Any) -> dict[str, Any]:
-        """One optimizer step, or none where the gradient is not finite."""
+        """Take one optimizer step, or none where the gradient is not finite."""
         lr = self.lr
         for parameters in self._engine.optimizer.param_groups:
             parameters["lr"] = lr
@@ -197,19 +198,19 @@ class ZeroRank(ABC):
             return self._guard.norm, self._guard.applied
         return float(self._engine.get_global_grad_norm()), self._engine.was_step_applied()
 
-    def _optimizer_settings(self, what: str) -> OptimizerSettings:
+    def _optimizer_settings(self, purpose: str) -> OptimizerSettings:
         if self.settings.optimizer is None:
-            raise ValueError(f"this engine only scores (optimizer is None): it has no {what}")
+            raise ValueError(f"this engine only scores (optimizer is None): it has no {purpose}")
         return self.settings.optimizer
 
     def snapshot(self) -> checkpoint_files.Snapshot:
-        """What this rank is to write of a checkpoint, copied to host memory; no communication."""
+        """Copy this rank's part of a checkpoint to host memory; no communication."""
         return checkpoint_files.take_snapshot(
             self._engine, self.module, self.settings, self.progress
         )
 
     def save(self, folder: str | Path) -> None:
-        """Write weights, optimizer, progress and random states; every rank its part."""
+        """Write weights, optimizer, progress and random states; every rank writes its part."""
         self.snapshot().write(Path(folder))
         if self.world_size > 1:
             dist.barrier()
@@ -225,7 +226,7 @@ class ZeroRank(ABC):
         self.progress = checkpoint_files.load(folder, self._engine, self.module, self.settings)
 
     def offload_states(self) -> None:
-        """Move optimizer state to the host; nothing to do where it is there."""
+        """Move optimizer state to the host; do nothing where it is there already."""
         self._move_states(torch.device("cpu"))
 
     def reload_states(self) -> None:
@@ -239,7 +240,7 @@ class ZeroRank(ABC):
             move_states(self._engine, device, stage=settings.engine_stage)
 
     def device_bytes(self) -> int:
-        """Memory in use on this rank's device by all processes together; 0 on CPU."""
+        """Return the memory in use on this rank's device by all processes together; 0 on CPU."""
         if self.device.type == "cpu":
             return 0
         free, total = torch.cuda.mem_get_info(self.device)

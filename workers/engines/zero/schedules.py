@@ -1,6 +1,7 @@
 """Learning-rate schedules by name: pure functions of the optimizer steps that were taken.
 
 A skipped step (a gradient that is not finite) does not count, so warm-up is as long as stated.
+Runs in every rank that trains, and in the driver, which validates settings. Changes no optimizer.
 """
 
 import math
@@ -9,7 +10,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 
 def lr_factor(name: str, *, steps_taken: int, warmup_steps: int, total_steps: int | None) -> float:
-    """Multiplier of the learning rate for the next step.
+    """Return the multiplier of the learning rate for the next step.
 
     Warm-up is linear and its first step already learns: (steps_taken + 1) / warmup_steps. Then
     `constant` stays at 1, `linear` and `cosine` fall to 0 at `total_steps`.

@@ -1,6 +1,7 @@
-"""What one ZeRO engine is told before it starts, and the DeepSpeed configuration made of it.
+"""Settings of one ZeRO engine, and the DeepSpeed configuration made of them before it starts.
 
-Imports neither torch nor DeepSpeed: a driver can validate settings without them.
+The driver makes the settings and sends them to every rank. Imports neither torch nor DeepSpeed: a
+driver can validate settings without them.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,11 @@ OWNED_KEYS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerSettings:
-    """The optimizer, its learning rate and the clipping of its gradient.
+    """Optimizer, its learning rate and the clipping of its gradient.
+
+    Worked example, linear from 0.2e-6 up to 1e-6 in five steps, then falling to 0 at step 100:
+        name "adamw"    lr 1e-6    betas (0.9, 0.999)    eps 1e-8    weight_decay 0.0
+        max_grad_norm 1.0    schedule "linear"    warmup_steps 5    total_steps 100
 
     Attributes:
         name: "adamw" (torch's fused kernel) or "sgd" (no momentum).
@@ -60,7 +65,12 @@ class OptimizerSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ZeroSettings:
-    """One policy under DeepSpeed ZeRO.
+    """Settings of one policy under DeepSpeed ZeRO.
+
+    Worked example, a learner under ZeRO-2 and the reference of the same run:
+        ZeroSettings(model="/models/qwen3_4b", zero_stage=2, dtype="bf16",
+                     optimizer=OptimizerSettings(lr=1e-6), gradient_checkpointing=True)
+        ZeroSettings(model="/models/qwen3_4b", zero_stage=3, dtype="bf16", optimizer=None)
 
     Attributes:
         model: Hugging Face folder with safetensors weights.
@@ -71,7 +81,7 @@ class ZeroSettings:
         adapter: trains instead of the weights of `model`, which are frozen; None trains those.
         gradient_checkpointing: recompute layers in the backward pass.
         attention: a name of `attention.ATTENTION_NAMES`.
-        head_chunk: rows of logits held at a time; None keeps a chunk at 64 MiB.
+        head_chunk: rows of logits held at a time; None leaves it to `head_rows`.
         sequence_parallel_size: neighbouring ranks that share every micro-batch (Ulysses).
         offload_optimizer, offload_params: to the host; parameters on stage 3 only.
         deepspeed: raw DeepSpeed configuration, merged over ours.
@@ -113,9 +123,11 @@ class ZeroSettings:
             )
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, got 0")
-        for key, why in OWNED_KEYS.items():
+        for key, reason in OWNED_KEYS.items():
             if key in self.deepspeed:
-                raise ValueError(f"deepspeed.{key}={self.deepspeed[key]!r} cannot be passed: {why}")
+                raise ValueError(
+                    f"deepspeed.{key}={self.deepspeed[key]!r} cannot be passed: {reason}"
+                )
         stage = dict(self.deepspeed.get("zero_optimization") or {}).get("stage", self.zero_stage)
         if stage != self.zero_stage:
             raise ValueError(
@@ -125,12 +137,12 @@ class ZeroSettings:
 
     @property
     def engine_stage(self) -> int:
-        """The stage DeepSpeed runs: without an optimizer there is nothing for 1 and 2 to divide."""
+        """Stage that DeepSpeed runs: without an optimizer, 1 and 2 have nothing to divide."""
         return self.zero_stage if self.optimizer is not None or self.zero_stage == 3 else 0
 
 
 def deepspeed_config(settings: ZeroSettings) -> dict[str, Any]:
-    """DeepSpeed's JSON for `settings`; `settings.deepspeed` wins over every key of ours.
+    """Make DeepSpeed's JSON of `settings`; `settings.deepspeed` wins over every key of ours.
 
     Gradient accumulation is ours, not DeepSpeed's: its managed accumulation keeps only the last
     micro-batch under ZeRO 1 and 2 (0.19.5 to 0.19.8).

@@ -1,8 +1,9 @@
 """One safetensors file per rank: written in one hashed pass, read back by slices of parameters.
 
 A file holds flat pieces. The piece `exp_avg.model.norm.weight` with offset 64 is elements 64 and on
-of the flattened state `exp_avg` of that parameter; which offset belongs to which parameter stands
-in the file's metadata. Any program that reads safetensors reads these.
+of the flattened state `exp_avg` of that parameter; the file's metadata maps each parameter to its
+offset. Any program that reads safetensors reads these. Runs in every rank of learner and critic.
+Knows neither engine nor layout.
 """
 
 import json
@@ -20,7 +21,7 @@ ALIGNMENT = 8  # bytes; what safetensors pads its header to
 
 
 def piece_key(kind: str, name: str) -> str:
-    """Name of a piece within its file."""
+    """Return the name of a piece within its file."""
     return f"{kind}.{name}"
 
 
@@ -60,7 +61,7 @@ def write_shard(
 
 
 class ShardReader:
-    """The pieces of all ranks' files as one set of flattened parameters."""
+    """Pieces of all ranks' files as one set of flattened parameters."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._files: list[tuple[Path, Any, dict[str, int]]] = []
@@ -76,11 +77,11 @@ class ShardReader:
             self._metadata.append(metadata)
 
     def metadata(self, rank: int) -> dict[str, Any] | None:
-        """What rank number `rank` kept beside its tensors; None where there was no such rank."""
+        """Return the metadata of rank `rank`; None where there was no such rank."""
         return self._metadata[rank] if rank < len(self._metadata) else None
 
     def scalars(self) -> dict[str, dict[str, float]]:
-        """Parameter -> name -> value of the optimizer's numbers, from all ranks."""
+        """Map parameter -> name -> value of the optimizer's numbers, from all ranks."""
         return {
             name: values
             for metadata in self._metadata
@@ -88,7 +89,7 @@ class ShardReader:
         }
 
     def kinds(self) -> set[str]:
-        """Kinds of state that were saved: the weight, and what the optimizer keeps of it."""
+        """Return the kinds of state that were saved: the weight, and its optimizer state."""
         return {kind for metadata in self._metadata for kind in metadata["kinds"]}
 
     def read(self, kind: str, name: str, offset: int, out: Tensor) -> None:

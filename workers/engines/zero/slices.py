@@ -1,10 +1,11 @@
-"""Which slices of which parameter this rank holds, with the optimizer's state, under any stage.
+"""Slices of parameters that this rank holds, with the optimizer's state, under any stage.
 
-A span says: elements [offset, offset + count) of a flattened parameter are elements
+A slice means: elements [offset, offset + count) of a flattened parameter are elements
 [start, start + count) of a flat float32 tensor of this process, the one that the torch optimizer
-steps. The same words describe replicated parameters (stage 0), flat groups divided over ranks
+steps. One record describes replicated parameters (stage 0), flat groups divided over ranks
 (1 and 2) and sub-groups of partitions (3), so what is saved by one layout can be read by another.
-No communication, no copy; only `spread_weights` talks to the other ranks.
+Runs in every rank of learner and critic. No communication, no copy; only `spread_weights` exchanges
+data with the other ranks.
 """
 
 from collections.abc import Sequence
@@ -23,13 +24,18 @@ NamedParameters = Sequence[tuple[str, nn.Parameter]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParameterSlice:
-    """A slice of one parameter as it lies in this process.
+    """Slice of one parameter as it lies in this process.
+
+    Worked example, ZeRO-1 on 2 ranks, a parameter of 128 elements that begins at 1000 in rank 0's
+    flat group of 1064 elements: rank 0 has its first 64 elements, rank 1 the others.
+        rank 0    offset 0     count 64    start 1000    replicated False
+        rank 1    offset 64    count 64    start 0       replicated False
 
     Attributes:
         name: of the parameter.
         offset, count: elements of the flattened parameter.
         owner: tensor that holds them and that the optimizer steps, of any shape.
-        start: where they begin in the flattened owner.
+        start: index of the first of them in the flattened owner.
         replicated: every rank holds the whole parameter.
     """
 
@@ -45,7 +51,7 @@ class ParameterSlice:
         return tensor.detach().view(-1)[self.start : self.start + self.count]
 
     def share(self, rank: int, world_size: int) -> "ParameterSlice":
-        """What this rank writes, so that all ranks together write every element once."""
+        """Take the part that this rank writes, so that all ranks write every element once."""
         if not self.replicated:
             return self
         even = -(-self.count // world_size)
@@ -60,12 +66,12 @@ class ParameterSlice:
 
 
 def full_shape(parameter: nn.Parameter) -> list[int]:
-    """Shape of the whole parameter, partitioned or not."""
+    """Return the shape of the whole parameter, partitioned or not."""
     return list(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def torch_optimizer(engine: Any) -> torch.optim.Optimizer | None:
-    """The optimizer that holds the state, or None where nothing trains.
+    """Return the optimizer that holds the state, or None where nothing trains.
 
     Raises:
         ValueError: an optimizer of DeepSpeed whose layout is not known here.
@@ -89,17 +95,18 @@ def torch_optimizer(engine: Any) -> torch.optim.Optimizer | None:
 
 
 def trained_parameters(engine: Any, named: NamedParameters) -> NamedParameters:
-    """Those whose values a checkpoint holds: all that an optimizer steps, or all where none does.
+    """Select the parameters whose values a checkpoint holds.
 
-    Frozen parameters of a policy that trains come from its model folder.
+    All that an optimizer steps, or all where none does. Frozen parameters of a policy that trains
+    come from its model folder.
     """
     if torch_optimizer(engine) is None:
         return named
     return [(name, parameter) for name, parameter in named if parameter.requires_grad]
 
 
-def held_spans(engine: Any, named: NamedParameters) -> list[ParameterSlice]:
-    """Every slice of the trained parameters that this rank holds.
+def held_slices(engine: Any, named: NamedParameters) -> list[ParameterSlice]:
+    """List every slice of the trained parameters that this rank holds.
 
     Args:
         engine: of DeepSpeed, or None for a policy that only scores.
@@ -115,9 +122,9 @@ def held_spans(engine: Any, named: NamedParameters) -> list[ParameterSlice]:
 
 
 def _flat_groups(optimizer: DeepSpeedZeroOptimizer, named: NamedParameters) -> list[ParameterSlice]:
-    """ZeRO 1 and 2: one flat tensor a group, divided over the ranks at any element."""
+    """List slices under ZeRO 1 and 2: one flat tensor a group, divided over ranks anywhere."""
     names = {id(parameter): name for name, parameter in named}
-    spans = []
+    slices = []
     for group, owner in zip(
         optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True
     ):
@@ -126,7 +133,7 @@ def _flat_groups(optimizer: DeepSpeedZeroOptimizer, named: NamedParameters) -> l
             if mapping is None:  # lies in other ranks' parts
                 continue
             here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
-            spans.append(
+            slices.append(
                 ParameterSlice(
                     name=names[id(parameter)],
                     offset=here.start,
@@ -135,22 +142,25 @@ def _flat_groups(optimizer: DeepSpeedZeroOptimizer, named: NamedParameters) -> l
                     start=there.start,
                 )
             )
-    return spans
+    return slices
 
 
 def _sub_groups(
     optimizer: DeepSpeedZeroOptimizer_Stage3, named: NamedParameters
 ) -> list[ParameterSlice]:
-    """ZeRO 3: every parameter divided evenly, its parts one after another in a sub-group."""
+    """List slices under ZeRO 3.
+
+    Every parameter is divided evenly, its parts one after another in a sub-group.
+    """
     names = {id(parameter): name for name, parameter in named}
-    spans = []
+    slices = []
     for number, group in enumerate(optimizer.fp16_groups):
         rank = dist.get_rank(group=optimizer._get_sub_group_process_group(number))
         owner = optimizer.fp32_partitioned_groups_flat[number]
         for parameter in group:
             _, start, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
             offset = min(rank * size, parameter.ds_numel)
-            spans.append(
+            slices.append(
                 ParameterSlice(
                     name=names[id(parameter)],
                     offset=offset,
@@ -159,11 +169,11 @@ def _sub_groups(
                     start=start,
                 )
             )
-    return spans
+    return slices
 
 
 def _plain(name: str, parameter: nn.Parameter) -> ParameterSlice:
-    """A replicated parameter, or a partition of ZeRO 3 that nothing trains."""
+    """Describe a replicated parameter, or a partition of ZeRO 3 that nothing trains."""
     held: Any = getattr(parameter, "ds_tensor", None)
     if held is None:
         return ParameterSlice(
@@ -177,7 +187,7 @@ def _plain(name: str, parameter: nn.Parameter) -> ParameterSlice:
 
 
 def spread_weights(engine: Any) -> None:
-    """Bring what the optimizer's tensors hold into the model that computes; collective."""
+    """Copy the optimizer's tensors into the model that computes; collective."""
     optimizer = getattr(engine, "optimizer", None)
     if isinstance(optimizer, DeepSpeedZeroOptimizer):
         optimizer.update_lp_params()

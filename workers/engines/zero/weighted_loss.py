@@ -2,7 +2,7 @@
 
 The algorithm computes per-token values; here they are weighted and summed, never averaged: every
 denominator is in the weights, which are global. `MetricSums` does for metrics what the weights do
-for the loss.
+for the loss. Runs in every rank that trains. Computes no weight: the driver does.
 
 Legend: N tokens of a micro-batch, S sequences.
 """
@@ -28,7 +28,7 @@ _FIELDS = frozenset(item.name for item in fields(LossInputs))
 
 
 class TokenLossAlgorithm(Protocol):
-    """What the learner needs of an `algorithms.algorithm.Algorithm`."""
+    """Part of an `algorithms.algorithm.Algorithm` that the learner needs."""
 
     @property
     def loss_columns(self) -> frozenset[str]:
@@ -36,7 +36,7 @@ class TokenLossAlgorithm(Protocol):
         ...
 
     def token_loss(self, inputs: LossInputs) -> TokenLoss:
-        """Unreduced losses [N] per term."""
+        """Compute the unreduced losses [N] per term."""
         ...
 
 
@@ -52,7 +52,7 @@ def loss_inputs(
     Args:
         batch: columns of the names of `LossInputs`; others are ignored.
         logprobs: of the current policy, with gradient.
-        entropy: of the current policy, or None where nothing asks for it.
+        entropy: of the current policy, or None where nothing reads it.
         old_is_current: the policy that started the step is the current one, so its columns need
             not be there: they are the current ones, detached.
     """
@@ -63,7 +63,7 @@ def loss_inputs(
             value = current[source]
             if name not in given and value is not None:
                 given[name] = value.detach()
-    # An algorithm that declares no old log-probs gets the current ones, as its contract says.
+    # An algorithm that declares no old log-probs gets the current ones, as its contract has it.
     given.setdefault("old_logprobs", logprobs.detach())
     values: dict[str, Any] = given | {
         "logprobs": logprobs,
@@ -75,7 +75,7 @@ def loss_inputs(
 
 
 def known_columns(batch: PackedBatch) -> dict[str, Tensor]:
-    """Columns [N] or [S] of a batch that `LossInputs` has a name for."""
+    """Select the columns [N] or [S] of a batch that `LossInputs` has a name for."""
     columns = {**batch.columns, **batch.sequence_columns}
     return {name: value for name, value in columns.items() if name in _FIELDS}
 
@@ -95,7 +95,11 @@ def check_columns(
 
 
 def weighted_sum(batch: PackedBatch, loss: TokenLoss) -> Tensor:
-    """Sum over terms and trained tokens of term * weight of its sequence: a scalar."""
+    """Sum term * weight of its sequence over terms and trained tokens: a scalar.
+
+    Raises:
+        ValueError: the batch has no weights for a term.
+    """
     unweighted = sorted(set(loss.terms) - set(batch.weights))
     if unweighted:
         raise ValueError(
@@ -118,7 +122,7 @@ class MetricSums:
     extremes: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, batch: PackedBatch, metrics: Mapping[str, Tensor], loss: Tensor) -> None:
-        """Take in one micro-batch; nothing is read back from the device."""
+        """Add one micro-batch; nothing is read back from the device."""
         trained = batch.loss_mask
         self._sum("loss", loss.detach())
         self._sum("num_tokens", trained.sum())
@@ -145,7 +149,7 @@ class MetricSums:
 def reduced_metrics(
     updates: list[MetricSums], device: torch.device, *, copies: int = 1
 ) -> list[dict[str, float]]:
-    """Metrics of each update over all ranks: two collectives, however many updates there are.
+    """Reduce the metrics of each update over all ranks, in two collectives for all updates.
 
     Args:
         updates: of this rank.

@@ -1,8 +1,9 @@
-"""The learner's weights as a stream: whole tensors, or the slices that this rank holds.
+"""Learner's weights as a stream: whole tensors, or the slices that this rank holds.
 
-Not a transport: nothing is sent here. Data flows from the parameters of a Hugging Face module,
-replicated (ZeRO 0 to 2) or partitioned (ZeRO 3), to (name, tensor) pairs in the engine's dtype and
-under the engine's names. Structurally a `vllm...WeightSource`, without importing vLLM.
+Data flows from the parameters of a Hugging Face module, replicated (ZeRO 0 to 2) or partitioned
+(ZeRO 3), to (name, tensor) pairs in the engine's dtype and under the engine's names. Structurally a
+`vllm...WeightSource`, without importing vLLM. Runs in the learner's ranks, and in those of a role
+that copies the policy. Not a transport: nothing is sent here.
 
 Tied parameters appear once, under the first name; vLLM ties its own.
 """
@@ -21,7 +22,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParameterMeta:
-    """Name, dtype and full shape of one tensor as it is sent."""
+    """Name, dtype and full shape of one tensor as it is sent.
+
+    Worked example:
+        name "model.norm.weight"    dtype torch.bfloat16    shape (576,)
+        num_elements 576    num_bytes 1152
+    """
 
     name: str
     dtype: torch.dtype
@@ -40,7 +46,7 @@ class ParameterMeta:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
-    """A slice of one tensor: `flat` [n] belongs at `offset` (elements) of the flattened tensor."""
+    """Slice of one tensor: `flat` [n] belongs at `offset` (elements) of the flattened tensor."""
 
     name: str
     offset: int
@@ -50,7 +56,7 @@ class Shard:
 def expected_names(
     module: nn.Module, rename: Callable[[str], str | None] | None = None
 ) -> list[str]:
-    """Names every tensor that a publication of the module must contain.
+    """List the names of all tensors that a publication of the module must contain.
 
     Derived from the module alone, so that it can be held against what a source really sent.
     """
@@ -58,7 +64,7 @@ def expected_names(
 
 
 def gathered(parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
-    """Parameters are whole inside the block; a collective where ZeRO-3 has divided them.
+    """Make parameters whole inside the block; a collective where ZeRO-3 has divided them.
 
     They are views of a buffer that is freed on leaving: clone what must outlive the block.
     """
@@ -101,7 +107,7 @@ class ZeroSource:
         self._parameters = _named(module, rename)
 
     def metadata(self) -> list[ParameterMeta]:
-        """Describes what iteration yields, without communication."""
+        """Describe what iteration yields, without communication."""
         return [
             ParameterMeta(
                 name=name, dtype=self._dtype or parameter.dtype, shape=_full_shape(parameter)
@@ -111,7 +117,7 @@ class ZeroSource:
 
     @property
     def num_layers(self) -> int:
-        """How many runs of parameters are gathered together: decoder layers, and the rest."""
+        """Number of runs of parameters that are gathered together: decoder layers, and the rest."""
         return len(self._layers())
 
     def _layers(self) -> list[list[tuple[str, nn.Parameter]]]:
@@ -119,16 +125,16 @@ class ZeroSource:
         return [list(members) for _, members in by_layer]
 
     def layer(self, number: int) -> list[tuple[str, Tensor]]:
-        """The full tensors of one layer; a collective under ZeRO-3, in lock-step on all ranks."""
+        """Return the full tensors of one layer; a collective under ZeRO-3, in step on all ranks."""
         return self._gathered(self._layers()[number])
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """Yields every full tensor; a collective under ZeRO-3, in the same order on all ranks."""
+        """Yield every full tensor; a collective under ZeRO-3, in the same order on all ranks."""
         for number in range(self.num_layers):
             yield from self.layer(number)
 
     def shards(self) -> Iterator[Shard]:
-        """Yields what this rank contributes; over all ranks every element appears exactly once.
+        """Yield this rank's slices; over all ranks every element appears exactly once.
 
         No communication: ZeRO-3 partitions as they lie, replicated parameters divided evenly.
 
@@ -146,7 +152,7 @@ class ZeroSource:
             return [(name, self._whole(parameter)) for name, parameter in group]
 
     def _whole(self, parameter: nn.Parameter) -> Tensor:
-        """A full tensor that outlives a gather."""
+        """Return a full tensor that outlives a gather."""
         tensor = self._cast(parameter.detach())
         return tensor.clone() if _is_partitioned(parameter) else tensor
 
@@ -154,7 +160,7 @@ class ZeroSource:
         return tensor.to(self._dtype).contiguous() if self._dtype else tensor.contiguous()
 
     def _held(self, name: str, parameter: nn.Parameter) -> tuple[int, Tensor]:
-        """This rank's slice: where it begins in the flattened tensor, and the slice [n]."""
+        """Return this rank's slice: its offset in the flattened tensor, and the slice [n]."""
         if _is_partitioned(parameter):
             return self._partition(name, parameter)
         full = parameter.detach().reshape(-1)  # [n]
@@ -178,9 +184,9 @@ class ZeroSource:
         """
         parameter = dict(self._parameters).get(name)
         if parameter is None or _full_shape(parameter) != tuple(target.shape):
-            mine = "is missing" if parameter is None else f"has shape {_full_shape(parameter)}"
+            fault = "is missing" if parameter is None else f"has shape {_full_shape(parameter)}"
             raise ValueError(
-                f"{name} {mine} here and {tuple(target.shape)} in the policy that is copied: both "
+                f"{name} {fault} here and {tuple(target.shape)} in the policy that is copied: both "
                 "must be the same model"
             )
         flat = target.reshape(-1)  # [n]
@@ -234,7 +240,7 @@ def _full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
 
 
 def _layer(name: str) -> str:
-    """Returns the prefix up to the first index: one decoder layer; "" outside the layers."""
+    """Return the prefix up to the first index: one decoder layer; "" outside the layers."""
     parts = name.split(".")
     for i, part in enumerate(parts):
         if part.isdigit():

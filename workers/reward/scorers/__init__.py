@@ -1,1 +1,1 @@
-"""Score one finished trajectory: the rewards that ship."""
+"""Score one sample in a scoring process: the scorers that ship."""

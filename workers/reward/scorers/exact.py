@@ -1,4 +1,7 @@
-"""Whether the response is the ground truth, as it stands or normalised."""
+"""Compare the response with the ground truth, as it stands or normalised.
+
+Runs in a scoring process. No answer is searched for inside the response.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,17 @@ from dataclasses import dataclass
 from workers.reward.base import RewardSample
 
 
-def until(text: str, stop_at: str | None) -> str:
-    """Returns the text before `stop_at`: few-shot models go on with the next question."""
+def cut_at(text: str, stop_at: str | None) -> str:
+    """Return the text before `stop_at`: few-shot models go on with the next question."""
     return text if stop_at is None else text.split(stop_at, 1)[0]
 
 
 def truth_of(sample: RewardSample) -> str:
-    """Returns the ground truth, which a scorer that compares cannot do without."""
+    """Return the ground truth of a sample.
+
+    Raises:
+        ValueError: the sample has none, so there is nothing to compare with.
+    """
     if sample.ground_truth is None:
         raise ValueError("the sample has no ground truth; see data.ground_truth_column")
     return sample.ground_truth
@@ -37,7 +44,7 @@ class Exact:
 
     def __call__(self, sample: RewardSample) -> float:
         """Compare one response; raises if there is no ground truth."""
-        response, truth = until(sample.response, self.stop_at), truth_of(sample)
+        response, truth = cut_at(sample.response, self.stop_at), truth_of(sample)
         if self.normalise:
             response, truth = (" ".join(text.split()).casefold() for text in (response, truth))
         return float(response == truth)

@@ -1,8 +1,9 @@
-"""A user's own reward function, by dotted path or by file.
+"""Score with a user's own reward function, given by dotted path or by file.
 
 `def reward(prompt, response, ground_truth, **columns) -> float | dict`: a dict holds "reward" and
-any named parts. The path is resolved at once, so a wrong one fails before anything starts; the
-scoring process resolves it again, by itself.
+any named parts. The driver resolves the path when it builds the scorer, so a wrong path fails
+before anything starts; the scoring process resolves the path again. The function's result is
+checked by `workers.reward.base`, not here.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from workers.reward.base import RewardSample
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Function:
-    """Calls a function with the prompt, the response, the ground truth and every other column.
+    """Scorer that calls a function with prompt, response, ground truth and every other column.
 
     Attributes:
         path: "package.module.function", or "/folder/file.py:function".
@@ -41,7 +42,7 @@ class Function:
         resolve(self.path)
 
     def __call__(self, sample: RewardSample) -> float | Mapping[str, float]:
-        """Call the function; what it returns is checked by the pool."""
+        """Call the function and return its result unchecked."""
         return resolve(self.path)(
             prompt=sample.prompt,
             response=sample.response,
@@ -52,10 +53,10 @@ class Function:
 
 @functools.cache
 def resolve(path: str) -> Callable[..., Any]:
-    """Imports the function that a path names.
+    """Import the function that a path names.
 
     Raises:
-        ValueError: nothing callable is there; says what is missing.
+        ValueError: nothing callable is there; the message names the missing part.
     """
     file, _, name = path.rpartition(":")
     try:

@@ -1,7 +1,8 @@
-"""reasoning-gym's own scorers, one for each of its datasets, with their partial credit.
+"""Score with reasoning-gym's own scorers, one for each of its datasets, with their partial credit.
 
-Reads what `workers.tasks.reasoning` wrote: the JSON column `entry` with the dataset's name and
-configuration, question, answer and metadata.
+Runs in a scoring process. The input is the JSON column `entry`, which `workers.tasks.reasoning`
+wrote, with the dataset's name and configuration, question, answer and metadata. No data is made
+here.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from workers.reward.base import RewardSample
-from workers.reward.scorers.exact import until
+from workers.reward.scorers.exact import cut_at
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReasoningGym:
-    """The score that the sample's reasoning-gym dataset gives the answer, 0 to 1.
+    """Score that the sample's reasoning-gym dataset gives the answer, 0 to 1.
 
     Attributes:
         entry_column: the column with reasoning-gym's entry as JSON.
@@ -56,8 +57,8 @@ class ReasoningGym:
         import reasoning_gym  # noqa: F401
 
     def __call__(self, sample: RewardSample) -> dict[str, float]:
-        """Score one response; part "answered" says whether an answer was found."""
-        answer = self._answer(until(sample.response, self.stop_at))
+        """Score one response; part "answered" is 1 if an answer was found, else 0."""
+        answer = self._answer(cut_at(sample.response, self.stop_at))
         if answer is None:
             return {"reward": 0.0, "answered": 0.0}
         if self.entry_column not in sample.columns:

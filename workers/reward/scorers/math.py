@@ -1,7 +1,7 @@
-r"""Mathematical equality by math-verify: "0.5", "1/2" and "\boxed{\frac12}" are one answer.
+r"""Compare answers as mathematics with math-verify: "0.5", "1/2" and "\boxed{\frac12}" are equal.
 
-math-verify's own time limits count a slow comparison as a wrong answer; they are off here, because
-the pool's limit makes it a failed sample instead.
+Runs in a scoring process. math-verify's own time limits count a slow comparison as a wrong answer;
+they are off here, because the pool's limit makes such a sample a failed one instead.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 from dataclasses import dataclass
 
 from workers.reward.base import RewardSample
-from workers.reward.scorers.exact import truth_of, until
+from workers.reward.scorers.exact import cut_at, truth_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,7 +22,7 @@ class Math:
 
     Attributes:
         stop_at: only the response before this text counts, None for all of it.
-        float_rounding: decimals that decimals are compared to.
+        float_rounding: digits after the point to which decimals are compared.
     """
 
     stop_at: str | None = None
@@ -49,7 +49,7 @@ class Math:
         gold = math_verify.parse(marked, parsing_timeout=None)
         if not gold:
             raise ValueError(f"math-verify cannot read the ground truth {truth!r}")
-        answer = math_verify.parse(until(sample.response, self.stop_at), parsing_timeout=None)
+        answer = math_verify.parse(cut_at(sample.response, self.stop_at), parsing_timeout=None)
         equal = math_verify.verify(
             gold, answer, float_rounding=self.float_rounding, timeout_seconds=None
         )

@@ -1,4 +1,7 @@
-"""Whether the response has a form, by regular expression."""
+"""Check the form of a response with a regular expression.
+
+Runs in a scoring process. The pool, not this module, ends a pattern that backtracks for ever.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ class Pattern:
 
     Attributes:
         pattern: a Python regular expression.
-        whole: whether it must match the whole response, surrounding white space apart, or any part.
+        whole: True if the pattern must match the whole response, surrounding white space apart;
+            False if any part is enough.
     """
 
     pattern: str
@@ -29,7 +33,7 @@ class Pattern:
             ) from error
 
     def __call__(self, sample: RewardSample) -> float:
-        """Match one response. A pattern that backtracks for ever is the pool's to end."""
+        """Match one response."""
         if self.whole:
             found = re.fullmatch(self.pattern, sample.response.strip(), re.DOTALL)
         else:

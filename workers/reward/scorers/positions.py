@@ -1,11 +1,14 @@
-"""Dense credit for an answer that is right in some places: it teaches random weights."""
+"""Give dense credit for an answer that is right in some places, so that random weights can learn.
+
+Runs in a scoring process. Characters are compared by position; nothing is aligned.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from workers.reward.base import RewardSample
-from workers.reward.scorers.exact import truth_of, until
+from workers.reward.scorers.exact import cut_at, truth_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +35,7 @@ class Positions:
 
     def __call__(self, sample: RewardSample) -> dict[str, float]:
         """Score one response; parts "positions" (fraction) and "exact" (0 or 1)."""
-        response, truth = until(sample.response, self.stop_at), truth_of(sample)
+        response, truth = cut_at(sample.response, self.stop_at), truth_of(sample)
         if not truth:
             raise ValueError("the ground truth is empty: no position to compare")
         right = sum(a == b for a, b in zip(response, truth, strict=False)) / len(truth)

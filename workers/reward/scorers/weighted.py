@@ -1,16 +1,19 @@
-"""Several scorers at once: the weighted sum of their rewards, each kept as a part."""
+"""Combine several scorers: the weighted sum of their rewards, each kept as a part.
+
+Runs in a scoring process, one scorer after another. A failed scorer is not replaced by a zero.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from workers.reward.base import RewardSample, Scorer, judge
+from workers.reward.base import RewardSample, Scorer, score_sample
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Weighted:
-    """sum_k weights[k] * scorers[k](sample).
+    """Weighted sum of scorers: sum_k weights[k] * scorers[k](sample).
 
     Parts are each scorer's unweighted reward under its name, and its own parts under "name/part".
     If one scorer fails, the sample fails.
@@ -38,7 +41,7 @@ class Weighted:
                 raise ValueError(f"scorer {name!r} must be callable, got {scorer!r}")
 
     def prepare(self) -> None:
-        """Prepare every scorer that asks for it."""
+        """Prepare every scorer that has a `prepare`."""
         for scorer in self.scorers.values():
             prepare = getattr(scorer, "prepare", None)
             if prepare is not None:
@@ -48,7 +51,7 @@ class Weighted:
         """Score one sample with all scorers."""
         total, parts = 0.0, {}
         for name, scorer in self.scorers.items():
-            result = judge(scorer, sample)
+            result = score_sample(scorer, sample)
             if result.reward is None:
                 raise ValueError(f"{name}: {result.outcome}")
             total += self.weights[name] * result.reward

@@ -1,1 +1,1 @@
-"""Environments: how a prompt becomes one or several turns of a trajectory."""
+"""Turn a prompt into one or several turns of a trajectory: environments, in the rollout worker."""

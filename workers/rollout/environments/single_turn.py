@@ -1,7 +1,8 @@
-"""One prompt, one response: the environment of verifiable questions.
+"""Play one prompt and one response: the environment of verifiable questions.
 
-An environment plays one trajectory in the rollout worker. It decides what the engine is asked, as
-often as it likes, and returns token-aligned columns. It neither scores nor touches weights.
+An environment plays one trajectory in the rollout worker: it chooses the tokens that the engine
+continues, any number of times, and returns token-aligned columns. An environment neither scores nor
+touches weights.
 """
 
 from __future__ import annotations
@@ -12,12 +13,24 @@ from typing import Protocol
 
 from workers.data.requests import Sample
 
-Draw = Callable[[list[int]], Awaitable[Sample]]  # tokens so far -> what the policy says next
+Draw = Callable[[list[int]], Awaitable[Sample]]  # tokens so far -> the policy's continuation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Interaction:
-    """Token-aligned columns of one finished interaction, L tokens."""
+    """Token-aligned columns of one finished interaction, L tokens.
+
+    Example, a prompt of two tokens and a response of two:
+        Interaction(
+            tokens=[52, 61, 55, 2],
+            loss_mask=[False, False, True, True],
+            rollout_logprobs=[0.0, 0.0, -0.31, -0.02],
+            weight_versions=[-1, -1, 7, 7],
+            finish_reason="stop",
+            response_text="5",
+            num_turns=1,
+        )
+    """
 
     tokens: list[int]  # [L]
     loss_mask: list[bool]  # [L]
@@ -29,18 +42,23 @@ class Interaction:
 
 
 class Environment(Protocol):
-    """What the rollout worker asks of an environment."""
+    """Interface of an environment, as the rollout worker uses it."""
 
     async def play(self, prompt_tokens: list[int], draw: Draw) -> Interaction:
-        """One trajectory that starts with `prompt_tokens`."""
+        """Play one trajectory that starts with `prompt_tokens`.
+
+        Args:
+            prompt_tokens: token ids of the prompt.
+            draw: samples a continuation of the tokens so far; may be awaited several times.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
 class SingleTurn:
-    """Every sampled token trains; no prompt token does."""
+    """Environment of one turn: every sampled token trains, no prompt token does."""
 
     async def play(self, prompt_tokens: list[int], draw: Draw) -> Interaction:
-        """Prompt and one response side by side."""
+        """Draw one response and join it to the prompt."""
         sample = await draw(prompt_tokens)
         num_prompt, num_response = len(prompt_tokens), len(sample.tokens)
         return Interaction(

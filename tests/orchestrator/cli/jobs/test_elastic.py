@@ -87,6 +87,6 @@ def test_a_node_that_joins_gets_an_engine_and_the_run_survives_its_end(cluster):
     wait_for(cluster, job, rf"(?m)^step {steps + 3}/")
     down = ballast(cluster, "scale", "--engines", "1", job)
     assert down.returncode == 0, down.stdout + down.stderr
-    assert "1 engines, 1 of them sample" in down.stdout
+    assert "1 engine, 1 of them sampling" in down.stdout
     stopped = ballast(cluster, "stop", job)
     assert "STOPPED" in stopped.stdout, stopped.stdout + stopped.stderr

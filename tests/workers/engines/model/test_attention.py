@@ -15,7 +15,14 @@ from transformers import (
 )
 
 from workers.data.packing import pack_sequences
+from workers.engines.model import attention
 from workers.engines.model.attention import attention_arguments, check_attention, sequence_blocks
+from workers.engines.model.attention_kernels import (
+    flash_computes,
+    flash_varlen,
+    tiled_attention,
+    visible,
+)
 from workers.engines.model.policy_model import PolicyModel
 
 SHAPE = {
@@ -147,3 +154,95 @@ def test_flash_attention_gets_its_own_arguments() -> None:
     arguments = attention_arguments("flash_attention_2", torch.tensor([0, 3, 5]).int())
     assert arguments["max_length_q"] == 3
     assert arguments["cu_seq_lens_k"].tolist() == [0, 3, 5]
+
+
+def test_visible_by_hand() -> None:
+    # Two queries that are keys 2 and 3 of four; a window of 2 shows a key its neighbour and itself.
+    assert visible(2, 4, 2, window=None, device=torch.device("cpu")).int().tolist() == [
+        [1, 1, 1, 0],
+        [1, 1, 1, 1],
+    ]
+    assert visible(2, 4, 2, window=2, device=torch.device("cpu")).int().tolist() == [
+        [0, 1, 1, 0],
+        [0, 0, 1, 1],
+    ]
+
+
+@pytest.mark.parametrize("window", [None, 5, 50])
+@pytest.mark.parametrize("softcap", [None, 4.0])
+def test_tiles_equal_one_tile_with_gradients(window: int | None, softcap: float | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(2, 3, 40, 8, generator=generator) for _ in range(3)]
+    results = []
+    for elements in (1 << 20, 2 * 3 * 40 * 7):  # 7 rows at a time, 5 in the last tile
+        tensors = [tensor.clone().requires_grad_() for tensor in drawn]
+        out = tiled_attention(
+            *tensors, scale=0.3, window=window, softcap=softcap, tile_elements=elements
+        )
+        results.append((out, *torch.autograd.grad(out.square().sum(), tensors)))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
+def test_what_a_gpu_would_be_asked_is_what_a_cpu_computes(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flat batch, its ends, the scale and the window arrive at the kernel as they should."""
+    batch = pack_sequences(sequences())
+    arguments = (batch.tokens, batch.position_ids, batch.cu_seqlens, batch.loss_mask)
+    calls = []
+
+    def flash(query, key, value, *, cu_seqlens, longest, scale, window):
+        calls.append(window)
+        assert longest == max(LENGTHS)
+        parts = []
+        for first, last in zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True):
+            q, k, v = (x[first:last].transpose(0, 1)[None] for x in (query, key, value))
+            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+            out = tiled_attention(q, k, v, scale=scale, window=window, softcap=None)
+            parts.append(out[0].transpose(0, 1))
+        return torch.cat(parts)
+
+    model = PolicyModel(build(name))
+    with torch.no_grad():
+        want, _ = model(*arguments)
+        monkeypatch.setattr(attention, "flash_computes", lambda *_, **__: True)
+        monkeypatch.setattr(attention, "flash_varlen", flash)
+        got, _ = model(*arguments)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+    assert calls == ([7, None] if name == "gemma3" else [None, None])
+
+
+@pytest.mark.parametrize("window", [None, 3, 300])
+def test_flash_attention_is_called_as_torch_declares_it(window: int | None) -> None:
+    """Shapes only, by torch's own meta functions: grouped heads, windows, a backward pass."""
+    options = {"device": "meta", "dtype": torch.bfloat16, "requires_grad": True}
+    query, key = torch.empty(10, 4, 32, **options), torch.empty(10, 2, 32, **options)
+    ends = torch.empty(3, device="meta", dtype=torch.int32)
+    out = flash_varlen(query, key, key, cu_seqlens=ends, longest=6, scale=0.2, window=window)
+    assert out.shape == query.shape
+    gradients = torch.autograd.grad(out.float().sum(), [query, key])
+    assert [gradient.shape for gradient in gradients] == [query.shape, key.shape]
+
+
+def test_flash_attentions_arguments_are_in_their_places() -> None:
+    schema = torch.ops.aten._flash_attention_forward.default._schema
+    assert [argument.name for argument in schema.arguments][:10] == [
+        "query",
+        "key",
+        "value",
+        "cum_seq_q",
+        "cum_seq_k",
+        "max_q",
+        "max_k",
+        "dropout_p",
+        "is_causal",
+        "return_debug_mask",
+    ]
+    named = {argument.name for argument in schema.arguments if argument.kwarg_only}
+    assert {"scale", "window_size_left", "window_size_right"} <= named
+
+
+def test_a_cpu_has_no_flash_attention() -> None:
+    assert not flash_computes(torch.empty(1, 64, dtype=torch.bfloat16), softcap=None)

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from workers.engines.model.chunked_head import chunked_logprobs
+from workers.engines.model import chunked_head
+from workers.engines.model.chunked_head import _add_product_, _product, chunked_logprobs
+from workers.engines.model.head_rows import default_chunk_rows, head_bytes
 
 M, H, V = 37, 16, 101
 
@@ -113,3 +115,70 @@ def test_a_frozen_weight_costs_no_gradient() -> None:
         chunked_logprobs(hidden, weight, targets, chunk_rows=5)[0].sum().backward()
     assert torch.equal(frozen[0].grad, trained[0].grad)
     assert frozen[1].grad is None
+
+
+def test_rows_of_a_chunk_by_device() -> None:
+    # CPU: 64 MiB / (4 x 151936) = 110.4. GPU of 80 GiB: 1.25 GiB / (4 x 151936) = 2208, at most
+    # 2048; of 24 GiB: 662; of 80 GiB at 256 thousand tokens: 1310.
+    assert default_chunk_rows(151_936, None) == 110
+    assert default_chunk_rows(151_936, 80 << 30) == 2048
+    assert default_chunk_rows(151_936, 24 << 30) == 662
+    assert default_chunk_rows(256_000, 80 << 30) == 1310
+    assert default_chunk_rows(1 << 30, None) == 1
+    assert head_bytes(1000, None, 7) == 3 * 4 * 7 * 1000
+
+
+def test_half_precision_products_on_a_gpu_are_declared_as_they_are_called() -> None:
+    """Shapes and dtypes only, by torch's own meta functions; a GPU computes them."""
+    left = torch.empty(7, 5, device="meta", dtype=torch.bfloat16)
+    right = torch.empty(5, 9, device="meta", dtype=torch.bfloat16)
+    total = torch.empty(7, 9, device="meta")
+    assert torch.mm(left, right, out_dtype=torch.float32).dtype == torch.float32
+    added = torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+    assert added is total
+    assert _product(left, right).dtype == torch.float32
+    assert _add_product_(total, left, right) is total
+
+
+def test_entropies_that_nothing_differentiates_cost_no_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Such as a gate's: their part of the backward pass is left out."""
+    seen = []
+    original = chunked_head._gradient_
+
+    def gradient(z, targets, grad_logprobs, grad_entropies):
+        seen.append(grad_entropies is not None)
+        return original(z, targets, grad_logprobs, grad_entropies)
+
+    monkeypatch.setattr(chunked_head, "_gradient_", gradient)
+    gradients = []
+    for used in ("neither", "gate", "bonus"):
+        hidden, weight, _, targets = tensors()
+        logprobs, entropy = chunked_logprobs(hidden, weight, targets, entropy=used != "neither")
+        loss = logprobs * torch.linspace(-1, 1, M)
+        if used == "gate":
+            assert entropy is not None
+            loss = loss * (entropy.detach() < 100)
+        if used == "bonus":
+            assert entropy is not None
+            loss = loss + 0.0 * entropy
+        loss.sum().backward()
+        gradients.append((hidden.grad, weight.grad))
+    assert seen == [False, False, True]
+    for one, other in zip(gradients[0], gradients[1], strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(gradients[0], gradients[2], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_an_entropy_alone_has_a_gradient() -> None:
+    hidden, weight, _, targets = tensors()
+    _, entropy = chunked_logprobs(hidden, weight, targets, entropy=True)
+    assert entropy is not None
+    entropy.sum().backward()
+    ours = hidden.grad, weight.grad
+    hidden, weight, _, targets = tensors()
+    plain(hidden, weight, None, targets, 1.0, None)[1].sum().backward()
+    for one, other in zip(ours, (hidden.grad, weight.grad), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from workers.data.requests import Sample
-from workers.engines.vllm.answers import Answers, UnusableAnswerError, fault_of
+from workers.engines.vllm.answers import AnswerCheck, UnusableAnswerError, fault_of
 
 VOCAB = 64
 
@@ -44,20 +44,20 @@ def test_a_response_is_an_answer():
 def test_garbage_is_named(changes, fault):
     assert fault_of(sample(**changes), vocab_size=VOCAB) == fault
     with pytest.raises(UnusableAnswerError, match=f"^{fault}$"):
-        Answers("engine 0").judge(sample(**changes), vocab_size=VOCAB)
+        AnswerCheck("engine 0").accept(sample(**changes), vocab_size=VOCAB)
 
 
 def test_an_engine_that_gives_nothing_else_is_given_up():
-    answers = Answers("engine 7", max_in_a_row=3)
+    answers = AnswerCheck("engine 7", max_in_a_row=3)
     garbage = sample(logprobs=[math.nan] * 3)
 
     def judge(one):
         with pytest.raises(UnusableAnswerError):
-            answers.judge(one, vocab_size=VOCAB)
+            answers.accept(one, vocab_size=VOCAB)
 
     for one in (garbage, garbage):
         judge(one)
-    answers.judge(sample(), vocab_size=VOCAB)  # a usable one in between
+    answers.accept(sample(), vocab_size=VOCAB)  # a usable one in between
     for one in (garbage, garbage):
         judge(one)
     answers.check()

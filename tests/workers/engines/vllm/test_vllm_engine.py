@@ -81,11 +81,11 @@ def test_logprobs_are_those_of_the_tempered_policy(engine, loop, reference, temp
     torch.testing.assert_close(sample.logprobs, expected, **EXACT)
 
 
-def test_a_seed_decides_a_response_whatever_is_batched(engine, loop):
+def test_a_seed_decides_a_response_whatever_is_batched(engine, loop, sample_group):
     sampling = Sampling(max_tokens=12)
     seeds = [11, 12, 13, 14, 15, 16, 17, 11]
     group = loop.run_until_complete(
-        engine.generate_group(PROMPT, request_id="group", sampling=sampling, seeds=seeds)
+        sample_group(engine, PROMPT, request_id="group", sampling=sampling, seeds=seeds)
     )
     alone = [
         loop.run_until_complete(
@@ -100,7 +100,9 @@ def test_a_seed_decides_a_response_whatever_is_batched(engine, loop):
     assert len({tuple(sample.tokens) for sample in group}) == 7
 
 
-def test_a_prompt_that_is_read_in_parts_draws_as_one_that_is_not(folder, engine, loop):
+def test_a_prompt_that_is_read_in_parts_draws_as_one_that_is_not(
+    folder, engine, loop, sample_group
+):
     """vLLM's CPU engine would end at the second part of a seeded request."""
     prompt = [3 + (7 * i) % 40 for i in range(100)]
     sampling = Sampling(max_tokens=8, ignore_eos=True)
@@ -116,7 +118,7 @@ def test_a_prompt_that_is_read_in_parts_draws_as_one_that_is_not(folder, engine,
         try:
             found = [
                 loop.run_until_complete(
-                    one.generate_group(prompt, request_id="long", sampling=sampling, seeds=[5, 6])
+                    sample_group(one, prompt, request_id="long", sampling=sampling, seeds=[5, 6])
                 )
                 for one in (engine, in_parts)
             ]
@@ -168,11 +170,13 @@ def test_requests_that_stay_away_are_not_waited_for(engine, loop, monkeypatch):
     assert len(loop.run_until_complete(fewer()).tokens) == 3
 
 
-def test_a_stop_token_is_part_of_the_response_and_not_of_its_text(engine, loop, folder):
+def test_a_stop_token_is_part_of_the_response_and_not_of_its_text(
+    engine, loop, folder, sample_group
+):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     group = loop.run_until_complete(
-        engine.generate_group(
-            PROMPT, request_id="stop", sampling=Sampling(max_tokens=300), seeds=range(8)
+        sample_group(
+            engine, PROMPT, request_id="stop", sampling=Sampling(max_tokens=300), seeds=range(8)
         )
     )
     stopped = [sample for sample in group if sample.finish_reason == "stop"]
@@ -185,12 +189,12 @@ def test_a_stop_token_is_part_of_the_response_and_not_of_its_text(engine, loop, 
         assert len(sample.logprobs) == len(sample.weight_versions) == len(sample.tokens)
 
 
-def test_a_stop_string_ends_a_response(engine, loop, folder):
+def test_a_stop_string_ends_a_response(engine, loop, folder, sample_group):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     free = Sampling(max_tokens=12, ignore_eos=True)
     cut = Sampling(max_tokens=12, ignore_eos=True, stop=(tokenizer.decode([21]),))
     group = loop.run_until_complete(
-        engine.generate_group(PROMPT, request_id="free", sampling=free, seeds=range(32))
+        sample_group(engine, PROMPT, request_id="free", sampling=free, seeds=range(32))
     )
     seed = next(i for i, sample in enumerate(group) if 21 in sample.tokens[:-1])
     sample = loop.run_until_complete(

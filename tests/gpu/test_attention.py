@@ -1,0 +1,137 @@
+"""The kernels of packed attention against scores in float64, and the memory they take."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from workers.engines.model.attention import attention_arguments, varlen_sdpa
+from workers.engines.model.attention_kernels import flash_computes, tiled_attention
+
+pytestmark = pytest.mark.gpu
+
+GIB = 1 << 30
+LENGTHS = (5, 257, 1, 130, 64)
+
+
+def ends_of(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """`cu_seqlens` [S+1]."""
+    return torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], device=device).int()
+
+
+def draw(
+    lengths: tuple[int, ...], heads: tuple[int, int], size: int, dtype: torch.dtype, device: Any
+) -> list[Tensor]:
+    """Query [1, H, N, D], key and value [1, Hk, N, D]."""
+    generator = torch.Generator(device).manual_seed(0)
+    return [
+        torch.randn(1, count, sum(lengths), size, device=device, generator=generator)
+        .to(dtype)
+        .requires_grad_()
+        for count in (heads[0], heads[1], heads[1])
+    ]
+
+
+def reference(
+    tensors: list[Tensor], lengths: tuple[int, ...], window: int | None, softcap: float | None
+) -> Tensor:
+    """Attention [1, N, H, D] of each sequence by itself, in float64."""
+    q, k, v = (tensor[0].double() for tensor in tensors)  # [H, N, D]
+    k, v = (tensor.repeat_interleave(q.shape[0] // k.shape[0], dim=0) for tensor in (k, v))
+    parts, first = [], 0
+    for length in lengths:
+        rows = slice(first, first + length)
+        scores = q[:, rows] @ k[:, rows].transpose(1, 2) * q.shape[-1] ** -0.5  # [H, L, L]
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        place = torch.arange(length, device=q.device)
+        distance = place[:, None] - place
+        hidden = distance < 0
+        if window is not None:
+            hidden |= distance >= window
+        parts.append(scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v[:, rows])
+        first += length
+    return torch.cat(parts, dim=1).transpose(0, 1)[None]
+
+
+def attend(tensors: list[Tensor], lengths: tuple[int, ...], **options: Any) -> Tensor:
+    """What a layer of a model calls."""
+    ends = ends_of(lengths, tensors[0].device)
+    arguments = attention_arguments("varlen_sdpa", ends)
+    return varlen_sdpa(nn.Module(), *tensors, None, **options, **arguments)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [32, 128, 256])
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (33, None), (None, 5.0), (33, 5.0)])
+def test_equals_float64(
+    device: torch.device, dtype: torch.dtype, size: int, window: int | None, softcap: float | None
+) -> None:
+    tensors = draw(LENGTHS, (4, 2), size, dtype, device)
+    got = attend(tensors, LENGTHS, sliding_window=window, softcap=softcap)
+    assert got.dtype == dtype
+    weights = torch.randn(
+        got.shape, device=device, generator=torch.Generator(device).manual_seed(1)
+    )
+    gradients = torch.autograd.grad((got.float() * weights).sum(), tensors)
+    want = reference(tensors, LENGTHS, window, softcap)
+    expected = torch.autograd.grad((want * weights).sum(), tensors)
+    bound = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
+    for one, other in zip((got, *gradients), (want, *expected), strict=True):
+        assert float((one.double() - other).norm() / other.double().norm()) < bound
+
+
+def test_tiles_equal_one_tile(device: torch.device) -> None:
+    q, k, v = (tensor.detach() for tensor in draw((200,), (3, 3), 16, torch.float32, device))
+    options: dict[str, Any] = {"scale": 0.25, "window": 50, "softcap": 4.0}
+    results = []
+    for elements in (1 << 26, 3 * 200 * 7):  # 7 rows at a time, 4 in the last tile
+        tensors = [tensor.clone().requires_grad_() for tensor in (q, k, v)]
+        out = tiled_attention(*tensors, **options, tile_elements=elements)
+        results.append((out, *torch.autograd.grad(out.square().sum(), tensors)))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_half_precision_is_flash_attention(device: torch.device) -> None:
+    if device.type != "cuda":
+        pytest.skip("FlashAttention is a CUDA kernel")
+    query = torch.empty(1, 8, device=device)
+    assert flash_computes(query.bfloat16(), softcap=None)
+    assert flash_computes(query.half(), softcap=None)
+    assert not flash_computes(query, softcap=None)
+    assert not flash_computes(query.half(), softcap=5.0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "window", "softcap", "length", "limit"),
+    [
+        (torch.bfloat16, None, None, 32_768, 1.5),  # scores of a head alone would be 4 GiB
+        (torch.bfloat16, 4096, None, 32_768, 1.5),
+        (torch.float32, None, None, 16_384, 2.5),
+        (torch.float32, 1024, None, 16_384, 4.0),
+        (torch.bfloat16, None, 50.0, 8_192, 4.0),
+    ],
+)
+def test_memory_does_not_grow_with_the_square(
+    device: torch.device,
+    peak: Callable[[Callable[[], Any]], int],
+    say: Callable[[str], None],
+    dtype: torch.dtype,
+    window: int | None,
+    softcap: float | None,
+    length: int,
+    limit: float,
+) -> None:
+    if device.type != "cuda":
+        length = 512
+    tensors = draw((length,), (8, 2), 128, dtype, device)
+
+    def step() -> None:
+        attend(tensors, (length,), sliding_window=window, softcap=softcap).float().sum().backward()
+
+    taken = peak(step)
+    say(f"{length} tokens, {dtype}, window {window}, cap {softcap}: {taken / GIB:.2f} GiB")
+    assert taken < limit * GIB

@@ -1,0 +1,259 @@
+"""The order of events of a run: steps, evaluations, checkpoints, and the ways in which it ends."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from conf.schema import TrainConfig, TrainerConfig
+from orchestrator.fleet.pool import EnginesLostError
+from orchestrator.loop import Loop
+from orchestrator.outputs import Outputs
+from orchestrator.step.skipped_steps import NonFiniteGradientsError
+from orchestrator.stop import StoppedError
+from orchestrator.supply.source import NothingLeftError, NothingToTrainError
+from orchestrator.supply.supply import Supply
+from orchestrator.telemetry.accounting import Accounting
+from orchestrator.telemetry.heldout import HeldoutResult
+
+
+class Run:
+    """One loop whose stepper, evaluator, publisher, saver, log and recorder write events down.
+
+    Args:
+        faults: step -> what that step raises.
+        stop_in: step during which SIGTERM comes.
+        heldout: whether there are held-out prompts.
+        trainer: changes of the configuration's `trainer`; three steps unless it says otherwise.
+    """
+
+    def __init__(self, *, faults=None, stop_in=0, heldout=True, **trainer):
+        self.events, self.version, self.faults, self.stop_in = [], 0, dict(faults or {}), stop_in
+        self.fault_of_evaluation = None
+        settings = {"total_steps": 3, "checkpoint_every": 0, **trainer}
+        config = TrainConfig(trainer=TrainerConfig(**settings))
+        self.loop = Loop(
+            config=config,
+            stepper=self,
+            supply=Supply(
+                ledger=None,
+                groups=None,
+                publisher=SimpleNamespace(begin=lambda v: self.events.append(f"publish {v}")),
+                colocation=None,
+                evaluator=SimpleNamespace(run=self.evaluate) if heldout else None,
+            ),
+            saver=self,
+            outputs=Outputs(
+                log=SimpleNamespace(step=self.log_step, heldout=self.log_heldout),
+                accounting=Accounting(),
+                recorder=SimpleNamespace(flush=lambda: self.events.append("flush the record")),
+            ),
+        )
+
+    # The stepper.
+    def step(self, step):
+        self.events.append(f"step {step}")
+        if step == self.stop_in:
+            self.loop.stop.requested = True
+        if step in self.faults:
+            raise self.faults[step]
+        self.version += 1
+        return {"reward/mean": step / 10}
+
+    # The evaluator and the log.
+    def evaluate(self, version):
+        self.events.append(f"evaluate weights {version}")
+        if self.fault_of_evaluation is not None:
+            raise self.fault_of_evaluation
+        return HeldoutResult(metrics={"mean": 0.5}, answers=())
+
+    def log_step(self, step, metrics):
+        self.events.append(f"log step {step}: {sorted(metrics)}")
+
+    def log_heldout(self, step, result):
+        self.events.append(f"log held-out {step}")
+
+    # The saver.
+    def restore(self, checkpoint):
+        self.events.append(f"restore step {checkpoint.step}")
+
+    def begin(self, step, *, version, score):
+        self.events.append(f"save step {step}, weights {version}, score {score}")
+
+    def poll(self):
+        return {}
+
+    def finish(self):
+        self.events.append("finish saving")
+
+    def finish_quietly(self):
+        self.events.append("finish saving, quietly")
+
+    def from_the_start(self):
+        return self.loop.run(self.loop.begin(None))
+
+    def last(self, count):
+        return self.events[-count:]
+
+
+def test_a_run_evaluates_first_and_last_and_saves_at_its_end():
+    run = Run()
+    assert run.from_the_start() == ""
+    assert run.events == [
+        "publish 0",
+        "evaluate weights 0",
+        "log held-out 0",
+        "step 1",
+        "log step 1: ['reward/mean']",
+        "step 2",
+        "log step 2: ['reward/mean']",
+        "step 3",
+        "log step 3: ['reward/mean']",
+        "evaluate weights 3",
+        "log held-out 3",
+        "save step 3, weights 3, score 0.3",
+        "finish saving",
+        "flush the record",
+    ]
+
+
+def test_evaluations_and_checkpoints_come_every_so_many_steps():
+    run = Run(total_steps=4, eval_every=2, checkpoint_every=2, best_metric="eval/mean")
+    run.from_the_start()
+    assert run.events[3:] == [
+        "step 1",
+        "log step 1: ['reward/mean']",
+        "step 2",
+        "log step 2: ['reward/mean']",
+        "evaluate weights 2",
+        "log held-out 2",
+        "save step 2, weights 2, score 0.5",
+        "step 3",
+        "log step 3: ['reward/mean']",
+        "step 4",
+        "log step 4: ['reward/mean']",
+        "evaluate weights 4",
+        "log held-out 4",
+        "save step 4, weights 4, score 0.5",
+        "finish saving",
+        "flush the record",
+    ]
+
+
+def test_a_resumed_run_restores_before_it_publishes_and_goes_on_after_its_checkpoint():
+    run = Run()
+    first = run.loop.begin(SimpleNamespace(step=2, version=2))
+    run.loop.run(first)
+    assert run.events == [
+        "restore step 2",
+        "publish 2",
+        "step 3",
+        "log step 3: ['reward/mean']",
+        "evaluate weights 3",
+        "log held-out 3",
+        "save step 3, weights 3, score 0.3",
+        "finish saving",
+        "flush the record",
+    ]
+
+
+def test_a_run_that_is_asked_to_stop_ends_its_step_and_saves():
+    run = Run(stop_in=2, heldout=False)
+    with pytest.raises(StoppedError, match="stopped after step 2, saved; resume=auto goes on"):
+        run.from_the_start()
+    assert run.last(5) == [
+        "step 2",
+        "log step 2: ['reward/mean']",
+        "save step 2, weights 2, score 0.2",
+        "finish saving",
+        "flush the record",
+    ]
+
+
+def test_a_request_to_stop_in_the_last_step_changes_nothing():
+    asked, not_asked = Run(stop_in=3), Run()
+    assert asked.from_the_start() == ""
+    not_asked.from_the_start()
+    assert asked.events == not_asked.events
+
+
+def test_a_supply_at_its_end_ends_the_run_as_a_last_step_would():
+    run = Run(faults={3: NothingLeftError("every group was filtered")})
+    assert run.from_the_start() == "ended after step 2: every group was filtered"
+    assert run.last(6) == [
+        "step 3",
+        "evaluate weights 2",
+        "log held-out 2",
+        "save step 2, weights 2, score None",
+        "finish saving",
+        "flush the record",
+    ]
+
+
+@pytest.mark.parametrize(
+    "fault", [NothingLeftError("nothing from the start"), NothingToTrainError("all failed")]
+)
+def test_a_run_that_never_trained_fails_and_saves_nothing(fault):
+    run = Run(faults={1: fault})
+    with pytest.raises(type(fault), match=str(fault)):
+        run.from_the_start()
+    assert run.last(2) == ["step 1", "finish saving, quietly"]
+
+
+def test_engines_that_are_lost_leave_a_checkpoint_of_the_step_before():
+    run = Run(faults={3: EnginesLostError("none is left")})
+    with pytest.raises(EnginesLostError, match="none is left"):
+        run.from_the_start()
+    assert run.last(3) == ["step 3", "save step 2, weights 2, score None", "finish saving, quietly"]
+    first = Run(faults={1: EnginesLostError("none is left")})
+    with pytest.raises(EnginesLostError):
+        first.from_the_start()
+    assert first.last(2) == ["step 1", "finish saving, quietly"]  # there is nothing to keep
+
+
+def test_engines_that_are_lost_in_an_evaluation_leave_a_checkpoint_of_its_step():
+    run = Run()
+    first = run.loop.begin(None)
+    run.fault_of_evaluation = EnginesLostError("none is left")
+    with pytest.raises(EnginesLostError):
+        run.loop.run(first)
+    assert run.last(3) == [
+        "evaluate weights 3",
+        "save step 3, weights 3, score None",
+        "finish saving, quietly",
+    ]
+
+
+def test_skipped_updates_leave_a_checkpoint_of_their_step():
+    """The weights are those before the updates, which were skipped, and are whole."""
+    run = Run(faults={2: NonFiniteGradientsError("3 in a row")})
+    with pytest.raises(NonFiniteGradientsError, match="3 in a row"):
+        run.from_the_start()
+    assert run.last(3) == ["step 2", "save step 2, weights 1, score None", "finish saving, quietly"]
+
+
+def test_a_run_that_learns_nothing_saves_after_every_step():
+    run = Run(heldout=False, learns=False, total_steps=2, checkpoint_every=0)
+    run.from_the_start()
+    assert run.events == [
+        "publish 0",
+        "step 1",
+        "log step 1: ['reward/mean']",
+        "save step 1, weights 1, score 0.1",
+        "step 2",
+        "log step 2: ['reward/mean']",
+        "save step 2, weights 2, score 0.2",
+        "finish saving",
+        "flush the record",
+    ]
+
+
+def test_a_metric_that_no_checkpoint_could_be_judged_by_is_refused_after_the_first_step():
+    run = Run(best_metric="reward/maen")
+    with pytest.raises(
+        ValueError, match="'reward/maen' is not measured by this run; did you mean reward/mean?"
+    ):
+        run.from_the_start()
+    assert run.last(2) == ["log step 1: ['reward/mean']", "finish saving, quietly"]
+    assert Run(best_metric="reward/maen", keep_best=0).from_the_start() == ""

@@ -1,0 +1,50 @@
+"""A plan's rows of a table as a packed batch, and per-row answers as columns keyed by row."""
+
+import numpy as np
+import pyarrow as pa
+
+from workers.data.micro_batches import as_columns, packed_rows
+from workers.data.plans import MicroBatchPlan, RankPlan
+
+TABLE = pa.table(
+    {
+        "tokens": pa.array([[5, 6, 7], [8, 9], [3, 4, 2, 1]], pa.list_(pa.int32())),
+        "loss_mask": [[False, True, True], [False, True], [False, False, True, True]],
+        "advantages": pa.array([[0, 1, 1], [0, -1], [0, 0, 2, 2]], pa.list_(pa.float32())),
+        "reward": pa.array([1.0, None, 0.5], pa.float32()),
+    }
+)
+
+
+def micro(*rows, weight=()):
+    weights = {"policy": np.asarray(weight, dtype=np.float32)} if weight else {}
+    return MicroBatchPlan(rows=np.asarray(rows, dtype=np.int64), weights=weights)
+
+
+def test_rows_come_in_the_order_of_the_plan_with_their_weights_and_rewards():
+    batch = packed_rows(TABLE, micro(2, 0, weight=(0.25, 0.5)), ["advantages"])
+    assert batch.tokens.tolist() == [3, 4, 2, 1, 5, 6, 7]
+    assert batch.loss_mask.tolist() == [False, False, True, True, False, True, True]
+    assert batch.columns["advantages"].tolist() == [0, 0, 2, 2, 0, 1, 1]
+    assert batch.sequence_columns["rewards"].tolist() == [0.5, 1.0]
+    assert batch.weights["policy"].tolist() == [0.25, 0.5]
+
+
+def test_a_row_without_a_reward_does_not_disturb_those_with_one():
+    batch = packed_rows(TABLE.drop_columns(["reward"]), micro(1, weight=(1.0,)), [])
+    assert batch.sequence_columns["rewards"].tolist() == [0.0]
+    assert batch.tokens.tolist() == [8, 9]
+
+
+def test_answers_are_keyed_by_the_rows_of_all_micro_batches():
+    plan = RankPlan(updates=((micro(2), micro(0)), (micro(1),)))
+    values = (np.asarray([1, 2, 3, 4.0]), np.asarray([5, 6, 7.0]), np.asarray([8, 9.0]))
+    columns = as_columns(plan, {"values": values})
+    assert columns.column("row").to_pylist() == [2, 0, 1]
+    assert columns.column("values").to_pylist() == [[1, 2, 3, 4], [5, 6, 7], [8, 9]]
+
+
+def test_a_rank_without_rows_answers_with_no_row():
+    columns = as_columns(RankPlan(updates=((micro(),),)), {"values": ()})
+    assert columns.num_rows == 0
+    assert columns.schema.names == ["row", "values"]

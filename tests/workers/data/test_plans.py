@@ -1,0 +1,73 @@
+"""Plans and requests: literal records, and what a rank reads of them."""
+
+import pickle
+
+import numpy as np
+import pyarrow as pa
+
+from workers.data.plans import MicroBatchPlan, RankPlan, Slice, step_table
+from workers.data.requests import GroupRequest, Sampling
+
+
+def micro_batch(*rows: int) -> MicroBatchPlan:
+    weights = {"policy": np.full(len(rows), 0.125, dtype=np.float32)}
+    return MicroBatchPlan(rows=np.array(rows, dtype=np.int64), weights=weights)
+
+
+def rows_of(plan: RankPlan) -> list[list[int]]:
+    return [micro.rows.tolist() for micro in plan.micro_batches]
+
+
+def two_passes() -> RankPlan:
+    """Rows 0, 3 and 5 of a step in two updates, passed over twice, the second time shuffled."""
+    return RankPlan(
+        updates=(
+            (micro_batch(0), micro_batch(3)),
+            (micro_batch(5), micro_batch()),
+            (micro_batch(5), micro_batch(0)),
+            (micro_batch(3), micro_batch()),
+        ),
+        num_passes=2,
+        coefficients={"regularizers.kl.coefficient": 0.001},
+    )
+
+
+def test_a_pass_is_a_plan_with_its_own_updates_and_the_same_coefficients():
+    first, second = two_passes().passes
+    assert rows_of(first) == [[0], [3], [5], []]
+    assert rows_of(second) == [[5], [0], [3], []]
+    assert first.num_passes == second.num_passes == 1
+    assert first.coefficients == second.coefficients == {"regularizers.kl.coefficient": 0.001}
+
+
+def test_the_micro_batches_of_a_plan_are_those_of_its_first_pass():
+    assert rows_of(two_passes()) == [[0], [3], [5], []]
+
+
+def test_a_table_of_a_step_is_its_slices_end_to_end():
+    batches = [
+        pa.RecordBatch.from_pydict({"rollout_id": ["0-7/0", "0-7/1", "0-2/0"]}),
+        pa.RecordBatch.from_pydict({"rollout_id": ["0-5/0", "0-5/1"]}),
+    ]
+    slices = [Slice(batch=1, start=1, length=1), Slice(batch=0, start=0, length=2)]
+    rollouts = step_table(slices, batches).column("rollout_id").to_pylist()
+    assert rollouts == ["0-5/1", "0-7/0", "0-7/1"]
+
+
+def test_a_request_crosses_a_process_boundary_unchanged():
+    request = GroupRequest(
+        group_id="0-7",
+        prompt_uid="train:7",
+        begun_version=3,
+        dataset="add",
+        prompt="2+3=",
+        ground_truth="5",
+        num_samples=8,
+        seed=56,
+        sampling=Sampling(temperature=1.0, max_tokens=64),
+        columns={"level": 1},
+        may_stop_early=True,
+    )
+    copy = pickle.loads(pickle.dumps(request))
+    assert copy == request
+    assert copy.sampling == Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=64)

@@ -1,0 +1,87 @@
+"""Samples that finish together travel together; a dead worker costs one retry, then an outcome."""
+
+import asyncio
+from types import SimpleNamespace
+
+import ray.exceptions
+
+from workers.reward.base import RewardResult, RewardSample
+from workers.reward.client import RewardClient
+
+
+class Worker:
+    """A reward worker that scores with the response as a number, when it is let."""
+
+    def __init__(self, *, deaths=0):
+        self.calls, self.deaths, self.open = [], deaths, asyncio.Event()
+        self.open.set()
+        self.score = SimpleNamespace(remote=self._score)
+
+    async def _score(self, samples):
+        self.calls.append([sample.response for sample in samples])
+        await self.open.wait()
+        if self.deaths:
+            self.deaths -= 1
+            raise ray.exceptions.ActorDiedError
+        return [RewardResult(outcome="scored", reward=float(s.response)) for s in samples]
+
+
+def sample(number):
+    return RewardSample(prompt="", response=str(number))
+
+
+async def scored(client, numbers):
+    return await asyncio.gather(*(client.score(sample(number)) for number in numbers))
+
+
+def test_samples_of_one_turn_are_one_call_and_keep_their_order():
+    async def run():
+        worker = Worker()
+        results = await scored(RewardClient([worker], timeout_s=1.0), [3, 1, 2])
+        return worker.calls, [result.reward for result in results]
+
+    assert asyncio.run(run()) == ([["3", "1", "2"]], [3.0, 1.0, 2.0])
+
+
+def test_what_finishes_while_two_calls_are_in_flight_waits_for_the_first_answer():
+    async def run():
+        worker = Worker()
+        worker.open.clear()
+        client = RewardClient([worker], timeout_s=1.0)
+        tasks = []
+        for number in range(5):
+            tasks.append(asyncio.create_task(client.score(sample(number))))
+            await asyncio.sleep(0.01)
+        before = list(worker.calls)
+        worker.open.set()
+        await asyncio.gather(*tasks)
+        return before, worker.calls
+
+    before, after = asyncio.run(run())
+    assert before == [["0"], ["1"]]
+    assert after == [["0"], ["1"], ["2", "3", "4"]]
+
+
+def test_the_worker_with_fewer_calls_is_next():
+    async def run():
+        one, other = Worker(), Worker()
+        one.open.clear()
+        client = RewardClient([one, other], timeout_s=1.0)
+        held = asyncio.create_task(client.score(sample(0)))
+        await asyncio.sleep(0.01)
+        await scored(client, [1, 2])
+        one.open.set()
+        await held
+        return one.calls, other.calls
+
+    assert asyncio.run(run()) == ([["0"]], [["1", "2"]])
+
+
+def test_a_worker_that_dies_is_asked_once_more():
+    async def run(deaths):
+        worker = Worker(deaths=deaths)
+        results = await scored(RewardClient([worker], timeout_s=1.0), [4])
+        return len(worker.calls), results[0].outcome, results[0].reward
+
+    assert asyncio.run(run(1)) == (2, "scored", 4.0)
+    assert asyncio.run(run(2)) == (2, "failed:reward worker unavailable", None)
