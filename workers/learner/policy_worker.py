@@ -160,6 +160,7 @@ class PolicyWorker(RankWorker):
         Called again when an engine joins or is gone, it meets all of them anew.
         """
         from workers.engines.zero.lora_weights import publication_source
+        from workers.weight_sync.endpoint import Route
         from workers.weight_sync.transport import trainer_endpoint
 
         if self._endpoint is not None:
@@ -176,12 +177,14 @@ class PolicyWorker(RankWorker):
                 dtype=getattr(torch, to.dtype),
             ),
             client=client,
-            run_id=self._run_id,
-            node=ray.get_runtime_context().get_node_id(),
-            engine_nodes=[to.nodes[number] for number in to.engines],
-            workers_per_engine=to.workers_per_engine,
-            host=ray.util.get_node_ip_address(),
-            timeout_s=to.timeout_s,
+            route=Route(
+                run_id=self._run_id,
+                node=ray.get_runtime_context().get_node_id(),
+                engine_nodes=[to.nodes[number] for number in to.engines],
+                workers_per_engine=to.workers_per_engine,
+                host=ray.util.get_node_ip_address(),
+                timeout_s=to.timeout_s,
+            ),
         )
         self._endpoint.connect()
 

@@ -19,7 +19,7 @@ class Destination:
     """Where publications go, and how.
 
     Attributes:
-        transport: name of the weight transport.
+        transport: name of a row of `conf/transports.py`.
         dtype: what the engines compute in.
         engines: handles of the rollout workers, by number.
         nodes: ids of their nodes, by number.

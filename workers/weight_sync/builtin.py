@@ -6,6 +6,7 @@ need CUDA, and import vLLM into the trainer's processes.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,12 +15,15 @@ from torch import Tensor
 from workers.engines.zero.weights import ParameterMeta, ZeroSource
 from workers.weight_sync.endpoint import (
     PublishReport,
+    Route,
     Stopwatch,
     TrainerEndpoint,
     WeightSyncClient,
 )
 from workers.weight_sync.fingerprint import Fingerprint, fingerprint
 from workers.weight_sync.gloo import own_address
+
+NCCL_PORT = 29555  # of the rendezvous, on rank 0's node
 
 
 class _LabellingClient:
@@ -61,33 +65,16 @@ class _FingerprintingSource:
 
 
 class BuiltinEndpoint(TrainerEndpoint):
-    """The trainer's end of vLLM's own transports.
-
-    Args:
-        name: "nccl" or "ipc".
-        source: this rank's weights.
-        client: the way to the engines, on rank 0.
-        num_engines: engines, with ids 0 to num_engines - 1.
-        workers_per_engine: tensor-parallel size of each.
-        port: free port on this node for the NCCL rendezvous.
-        host: this node's address as the engines see it; None asks the system.
-    """
+    """The trainer's end of one of vLLM's own transports."""
 
     def __init__(
         self,
-        name: str,
         *,
         source: ZeroSource,
         client: WeightSyncClient | None,
-        num_engines: int,
-        workers_per_engine: int = 1,
-        port: int = 29555,
-        host: str | None = None,
+        route: Route,
     ) -> None:
-        super().__init__(source=source, client=client)
-        self.name = name
-        self._world_size = 1 + num_engines * workers_per_engine
-        self._host, self._port = host or own_address(), port
+        super().__init__(source=source, client=client, route=route)
         self._labels = _LabellingClient(client) if client is not None else None
         self._stream = _FingerprintingSource(source)
         self._engine: Any = None
@@ -95,23 +82,15 @@ class BuiltinEndpoint(TrainerEndpoint):
     def connect(self) -> None:
         """Meets all engines."""
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
-        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
-        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-        info: Any
-        if self.name == "nccl":
-            info = NCCLTrainerInitInfo(
-                master_address=self._host,
-                master_port=self._port,
-                world_size=self._world_size,
-                rank=self.rank,
-            )
-        else:
-            info = IPCTrainerInitInfo(packed=True, rank=self.rank)
         client: Any = self._labels
         self._engine = WeightTransferTrainerFactory.trainer_init(
-            info, client=client, source=self._stream
+            self._init_info(), client=client, source=self._stream
         )
+
+    @abstractmethod
+    def _init_info(self) -> Any:
+        """Return what vLLM's trainer engine is built from."""
 
     def publish(self, version: int) -> PublishReport:
         """See `TrainerEndpoint.publish`; fingerprints on rank 0 only."""
@@ -136,3 +115,34 @@ class BuiltinEndpoint(TrainerEndpoint):
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.shutdown()
+
+
+class NcclEndpoint(BuiltinEndpoint):
+    """The trainer's end of vLLM's packed NCCL broadcast, from GPU to GPU.
+
+    Reads the route's `engine_nodes`, `workers_per_engine` and `host`.
+    """
+
+    name = "nccl"
+
+    def _init_info(self) -> Any:
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+        route = self.route
+        return NCCLTrainerInitInfo(
+            master_address=route.host or own_address(),
+            master_port=NCCL_PORT,
+            world_size=1 + len(route.engine_nodes) * route.workers_per_engine,
+            rank=self.rank,
+        )
+
+
+class IpcEndpoint(BuiltinEndpoint):
+    """The trainer's end of vLLM's CUDA IPC handles, for engines on the trainer's GPU."""
+
+    name = "ipc"
+
+    def _init_info(self) -> Any:
+        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+
+        return IPCTrainerInitInfo(packed=True, rank=self.rank)
