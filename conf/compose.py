@@ -28,6 +28,12 @@ OmegaConf.register_new_resolver(
     "share", lambda total, each: max(1, int(total) // max(1, int(each))), replace=True
 )
 
+# Keys that the schema has no use for, whose nearest name would mislead.
+NEEDLESS = {
+    "cluster.actor": "the learner is the actor at the start of a step, with the learner's "
+    "placement; leave the key out",
+}
+
 
 class ConfigError(ValueError):
     """A configuration that can't run; the message names the key, the value and the remedy."""
@@ -91,6 +97,8 @@ def _explain(error: Exception) -> str:
     key = _missing_key(reason) or _missing_key(error)
     if key is not None:
         text = f"unknown key {key!r}"
+        if (reason_why := _needless(key)) is not None:
+            return f"{text}: {reason_why}"
         close = difflib.get_close_matches(key, list(_known_keys()), n=1, cutoff=0.5)
         text += f"; did you mean {close[0]!r}?" if close else "; see conf/schema for all keys"
     elif (group := re.search(r"Could not find '([^']+)'", str(error))) is not None:
@@ -101,6 +109,12 @@ def _explain(error: Exception) -> str:
         text += f"; did you mean {close[0]!r}?" if close else ""
         text += f" Available: {', '.join(options)}" if options else ""
     return text
+
+
+def _needless(key: str) -> str | None:
+    """Return the reason for a key that the schema has no use for, or None."""
+    found = (why for name, why in NEEDLESS.items() if key == name or key.startswith(f"{name}."))
+    return next(found, None)
 
 
 def _names_group(text: str) -> bool:
