@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from conf.schema import TrainConfig
+from conf.transports import TRANSPORTS, any_of
 from orchestrator.fleet.fleet import Fleet
 from orchestrator.fleet.health import Health
 from orchestrator.fleet.launcher import EngineLauncher
@@ -158,8 +159,10 @@ class Membership:
             )
         if request.engines < 1:
             return f"{counted(request.engines, 'engine')}: a run needs at least one"
-        if more > 0 and self._launcher.transport == "ipc":
-            return "rollout.transport=ipc reaches engines on the learner's GPU only; choose nccl"
+        transport = self._launcher.transport
+        if more > 0 and not transport.may_grow:
+            growing = any_of(row for row in TRANSPORTS if row.may_grow)
+            return f"rollout.transport={transport.name} {transport.limit}; choose {growing}"
         if more > 0 and not config.cluster.autoscaled:
             room = self._launcher.room()
             if room.count < more:
