@@ -1,6 +1,6 @@
 """Rollout engines as Ray actors: how one is launched, where it stands, and how more find a place.
 
-The engines of the configuration stand in bundles of the run's placement group. One that joins later
+The engines of the configuration stand in bundles of one placement group. One that joins later
 has a placement group of its own, with one bundle of the same shape: Ray places it when there is
 room, an autoscaler makes room for it, and its resources go back when the engine leaves. Who joins
 and who leaves is decided in `membership.py`.
@@ -38,7 +38,8 @@ class EngineLauncher:
         environment: that its samples are played in.
         early_stop: when a group's remaining samples are not needed.
         env: variables of every process.
-        placement: of the run, given by now; its first bundles are for engines.
+        placement: of the engines of the configuration, given by now.
+        nodes: of all processes of the run, the learner's first rank before the others.
     """
 
     def __init__(
@@ -51,13 +52,13 @@ class EngineLauncher:
         early_stop: Any,
         env: Mapping[str, str],
         placement: PlacementGroup,
+        nodes: Sequence[str],
     ) -> None:
         self._config, self._run_id, self._model_path = config, run_id, model_path
         self._environment, self._early_stop, self._env = environment, early_stop, dict(env)
-        self._placement = placement
+        self._placement, self._learner_node = placement, nodes[0]
         self._own: dict[int, PlacementGroup] = {}  # of engines that joined later
-        nodes = set(placement_group_table(placement)["bundles_to_node_id"].values())
-        one_node = len(nodes) == 1 and not capacity.joins_elsewhere(config)
+        one_node = len(set(nodes)) == 1 and not capacity.joins_elsewhere(config)
         self.transport = capacity.transport(config, one_node=one_node)
 
     @property
@@ -122,7 +123,7 @@ class EngineLauncher:
         """The node that engines must stand on, where weights reach no other; else None."""
         if self.transport.reach is not Reach.NODE:
             return None
-        return self._node(self._placement, self._config.rollout.num_engines)
+        return self._learner_node
 
     def given(self, place: PlacementGroup) -> bool:
         """Whether Ray has reserved the place."""
@@ -149,7 +150,7 @@ class EngineLauncher:
     def end(self, number: int, handle: Any) -> None:
         """End an engine's process and give back what was its own.
 
-        A bundle of the run's placement group stays with the run, which Ray cannot divide.
+        A bundle of the engines' placement group stays with the run, which Ray cannot divide.
         """
         ray.kill(handle)
         if (own := self._own.pop(number, None)) is not None:

@@ -70,7 +70,7 @@ def test_submitted_followed_and_done_on_both_nodes(cluster):
             cluster,
             "both",
             "rollout.num_engines=3",
-            "cluster.placement_strategy=SPREAD",
+            "cluster.rollout.strategy=SPREAD",
             "trainer.total_steps=2",
         ),
     )
