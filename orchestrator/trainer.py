@@ -11,9 +11,9 @@
     adaptation   coefficients, a reference   metrics, learner's weights   learner and reference
 
 One step serves every schedule: `schedule.max_staleness: 0` is synchronous training; with s > 0 the
-engines sample up to s batches ahead while the learner trains. The driver handles metadata only;
-trajectories go from the engines through the object store to the ranks. Steps are strung together,
-saved and evaluated in `loop.py`; a run is composed in `run.py`.
+engines sample up to s batches ahead while the learner trains. Runs in the driver, which handles
+metadata only; trajectories go from the engines through the object store to the ranks. Steps are
+repeated, saved and evaluated in `loop.py`; a run is composed in `run.py`.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from workers.data.trajectory import RolloutGroup
 
 @dataclass(kw_only=True)
 class Trainer:
-    """The steps of a training run.
+    """Step of a training run.
 
     Attributes:
         config: the checked configuration.
-        algorithm: decides what is computed of a batch.
-        roles: compute it.
+        algorithm: decides which columns of a batch are computed.
+        roles: compute these columns.
         supply: gives groups and takes weights.
         outputs: record and account for the step.
         adaptation: holds the coefficients and moves the reference.
@@ -66,7 +66,7 @@ class Trainer:
         """Take groups, score, credit, train, publish, and adapt; return the metrics of the step."""
         clock = self.outputs.make_clock()
         with clock.span("generate"):
-            taken = self.supply.groups.take(step, self.version, self._why_not)
+            taken = self.supply.groups.take(step, self.version, self._reason_to_drop)
         self.supply.groups.run_ahead(self.version)
         before = self.version
         batch = self._assemble(taken)
@@ -129,8 +129,8 @@ class Trainer:
         profiler = self.outputs.profiler
         return nullcontext() if profiler is None else profiler.step(step)
 
-    def _why_not(self, group: RolloutGroup) -> str | None:
-        """Why the algorithm's filters reject a group, or None."""
+    def _reason_to_drop(self, group: RolloutGroup) -> str | None:
+        """Return "filtered" where the algorithm's filters reject a group, else None."""
         rows = group.usable_rows()
         rewards = torch.tensor([group.metas[row].reward for row in rows], dtype=torch.float32)
         keep = self.algorithm.keep_groups(rewards, torch.zeros(len(rows), dtype=torch.int64))
@@ -149,10 +149,13 @@ class Trainer:
         return batch
 
     def _score(self, plans: tuple[RankPlan, ...], rows: StepRows) -> list[Any]:
-        """Start what the algorithm needs of pi_old and of the reference.
+        """Start the columns of pi_old and of the reference that the algorithm needs.
 
-        With one update per step pi_old is the policy that the learner itself evaluates, so unless
-        credit reads the column before, its own forward supplies it.
+        With one update per step pi_old is the policy that the learner itself evaluates, so the
+        learner's own forward supplies the column, unless credit reads it before.
+
+        Returns:
+            References to the columns.
         """
         wanted, early = self.algorithm.required_columns, self.algorithm.credit_columns
         several = self.config.trainer.num_updates > 1
@@ -176,7 +179,10 @@ class Trainer:
         computed: list[Any],
         critic: CriticStep | None,
     ) -> tuple[list[Any], dict[str, float]]:
-        """The step's updates: `logprobs` columns and metrics; none while the critic warms up."""
+        """Run the step's updates; return the `logprobs` columns and the metrics.
+
+        While the critic warms up the policy has no update, no columns and no metrics of its own.
+        """
         fit = None if critic is None else critic.fit(computed)
         logprobs: list[Any] = []
         trained: dict[str, float] = {}
@@ -187,7 +193,7 @@ class Trainer:
         return logprobs, trained if fit is None else {**trained, **fit.result()}
 
     def _publish(self, trained: dict[str, float]) -> dict[str, float]:
-        """The next version of the policy, if it trained."""
+        """Publish the next version of the policy, if the policy trained; return the metrics."""
         if "learner/steps" not in trained:
             return {}
         self.version += 1

@@ -170,13 +170,16 @@ def scale(options: Namespace) -> int:
         from orchestrator.cli.jobs import commands
 
         return commands.scale(options)
-    from orchestrator.fleet.scaling import ask
+    from orchestrator.fleet.scaling import request_engines
 
-    def say(text: str) -> None:
+    def print_line(text: str) -> None:
         print(text, flush=True)
 
     run_dir = Path(options.run).absolute()
-    say(ask(run_dir, options.engines, timeout_s=options.timeout, say=say))
+    message = request_engines(
+        run_dir, options.engines, timeout_s=options.timeout, print_line=print_line
+    )
+    print_line(message)
     return 0
 
 

@@ -19,7 +19,7 @@ from conf.schema import ClusterConfig, TrainConfig
 from orchestrator.cluster.critic_group import CriticGroup
 from orchestrator.cluster.nodes import describe_engines, engine_nodes
 from orchestrator.cluster.policy_group import PolicyGroup
-from orchestrator.fleet.colocation import make_room
+from orchestrator.fleet.colocation import sleep_engines
 from orchestrator.fleet.concurrency import concurrency_of
 from orchestrator.fleet.fleet import Fleet
 from orchestrator.fleet.launcher import EngineLauncher
@@ -172,7 +172,7 @@ class Cluster:
         starting: list[Pending[object]] = [rollouts.start(begin, timeout_s=limit_s)]
         if config.cluster.colocated and with_policy:
             starting.pop().result()
-            make_room(rollouts, config)
+            sleep_engines(rollouts, config)
         starting += [self._connect(group) for group in (learner, reference, critic) if len(group)]
         for pending in starting:
             pending.result()

@@ -150,15 +150,15 @@ class Job:
             self.pool,
             self.workers,
             WorkerGroup("reward", []),
-            stands=self.launcher.stands,
+            has_place=self.launcher.has_place,
             republish=self.republish,
             start_s=LIMIT_S,
             place_s=self.config.cluster.timeouts.place_s,
-            say=self.news.append,
+            print_line=self.news.append,
         )
         self.members = Membership(
             *(self.pool, self.workers, self.launcher, recovery, self.requests, self.config),
-            say=self.news.append,
+            print_line=self.news.append,
         )
         self.pool.maintain = self.members.maintain
 
