@@ -112,7 +112,7 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
 
 def _describe_engines(config: TrainConfig, cluster: Cluster, roles: Roles) -> str:
     by = f"; weights by {roles.fleet.launcher.transport}" if config.trainer.learns else ""
-    return f"{cluster.where_engines_are()}{by}"
+    return f"{cluster.describe_engines()}{by}"
 
 
 def _outputs(config: TrainConfig, roles: Roles, run_dir: Path, log: RunLog) -> Outputs:
