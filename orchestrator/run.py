@@ -30,6 +30,7 @@ from orchestrator.collector import Collector
 from orchestrator.fleet.scaling import ScaleRequests
 from orchestrator.loop import Loop
 from orchestrator.outputs import Outputs
+from orchestrator.planning.roles import roles_of
 from orchestrator.planning.sources import prepare
 from orchestrator.run_folder import open_run, write_run_manifest
 from orchestrator.step.adaptation import Adaptation
@@ -89,7 +90,7 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
                 environment=environment,
                 scorer=scorer,
                 version=checkpoint.version if checkpoint else 0,
-                with_policy=config.trainer.learns,
+                planned=roles_of(config, algorithm),
             )
             if recording is None:
                 progress.print_line(_describe_engines(config, cluster, roles))
@@ -111,7 +112,7 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
 
 
 def _describe_engines(config: TrainConfig, cluster: Cluster, roles: Roles) -> str:
-    by = f"; weights by {roles.fleet.launcher.transport}" if config.trainer.learns else ""
+    by = f"; weights by {roles.fleet.launcher.transport.name}" if config.trainer.learns else ""
     return f"{cluster.describe_engines()}{by}"
 
 

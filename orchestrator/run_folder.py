@@ -41,7 +41,9 @@ def open_run(config: TrainConfig) -> Iterator[tuple[Path, Checkpoint | None]]:
             return
         named.mkdir(parents=True, exist_ok=True)
         held.enter_context(OwnerFile(named))
-        checkpoint = CheckpointStore(named, config.trainer).latest()
+        store = CheckpointStore(named, config.trainer)
+        store.recover()
+        checkpoint = store.latest()
         last_step = checkpoint.step if checkpoint else 0
         truncate_metrics(named, last_step)
         truncate_trace(named, last_step)
@@ -72,5 +74,5 @@ def write_run_manifest(run_dir: Path, raw: DictConfig, sources: Sources) -> None
         raw,
         source_dir=Path(__file__).parent,
         model=str(sources.model_path),
-        data={str(prompts.path): prompts.digest() for prompts in sets},
+        data={str(prompts.path): prompts.digest for prompts in sets},
     )

@@ -15,6 +15,7 @@ which moves files; `saving.py` takes the checkpoints.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -117,20 +118,49 @@ class CheckpointStore:
     def begin(self, step: int) -> Draft:
         """Make a draft for a checkpoint; remove the unfinished folders of earlier processes."""
         self._dir.mkdir(parents=True, exist_ok=True)
-        for suffix in ("partial", "removed"):
-            for leftover in self._dir.glob(f"step_*.{suffix}"):
-                shutil.rmtree(leftover)
+        self.recover()
+        for leftover in self._leftovers():
+            shutil.rmtree(leftover, ignore_errors=True)
         draft = self._path(step).with_suffix(".partial")
         draft.mkdir()
         return Draft(draft)
 
+    def recover(self) -> None:
+        """Give whole folders their names where an earlier process died between two renames.
+
+        Only the driver that owns the run's folder may call this: another one's draft is whole for
+        a moment, too.
+        """
+        for path in self._leftovers():
+            final = path.with_suffix("")
+            if not final.exists() and (path / MANIFEST).exists() and _fault(path) is None:
+                path.rename(final)
+
+    def _leftovers(self) -> list[Path]:
+        """Return drafts, then replaced and removed folders, of processes that died."""
+        return [*self._dir.glob("step_*.partial"), *self._dir.glob("step_*.removed")]
+
+    def score_of(self, step: int) -> float | None:
+        """Return the score of a step's checkpoint; None where it has none, or is not there."""
+        try:
+            score: float | None = json.loads((self._path(step) / STATE).read_text())["score"]
+        except FileNotFoundError:
+            return None
+        return score
+
     def commit(self, draft: Draft) -> Path:
-        """Give a sealed draft its name, mark the best checkpoint, and remove those not kept."""
+        """Give a sealed draft its name, mark the best checkpoint, and remove those not kept.
+
+        A checkpoint of the same step is replaced: the old folder goes when the new one has its
+        name. Whatever cannot be removed stays, and is tried again with the next checkpoint.
+        """
         final = draft.path.with_suffix("")
+        replaced = final.with_suffix(".removed")
         if final.exists():
-            self._remove(final)
+            final.rename(replaced)
         draft.path.rename(final)
         sync_folder(self._dir)
+        shutil.rmtree(replaced, ignore_errors=True)
         best = self._best()
         if best:
             self._mark(best[0])
@@ -147,8 +177,9 @@ class CheckpointStore:
 
     def _remove(self, path: Path) -> None:
         gone = path.with_suffix(".removed")
-        path.rename(gone)
-        shutil.rmtree(gone)
+        with contextlib.suppress(OSError):
+            path.rename(gone)
+            shutil.rmtree(gone)
 
     def _complete(self) -> list[Path]:
         named = (path for path in self._dir.glob("step_*") if NAME.fullmatch(path.name))

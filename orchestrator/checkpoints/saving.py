@@ -126,6 +126,8 @@ class Saver:
         """
         self.finish()
         began = time.monotonic()
+        if score is None:  # a step that is saved again keeps the score that it has
+            score = self._store.score_of(step)
         try:
             draft = self._store.begin(step)
             for name, keeper in self._keepers.items():

@@ -22,6 +22,7 @@ from orchestrator.checkpoints.checkpoint import Checkpoint, CheckpointStore
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.fleet.colocation import Colocation
 from orchestrator.fleet.publication import Publisher
+from orchestrator.planning.roles import roles_of
 from orchestrator.planning.sources import prepare
 from orchestrator.supply.evaluation import Evaluator
 from orchestrator.telemetry.heldout import HeldoutResult
@@ -48,12 +49,12 @@ def evaluate(
     model = str(sources.model_path)
     with Cluster(config, algorithm, run_id=path.name, model_path=model) as cluster:
         version = 0 if checkpoint is None else checkpoint.version
+        needed = ("rollout", "reward") if checkpoint is None else ("rollout", "reward", "learner")
         roles = cluster.launch(
             environment=environment,
             scorer=scorer,
             version=version,
-            with_policy=checkpoint is not None,
-            with_critic=False,
+            planned=[role for role in roles_of(config, algorithm) if role.name in needed],
         )
         if checkpoint is not None:
             roles.learner.workers.call(

@@ -17,6 +17,7 @@ from ray.util import placement_group_table
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from conf.schema import TrainConfig
+from conf.transports import Reach
 from orchestrator.planning import capacity
 from orchestrator.planning.placement import Room
 from orchestrator.planning.settings import vllm_settings
@@ -82,7 +83,7 @@ class EngineLauncher:
         config, role = self._config, self._config.cluster.rollout
         settings = {
             number: vllm_settings(
-                config, self._model_path, engine_id=number, transport=self.transport
+                config, self._model_path, engine_id=number, transport=self.transport.name
             )
             for number in numbers
         }
@@ -118,8 +119,8 @@ class EngineLauncher:
         return placement_group([self.shape], bundle_label_selector=selector)
 
     def _required_node(self) -> str | None:
-        """The node that engines must stand on, where shared memory is what brings the weights."""
-        if self.transport != "shm":
+        """Return the node of all engines where weights reach no other; None where any will do."""
+        if self.transport.reach is not Reach.NODE:
             return None
         return self._node(self._placement, self._config.rollout.num_engines)
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from conf.schema import TrainConfig
+from conf.transports import TRANSPORTS, any_of
 from orchestrator.fleet.fleet import Fleet
 from orchestrator.fleet.health import Health
 from orchestrator.fleet.launcher import EngineLauncher
@@ -160,8 +161,10 @@ class Membership:
             )
         if request.engines < 1:
             return f"{counted(request.engines, 'engine')}: a run needs at least one"
-        if more > 0 and self._launcher.transport == "ipc":
-            return "rollout.transport=ipc reaches engines on the learner's GPU only; choose nccl"
+        transport = self._launcher.transport
+        if more > 0 and not transport.may_grow:
+            growing = any_of(row for row in TRANSPORTS if row.may_grow)
+            return f"rollout.transport={transport.name} {transport.limit}; choose {growing}"
         if more > 0 and not config.cluster.autoscaled:
             room = self._launcher.room()
             if room.count < more:
@@ -278,10 +281,7 @@ def membership_of(
     *,
     print_line: Callable[[str], None],
 ) -> Membership:
-    """Compose the membership of a run.
-
-    Args as for `Membership`; `republish` gives all running engines the learner's present weights.
-    """
+    """Compose the membership of a run; `republish` gives engines the learner's present weights."""
     timeouts = config.cluster.timeouts
     recovery = EngineRecovery(
         fleet.pool,

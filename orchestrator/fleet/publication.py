@@ -35,7 +35,6 @@ from workers.worker_group import WorkerError, WorkerGroup
 
 PROBE_PROMPTS = 8
 PROBE_TOKENS = 64  # of each prompt, at most
-COLLECTIVE = ("gloo", "nccl")  # transports in which every engine waits for the others
 INNER_SHARE = 0.9  # of the limit, for the learner's own waits: who is behind one, it knows best
 PLAUSIBLE_NOISE = 0.2  # mean |gap| of log-probs above which no arithmetic type explains it
 
@@ -97,7 +96,7 @@ class Publisher:
     def _connect(self, numbers: list[int]) -> None:
         rollout, fleet = self._config.rollout, self._fleet
         to = Destination(
-            transport=fleet.launcher.transport,
+            transport=fleet.launcher.transport.name,
             dtype=rollout.dtype,
             engines=fleet.workers.only(numbers),
             nodes={number: fleet.launcher.node(number) or f"of {number}" for number in numbers},
@@ -141,8 +140,8 @@ class Publisher:
             report, engines, own = self._send(numbers)
         except WorkerError:
             self._connected = []
-            if self._fleet.launcher.transport != "gloo" or self._find_running() == numbers:
-                raise  # NCCL hangs with whoever waits; or all are there, and it was no engine
+            if not self._fleet.launcher.transport.repeatable or self._find_running() == numbers:
+                raise  # the transport can't repeat it; or all run, and no engine was at fault
             return self.republish()
         if not engines:
             return {}
@@ -164,7 +163,7 @@ class Publisher:
             for number, engine in pool.engines.items()
             if engine.health.receives_weights or engine.health is Health.STALE
         ]
-        if self._fleet.launcher.transport not in COLLECTIVE:
+        if not self._fleet.launcher.transport.collective:
             return numbers
         asked = workers.only(numbers).start(bind(RolloutWorker.version), timeout_s=self._limit_s)
         alive = asked.survivors()

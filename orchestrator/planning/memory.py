@@ -10,11 +10,13 @@ feed-forward size, q = heads x head_dim, k = key/value heads x head_dim.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from conf.schema import AdapterConfig, ArchitectureConfig, TrainConfig
 from orchestrator.planning.architecture import architecture_of, num_parameters
+from orchestrator.planning.roles import PlannedRole
 from orchestrator.telemetry.counting import counted
 from workers.engines.model.head_rows import head_bytes
 
@@ -158,24 +160,30 @@ def engine_share(config: TrainConfig, model: ArchitectureConfig) -> Share:
     )
 
 
+def share_of(config: TrainConfig, model: ArchitectureConfig, role: str) -> Share:
+    """Return what one process of a role keeps on its GPU.
+
+    Args:
+        config: of the run.
+        model: sizes of the policy.
+        role: rollout, learner, reference or critic.
+    """
+    if role == "rollout":
+        return engine_share(config, model)
+    if role == "critic":
+        return critic_share(config, model)
+    trains = role == "learner"
+    return policy_share(config, model, num_ranks=config.learner.num_ranks, trains=trains)
+
+
 def shares(
-    config: TrainConfig, model: ArchitectureConfig, *, references: bool, critic: bool = False
+    config: TrainConfig, model: ArchitectureConfig, roles: Sequence[PlannedRole]
 ) -> list[Share]:
-    """One process of every role that owns a part of a GPU."""
-    cluster, ranks = config.cluster, config.learner.num_ranks
-    found = []
-    if cluster.rollout.num_gpus:
-        found.append(engine_share(config, model))
-    if cluster.learner.num_gpus:
-        found.append(policy_share(config, model, num_ranks=ranks, trains=True))
-    if cluster.reference.num_gpus and references:
-        found.append(policy_share(config, model, num_ranks=ranks, trains=False))
-    if critic and config.cluster.gpus_of("critic", critic=critic):
-        found.append(critic_share(config, model))
-    return found
+    """Return the share of one process of every role that owns a part of a GPU."""
+    return [share_of(config, model, role.name) for role in roles if role.num_gpus]
 
 
-def check(config: TrainConfig, *, references: bool, critic: bool = False) -> None:
+def check(config: TrainConfig, roles: Sequence[PlannedRole]) -> None:
     """Refuse what a GPU of `cluster.gpu_memory_gib` can't hold.
 
     Roles with less than a whole GPU share one, so what they keep is added; of colocated roles, what
@@ -191,11 +199,11 @@ def check(config: TrainConfig, *, references: bool, critic: bool = False) -> Non
     _check_cache(config, model)
     if have is None:
         return
-    present = shares(config, model, references=references, critic=critic)
-    cluster = config.cluster
-    shared = [share for share in present if cluster.gpus_of(share.role, critic=critic) < 1]
+    present = shares(config, model, roles)
+    fractional = {role.name for role in roles if role.num_gpus < 1}
+    shared = [share for share in present if share.role in fractional]
     at_once = [*([share] for share in present if share not in shared), shared]
-    if cluster.colocated:
+    if config.cluster.colocated:
         at_once = [
             [share.resting() if share.role == role else share for share in present]
             for role in ("rollout", "learner")
@@ -243,14 +251,7 @@ def _remedy(config: TrainConfig, model: ArchitectureConfig, together: list[Share
             critic=replace(config.critic, **changes),
         )
         total = engines + sum(
-            critic_share(trial, model).total
-            if share.role == "critic"
-            else policy_share(
-                trial,
-                model,
-                num_ranks=trial.learner.num_ranks,
-                trains=share.role == "learner",
-            ).total
+            share_of(trial, model, share.role).total
             for share in together
             if share.role != "rollout"
         )
@@ -260,13 +261,12 @@ def _remedy(config: TrainConfig, model: ArchitectureConfig, together: list[Share
     return "Choose a smaller model=, or a cluster= with larger GPUs"
 
 
-def describe(config: TrainConfig, *, references: bool, critic: bool = False) -> list[str]:
+def describe(config: TrainConfig, roles: Sequence[PlannedRole]) -> list[str]:
     """One line per role with a GPU, and what its key/value cache holds; empty where unknown."""
     model = architecture_of(config.model)
     if model is None:
         return []
-    present = shares(config, model, references=references, critic=critic)
-    lines = [str(share) for share in present]
+    lines = [str(share) for share in shares(config, model, roles)]
     longest = kv_bytes_per_token(model, config) * config.rollout.max_model_len
     if lines and config.cluster.rollout.num_gpus:
         fit = config.rollout.kv_cache_gib * GIB / longest

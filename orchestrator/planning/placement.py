@@ -1,18 +1,19 @@
 """What a run asks of Ray: the resources of every process, and whether the cluster has them.
 
-A bundle is what one process gets; a shared critic is the exception, two processes in one bundle,
-and so are colocated roles.
+A bundle is what one process gets; a critic beside the learner is the exception, two processes in
+one bundle, and so are colocated roles.
 `capacity.py` does the same sum on the configuration, before Ray is asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
 
 from conf.schema import TrainConfig
+from orchestrator.planning.roles import PlannedRole
 from orchestrator.telemetry.counting import counted
 
 
@@ -57,38 +58,18 @@ def amounts(resources: Mapping[str, float]) -> str:
     return "{" + ", ".join(f"{kind}: {amount:g}" for kind, amount in resources.items()) + "}"
 
 
-def bundles(
-    config: TrainConfig, *, num_ranks: int, num_references: int, num_critics: int = 0
-) -> list[dict[str, float]]:
-    """Resources of every process: engines, learner ranks, reference ranks, critic ranks.
+def bundles(roles: Sequence[PlannedRole]) -> list[dict[str, float]]:
+    """Return the resources of every bundle, each the sum over the processes that stand in it.
 
-    A shared critic has no bundle of its own: its rank r takes half of the GPU of learner rank r,
-    in that rank's bundle, which is as many CPUs larger. Colocated roles share: bundle k is for
-    engine k, learner rank k and reference rank k.
+    Example: one engine and two learner ranks, with one critic rank beside the first of them, are
+    `[{"CPU": 1, "GPU": 1}, {"CPU": 2, "GPU": 0.5}, {"CPU": 1, "GPU": 0.5}]`.
     """
-    cluster = config.cluster
-    shared = num_critics if cluster.critic.shared else 0
-    roles = [
-        (config.rollout.num_engines, cluster.rollout, config.rollout.tensor_parallel_size),
-        (num_ranks, cluster.learner, 1),
-        (num_references, cluster.reference, 1),
-        (num_critics - shared, cluster.critic, 1),
-    ]
-    if cluster.colocated:
-        return [
-            {
-                "CPU": sum(role.num_cpus for count, role, _ in roles if k < count),
-                "GPU": sum(role.num_gpus for count, role, _ in roles if k < count),
-            }
-            for k in range(config.rollout.num_engines)
-        ]
-    wanted = [
-        {"CPU": role.num_cpus, "GPU": role.num_gpus * devices}
-        for count, role, devices in roles
-        for _ in range(count)
-    ]
-    for rank in range(shared):
-        wanted[config.rollout.num_engines + rank]["CPU"] += cluster.critic.num_cpus
+    count = max((role.bundles.stop for role in roles), default=0)
+    wanted = [{"CPU": 0.0, "GPU": 0.0} for _ in range(count)]
+    for role in roles:
+        for number in role.bundles:
+            wanted[number]["CPU"] += role.num_cpus
+            wanted[number]["GPU"] += role.bundle_gpus * role.devices
     return wanted
 
 

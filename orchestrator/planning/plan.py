@@ -10,6 +10,7 @@ from algorithms.rewards import OverlongPenalty
 from conf import precision
 from conf.schema import AdapterConfig, RoleConfig, TrainConfig
 from orchestrator.planning import capacity
+from orchestrator.planning.roles import roles_of
 from orchestrator.telemetry.counting import counted
 
 
@@ -133,7 +134,7 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
     rows = [
         ("run", f"{config.run_name}, {counted(trainer.total_steps, 'step')}, seed {config.seed}"),
         *(_algorithm_rows(algorithm) if trainer.learns else []),
-        ("roles", ", ".join(_roles(config, algorithm))),
+        ("roles", ", ".join(role.title for role in roles_of(config, algorithm))),
         ("model", config.model.path or f"{config.model.name} (built on first use)"),
         ("data", config.data.train_path or f"{config.data.name} (generated on first use)"),
         (
@@ -166,31 +167,13 @@ def _algorithm_rows(algorithm: Algorithm) -> list[tuple[str, str]]:
     ]
 
 
-def _roles(config: TrainConfig, algorithm: Algorithm) -> list[str]:
-    """Every role that is launched, and where the less obvious ones live."""
-    cluster = config.cluster
-    roles = [] if config.rollout.replay.replays else ["rollout", "reward"]
-    if not config.trainer.learns:
-        return roles
-    roles.append("learner")
-    if config.trainer.num_updates > 1 or "old_logprobs" in algorithm.credit_columns:
-        roles.append(f"actor ({cluster.actor.placement} with the learner)")
-    if capacity.needs_reference(config, algorithm):
-        roles.append("reference")
-    elif "ref_logprobs" in algorithm.required_columns:
-        roles.append("reference (the learner with its adapter switched off)")
-    if algorithm.needs_critic:
-        roles.append(f"critic ({'beside the learner' if cluster.critic.shared else 'dedicated'})")
-    return roles
-
-
 def _rollout(config: TrainConfig) -> str:
     rollout = config.rollout
     if rollout.replay.replays:
         return f"no engine: the record of {rollout.replay.folder}"
     weights = "the model's weights"
     if config.trainer.learns:
-        weights = f"weights by {capacity.planned_transport(config)}"
+        weights = f"weights by {capacity.planned_transport(config).name}"
     return (
         f"{counted(rollout.num_engines, 'engine')} x "
         f"{counted(rollout.tensor_parallel_size, 'device')}, "

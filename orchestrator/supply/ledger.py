@@ -150,7 +150,7 @@ class Ledger:
                 str(epoch): {str(row): status for row, status in rows.items()}
                 for epoch, rows in self._statuses.items()
             },
-            "digest": self._prompts.digest(),
+            "digest": self._prompts.digest,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -159,7 +159,7 @@ class Ledger:
         Raises:
             ValueError: the checkpoint was written for other prompts.
         """
-        if state["digest"] != self._prompts.digest():
+        if state["digest"] != self._prompts.digest:
             raise ValueError(
                 f"{self._prompts.path} is not the prompt file of the checkpoint (its content "
                 "differs); resume with the same data, or start a new run"

@@ -73,7 +73,7 @@ def check_sources(recording: Recording, sources: Sources) -> None:
         ValueError: the prompts or the tokenizer differ; the message names both and the remedy.
     """
     manifest = json.loads((recording.run_dir / "manifest.json").read_text())
-    if sources.train.digest() not in manifest["data_sha256"].values():
+    if sources.train.digest not in manifest["data_sha256"].values():
         raise ValueError(
             f"{recording.run_dir} was recorded with other prompts than {sources.train.path}, so "
             "the ledger could not name them; replay with that run's data="

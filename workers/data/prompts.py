@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,15 @@ class PromptSet:
             return list(range(len(self)))
         return list(np.random.default_rng([seed, epoch]).permutation(len(self)).tolist())
 
+    @cached_property
     def digest(self) -> str:
-        """Return the SHA-256 over the files' bytes, for the run manifest."""
+        """SHA-256 over the bytes of the files, read once, for the run manifest and the ledger."""
         files = sorted(self.path.rglob("*.parquet")) if self.path.is_dir() else [self.path]
         total = hashlib.sha256()
-        for file in files:
-            total.update(file.read_bytes())
+        for name in files:
+            with name.open("rb") as file:
+                while block := file.read(1 << 20):
+                    total.update(block)
         return total.hexdigest()
 
 

@@ -11,7 +11,7 @@ import platform
 import resource
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from conf.schema import TrainConfig
 from orchestrator.planning.architecture import architecture_of, num_parameters
 from orchestrator.planning.capacity import gpus_asked, planned_transport
 from orchestrator.planning.doctor.findings import Finding, fault, note, ok
+from orchestrator.planning.roles import PlannedRole
 from orchestrator.telemetry.counting import counted
 
 DISTRIBUTION = "ballast-rl"
@@ -31,13 +32,13 @@ SHM_FLOOR = 256 * 2**20  # what NCCL and vLLM's queues between workers take
 RAY_DISK_LIMIT = 0.95  # Ray stores no object on a disk that is fuller
 
 
-def check(config: TrainConfig, *, references: bool, critic: bool = False) -> list[Finding]:
+def check(config: TrainConfig, roles: Sequence[PlannedRole]) -> list[Finding]:
     """Every check of this module, in the order of the report."""
     return [
         *versions(config),
-        *gpus(config, references=references, critic=critic),
+        *gpus(config, roles),
         shared_memory(config),
-        *disk(config, critic=critic),
+        *disk(config, roles),
         open_files(),
     ]
 
@@ -109,9 +110,9 @@ def visible_gpus() -> list[float]:
     return [float(line) / 1024 for line in answer.stdout.split()]
 
 
-def gpus(config: TrainConfig, *, references: bool, critic: bool = False) -> Iterator[Finding]:
+def gpus(config: TrainConfig, roles: Sequence[PlannedRole]) -> Iterator[Finding]:
     """GPUs of this machine against those of a run that starts its own Ray here."""
-    asked = sum(count for _, count in gpus_asked(config, references=references, critic=critic))
+    asked = sum(count for _, count in gpus_asked(roles))
     if config.cluster.address is not None:
         return  # another machine's: Ray is asked
     if not asked:
@@ -140,7 +141,7 @@ def gpus(config: TrainConfig, *, references: bool, critic: bool = False) -> Iter
 def shared_memory(config: TrainConfig) -> Finding:
     """/dev/shm: Ray's objects, NCCL's buffers, the queues between an engine's workers."""
     total, free = _space(Path("/dev/shm"))
-    wide = config.rollout.tensor_parallel_size > 1 or planned_transport(config) == "nccl"
+    wide = config.rollout.tensor_parallel_size > 1 or planned_transport(config).uses_nccl
     store = config.cluster.object_store_gib * GIB if config.cluster.address is None else 0.0
     found = f"/dev/shm: {free / GIB:.1f} of {total / GIB:.1f} GiB free"
     remedy = "give the container more (docker run --shm-size=8g, or a memory-backed emptyDir)"
@@ -155,11 +156,11 @@ def shared_memory(config: TrainConfig) -> Finding:
     return ok("shared memory", found)
 
 
-def disk(config: TrainConfig, *, critic: bool = False) -> Iterator[Finding]:
+def disk(config: TrainConfig, roles: Sequence[PlannedRole]) -> Iterator[Finding]:
     """Room for checkpoints where the run writes, and for Ray where it keeps its session."""
     folder = Path(config.output_dir).absolute()
     _, free = _space(folder)
-    needed = checkpoint_bytes(config, critic=critic)
+    needed = checkpoint_bytes(config, roles)
     if not os.access(_existing(folder), os.W_OK):
         yield fault("disk", f"{_existing(folder)} can't be written", "choose another output_dir=")
     elif free < needed:
@@ -182,18 +183,19 @@ def disk(config: TrainConfig, *, critic: bool = False) -> Iterator[Finding]:
         )
 
 
-def checkpoint_bytes(config: TrainConfig, *, critic: bool = False) -> float:
-    """Weights and two moments in float32, so often as they are on disk at once, and the export.
+def checkpoint_bytes(config: TrainConfig, roles: Sequence[PlannedRole]) -> float:
+    """Return bytes of weights and two moments in float32, as often as on disk, and of the export.
 
-    A critic is as large again, and not exported. 1 GiB where the model's size is unknown.
+    Every role that trains is as large as the policy; the policy alone is exported. 1 GiB where the
+    model's size is unknown.
     """
     model = architecture_of(config.model)
     if model is None:
         return float(GIB)
     copies = (config.trainer.keep_checkpoints or 1) + 1
-    return num_parameters(model) * (
-        12.0 * copies * (2 if critic else 1) + 4.0 * config.trainer.export
-    )
+    trained = sum(role.trains for role in roles)
+    exported = config.trainer.learns and config.trainer.export
+    return num_parameters(model) * (12.0 * copies * trained + 4.0 * exported)
 
 
 def open_files() -> Finding:

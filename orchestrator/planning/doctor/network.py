@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from conf.schema import TrainConfig
 from orchestrator.planning.capacity import planned_transport
 from orchestrator.planning.doctor.findings import Finding, fault, note, ok
+from orchestrator.planning.roles import PlannedRole
 
 CONNECT_S = 3.0
 
 
-def check(config: TrainConfig, *, references: bool, critic: bool = False) -> list[Finding]:
+def check(config: TrainConfig, roles: Sequence[PlannedRole]) -> list[Finding]:
     """Ports, then Ray, then NCCL."""
-    return [ports(), *ray_resources(config, references=references, critic=critic), *nccl(config)]
+    return [ports(), *ray_resources(config, roles), *nccl(config)]
 
 
 def ports() -> Finding:
@@ -37,19 +38,11 @@ def ports() -> Finding:
             )
 
 
-def ray_resources(
-    config: TrainConfig, *, references: bool, critic: bool = False
-) -> Iterator[Finding]:
+def ray_resources(config: TrainConfig, roles: Sequence[PlannedRole]) -> Iterator[Finding]:
     """What every process asks of Ray against what Ray has, or will have."""
     from orchestrator.planning.placement import bundles
 
-    ranks = config.learner.num_ranks
-    wanted = bundles(
-        config,
-        num_ranks=ranks,
-        num_references=ranks if references else 0,
-        num_critics=config.critic.num_ranks if critic else 0,
-    )
+    wanted = bundles(roles)
     cpus, gpus = (sum(bundle[kind] for bundle in wanted) for kind in ("CPU", "GPU"))
     address = config.cluster.address
     if address is None:
@@ -98,7 +91,7 @@ def _cluster_resources(address: str) -> dict[str, float]:
 
 def nccl(config: TrainConfig) -> Iterator[Finding]:
     """NCCL, where weights or gradients travel by it."""
-    if not (config.cluster.learner.num_gpus or planned_transport(config) == "nccl"):
+    if not (config.cluster.learner.num_gpus or planned_transport(config).uses_nccl):
         return
     import torch
 
@@ -111,8 +104,8 @@ def nccl(config: TrainConfig) -> Iterator[Finding]:
     elif not torch.cuda.is_available():
         yield fault(
             "NCCL",
-            f"rollout.transport={planned_transport(config)}, but torch {torch.__version__} sees no "
-            "CUDA device",
+            f"rollout.transport={planned_transport(config).name}, but torch {torch.__version__} "
+            "sees no CUDA device",
             "choose a cluster= without GPUs, or mend the driver (nvidia-smi)",
         )
     else:

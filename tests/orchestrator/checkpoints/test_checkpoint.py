@@ -124,3 +124,47 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
     store.discard(draft)
     assert names(tmp_path) == ["step_000005"]
     assert json.loads((store.latest().path / "state.json").read_text())["step"] == 5
+
+
+def test_a_process_that_dies_between_two_renames_loses_no_checkpoint(tmp_path):
+    store = store_of(tmp_path)
+    write(store, 5, weights=b"old")
+    draft = store.begin(5)
+    record = write_file(draft.folder("learner") / "weights", [b"new"])
+    state = {"step": 5, "version": 5, "score": None, "folders": ["learner"], "parts": {}}
+    draft.seal(state, [record.within("learner")])
+    final = draft.path.with_suffix("")
+    final.rename(final.with_suffix(".removed"))  # and the process dies here
+    assert store.latest() is None
+    store.recover()
+    assert (store.latest().folder("learner") / "weights").read_bytes() == b"new"
+    assert names(tmp_path) == ["step_000005", "step_000005.removed"]
+    store.begin(6)
+    assert names(tmp_path) == ["step_000005", "step_000006.partial"]
+
+
+def test_a_replaced_folder_comes_back_where_its_successor_is_not_whole(tmp_path):
+    store = store_of(tmp_path)
+    write(store, 5)
+    path = store.latest().path
+    store.begin(7).folder("learner")  # a draft without a manifest
+    path.rename(path.with_suffix(".removed"))
+    store.recover()
+    assert store.latest().step == 5
+    assert names(tmp_path) == ["step_000005", "step_000007.partial"]
+
+
+def test_what_cannot_be_removed_does_not_end_the_run(tmp_path, monkeypatch):
+    store = store_of(tmp_path, keep_checkpoints=1)
+    write(store, 1)
+
+    def refuse(path, *args, **kwargs):
+        if not kwargs.get("ignore_errors"):
+            raise OSError(39, "Directory not empty", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", refuse)
+        write(store, 2)
+        assert store.latest().step == 2
+    write(store, 3)
+    assert names(tmp_path) == ["step_000003"]

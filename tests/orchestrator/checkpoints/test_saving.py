@@ -76,6 +76,19 @@ def test_what_is_saved_is_the_state_when_it_began(tmp_path, parts):
     assert (counter.value, disk.loaded) == (7, 7)
 
 
+def test_a_step_that_is_saved_again_without_a_score_stays_the_best(tmp_path, parts):
+    """After a failure the last step is saved once more, when nobody measures its score again."""
+    counter, disk = parts
+    store = CheckpointStore(tmp_path, TrainerConfig(keep_checkpoints=1, keep_best=1))
+    saver = Saver(store, parts={"counter": counter}, keepers={"learner": disk})
+    for step, score in ((1, 0.9), (1, None), (2, 0.1)):
+        disk.value = step
+        saver.begin(step, version=step, score=score)
+    saver.finish()
+    assert store.latest("best").step == 1
+    assert store.latest("best").score == 0.9
+
+
 def test_at_most_one_is_in_the_making(tmp_path, parts):
     counter, disk = parts
     store, saver = saver_of(tmp_path, counter, disk)

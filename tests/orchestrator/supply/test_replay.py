@@ -152,7 +152,7 @@ def run(tmp_path):
         raw,
         source_dir=tmp_path,
         model=str(sources.model_path),
-        data={"train": sources.train.digest()},
+        data={"train": sources.train.digest},
     )
     trajectory = Trajectory(
         run_id="run",
