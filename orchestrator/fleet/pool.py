@@ -28,7 +28,7 @@ from workers.calls import bind
 from workers.data.requests import Collected, EngineLoad, GroupRequest
 from workers.data.trajectory import RolloutGroup, TrajectoryMeta
 from workers.rollout.worker import RolloutWorker
-from workers.worker_group import WorkerError, WorkerGroup, died
+from workers.worker_group import WorkerError, WorkerGroup, is_death
 
 HEARTBEAT_S = 5.0  # longest that a worker may hold an open `collect` without a finished group
 HEARTBEATS_PER_S = 20.0  # of all workers: each costs the driver about a millisecond
@@ -186,7 +186,7 @@ class RolloutPool:
         try:
             collected = self._group.answer(ref)
         except ray.exceptions.RayError as error:
-            if not died(error):
+            if not is_death(error):
                 raise WorkerError(f"rollout.collect, engine {number}: {error}") from error
             self.lose(number, str(getattr(error, "cause", None) or error))
             return []
