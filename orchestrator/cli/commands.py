@@ -52,11 +52,11 @@ def train(options: Namespace) -> int:
         raw, config, algorithm = _check_and_print_plan(options)
     if not config.dry_run:
         from orchestrator.cli.jobs.submission import load_secrets
-        from orchestrator.planning.doctor.report import require_machine
+        from orchestrator.planning.doctor.report import check_machine
         from orchestrator.run import run
 
         load_secrets()
-        require_machine(config, algorithm)
+        check_machine(config, algorithm)
         run(raw, config, algorithm)
     return 0
 

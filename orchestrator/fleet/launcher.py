@@ -19,7 +19,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from conf.schema import TrainConfig
 from conf.transports import Reach
 from orchestrator.planning import capacity
-from orchestrator.planning.placement import Room
+from orchestrator.planning.placement import FreePlaces
 from orchestrator.planning.settings import vllm_settings
 from workers.engines.vllm.settings import engine_env
 from workers.rollout.worker import RolloutWorker
@@ -58,7 +58,7 @@ class EngineLauncher:
         self._own: dict[int, PlacementGroup] = {}  # of engines that joined later
         nodes = set(placement_group_table(placement)["bundles_to_node_id"].values())
         one_node = len(nodes) == 1 and not capacity.joins_elsewhere(config)
-        self.transport = capacity.transport(config, one_node=one_node)
+        self.transport = capacity.choose_transport(config, one_node=one_node)
 
     @property
     def shape(self) -> dict[str, float]:
@@ -155,7 +155,7 @@ class EngineLauncher:
         if (own := self._own.pop(number, None)) is not None:
             remove_placement_group(own)
 
-    def room(self) -> Room:
+    def free_places(self) -> FreePlaces:
         """Return the resources that are free now on every node where an engine may run."""
         required = self._required_node()
         names = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
@@ -164,4 +164,4 @@ class EngineLauncher:
             for node, resources in available_resources_per_node().items()
             if node in names and required in (None, node)
         }
-        return Room.of(self.shape, free)
+        return FreePlaces.of(self.shape, free)

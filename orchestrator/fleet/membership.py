@@ -166,9 +166,9 @@ class Membership:
             growing = any_of(row for row in TRANSPORTS if row.may_grow)
             return f"rollout.transport={transport.name} {transport.limit}; choose {growing}"
         if more > 0 and not config.cluster.autoscaled:
-            room = self._launcher.room()
-            if room.count < more:
-                return room.refuses(more)
+            free = self._launcher.free_places()
+            if free.count < more:
+                return free.describe_shortage(more)
         return None
 
     def _conclude(self) -> None:
@@ -212,7 +212,7 @@ class Membership:
             self._awaited = None
             for place in awaited.places:
                 self._launcher.release_place(place)
-            self._refuse(self._launcher.room().refuses(len(awaited.places)))
+            self._refuse(self._launcher.free_places().describe_shortage(len(awaited.places)))
 
     def _join(self, place: Any) -> None:
         number, self._next_number = self._next_number, self._next_number + 1
