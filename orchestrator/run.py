@@ -7,7 +7,8 @@ One composition for the three kinds of run:
     replay        rollout=replay          a recording           Trainer
     rollout_only  trainer=rollout_only    engines               Collector
 
-What a step is stands in `trainer.py` and `collector.py`, the order of steps in `loop.py`.
+Runs in the driver. The order inside a step is in `trainer.py` and `collector.py`, the order of
+steps in `loop.py`.
 """
 
 from __future__ import annotations
@@ -57,19 +58,20 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
     """Run a checked configuration to its end; return the run's folder.
 
     Raises:
-        ValueError: for what can't run, before anything expensive starts where that is possible.
-        StoppedError: when it was asked to stop, and everything is on disk.
+        ValueError: the configuration can't run; raised before anything expensive starts where that
+            is possible.
+        StoppedError: a stop was requested, and everything is on disk.
     """
     progress = Progress(config.trainer.total_steps)
     scorer = instantiate(raw.reward.scorer, _convert_="all")
     environment = instantiate(raw.environment, _convert_="all")
     recording = open_recording(config)
-    progress.say("preparing model and prompts ...")
+    progress.print_line("preparing model and prompts ...")
     sources = prepare(config)
     if recording is not None:
         check_sources(recording, sources)
     with open_run(config) as (run_dir, checkpoint):
-        progress.say(f"run folder  {run_dir}")
+        progress.print_line(f"run folder  {run_dir}")
         write_run_manifest(run_dir, raw, sources)
         os.chdir(run_dir)  # Ray puts the driver's folder first on the path of every worker
         cluster = Cluster(
@@ -81,7 +83,7 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
         )
         log = RunLog(run_dir, config, progress)
         with progress, log, cluster, ScaleRequests(run_dir) as requests:
-            progress.say(
+            progress.print_line(
                 "starting engines ..." if recording is None else "starting the learner ..."
             )
             roles = cluster.launch(
@@ -91,8 +93,8 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
                 planned=roles_of(config, algorithm),
             )
             if recording is None:
-                progress.say(_where(config, cluster, roles))
-                supply = from_engines(config, sources, roles, requests, progress.say)
+                progress.print_line(_describe_engines(config, cluster, roles))
+                supply = from_engines(config, sources, roles, requests, progress.print_line)
             else:
                 supply = from_recording(config, sources, roles, recording)
             outputs = _outputs(config, roles, run_dir, log, node=cluster.first_node)
@@ -101,17 +103,17 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
             with loop.stop:
                 ended = loop.run(first_step)
             if ended:
-                progress.say(ended)
+                progress.print_line(ended)
             exports = config.trainer.learns and config.trainer.export
             exported = _export(config, roles, run_dir) if exports else None
             outputs.accounting.finish()
-        progress.say(summary.describe(config, log, run_dir, exported))
+        progress.print_line(summary.describe(config, log, run_dir, exported))
     return run_dir
 
 
-def _where(config: TrainConfig, cluster: Cluster, roles: Roles) -> str:
+def _describe_engines(config: TrainConfig, cluster: Cluster, roles: Roles) -> str:
     by = f"; weights by {roles.fleet.launcher.transport.name}" if config.trainer.learns else ""
-    return f"{cluster.where_engines_are()}{by}"
+    return f"{cluster.describe_engines()}{by}"
 
 
 def _outputs(
@@ -197,7 +199,7 @@ def _trainer(
 
 
 def _rank_keepers(config: TrainConfig, algorithm: Algorithm, roles: Roles) -> dict[str, Keeper]:
-    """Name the roles whose ranks write into a checkpoint."""
+    """Return a keeper for every role whose ranks write into a checkpoint."""
     groups: dict[str, WorkerGroup[RankWorker]] = {"learner": roles.learner.workers}
     if roles.critic is not None:
         groups["critic"] = roles.critic.workers
@@ -208,7 +210,10 @@ def _rank_keepers(config: TrainConfig, algorithm: Algorithm, roles: Roles) -> di
 
 
 def _export(config: TrainConfig, roles: Roles, run_dir: Path) -> Path:
-    """Write the trained model as a Hugging Face folder; beside its name first, then renamed."""
+    """Write the trained model as a Hugging Face folder `final`; return its path.
+
+    The ranks write a folder with a draft name, which is renamed when it is complete.
+    """
     final, draft = run_dir / "final", run_dir / "final.partial"
     shutil.rmtree(draft, ignore_errors=True)
     limit_s = config.cluster.timeouts.checkpoint_s

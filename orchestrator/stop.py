@@ -1,7 +1,7 @@
-"""Stopping a run without losing its work: SIGTERM lets the step end, saves, and exits.
+"""Stop a run without losing its work: after SIGTERM the step ends, is saved, and the run exits.
 
 `ballast stop`, Slurm before a time limit and Kubernetes before it takes a pod all send SIGTERM.
-An interrupt from the keyboard is not handled here: it stops at once.
+Runs in the driver. An interrupt from the keyboard is not handled here: it stops at once.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ EXIT_CODE = 128 + signal.SIGTERM
 
 
 class StoppedError(RuntimeError):
-    """The run was asked to stop and has saved a checkpoint."""
+    """End of a run whose stop was requested and whose checkpoint is saved."""
 
 
 class StopRequest:
-    """While it is entered, the first SIGTERM sets `requested`; a second one exits at once."""
+    """Handler of SIGTERM while entered: the first sets `requested`, a second exits at once."""
 
     def __init__(self) -> None:
         self.requested = False

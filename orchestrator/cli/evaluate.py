@@ -1,7 +1,8 @@
-"""`ballast eval`: a model folder or a checkpoint, scored on held-out prompts.
+"""Score a model folder or a checkpoint on held-out prompts: `ballast eval`.
 
 A Hugging Face folder needs engines only. A checkpoint is loaded by a learner and published to the
-engines, exactly as in training, so that what is scored is what was trained.
+engines, exactly as in training, so that the scored weights are the trained ones. Runs in the
+process of the command, as the driver of engines and learner. Trains nothing.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from workers.learner.policy_worker import PolicyWorker
 def evaluate(
     path: Path, overrides: list[str], config_dir: str | None, output: Path
 ) -> HeldoutResult:
-    """Score `path` and write the scores to `output`.
+    """Score `path`, and write the scores to `output`.
 
     Raises:
-        ValueError: when `path` is neither a model folder, a run nor a checkpoint.
+        ValueError: `path` is neither a model folder, a run nor a checkpoint.
     """
     raw, config, checkpoint = _resolve(path, overrides, config_dir)
     algorithm: Algorithm = instantiate(raw.algorithm, _convert_="all")
@@ -78,7 +79,7 @@ def evaluate(
 def _resolve(
     path: Path, overrides: list[str], config_dir: str | None
 ) -> tuple[DictConfig, TrainConfig, Checkpoint | None]:
-    """The configuration to run with, and the checkpoint if `path` is one."""
+    """Return the configuration of the evaluation, and the checkpoint if `path` is one."""
     if (path / "config.json").exists():
         folder = [f"model.path={path}", "model.build=null", f"model.name={path.name}"]
         return *compose([*overrides, *folder], config_dir=config_dir), None

@@ -1,7 +1,7 @@
-"""Ray and the roles on it: start or join, place, launch, take down.
+"""Start or join Ray, and place, launch and end the roles of a run on it.
 
-Everything that says where a process runs and with what environment is here; what the processes do
-is not. A role without a row in the plan of the run is not launched.
+Runs in the driver. Every process gets its node and its environment variables here; the work of the
+processes is in `workers`. A role without a row in the plan of the run is not launched.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from orchestrator.cluster.critic_group import CriticGroup
 from orchestrator.cluster.nodes import describe_engines, engine_nodes
 from orchestrator.cluster.places import Places, reserve
 from orchestrator.cluster.policy_group import PolicyGroup
-from orchestrator.fleet.colocation import make_room
+from orchestrator.fleet.colocation import sleep_engines
 from orchestrator.fleet.concurrency import concurrency_of
 from orchestrator.fleet.fleet import Fleet
 from orchestrator.fleet.launcher import EngineLauncher
@@ -43,7 +43,7 @@ RankT = TypeVar("RankT", bound=RankWorker)
 
 @dataclass(frozen=True, kw_only=True)
 class Roles:
-    """The running processes of a run."""
+    """Running processes of a run, by role."""
 
     fleet: Fleet
     learner: PolicyGroup
@@ -52,7 +52,7 @@ class Roles:
 
     @property
     def groups(self) -> list[WorkerGroup[SpanReporter]]:
-        """Every process of the run, role by role."""
+        """Groups of all processes of the run, each group once."""
         groups: list[WorkerGroup[SpanReporter]] = [self.fleet.workers, self.fleet.rewards]
         groups += [role.workers for role in (self.learner, self.reference, self.critic) if role]
         # Where the learner scores as reference, the two are one group.
@@ -60,7 +60,7 @@ class Roles:
 
 
 def start_ray(config: ClusterConfig) -> None:
-    """Join the named cluster, or start a Ray of this run's own on this machine."""
+    """Join the named cluster, or start a Ray for this run alone on this machine."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # The calls of an engine that died are given up on purpose.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
@@ -83,7 +83,7 @@ def start_ray(config: ClusterConfig) -> None:
 
 
 class Cluster:
-    """A context manager that owns the roles of a run and leaves no process behind."""
+    """Owner of a run's processes: a context manager that ends all of them."""
 
     def __init__(
         self,
@@ -120,12 +120,12 @@ class Cluster:
         version: int,
         planned: Sequence[PlannedRole],
     ) -> Roles:
-        """Start every role; returns when all answer.
+        """Start every role, and return when all of them answer.
 
         Args:
             environment: built from `conf/environment`.
             scorer: built from `conf/reward`.
-            version: what the engines call the weights that they load.
+            version: label of the weights that the engines load.
             planned: rows of `roles_of`; the first of them where the caller needs fewer roles.
         """
         config = self._config
@@ -154,7 +154,7 @@ class Cluster:
         starting: list[Pending[object]] = [rollouts.start(begin, timeout_s=limit_s)]
         if config.cluster.colocated and len(learner):
             starting.pop().result()
-            make_room(rollouts, config)
+            sleep_engines(rollouts, config)
         starting += [self._connect(group) for group in (learner, reference, critic) if len(group)]
         for pending in starting:
             pending.result()
@@ -187,8 +187,8 @@ class Cluster:
         assert self._places is not None, "launch comes first"
         return self._places.nodes[0]
 
-    def where_engines_are(self) -> str:
-        """A line that names the node of every engine."""
+    def describe_engines(self) -> str:
+        """Return a line that names the node of every engine."""
         assert self._places is not None, "launch comes first"
         nodes = engine_nodes(self._places.engines, self._config.rollout.num_engines)
         return describe_engines(nodes)
@@ -274,7 +274,7 @@ class Cluster:
         return group
 
     def _connect(self, group: WorkerGroup[RankWorker]) -> Pending[None]:
-        """Rank 0 opens a port, every rank joins there and loads the model."""
+        """Open a port on rank 0, and let every rank connect to it and load the model."""
         limit_s = self._config.cluster.timeouts.start_s
         address = group.call_first(bind(RankWorker.open_port), timeout_s=limit_s)
         return group.start(bind(RankWorker.start, address), timeout_s=limit_s)

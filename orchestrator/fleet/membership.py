@@ -1,12 +1,13 @@
-"""Who belongs to the rollout engines of a running job: engines join, leave, die and come back.
+"""Let rollout engines join and leave a running job, die and come back.
 
-A job wants a number of engines: that of the configuration, up to `rollout.max_engines` where the
-cluster has room, or what `ballast scale` asked for since. For each that is missing a place is asked
-of Ray; a node that joins the cluster gives it, and an autoscaler adds a node for it. An engine that
-joins takes the way of one that was restarted (`recovery.py`): it samples when the learner's weights
-are attested in it. One that leaves is given nothing more, finishes what it holds, and ends.
+A job has a wanted number of engines: that of the configuration, up to `rollout.max_engines` where
+the cluster has free resources, or the number of the last `ballast scale`. For each missing engine a
+place is requested from Ray; a node that joins the cluster provides it, and an autoscaler adds a
+node for it. An engine that joins starts like one that was restarted (`recovery.py`): it samples
+when the learner's weights are attested in it. An engine that leaves is given no more prompts,
+finishes the groups that it holds, and ends.
 
-`maintain` is called by the pool whenever it waits. It never waits itself.
+Runs in the driver: the pool calls `maintain` whenever the pool waits. `maintain` never waits.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from workers.rollout.worker import RolloutWorker
 from workers.worker_group import Pending, WorkerGroup
 
 MAINTAIN_EVERY_S = 0.25
-LOOK_EVERY_S = 2.0  # for places that Ray has given
+CHECK_PLACES_EVERY_S = 2.0  # for places that Ray has given
 END_S = 20.0  # longest that an engine may take to shut down
 
 
 @dataclass(frozen=True, kw_only=True)
 class _PendingPlaces:
-    """Engines that a request adds, all of them or none."""
+    """Places of the engines that a request adds, all of them or none."""
 
     places: Sequence[Any]
     deadline: float
@@ -53,16 +54,16 @@ class _Ending:
 
 
 class Membership:
-    """The engines of a job.
+    """Engines that belong to a job.
 
     Args:
-        pool: gives them prompts.
-        workers: their processes, under the same numbers.
-        launcher: starts and places them.
-        recovery: loads and admits them.
-        requests: where requests come in.
+        pool: gives the engines prompts.
+        workers: the processes of the engines, under the same numbers.
+        launcher: starts and places engines.
+        recovery: loads and admits engines.
+        requests: delivers requests for another number of engines.
         config: of the run.
-        say: takes a line of news.
+        print_line: takes a line of news.
     """
 
     def __init__(
@@ -74,30 +75,31 @@ class Membership:
         requests: ScaleRequests,
         config: TrainConfig,
         *,
-        say: Callable[[str], None],
+        print_line: Callable[[str], None],
     ) -> None:
         self._pool, self._workers, self._launcher = pool, workers, launcher
-        self._recovery, self._requests, self._config, self._say = recovery, requests, config, say
+        self._recovery, self._requests = recovery, requests
+        self._config, self._print_line = config, print_line
         self._wanted = max(config.rollout.num_engines, config.rollout.max_engines or 0)
         self._next_number = config.rollout.num_engines
         self._request: ScaleRequest | None = None
         self._awaited: _PendingPlaces | None = None  # of the request
-        self._standing: list[Any] = []  # places asked for whenever there may be room
+        self._requested: list[Any] = []  # from Ray, for missing engines
         self._joining: set[int] = set()  # not yet admitted for the first time
-        self._leaving: dict[int, float] = {}  # number -> when it is waited for no longer
+        self._leaving: dict[int, float] = {}  # number -> deadline for the groups that it holds
         self._ending: list[_Ending] = []
-        self._maintained = self._looked = -MAINTAIN_EVERY_S
+        self._maintained = self._places_checked = -MAINTAIN_EVERY_S
 
     @property
     def staying(self) -> list[int]:
-        """Engines that nobody asked to leave, whatever their health."""
+        """Engines that are not asked to leave, of any health."""
         return [number for number in self._pool.engines if number not in self._leaving]
 
     def maintain(self) -> None:
-        """Do what can be done at this moment for who joins, leaves or died.
+        """Take every step that is possible now for engines that join, leave or died.
 
         Raises:
-            EnginesLostError: none is left, or one keeps dying.
+            EnginesLostError: no engine is left, or one keeps dying.
         """
         now = time.monotonic()
         if now - self._maintained < MAINTAIN_EVERY_S:
@@ -116,8 +118,8 @@ class Membership:
         self._joining -= set(self._pool.sampling())
         if self._request is None and (request := self._requests.next()) is not None:
             self._begin(request, now)
-        if now - self._looked >= LOOK_EVERY_S:
-            self._looked = now
+        if now - self._places_checked >= CHECK_PLACES_EVERY_S:
+            self._places_checked = now
             self._check_places(now)
         self._conclude()
 
@@ -128,10 +130,10 @@ class Membership:
     # ---- requests ----
 
     def _begin(self, request: ScaleRequest, now: float) -> None:
-        why_not = self._why_not(request)
-        if why_not is not None:
-            self._say(f"asked for {counted(request.engines, 'engine')}, refused: {why_not}")
-            self._requests.answer(request, "refused", why_not)
+        reason = self._reason_to_refuse(request)
+        if reason is not None:
+            self._print_line(f"asked for {counted(request.engines, 'engine')}, refused: {reason}")
+            self._requests.answer(request, "refused", reason)
             return
         self._withdraw()
         self._request = request
@@ -139,9 +141,9 @@ class Membership:
         if more > 0:
             timeouts = self._config.cluster.timeouts
             limit_s = timeouts.start_s if self._config.cluster.autoscaled else timeouts.place_s
-            places = [self._launcher.ask() for _ in range(more)]
+            places = [self._launcher.request_place() for _ in range(more)]
             self._awaited = _PendingPlaces(places=places, deadline=now + limit_s)
-            self._looked = now - LOOK_EVERY_S
+            self._places_checked = now - CHECK_PLACES_EVERY_S
         else:
             self._wanted = request.engines
             for number in self._choose_leaving(-more):
@@ -149,8 +151,8 @@ class Membership:
         change = f"engines: {have} -> {request.engines}"
         self._requests.answer(request, "working", f"{change}; the run goes on")
 
-    def _why_not(self, request: ScaleRequest) -> str | None:
-        """What makes a request impossible from the start, or None."""
+    def _reason_to_refuse(self, request: ScaleRequest) -> str | None:
+        """Return the reason why a request is impossible from the start, or None."""
         config, more = self._config, request.engines - len(self.staying)
         if config.cluster.colocated:
             return (
@@ -164,27 +166,27 @@ class Membership:
             growing = any_of(row for row in TRANSPORTS if row.may_grow)
             return f"rollout.transport={transport.name} {transport.limit}; choose {growing}"
         if more > 0 and not config.cluster.autoscaled:
-            room = self._launcher.room()
-            if room.count < more:
-                return room.refuses(more)
+            free = self._launcher.free_places()
+            if free.count < more:
+                return free.describe_shortage(more)
         return None
 
     def _conclude(self) -> None:
-        """Answer the request once everybody is there, or gone."""
+        """Answer the request once all its engines have joined or left."""
         if self._request is None or self._awaited or self._joining or self._leaving or self._ending:
             return
         count, asked = len(self.staying), self._request.engines
         message = f"{counted(count, 'engine')}, {len(self._pool.sampling())} of them sampling"
         self._requests.answer(self._request, "done" if count == asked else "refused", message)
-        self._say(f"asked for {counted(asked, 'engine')}: {message}")
+        self._print_line(f"asked for {counted(asked, 'engine')}: {message}")
         self._request = None
 
     def _refuse(self, why: str) -> None:
-        """Give the request up; what it has done so far stays."""
+        """Answer the request with a refusal; engines that it has added or removed stay so."""
         if self._request is not None:
             self._requests.answer(self._request, "refused", why)
             self._request = None
-        self._say(f"{why}; going on with {counted(len(self.staying), 'engine')}")
+        self._print_line(f"{why}; going on with {counted(len(self.staying), 'engine')}")
 
     # ---- joining ----
 
@@ -193,24 +195,24 @@ class Membership:
             self._fill(self._awaited, now)
         if self._request is not None:
             return
-        while len(self.staying) + len(self._standing) < self._wanted:
-            self._standing.append(self._launcher.ask())
-        given = [place for place in self._standing if self._launcher.given(place)]
-        self._standing = [place for place in self._standing if place not in given]
-        for place in given:
+        while len(self.staying) + len(self._requested) < self._wanted:
+            self._requested.append(self._launcher.request_place())
+        reserved = [place for place in self._requested if self._launcher.is_reserved(place)]
+        self._requested = [place for place in self._requested if place not in reserved]
+        for place in reserved:
             self._join(place)
 
     def _fill(self, awaited: _PendingPlaces, now: float) -> None:
         assert self._request is not None
-        if all(self._launcher.given(place) for place in awaited.places):
+        if all(self._launcher.is_reserved(place) for place in awaited.places):
             self._wanted, self._awaited = self._request.engines, None
             for place in awaited.places:
                 self._join(place)
         elif now > awaited.deadline:
             self._awaited = None
             for place in awaited.places:
-                self._launcher.give_up(place)
-            self._refuse(self._launcher.room().refuses(len(awaited.places)))
+                self._launcher.release_place(place)
+            self._refuse(self._launcher.free_places().describe_shortage(len(awaited.places)))
 
     def _join(self, place: Any) -> None:
         number, self._next_number = self._next_number, self._next_number + 1
@@ -218,24 +220,24 @@ class Membership:
         self._pool.add(number)
         self._joining.add(number)
         self._recovery.begin(number)
-        self._say(f"rollout engine {number} joins")
+        self._print_line(f"rollout engine {number} joins")
 
     def _drop_joining(self, number: int, why: str) -> None:
-        """One that joins and can't start is not tried again: the others do without it."""
+        """Remove an engine that joins and can't start; the job goes on without it."""
         self._joining.discard(number)
         self._end(number)
         self._wanted = len(self.staying)
         self._refuse(f"rollout engine {number} could not join: {why}")
 
     def _withdraw(self) -> None:
-        for place in self._standing:
-            self._launcher.give_up(place)
-        self._standing = []
+        for place in self._requested:
+            self._launcher.release_place(place)
+        self._requested = []
 
     # ---- leaving ----
 
     def _choose_leaving(self, count: int) -> list[int]:
-        """Those that sample nothing first, then the youngest."""
+        """Return the engines that shall leave: first those that sample nothing, then the newest."""
         engines = self._pool.engines
         return sorted(self.staying, key=lambda n: (engines[n].health.samples, -n))[:count]
 
@@ -259,7 +261,7 @@ class Membership:
                 self._launcher.end(ending.number, ending.handle)
 
     def _end(self, number: int) -> None:
-        self._say(f"rollout engine {number} leaves")
+        self._print_line(f"rollout engine {number} leaves")
         self._pool.remove(number)
         self._recovery.forget(number)
         handle = self._workers.remove(number)
@@ -277,7 +279,7 @@ def membership_of(
     requests: ScaleRequests,
     config: TrainConfig,
     *,
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
 ) -> Membership:
     """Compose the membership of a run; `republish` gives engines the learner's present weights."""
     timeouts = config.cluster.timeouts
@@ -285,12 +287,12 @@ def membership_of(
         fleet.pool,
         fleet.workers,
         fleet.rewards,
-        stands=fleet.launcher.stands,
+        has_place=fleet.launcher.has_place,
         republish=republish,
         start_s=timeouts.start_s,
         place_s=timeouts.place_s,
-        say=say,
+        print_line=print_line,
     )
     return Membership(
-        fleet.pool, fleet.workers, fleet.launcher, recovery, requests, config, say=say
+        fleet.pool, fleet.workers, fleet.launcher, recovery, requests, config, print_line=print_line
     )

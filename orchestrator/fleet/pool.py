@@ -1,14 +1,14 @@
-"""The driver's side of the rollout workers: groups out, finished groups in, no token in between.
+"""Submit groups to the rollout workers and collect finished groups, without touching a token.
 
-`submit` takes groups, which go to the workers as `routing` says; `poll` returns groups as they
-finish, in any order. A worker that holds groups has one `collect` call open, which doubles as its
-heartbeat and says how its engine fares. The trajectories stay in the object store; a finished group
-is its metadata and the place of its rows.
+`submit` takes groups, which `routing` divides among the workers; `poll` returns groups as they
+finish, in any order. A worker that holds groups has one `collect` call open, which is also its
+heartbeat and reports the load of its engine. Runs in the driver. The trajectories stay in the
+object store; a finished group is its metadata and the place of its rows.
 
 A worker that dies, or whose heartbeat stops, loses its unfinished groups to the others, which
-sample them again with the same seeds. Bringing it back needs the learner's weights, and so does an
-engine that joins: the owner of the pool gives it a `maintain`, which every waiting `poll` calls
-first.
+sample these groups again with the same seeds. A dead worker and an engine that joins need the
+learner's weights, which the pool doesn't have: the owner of the pool sets `maintain`, which every
+waiting `poll` calls first.
 """
 
 from __future__ import annotations
@@ -21,63 +21,64 @@ from typing import Any
 import ray.exceptions
 
 from orchestrator.fleet.concurrency import Concurrency
-from orchestrator.fleet.health import Event, Health, after
+from orchestrator.fleet.health import Event, Health, next_health
 from orchestrator.fleet.routing import Routing
 from orchestrator.telemetry.counting import counted
 from workers.calls import bind
 from workers.data.requests import Collected, EngineLoad, GroupRequest
 from workers.data.trajectory import RolloutGroup, TrajectoryMeta
 from workers.rollout.worker import RolloutWorker
-from workers.worker_group import WorkerError, WorkerGroup, died
+from workers.worker_group import WorkerError, WorkerGroup, is_death
 
-HEARTBEAT_S = 5.0  # how long a worker may hold an open `collect` without a finished group
+HEARTBEAT_S = 5.0  # longest that a worker may hold an open `collect` without a finished group
 HEARTBEATS_PER_S = 20.0  # of all workers: each costs the driver about a millisecond
-JUDGE_EVERY_S = 1.0
-UNPLACED_S = 0.2  # how long a poll waits while no engine samples
+CHECK_HEARTBEATS_EVERY_S = 1.0
+NO_ENGINE_WAIT_S = 0.2  # wait of a poll while no engine samples
 MAX_DEATHS = 3  # of one worker without a finished group in between
 
 
 class EnginesLostError(WorkerError):
-    """Nobody is left to sample, or an engine keeps dying; the run itself is whole."""
+    """End of all sampling: no engine is left, or one keeps dying; the run's state is whole."""
 
 
 @dataclass(kw_only=True, slots=True)
 class EngineRecord:
-    """What the pool knows of one engine.
+    """Record of one engine in the pool.
 
     Attributes:
-        answered: when it last answered, or was given something to answer.
-        load: as it last reported.
-        deaths: since its last finished group.
-        asked: whether a `collect` call is open.
-        loss_reason: why it died the last time.
+        answered: time of the last answer or, where later, of the last call, in seconds.
+        health: decides the engine's use.
+        load: of the last report.
+        deaths: since the last finished group.
+        collecting: True while a `collect` call is open.
+        loss_reason: the reason of the last death.
     """
 
     answered: float
     health: Health = Health.HEALTHY
     load: EngineLoad = field(default_factory=EngineLoad)
     deaths: int = 0
-    asked: bool = False
+    collecting: bool = False
     loss_reason: str = ""
 
-    def see(self, event: Event) -> None:
-        """Move on to the state that `event` leads to."""
-        self.health = after(self.health, event)
+    def apply(self, event: Event) -> None:
+        """Set the health to the state after `event`."""
+        self.health = next_health(self.health, event)
 
 
 class RolloutPool:
-    """All rollout engines as one.
+    """Pool of all rollout engines.
 
-    `engines` holds what is known of each, by its number; `maintain`, which the owner sets, brings
-    dead ones back and lets engines join and leave, and returns at once.
+    `engines` holds a record of each engine, by its number; `maintain`, which the owner sets, brings
+    dead engines back and lets engines join and leave, and returns at once.
 
     Args:
         group: the workers.
-        silence_s: a worker that does not answer its heartbeat for so long is killed.
+        silence_s: a worker without an answer for this long, in seconds, is killed.
         together: groups submitted at once are sampled in one batch, so that equal submissions give
             equal bits; for schedules in which nothing else is in flight then.
-        concurrency: where the limit of every engine starts; None sets none, as `together` needs.
-        clock: seconds that never go back.
+        concurrency: the first limit of every engine; None sets no limit, as `together` needs.
+        clock: returns seconds that never go back.
     """
 
     def __init__(
@@ -93,13 +94,13 @@ class RolloutPool:
         self._group, self._together, self._clock = group, together, clock
         self._silence_s = silence_s
         self.engines = {number: EngineRecord(answered=clock()) for number in group.ranks}
-        self.maintain: Callable[[], None] = self._refuse_deaths
-        self._judged = clock()  # when silence was last looked at
+        self.maintain: Callable[[], None] = self._raise_if_one_died
+        self._heartbeats_checked = clock()  # time of the last check
         self._lost = self._resampled = self._preemptions = 0
         self._routing = Routing(concurrency=concurrency)
         # reference to metadata -> engine, reference to the batch
         self._open: dict[Awaitable[Collected], tuple[int, Any]] = {}
-        self._kept: list[RolloutGroup] = []  # finished while somebody waited for other groups
+        self._kept: list[RolloutGroup] = []  # finished while `wait` waited for other groups
 
     @property
     def num_in_flight(self) -> int:
@@ -108,12 +109,12 @@ class RolloutPool:
 
     @property
     def heartbeat_s(self) -> float:
-        """How long a worker may take to say that it lives: longer where there are many."""
+        """Longest wait for a heartbeat in seconds: longer where there are many workers."""
         shared = len(self._group) / HEARTBEATS_PER_S
         return max(HEARTBEAT_S, min(shared, self._silence_s / 4))
 
     def metrics(self) -> dict[str, float]:
-        """How the engines fare, since the start of the job."""
+        """Return load and health of the engines, and counts since the start of the job."""
         loads = [engine.load for engine in self.engines.values()]
         limits = [limit for n in self.sampling() if (limit := self._routing.limit(n)) is not None]
         return {
@@ -128,39 +129,41 @@ class RolloutPool:
         }
 
     def sampling(self) -> list[int]:
-        """Numbers of the engines that may be given prompts."""
+        """Return the numbers of the engines that may be given prompts."""
         return [number for number, engine in self.engines.items() if engine.health.samples]
 
     def submit(self, requests: Sequence[GroupRequest]) -> None:
-        """Give groups out, as many as the engines may hold; returns at once."""
+        """Queue groups, send as many as the engines may hold, and return at once."""
         self._routing.add(requests)
-        self._give_out(self.sampling())
+        self._assign_groups(self.sampling())
 
     def abort(self, group_ids: Sequence[str]) -> None:
-        """Give groups up, which frees their slots; `poll` never returns them."""
+        """Abort groups, which frees their slots; `poll` never returns them."""
         for number, held in self._routing.withdraw(group_ids).items():
             self._group.send(number, bind(RolloutWorker.abort, held))
             if self.engines[number].health.samples:
-                self._give_out([number])
+                self._assign_groups([number])
 
-    def _give_out(self, numbers: Sequence[int]) -> None:
+    def _assign_groups(self, numbers: Sequence[int]) -> None:
         for number, share in self._routing.assign(numbers).items():
             self._group.send(number, bind(RolloutWorker.submit, share, self._together))
             self._ensure_open(number)
 
     def _ensure_open(self, number: int) -> None:
         engine = self.engines[number]
-        if not engine.asked:
+        if not engine.collecting:
             collect = bind(RolloutWorker.collect, self.heartbeat_s)
             metas, batch = self._group.send_pair(number, collect)
             self._open[metas] = (number, batch)
-            engine.asked, engine.answered = True, self._clock()
+            engine.collecting, engine.answered = True, self._clock()
 
     def poll(self, *, wait: bool = True) -> list[RolloutGroup]:
-        """Groups that finished, possibly none; waits a heartbeat at most, or not at all.
+        """Return the groups that finished, possibly none.
+
+        Waits `HEARTBEAT_S` at most; without `wait`, not at all.
 
         Raises:
-            WorkerError: when a worker keeps dying, or sampling fails for another reason.
+            WorkerError: a worker keeps dying, or sampling fails for another reason.
         """
         if self._kept:
             kept, self._kept = self._kept, []
@@ -169,26 +172,26 @@ class RolloutPool:
             self.maintain()
         if not self._open:
             if wait and self.num_in_flight:
-                time.sleep(UNPLACED_S)
+                time.sleep(NO_ENGINE_WAIT_S)
             return []
         ready = self._group.ready(list(self._open), timeout_s=HEARTBEAT_S if wait else 0.0)
-        finished = [group for ref in ready for group in self._answer(ref)]
-        self._judge_silence()
+        finished = [group for ref in ready for group in self._take_answer(ref)]
+        self._check_heartbeats()
         return finished
 
-    def _answer(self, ref: Awaitable[Collected]) -> list[RolloutGroup]:
+    def _take_answer(self, ref: Awaitable[Collected]) -> list[RolloutGroup]:
         number, batch = self._open.pop(ref)
         engine = self.engines[number]
-        engine.asked = False
+        engine.collecting = False
         try:
             collected = self._group.answer(ref)
         except ray.exceptions.RayError as error:
-            if not died(error):
+            if not is_death(error):
                 raise WorkerError(f"rollout.collect, engine {number}: {error}") from error
             self.lose(number, str(getattr(error, "cause", None) or error))
             return []
         engine.answered = self._clock()
-        engine.see(Event.ANSWERED)
+        engine.apply(Event.ANSWERED)
         engine.load = collected.load
         self._preemptions += collected.load.preemptions
         if collected.metas:
@@ -196,15 +199,15 @@ class RolloutPool:
         self._routing.observe(number, collected.load)
         groups = self._split(collected.metas, batch)
         if engine.health.samples:
-            self._give_out([number])
+            self._assign_groups([number])
         if self._routing.outstanding(number):
             self._ensure_open(number)
         return groups
 
-    def _judge_silence(self) -> None:
-        if self._clock() - self._judged < JUDGE_EVERY_S:
+    def _check_heartbeats(self) -> None:
+        if self._clock() - self._heartbeats_checked < CHECK_HEARTBEATS_EVERY_S:
             return
-        self._judged = self._clock()
+        self._heartbeats_checked = self._clock()
         for number, _ in list(self._open.values()):
             engine = self.engines[number]
             silence_s = self._clock() - engine.answered
@@ -213,63 +216,63 @@ class RolloutPool:
                 self._group.kill(number)
                 self.lose(number, f"no heartbeat for {silence_s:.0f} s")
             elif silence_s > 2 * self.heartbeat_s:
-                engine.see(Event.SILENT)
+                engine.apply(Event.SILENT)
 
     def lose(self, number: int, why: str) -> None:
-        """Take note that an engine is dead; its unfinished groups are sampled again elsewhere."""
+        """Record that an engine died; other engines sample its unfinished groups again."""
         engine = self.engines[number]
-        engine.see(Event.DIED)
+        engine.apply(Event.DIED)
         engine.loss_reason = why
         self._lost += 1
         engine.deaths += 1
-        self._orphan(number)
+        self._resample_groups(number)
 
     def loss_report(self, number: int) -> str:
-        """How often an engine died without finishing a group, and why the last time."""
+        """Describe the deaths of an engine since its last finished group, with the last reason."""
         engine = self.engines[number]
         return (
             f"rollout engine {number} died {counted(engine.deaths, 'time')} without finishing "
             f"a group, the last time because: {engine.loss_reason}"
         )
 
-    def _orphan(self, number: int) -> None:
-        """What an engine holds is for the others to sample."""
+    def _resample_groups(self, number: int) -> None:
+        """Return the groups that an engine holds to the queue, for other engines to sample."""
         engine = self.engines[number]
         self._open = {ref: own for ref, own in self._open.items() if own[0] != number}
-        engine.asked, engine.load = False, EngineLoad()
-        self._resampled += self._routing.orphan(number)
-        self._give_out(self.sampling())
+        engine.collecting, engine.load = False, EngineLoad()
+        self._resampled += self._routing.requeue(number)
+        self._assign_groups(self.sampling())
 
     def admit(self, number: int) -> None:
-        """Let an engine sample again, once its weights are attested."""
-        self.engines[number].see(Event.ATTESTED)
-        self._give_out(self.sampling())
+        """Let an engine sample, once its weights are attested."""
+        self.engines[number].apply(Event.ATTESTED)
+        self._assign_groups(self.sampling())
 
     def add(self, number: int) -> None:
-        """Know of one more engine of the group, which has yet to start and to be admitted."""
+        """Add a record of one more engine of the group, which is not yet started and admitted."""
         joining = EngineRecord(answered=self._clock(), health=Health.RESTARTING)
         self.engines[number] = joining
 
     def retire(self, number: int) -> None:
-        """Give an engine no more prompts; it goes on with those that it holds."""
-        self.engines[number].see(Event.LEAVE)
+        """Stop giving an engine prompts; the engine finishes the groups that it holds."""
+        self.engines[number].apply(Event.LEAVE)
 
     def idle(self, number: int) -> bool:
-        """Whether an engine holds no group."""
+        """Return True if an engine holds no group."""
         return self._routing.outstanding(number) == 0
 
     def remove(self, number: int) -> None:
-        """Forget an engine that is given no prompts; what it holds is sampled again elsewhere."""
-        self._orphan(number)
+        """Remove an engine that gets no prompts; other engines sample its groups again."""
+        self._resample_groups(number)
         del self.engines[number]
 
-    def _refuse_deaths(self) -> None:
+    def _raise_if_one_died(self) -> None:
         for number, engine in self.engines.items():
             if engine.health is Health.DEAD:
                 raise EnginesLostError(f"{self.loss_report(number)}; nobody is there to restart it")
 
     def wait(self, group_ids: Sequence[str]) -> list[RolloutGroup]:
-        """Exactly these groups, once all are finished; others are kept for the next `poll`."""
+        """Wait for exactly these groups; keep others that finish for the next `poll`."""
         wanted = set(group_ids)
         found: list[RolloutGroup] = []
         others: list[RolloutGroup] = []

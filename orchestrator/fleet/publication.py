@@ -1,10 +1,11 @@
-"""Publication: the learner's weights into every engine, and the proof that they arrived.
+"""Publish the learner's weights to every engine, and prove that the weights arrived.
 
-The learner sends; then each engine says which version it has, what arrived, and how likely it finds
-a fixed probe, and the learner says the same of itself. `Attestation` compares, and a disagreement
-ends the run with the names of the tensors. In float32 the tolerance is a number of the
+The learner sends; then each engine reports its version, the tensors that arrived, and its log-probs
+of a fixed probe, and the learner reports its own log-probs. `Attestation` compares, and a
+disagreement ends the run with the names of the tensors. In float32 the tolerance is a number of the
 configuration; in other types it is the gap that was measured before the first step, when both sides
-held the same weights for certain, times a factor.
+held the same weights for certain, times a factor. Runs in the driver, which holds no weight: the
+transports are in `workers.weight_sync`.
 """
 
 from __future__ import annotations
@@ -39,22 +40,22 @@ PLAUSIBLE_NOISE = 0.2  # mean |gap| of log-probs above which no arithmetic type 
 
 
 class Publishing(Protocol):
-    """What the training loop asks of whoever spreads its weights."""
+    """Publication of weights, as the training loop calls it."""
 
     def begin(self, version: int) -> dict[str, float]:
-        """Bring whoever samples to the learner's present weights, before the first step."""
+        """Publish the learner's present weights before the first step; return metrics."""
 
     def publish(self, version: int, *, stepped: bool) -> dict[str, float]:
-        """Spread the learner's weights under the label `version`; metrics.
+        """Publish the learner's weights under the label `version`; return metrics.
 
         Args:
             version: one more than the last.
-            stepped: whether the optimizer changed anything since.
+            stepped: True if the optimizer changed the weights since.
         """
 
 
 class Publisher:
-    """All publications of a run: `Publishing` to its engines."""
+    """Publisher of the learner's weights to all engines of a run: a `Publishing`."""
 
     def __init__(
         self,
@@ -106,30 +107,30 @@ class Publisher:
         self._connected = list(numbers)
 
     def publish(self, version: int, *, stepped: bool) -> dict[str, float]:
-        """Send the learner's weights to all engines under the label `version`.
+        """Send the learner's weights to all engines under the label `version`; return metrics.
 
         Args:
             version: one more than the last.
-            stepped: whether the optimizer changed anything since.
+            stepped: True if the optimizer changed the weights since.
 
         Raises:
             AttestationError: with the names of the tensors.
-            WorkerError: when a rank or an engine does not answer.
+            WorkerError: a rank or an engine does not answer.
         """
         self._version, self._stepped = version, stepped or self._stepped
         return self.republish()
 
     def republish(self) -> dict[str, float]:
-        """Give the last version to all engines that run, and admit those that had none yet.
+        """Send the last version to all running engines, and admit those that had none yet.
 
-        Learner and engines meet anew when one joined or is gone. With no engine there is nothing to
-        do: the first that starts is given the last version.
+        Learner and engines connect again when an engine joined or is gone. With no running engine
+        nothing is sent: the first that starts is given the last version.
 
         Raises:
             AttestationError: with the names of the tensors.
         """
         pool = self._fleet.pool
-        numbers = self._answering()
+        numbers = self._find_running()
         if not numbers:
             return {}
         joining = [number for number in numbers if pool.engines[number].health is Health.STALE]
@@ -139,25 +140,28 @@ class Publisher:
             report, engines, own = self._send(numbers)
         except WorkerError:
             self._connected = []
-            if not self._fleet.launcher.transport.repeatable or self._answering() == numbers:
-                raise  # nothing to repeat it by; or all are there, and it was no engine
+            if not self._fleet.launcher.transport.repeatable or self._find_running() == numbers:
+                raise  # the transport can't repeat it; or all run, and no engine was at fault
             return self.republish()
         if not engines:
             return {}
-        metrics = self._judge(report, engines, own, stepped=self._stepped)
+        metrics = self._attest(report, engines, own, stepped=self._stepped)
         self._stepped = False
         for number in joining:
             if pool.engines[number].health is Health.STALE:  # it outlived the publication
                 pool.admit(number)
         return metrics
 
-    def _answering(self) -> list[int]:
-        """Engines that run. Over a collective they are asked: one that is gone would stall all."""
+    def _find_running(self) -> list[int]:
+        """Return the numbers of the engines that run.
+
+        Before a collective transport every engine is called: one that is gone would stall all.
+        """
         pool, workers = self._fleet.pool, self._fleet.workers
         numbers = [
             number
             for number, engine in pool.engines.items()
-            if engine.health.follows or engine.health is Health.STALE
+            if engine.health.receives_weights or engine.health is Health.STALE
         ]
         if not self._fleet.launcher.transport.collective:
             return numbers
@@ -169,7 +173,12 @@ class Publisher:
         return list(alive)
 
     def _send(self, numbers: list[int]) -> tuple[PublishReport, list[EngineEvidence], list[float]]:
-        """What the sender, every engine that lives, and the learner say of a publication."""
+        """Send the weights and collect the evidence of their arrival.
+
+        Returns:
+            The sender's report, the evidence of every living engine, and the learner's log-probs of
+            the probe, prompt after prompt.
+        """
         learner = self._learner
         rollouts = self._fleet.workers.only(numbers)
         self._colocation.receive()
@@ -195,7 +204,7 @@ class Publisher:
         ]
         return report, evidence, list(chain.from_iterable(own.result()[0]))
 
-    def _judge(
+    def _attest(
         self,
         report: PublishReport,
         engines: list[EngineEvidence],
@@ -223,13 +232,13 @@ class Publisher:
         }
 
     def _diagnose(self, report: PublishReport) -> Callable[[int], Mapping[str, str]]:
-        def ask(engine_id: int) -> Mapping[str, str]:
+        def diagnose_engine(engine_id: int) -> Mapping[str, str]:
             expected = {name: list(value) for name, value in report.fingerprints.items()}
             diagnose = bind(RolloutWorker.diagnose, expected)
             asked = self._fleet.workers.start_one(engine_id, diagnose, timeout_s=self._limit_s)
             return asked.result()[0]
 
-        return ask
+        return diagnose_engine
 
     def _choose_probe(self) -> list[list[int]]:
         prompts = [self._prompts[row].prompt for row in range(len(self._prompts))[:PROBE_PROMPTS]]
@@ -253,7 +262,7 @@ class Publisher:
 
 
 class FixedWeights:
-    """`Publishing` where nothing learns: engines sample with what they loaded.
+    """Weights that nothing trains: a `Publishing` to engines that keep what they loaded.
 
     Args:
         fleet: the rollout side of the run.
@@ -264,12 +273,12 @@ class FixedWeights:
         self._fleet, self._timeout_s, self._version = fleet, timeout_s, 0
 
     def begin(self, version: int) -> dict[str, float]:
-        """Take note of the label that the engines were started with."""
+        """Store the label with which the engines were started."""
         self._version = version
         return {}
 
     def publish(self, version: int, *, stepped: bool) -> dict[str, float]:
-        """Refuse: there are no other weights to publish."""
+        """Raise AssertionError: there are no other weights to publish."""
         raise AssertionError(f"version {version} (stepped={stepped}) of weights that never change")
 
     def republish(self) -> dict[str, float]:

@@ -1,7 +1,7 @@
-"""Whether the cluster that the configuration describes can hold the run: GPUs asked and had.
+"""Compare the GPUs of a run with those of the cluster that the configuration describes.
 
-Pure arithmetic on the configuration, for the plan and the dry run; what a running Ray really has is
-compared in `cluster.py`. Memory is `memory.py`'s.
+Pure arithmetic on the configuration, in the driver, for the plan and the dry run. The resources of
+a running Ray are compared in `placement.py`, memory in `memory.py`.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def gpus_asked(roles: Sequence[PlannedRole]) -> list[tuple[str, float]]:
     return terms
 
 
-def transport(config: TrainConfig, *, one_node: bool) -> Transport:
-    """Choose how weights reach the engines: as named, or the first way that the places allow.
+def choose_transport(config: TrainConfig, *, one_node: bool) -> Transport:
+    """Choose the transport of weights: the named one, or the first that the places allow.
 
     Args:
         config: of the run.
-        one_node: whether learner and engines all stand on one node.
+        one_node: True if learner and engines are all on one node.
     """
     named = config.rollout.named_transport
     if named is not None:
@@ -66,20 +66,22 @@ def _allowed(row: Transport, config: TrainConfig, *, one_node: bool) -> bool:
 
 
 def planned_transport(config: TrainConfig) -> Transport:
-    """Choose the transport, as far as that is known before anything has a place."""
-    return transport(config, one_node=config.cluster.num_nodes == 1 and not joins_elsewhere(config))
+    """Choose the transport as far as possible before any process has a place."""
+    return choose_transport(
+        config, one_node=config.cluster.num_nodes == 1 and not joins_elsewhere(config)
+    )
 
 
 def joins_elsewhere(config: TrainConfig) -> bool:
-    """Whether engines may join by themselves, on nodes that are not the learner's."""
+    """Return True if engines may join by themselves, on nodes other than the learner's."""
     return config.rollout.max_engines is not None and config.cluster.address is not None
 
 
 def check(config: TrainConfig, algorithm: Algorithm) -> None:
-    """Refuse more GPUs, wider engines or more memory than the described cluster has.
+    """Check that the described cluster can hold the run: GPUs, width of engines, memory.
 
     Raises:
-        ValueError: with the arithmetic and what to change.
+        ValueError: with the arithmetic and the setting to change.
     """
     cluster, roles = config.cluster, roles_of(config, algorithm)
     if cluster.gpus_per_node is not None:
@@ -120,7 +122,7 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
 
 
 def _check_context(config: TrainConfig) -> None:
-    """Refuse sequences longer than the model's own context, where it is known."""
+    """Raise ValueError where sequences exceed the model's own context, if that is known."""
     model = architecture_of(config.model)
     longest = config.rollout.max_model_len
     if model is not None and longest > model.context:
@@ -131,7 +133,7 @@ def _check_context(config: TrainConfig) -> None:
 
 
 def describe(config: TrainConfig, algorithm: Algorithm) -> str:
-    """GPUs asked and had, then what each role keeps on its GPU."""
+    """Describe the GPUs of run and cluster, then the memory of each role on its GPU."""
     cluster, roles = config.cluster, roles_of(config, algorithm)
     asked = sum(gpus for _, gpus in gpus_asked(roles))
     text = f"{cluster.name}, {counted(asked, 'GPU')}"

@@ -1,8 +1,8 @@
-"""What a run asks of Ray: the resources of every process, and whether the cluster has them.
+"""Compute the resources that a run reserves from Ray, and check that the cluster has them.
 
-A bundle is what one process gets; a critic beside the learner is the exception, two processes in
-one bundle, and so are colocated roles.
-`capacity.py` does the same sum on the configuration, before Ray is asked.
+A bundle holds the resources of one process; a critic beside the learner is the exception, two
+processes in one bundle, and so are colocated roles. Runs in the driver, once Ray runs; launches no
+process. `capacity.py` computes the same sum from the configuration, before Ray is asked.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from orchestrator.telemetry.counting import counted
 
 
 class PlacementError(ValueError):
-    """The cluster can't hold the run; the message shows the arithmetic."""
+    """Lack of resources for the run on the cluster; the message shows the arithmetic."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
-    """How many more processes of one shape the cluster could hold, and the sum that says so."""
+class FreePlaces:
+    """Number of further processes of one shape that the cluster could hold, with its arithmetic."""
 
     count: int
     shape: Mapping[str, float]
     free: Mapping[str, Mapping[str, float]]  # by node, of the kinds in `shape`
 
     @classmethod
-    def of(cls, shape: Mapping[str, float], free: Mapping[str, Mapping[str, float]]) -> Room:
-        """Count what fits.
+    def of(cls, shape: Mapping[str, float], free: Mapping[str, Mapping[str, float]]) -> FreePlaces:
+        """Count the processes that fit, node by node.
 
         Args:
-            shape: resources of one process, which stands on one node.
+            shape: resources of one process, which runs on one node.
             free: resources by node.
         """
         kinds = {node: {kind: have.get(kind, 0.0) for kind in shape} for node, have in free.items()}
@@ -44,8 +44,8 @@ class Room:
         )
         return cls(count=sum(fits), shape=shape, free=kinds)
 
-    def refuses(self, wanted: int) -> str:
-        """Why `wanted` processes find no place, as arithmetic."""
+    def describe_shortage(self, wanted: int) -> str:
+        """Describe as arithmetic why `wanted` processes find no place."""
         nodes = ", ".join(f"{amounts(have)} on {node}" for node, have in self.free.items())
         return (
             f"needs {wanted} x {amounts(self.shape)}, the cluster has room for {self.count}: "
@@ -54,12 +54,12 @@ class Room:
 
 
 def amounts(resources: Mapping[str, float]) -> str:
-    """`{CPU: 1, GPU: 2}`."""
+    """Format resources such as `{CPU: 1, GPU: 2}`."""
     return "{" + ", ".join(f"{kind}: {amount:g}" for kind, amount in resources.items()) + "}"
 
 
 def bundles(roles: Sequence[PlannedRole]) -> list[dict[str, float]]:
-    """Return the resources of every bundle, each the sum over the processes that stand in it.
+    """Return the resources of every bundle, each the sum over the processes that run in it.
 
     Example: one engine and two learner ranks, with one critic rank beside the first of them, are
     `[{"CPU": 1, "GPU": 1}, {"CPU": 2, "GPU": 0.5}, {"CPU": 1, "GPU": 0.5}]`.
@@ -74,10 +74,10 @@ def bundles(roles: Sequence[PlannedRole]) -> list[dict[str, float]]:
 
 
 def check_resources(config: TrainConfig, roles: Sequence[PlannedRole]) -> None:
-    """Refuse a run that the cluster can't hold.
+    """Check that Ray has the resources of all roles.
 
     Raises:
-        PlacementError: with what is wanted, what there is, and what to lower.
+        PlacementError: with the wanted and the present resources, and the setting to lower.
     """
     have, wanted = ray.cluster_resources(), bundles(roles)
     loose = sum(role.num_cpus * role.num_processes for role in roles if not role.bundles)

@@ -1,8 +1,8 @@
-"""Table of the roles of a run: the processes of each, their resources, and their places.
+"""List the roles of a run as a table: the processes of each, their resources, and their places.
 
-Arithmetic on configuration and algorithm; starts nothing and asks Ray nothing. Placement, memory,
-plan, doctor, rehearsal and the cluster's launch read these rows. A role that the run does not need
-has no row.
+Arithmetic on configuration and algorithm, in the driver; starts nothing and never calls Ray.
+Placement, memory, plan, doctor, rehearsal and the cluster's launch read these rows. A role that the
+run does not need has no row.
 
 There is no separate actor: at the start of a step the learner holds the weights of pi_old, so its
 ranks compute those log-probs.
@@ -41,7 +41,7 @@ class PlannedRole:
     Attributes:
         name: rollout, reward, learner, actor, reference or critic.
         place: of its processes.
-        num_processes: Ray actors, of which number k stands in bundle `first_bundle` + k.
+        num_processes: Ray actors, of which number k runs in bundle `first_bundle` + k.
         first_bundle: of the run's placement group.
         num_cpus: of one process.
         num_gpus: of one process; of one device of an engine.
@@ -49,7 +49,7 @@ class PlannedRole:
         devices: of one process; more than 1 for an engine with tensor parallelism.
         threads: OMP_NUM_THREADS of one process.
         trains: True where the role has an optimizer, and so moments in memory and in checkpoints.
-        note: what the plan says of the role's place.
+        note: words about the role's place in the plan.
     """
 
     name: str
@@ -73,7 +73,7 @@ class PlannedRole:
 
     @property
     def title(self) -> str:
-        """`critic (beside the learner)`."""
+        """Name and note, such as `critic (beside the learner)`."""
         return f"{self.name} ({self.note})" if self.note else self.name
 
 

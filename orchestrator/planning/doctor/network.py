@@ -1,4 +1,7 @@
-"""Checks of what processes need of each other: ports, Ray's resources, NCCL."""
+"""Check the links between processes: ports, Ray's resources, NCCL.
+
+Runs in the process of `ballast doctor`. Starts no Ray: it connects to a running one, or counts.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ CONNECT_S = 3.0
 
 
 def check(config: TrainConfig, roles: Sequence[PlannedRole]) -> list[Finding]:
-    """Ports, then Ray, then NCCL."""
+    """Check ports, then Ray, then NCCL."""
     return [ports(), *ray_resources(config, roles), *nccl(config)]
 
 
 def ports() -> Finding:
-    """Whether a port that is opened on this machine's own address can be reached."""
+    """Check that a port which is opened on this machine's own address can be reached."""
     from ray.util import get_node_ip_address
 
     address = get_node_ip_address()
@@ -39,7 +42,7 @@ def ports() -> Finding:
 
 
 def ray_resources(config: TrainConfig, roles: Sequence[PlannedRole]) -> Iterator[Finding]:
-    """What every process asks of Ray against what Ray has, or will have."""
+    """Compare the resources of all processes with those that Ray has, or will have."""
     from orchestrator.planning.placement import bundles
 
     wanted = bundles(roles)
@@ -90,7 +93,7 @@ def _cluster_resources(address: str) -> dict[str, float]:
 
 
 def nccl(config: TrainConfig) -> Iterator[Finding]:
-    """NCCL, where weights or gradients travel by it."""
+    """Check NCCL, where weights or gradients travel through NCCL."""
     if not (config.cluster.learner.num_gpus or planned_transport(config).uses_nccl):
         return
     import torch

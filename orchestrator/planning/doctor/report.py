@@ -1,4 +1,7 @@
-"""All checks in order, and the cheap ones that `train` runs by itself."""
+"""Run all checks in order, or only the cheap ones that `train` runs by itself.
+
+Runs in the process of the command. The checks are in the other modules of this folder.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from orchestrator.planning.roles import roles_of
 
 
 def examine(config: TrainConfig, algorithm: Algorithm) -> list[Finding]:
-    """Every finding about this machine and this configuration; starts no engine."""
+    """Return every finding about this machine and this configuration; start no engine."""
     roles = roles_of(config, algorithm)
     findings = [_plan(config, algorithm)]
     findings += machine.check(config, roles)
@@ -28,11 +31,11 @@ def _plan(config: TrainConfig, algorithm: Algorithm) -> Finding:
     return ok("plan", f"{config.run_name}: the configuration fits cluster={config.cluster.name}")
 
 
-def require_machine(config: TrainConfig, algorithm: Algorithm) -> None:
-    """The checks that cost milliseconds.
+def check_machine(config: TrainConfig, algorithm: Algorithm) -> None:
+    """Run the checks that cost milliseconds.
 
     Raises:
-        ValueError: with every fault and its remedy.
+        ValueError: this machine has faults; the message lists each with its remedy.
     """
     roles = roles_of(config, algorithm)
     found = faults(machine.check(config, roles))

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 
 from conf.compose import ConfigError, compose
 from conf.schema import TrainConfig
-from orchestrator.fleet.colocation import Colocation, make_room
+from orchestrator.fleet.colocation import Colocation, sleep_engines
 from orchestrator.planning import memory, plan
 from orchestrator.planning.placement import bundles
 from orchestrator.planning.roles import PlannedRole, roles_of
@@ -69,7 +69,7 @@ def test_one_holds_the_memory_at_a_time() -> None:
 def test_engines_make_room_before_the_learner_loads() -> None:
     _, config = compose(["experiment=tiny", "cluster.colocated=true"])
     _, engines, calls = turns("cluster.colocated=true")
-    make_room(engines, config)  # type: ignore[arg-type]
+    sleep_engines(engines, config)  # type: ignore[arg-type]
     assert calls == [("engines", "sleep", 2)]
 
 
@@ -77,7 +77,7 @@ def test_what_an_adapter_does_not_change_stays_in_host_memory() -> None:
     overrides = ["cluster.colocated=true", "model/adapter=lora"]
     _, config = compose(["experiment=tiny", *overrides])
     taking, engines, calls = turns(*overrides)
-    make_room(engines, config)  # type: ignore[arg-type]
+    sleep_engines(engines, config)  # type: ignore[arg-type]
     taking.learn()
     sleeping = ("engines", "sleep", 1)
     assert calls == [sleeping, sleeping, ("learner", "reload_states")]

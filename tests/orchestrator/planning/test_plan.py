@@ -146,7 +146,7 @@ FRACTIONS = ["cluster.rollout.num_gpus=0.4", "cluster.learner.num_gpus=0.5"]
 )
 def test_weights_go_the_way_that_the_places_allow(overrides, one_node, chosen):
     _, config = compose(overrides)
-    assert capacity.transport(config, one_node=one_node).name == chosen
+    assert capacity.choose_transport(config, one_node=one_node).name == chosen
 
 
 def test_stale_keys_and_values_are_shared_with_no_new_prompt():
