@@ -156,9 +156,9 @@ def _learner_gpus(config: TrainConfig, algorithm: Algorithm) -> float:
     """
     cluster, own = config.cluster, config.cluster.learner.num_gpus
     beside = cluster.reference.num_gpus if _references_beside(config, algorithm) else 0.0
-    others = (own + beside, cluster.rollout.num_gpus)
     free = 1 - own - beside
-    useless = 0 < free < min(others) - 1e-6
+    shapes = [gpus for gpus in (own + beside, cluster.rollout.num_gpus) if gpus]
+    useless = bool(shapes) and 0 < free < min(shapes) - 1e-6
     return 1 - beside if useless and not cluster.colocated else own
 
 
