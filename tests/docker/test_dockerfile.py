@@ -1,7 +1,7 @@
 """The Dockerfile: linted by hadolint, and the promises that no linter knows.
 
 How far this is: the file is parsed and linted, and tests/house builds its wheel and reads its pins;
-no image is built, because no Docker is here.
+no image is built. deploy/README.md says what a build by hand has shown.
 """
 
 import re
@@ -118,3 +118,18 @@ def test_the_context_is_what_is_copied():
             if line.startswith("COPY") and "--from" not in line:
                 for source in line.split()[1:-1]:
                     assert source.split("/")[0] in allowed, source
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_a_stopped_container_signals_the_run_and_not_rays_own_processes(target):
+    """With `tini -g` the whole group is signalled: Ray is gone before the run has saved."""
+    (entry,) = [line for line in lineage(target) if line.startswith("ENTRYPOINT")]
+    assert entry == 'ENTRYPOINT ["tini", "--", "ballast"]'
+
+
+def test_nothing_is_installed_beside_a_virtual_environment():
+    """Debian's Python refuses that (PEP 668); a base with it can be given as CPU_BASE."""
+    for lines in stages().values():
+        for line in lines:
+            for before in re.findall(r"(\S*)pip (?:install|wheel)", line):
+                assert before in ("/tools/bin/", "/opt/ballast/bin/"), line
