@@ -35,10 +35,12 @@ from orchestrator.step.adaptation import Adaptation
 from orchestrator.step.critic import Critic
 from orchestrator.step.partition import SequenceCost
 from orchestrator.step.roles import TrainingRoles
+from orchestrator.stop import StoppedError
 from orchestrator.supply.replay import check_sources, open_recording
 from orchestrator.supply.supply import Supply, from_engines, from_recording
 from orchestrator.telemetry import summary
 from orchestrator.telemetry.accounting import Accounting
+from orchestrator.telemetry.failure_log import FailureLog
 from orchestrator.telemetry.profiling import StepProfiler
 from orchestrator.telemetry.progress import Progress
 from orchestrator.telemetry.run_log import RunLog
@@ -79,7 +81,8 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
             critic_path=str(sources.critic_path),
         )
         log = RunLog(run_dir, config, progress)
-        with progress, log, cluster, ScaleRequests(run_dir) as requests:
+        failures = FailureLog(run_dir, ignore=(StoppedError,))
+        with failures, progress, log, cluster, ScaleRequests(run_dir) as requests:
             progress.say(
                 "starting engines ..." if recording is None else "starting the learner ..."
             )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import ray
@@ -20,27 +20,23 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from workers.calls import Call
+from workers.failures import EngineDiedError, NoAnswerError, WorkerError, died, named
+
+__all__ = [
+    "EngineDiedError",
+    "NoAnswerError",
+    "Pending",
+    "Placement",
+    "WorkerError",
+    "WorkerGroup",
+    "died",
+]
 
 W_co = TypeVar("W_co", covariant=True)  # a group of a class is a group of its bases
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 A = TypeVar("A")
 B = TypeVar("B")
-
-
-class EngineDiedError(RuntimeError):
-    """The process that samples is gone, though the one that was asked lives."""
-
-
-class WorkerError(RuntimeError):
-    """A remote call that died or did not answer; says which role, ranks and call."""
-
-
-def died(error: Exception) -> bool:
-    """Whether what a remote call raised says that its process, or its engine, is gone."""
-    if isinstance(error, ray.exceptions.RayTaskError):
-        return isinstance(error.cause, EngineDiedError)
-    return isinstance(error, ray.exceptions.RayActorError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,29 +72,38 @@ class Pending(Generic[R_co]):
             left_s = max(0.0, deadline - time.monotonic())
             ready, waiting = ray.wait(waiting, num_returns=1, timeout=left_s)
             if not ready:
-                ranks = [rank for rank, ref in self._by_rank() if ref in waiting]
-                raise WorkerError(
-                    f"{self.role}.{self.method}: no answer from rank {ranks} in "
-                    f"{self.timeout_s:g} s; look at that process's log, or raise the limit in "
-                    "cluster.timeouts"
-                )
+                raise self._no_answer([rank for rank, ref in self._by_rank() if ref in waiting])
             self._raise_failure(ready[0])
-        return list(ray.get(list(self.refs))) if self.refs else []
+        with named(f"{self.role}.{self.method}"):  # what has arrived may be lost again
+            return list(ray.get(list(self.refs))) if self.refs else []
+
+    def outcomes(self) -> dict[int, R_co | WorkerError]:
+        """Return the answer or the failure of every rank, at the latest when the time is over."""
+        if not self.refs:
+            return {}
+        in_time, _ = ray.wait(list(self.refs), num_returns=len(self.refs), timeout=self.timeout_s)
+        found: dict[int, R_co | WorkerError] = {}
+        for rank, ref in self._by_rank():
+            try:
+                if ref not in in_time:
+                    raise self._no_answer([rank])
+                found[rank] = replace(self, refs=[ref], ranks=[rank]).result()[0]
+            except WorkerError as error:
+                found[rank] = error
+        return found
 
     def survivors(self) -> dict[int, R_co]:
-        """Answers by rank of those whose process lives.
+        """Return the answers, by rank, of those whose process lives.
 
         Raises:
             WorkerError: when a living rank failed or does not answer in time.
         """
         answers: dict[int, R_co] = {}
-        for rank, ref in self._by_rank():
-            one = Pending(self.role, self.method, [ref], self.timeout_s, [rank])
-            try:
-                answers[rank] = one.result()[0]
-            except WorkerError as error:
-                if not isinstance(error.__cause__, Exception) or not died(error.__cause__):
-                    raise
+        for rank, outcome in self.outcomes().items():
+            if not isinstance(outcome, WorkerError):
+                answers[rank] = outcome
+            elif not died(outcome):
+                raise outcome
         return answers
 
     def ready(self, *, wait_s: float = 0.0) -> bool:
@@ -109,16 +114,16 @@ class Pending(Generic[R_co]):
     def _by_rank(self) -> list[tuple[int, Awaitable[R_co]]]:
         return list(zip(self.ranks or range(len(self.refs)), self.refs, strict=True))
 
+    def _no_answer(self, ranks: Sequence[int]) -> NoAnswerError:
+        return NoAnswerError(
+            f"{self.role}.{self.method}: no answer from rank {ranks} in {self.timeout_s:g} s; look "
+            "at that process's log, or raise the limit in cluster.timeouts"
+        )
+
     def _raise_failure(self, ref: Any) -> None:
         rank = next(rank for rank, own in self._by_rank() if own == ref)
-        who = f"{self.role}.{self.method}, rank {rank}"
-        try:
+        with named(f"{self.role}.{self.method}, rank {rank}"):
             ray.get(ref)
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause or error
-            raise WorkerError(f"{who}: {type(cause).__name__}: {cause}") from error
-        except ray.exceptions.RayActorError as error:
-            raise WorkerError(f"{who}: the process died: {error}") from error
 
 
 class WorkerGroup(Generic[W_co]):
@@ -204,7 +209,8 @@ class WorkerGroup(Generic[W_co]):
     def send(self, rank: int, call: Call[W_co, R]) -> Awaitable[R]:
         """Call one rank; return a reference to its answer, for which the caller sets the limit."""
         method = getattr(self._members[rank], call.method)
-        reference: Awaitable[R] = method.remote(*call.args, **call.kwargs)
+        with named(f"{self.role}.{call.method}, rank {rank}"):
+            reference: Awaitable[R] = method.remote(*call.args, **call.kwargs)
         return reference
 
     def send_pair(
@@ -212,7 +218,8 @@ class WorkerGroup(Generic[W_co]):
     ) -> tuple[Awaitable[A], Awaitable[B]]:
         """Call one rank; return a reference to each of the two values that it answers."""
         method = getattr(self._members[rank], call.method).options(num_returns=2)
-        first, second = method.remote(*call.args, **call.kwargs)
+        with named(f"{self.role}.{call.method}, rank {rank}"):
+            first, second = method.remote(*call.args, **call.kwargs)
         return first, second
 
     def start(self, call: Call[W_co, R], *, timeout_s: float) -> Pending[R]:
@@ -256,7 +263,8 @@ class WorkerGroup(Generic[W_co]):
 
     def put(self, value: Any) -> Any:
         """A reference that many calls can be given: what is behind it is sent once a node."""
-        return ray.put(value)
+        with named(f"{self.role}, a value for its calls"):
+            return ray.put(value)
 
     def ready(self, refs: Sequence[Awaitable[R]], *, timeout_s: float) -> list[Awaitable[R]]:
         """Those of several calls that have answered; waits for the first, `timeout_s` at most."""
@@ -281,4 +289,5 @@ class WorkerGroup(Generic[W_co]):
             with contextlib.suppress(WorkerError, ray.exceptions.RayError):
                 self.call(last, timeout_s=timeout_s)
         for handle in self.handles:
-            ray.kill(handle)
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(handle)

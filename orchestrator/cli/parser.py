@@ -168,6 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from orchestrator.cli import commands
     from orchestrator.stop import EXIT_CODE, StoppedError
+    from orchestrator.telemetry.failure_log import describe
 
     run = getattr(commands, options.command.replace("-", "_"))
     try:
@@ -175,15 +176,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InstantiationException as error:  # a part that refuses its values: its own words count
         print(f"ballast {options.command}: {error.__cause__ or error}", file=sys.stderr)
         return 2
-    except ValueError as error:
-        print(f"ballast {options.command}: {error}", file=sys.stderr)
-        return 2
     except StoppedError as error:
         print(f"ballast {options.command}: {error}", file=sys.stderr)
         return EXIT_CODE
-    except RuntimeError as error:
-        print(f"ballast {options.command}: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print(f"ballast {options.command}: stopped", file=sys.stderr)
         return 130
+    except Exception as error:  # Ray's errors too, of which few are RuntimeErrors
+        print(f"ballast {options.command}: {describe(error)}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1

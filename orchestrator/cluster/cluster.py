@@ -6,12 +6,14 @@ is not. A role that the algorithm does not need is not launched.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from algorithms.algorithm import Algorithm
@@ -106,7 +108,8 @@ class Cluster:
         for group, last in reversed(self._groups):
             group.stop(last=last)
         if self._placement is not None:
-            remove_placement_group(self._placement)
+            with contextlib.suppress(RayError):  # what ended the run is what the user shall read
+                remove_placement_group(self._placement)
         ray.shutdown()
 
     def launch(
