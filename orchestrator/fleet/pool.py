@@ -27,6 +27,7 @@ from orchestrator.telemetry.counting import counted
 from workers.calls import bind
 from workers.data.requests import Collected, EngineLoad, GroupRequest
 from workers.data.trajectory import RolloutGroup, TrajectoryMeta
+from workers.failures import worker_error
 from workers.rollout.worker import RolloutWorker
 from workers.worker_group import WorkerError, WorkerGroup, died
 
@@ -95,6 +96,7 @@ class RolloutPool:
         self.engines = {number: EngineRecord(answered=clock()) for number in group.ranks}
         self.maintain: Callable[[], None] = self._refuse_deaths
         self._judged = clock()  # when silence was last looked at
+        self._fault: WorkerError | None = None  # why no more can be sampled
         self._lost = self._resampled = self._preemptions = 0
         self._routing = Routing(concurrency=concurrency)
         # reference to metadata -> engine, reference to the batch
@@ -160,11 +162,14 @@ class RolloutPool:
         """Groups that finished, possibly none; waits a heartbeat at most, or not at all.
 
         Raises:
-            WorkerError: when a worker keeps dying, or sampling fails for another reason.
+            WorkerError: when a worker keeps dying, or sampling fails for another reason; only where
+                it waits, so that what is finished can be saved before the run ends.
         """
         if self._kept:
             kept, self._kept = self._kept, []
             return kept
+        if wait and self._fault is not None:
+            raise self._fault
         if wait:
             self.maintain()
         if not self._open:
@@ -184,7 +189,9 @@ class RolloutPool:
             collected = self._group.answer(ref)
         except ray.exceptions.RayError as error:
             if not died(error):
-                raise WorkerError(f"rollout.collect, engine {number}: {error}") from error
+                self._fault = worker_error(f"rollout.collect, engine {number}", error)
+                self._fault.__cause__ = error
+                return []
             self.lose(number, str(getattr(error, "cause", None) or error))
             return []
         engine.answered = self._clock()

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from conf.schema import SamplingConfig, TrainConfig
-from orchestrator.fleet.pool import EnginesLostError, RolloutPool
+from orchestrator.fleet.pool import RolloutPool
 from orchestrator.supply.ledger import Ledger
 from orchestrator.supply.source import Taken, group_name, prompt_of
 from workers.data.prompts import PromptSet
@@ -108,19 +108,8 @@ class Producer:
             step: recorded in the ledger as the step that trained the groups.
             version: of the learner's weights.
             may_train: returns the reason against training a group with usable rows, or None.
-
-        Raises:
-            EnginesLostError: no engine is left; the ledger is as if nothing had been taken.
         """
-        try:
-            return self._take(step, version, may_train)
-        except EnginesLostError:
-            self._ledger.unmark_trained(step)
-            raise
-
-    def _take(
-        self, step: int, version: int, may_train: Callable[[RolloutGroup], str | None]
-    ) -> Taken:
+        self._ledger.begin_step()
         wanted = self._config.trainer.prompts_per_step
         budget = wanted * self._config.schedule.max_refill_rounds
         chosen: list[RolloutGroup] = []
@@ -156,6 +145,10 @@ class Producer:
             num_aborted=self._abort_excess(),
             rewards=tuple(rewards),
         )
+
+    def give_back(self) -> None:
+        """Undo the last `take` in the ledger; its prompts are sampled again after a resume."""
+        self._ledger.reopen_step()
 
     def _abort_excess(self) -> int:
         """Abort the slowest groups that over-sampling began; return their number.

@@ -262,3 +262,12 @@ def test_training_stale_groups_needs_a_correction():
     raw, config = compose(["experiment=tiny", "algorithm=grpo", "schedule.stale=train"])
     with pytest.raises(ValueError, match=r"schedule.stale=train .* add algorithm/correction=tis"):
         check(config, instantiate(raw.algorithm, _convert_="all"))
+
+
+def test_a_step_that_was_not_trained_is_given_back(prompts):
+    source, _, ledger = producer(prompts, "schedule=sync", "schedule.max_refill_rounds=2")
+    source.take(1, 0, keep_all)
+    source.take(2, 0, lambda group: "filtered" if group.group_id == "0-4" else None)
+    assert ledger.counts() == {"trained": 8, "dropped": 1, "in_flight": 0}
+    source.give_back()
+    assert ledger.counts() == {"trained": 4, "dropped": 0, "in_flight": 5}

@@ -1,0 +1,127 @@
+"""What the pool does with answers of engines that fail, with small fakes in place of Ray."""
+
+import pytest
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayTaskError,
+)
+
+from orchestrator.fleet.health import Health
+from orchestrator.fleet.pool import RolloutPool
+from workers.data.requests import Collected, EngineLoad, GroupRequest, Sampling
+from workers.data.trajectory import TrajectoryMeta
+from workers.failures import EngineDiedError, WorkerError
+
+
+def request(name):
+    return GroupRequest(
+        group_id=name,
+        prompt_uid=name,
+        begun_version=0,
+        dataset="none",
+        prompt="?",
+        ground_truth=None,
+        num_samples=1,
+        seed=0,
+        sampling=Sampling(),
+    )
+
+
+def meta(group_id):
+    return TrajectoryMeta(
+        prompt_uid=group_id,
+        group_id=group_id,
+        rollout_id=group_id,
+        num_tokens=8,
+        num_trained=4,
+        num_sampled=4,
+        finish_reason="stop",
+        outcome="scored",
+        reward=1.0,
+        reward_parts={},
+        min_version=0,
+        max_version=0,
+        generate_s=0.0,
+        reward_s=0.0,
+    )
+
+
+class Engines:
+    """Engines whose `collect` answers, or raises, what the test says next."""
+
+    def __init__(self, count=2):
+        self.ranks = list(range(count))
+        self.says, self.calls, self.submitted, self.killed = {}, {}, {}, []
+
+    def __len__(self):
+        return len(self.ranks)
+
+    def send(self, number, call):
+        if call.method == "submit":
+            groups = [request.group_id for request in call.args[0]]
+            self.submitted.setdefault(number, []).extend(groups)
+
+    def send_pair(self, number, call):
+        ref = object()
+        self.calls[ref] = number
+        return ref, f"batch of {number}"
+
+    def ready(self, refs, *, timeout_s):
+        return [ref for ref in refs if self.calls[ref] in self.says]
+
+    def answer(self, ref):
+        said = self.says.pop(self.calls.pop(ref))
+        if isinstance(said, Exception):
+            raise said
+        return Collected(metas=[meta(name) for name in said], load=EngineLoad())
+
+    def kill(self, number):
+        self.killed.append(number)
+
+
+@pytest.fixture
+def engines():
+    return Engines()
+
+
+@pytest.fixture
+def pool(engines):
+    pool = RolloutPool(engines, silence_s=60, together=False)
+    pool.maintain = lambda: None
+    pool.submit([request("a"), request("b")])
+    return pool
+
+
+FAULT = RayTaskError("collect", "...", RuntimeError("64 unusable answers in a row"))
+
+
+def names(groups):
+    return [group.group_id for group in groups]
+
+
+def test_a_failure_is_raised_where_somebody_waits_and_not_while_a_run_saves(engines, pool):
+    engines.says = {0: FAULT, 1: ["b"]}
+    assert names(pool.poll(wait=False)) == ["b"]
+    with pytest.raises(WorkerError, match="rollout.collect, engine 0: RuntimeError: 64 unusable"):
+        pool.poll()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ActorDiedError(),
+        ActorUnavailableError("no connection", None),
+        ObjectLostError("ab" * 28, None, ""),
+        OutOfMemoryError("killed"),
+        RayTaskError("collect", "...", EngineDiedError("the core is gone")),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_the_groups_of_an_engine_that_is_gone_go_to_another(engines, pool, error):
+    engines.says = {0: error}
+    assert pool.poll() == []
+    assert pool.engines[0].health is Health.DEAD
+    assert engines.submitted == {0: ["a"], 1: ["b", "a"]}
