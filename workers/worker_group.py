@@ -9,9 +9,8 @@ knows nothing of what the methods do.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import ray
@@ -21,6 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from workers.calls import Call
 from workers.failures import EngineDiedError, NoAnswerError, WorkerError, died, named
+from workers.pending import Pending, divide
 
 __all__ = [
     "EngineDiedError",
@@ -30,11 +30,11 @@ __all__ = [
     "WorkerError",
     "WorkerGroup",
     "died",
+    "divide",
 ]
 
 W_co = TypeVar("W_co", covariant=True)  # a group of a class is a group of its bases
 R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -47,83 +47,6 @@ class Placement:
     bundles: Sequence[int]
     num_cpus: float
     num_gpus: float
-
-
-@dataclass(frozen=True, slots=True)
-class Pending(Generic[R_co]):
-    """Calls in flight; `result` waits for all of them."""
-
-    role: str
-    method: str
-    refs: Sequence[Awaitable[R_co]]
-    timeout_s: float
-    ranks: Sequence[int] = ()  # of the calls, where these are not their positions
-
-    def result(self) -> list[R_co]:
-        """Answers in rank order.
-
-        What one rank raises is raised at once: the others may be waiting for it in a collective.
-
-        Raises:
-            WorkerError: when a call failed, a process died or the time is over.
-        """
-        waiting, deadline = list(self.refs), time.monotonic() + self.timeout_s
-        while waiting:
-            left_s = max(0.0, deadline - time.monotonic())
-            ready, waiting = ray.wait(waiting, num_returns=1, timeout=left_s)
-            if not ready:
-                raise self._no_answer([rank for rank, ref in self._by_rank() if ref in waiting])
-            self._raise_failure(ready[0])
-        with named(f"{self.role}.{self.method}"):  # what has arrived may be lost again
-            return list(ray.get(list(self.refs))) if self.refs else []
-
-    def outcomes(self) -> dict[int, R_co | WorkerError]:
-        """Return the answer or the failure of every rank, at the latest when the time is over."""
-        if not self.refs:
-            return {}
-        in_time, _ = ray.wait(list(self.refs), num_returns=len(self.refs), timeout=self.timeout_s)
-        found: dict[int, R_co | WorkerError] = {}
-        for rank, ref in self._by_rank():
-            try:
-                if ref not in in_time:
-                    raise self._no_answer([rank])
-                found[rank] = replace(self, refs=[ref], ranks=[rank]).result()[0]
-            except WorkerError as error:
-                found[rank] = error
-        return found
-
-    def survivors(self) -> dict[int, R_co]:
-        """Return the answers, by rank, of those whose process lives.
-
-        Raises:
-            WorkerError: when a living rank failed or does not answer in time.
-        """
-        answers: dict[int, R_co] = {}
-        for rank, outcome in self.outcomes().items():
-            if not isinstance(outcome, WorkerError):
-                answers[rank] = outcome
-            elif not died(outcome):
-                raise outcome
-        return answers
-
-    def ready(self, *, wait_s: float = 0.0) -> bool:
-        """Return True if `result` would return, or raise, at once; waits `wait_s` for that."""
-        done, _ = ray.wait(list(self.refs), num_returns=len(self.refs), timeout=wait_s)
-        return len(done) == len(self.refs)
-
-    def _by_rank(self) -> list[tuple[int, Awaitable[R_co]]]:
-        return list(zip(self.ranks or range(len(self.refs)), self.refs, strict=True))
-
-    def _no_answer(self, ranks: Sequence[int]) -> NoAnswerError:
-        return NoAnswerError(
-            f"{self.role}.{self.method}: no answer from rank {ranks} in {self.timeout_s:g} s; look "
-            "at that process's log, or raise the limit in cluster.timeouts"
-        )
-
-    def _raise_failure(self, ref: Any) -> None:
-        rank = next(rank for rank, own in self._by_rank() if own == ref)
-        with named(f"{self.role}.{self.method}, rank {rank}"):
-            ray.get(ref)
 
 
 class WorkerGroup(Generic[W_co]):

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray.exceptions
 
 from orchestrator.fleet.concurrency import Concurrency
-from orchestrator.fleet.health import Event, Health, after
+from orchestrator.fleet.engine_record import EngineRecord
+from orchestrator.fleet.health import Event, Health
 from orchestrator.fleet.routing import Routing
 from orchestrator.telemetry.counting import counted
 from workers.calls import bind
@@ -40,30 +40,6 @@ MAX_DEATHS = 3  # of one worker without a finished group in between
 
 class EnginesLostError(WorkerError):
     """Nobody is left to sample, or an engine keeps dying; the run itself is whole."""
-
-
-@dataclass(kw_only=True, slots=True)
-class EngineRecord:
-    """What the pool knows of one engine.
-
-    Attributes:
-        answered: when it last answered, or was given something to answer.
-        load: as it last reported.
-        deaths: since its last finished group.
-        asked: whether a `collect` call is open.
-        loss_reason: why it died the last time.
-    """
-
-    answered: float
-    health: Health = Health.HEALTHY
-    load: EngineLoad = field(default_factory=EngineLoad)
-    deaths: int = 0
-    asked: bool = False
-    loss_reason: str = ""
-
-    def see(self, event: Event) -> None:
-        """Move on to the state that `event` leads to."""
-        self.health = after(self.health, event)
 
 
 class RolloutPool:
@@ -192,7 +168,10 @@ class RolloutPool:
                 self._fault = worker_error(f"rollout.collect, engine {number}", error)
                 self._fault.__cause__ = error
                 return []
-            self.lose(number, str(getattr(error, "cause", None) or error))
+            # Of some errors Ray does not know, and of others it does not say, that it has ended.
+            ended = isinstance(error, (ray.exceptions.ActorDiedError, ray.exceptions.RayTaskError))
+            end = self.lose if ended else self.kill
+            end(number, str(getattr(error, "cause", None) or error))
             return []
         engine.answered = self._clock()
         engine.see(Event.ANSWERED)
@@ -216,9 +195,7 @@ class RolloutPool:
             engine = self.engines[number]
             silence_s = self._clock() - engine.answered
             if silence_s > self._silence_s:
-                # The process may hang rather than be gone; Ray constructs it anew.
-                self._group.kill(number)
-                self.lose(number, f"no heartbeat for {silence_s:.0f} s")
+                self.kill(number, f"no heartbeat for {silence_s:.0f} s")
             elif silence_s > 2 * self.heartbeat_s:
                 engine.see(Event.SILENT)
 
@@ -230,6 +207,14 @@ class RolloutPool:
         self._lost += 1
         engine.deaths += 1
         self._orphan(number)
+
+    def kill(self, number: int, why: str) -> None:
+        """End the process of an engine, which may hang or live on, and lose the engine.
+
+        Ray constructs the process anew; nothing else of it is waited for.
+        """
+        self._group.kill(number)
+        self.lose(number, why)
 
     def loss_report(self, number: int) -> str:
         """How often an engine died without finishing a group, and why the last time."""

@@ -30,7 +30,7 @@ from workers.weight_sync.attestation import (
     Tolerance,
 )
 from workers.weight_sync.endpoint import PublishReport
-from workers.worker_group import WorkerError, WorkerGroup
+from workers.worker_group import WorkerError, WorkerGroup, died, divide
 
 PROBE_PROMPTS = 8
 PROBE_TOKENS = 64  # of each prompt, at most
@@ -76,17 +76,15 @@ class Publisher:
         self._attestation: Attestation | None = None
 
     def begin(self, version: int) -> dict[str, float]:
-        """Connect learner and engines, publish the present weights, and set the tolerance."""
+        """Publish the present weights to all engines that run, and set the tolerance."""
         config = self._config
-        numbers = self._fleet.workers.ranks
-        self._connect(numbers)
         self._probe = self._choose_probe()
         names = bind(PolicyWorker.parameter_names)
         expected = self._learner.call_first(names, timeout_s=self._limit_s)
         tolerance = Tolerance.rounding(config.rollout.probe_tolerance)
         if config.rollout.dtype != "float32" or config.model.dtype != "float32":
             self._version = version
-            _, engines, own = self._send(numbers)
+            _, engines, own = self._deliver()
             if not engines:
                 raise WorkerError("no rollout engine outlived the first publication; see its log")
             tolerance = self._above_noise(version, engines, own)
@@ -123,51 +121,63 @@ class Publisher:
     def republish(self) -> dict[str, float]:
         """Give the last version to all engines that run, and admit those that had none yet.
 
-        Learner and engines meet anew when one joined or is gone. With no engine there is nothing to
-        do: the first that starts is given the last version.
+        With no engine there is nothing to do: the first that starts is given the last version.
 
         Raises:
             AttestationError: with the names of the tensors.
+            WorkerError: it failed, and no engine was the cause.
         """
         pool = self._fleet.pool
-        numbers = self._answering()
-        if not numbers:
-            return {}
-        joining = [number for number in numbers if pool.engines[number].health is Health.STALE]
-        try:
-            if joining or numbers != self._connected:
-                self._connect(numbers)
-            report, engines, own = self._send(numbers)
-        except WorkerError:
-            self._connected = []
-            if self._fleet.launcher.transport != "gloo" or self._answering() == numbers:
-                raise  # NCCL hangs with whoever waits; or all are there, and it was no engine
-            return self.republish()
-        if not engines:
+        report, engines, own = self._deliver()
+        if report is None or not engines:
             return {}
         metrics = self._judge(report, engines, own, stepped=self._stepped)
         self._stepped = False
-        for number in joining:
-            if pool.engines[number].health is Health.STALE:  # it outlived the publication
-                pool.admit(number)
+        for engine in engines:
+            if pool.engines[engine.engine_id].health is Health.STALE:
+                pool.admit(engine.engine_id)
         return metrics
 
-    def _answering(self) -> list[int]:
-        """Engines that run. Over a collective they are asked: one that is gone would stall all."""
+    def _deliver(self) -> tuple[PublishReport | None, list[EngineEvidence], list[float]]:
+        """Send to all engines that run; without those that end or hang meanwhile, once more.
+
+        Learner and engines meet anew when an engine joined, is gone, or was cut short.
+        """
+        pool, collective = self._fleet.pool, self._fleet.launcher.transport in COLLECTIVE
+        while numbers := self._running(ask=collective):  # one that is gone would stall all
+            joining = any(pool.engines[number].health is Health.STALE for number in numbers)
+            try:
+                if joining or numbers != self._connected:
+                    self._connect(numbers)
+                return self._send(numbers)
+            except WorkerError:
+                self._connected = []
+                if self._fleet.launcher.transport == "nccl":
+                    raise  # the learner hangs with the engine that it waits for
+                if self._running(ask=True) == numbers:
+                    raise  # all are there: it was no engine
+        return None, [], []
+
+    def _running(self, *, ask: bool) -> list[int]:
+        """Return the engines that run; if they are asked, those that answer. The others are ended.
+
+        An engine that hangs is no different from one that is gone: it is left out, comes back
+        under `recovery.py`, and the others need not wait for it again.
+        """
         pool, workers = self._fleet.pool, self._fleet.workers
         numbers = [
             number
             for number, engine in pool.engines.items()
             if engine.health.follows or engine.health is Health.STALE
         ]
-        if self._fleet.launcher.transport not in COLLECTIVE:
+        if not ask:
             return numbers
-        asked = workers.only(numbers).start(bind(RolloutWorker.version), timeout_s=self._limit_s)
-        alive = asked.survivors()
-        for number in numbers:
-            if number not in alive:
-                pool.lose(number, "it did not answer before a publication")
-        return list(alive)
+        limit_s = min(self._limit_s, self._config.cluster.timeouts.engine_s)
+        asked = workers.only(numbers).start(bind(RolloutWorker.version), timeout_s=limit_s)
+        answers, failures = divide(asked.outcomes())
+        for number, why in failures.items():
+            pool.kill(number, str(why))
+        return list(answers)
 
     def _send(self, numbers: list[int]) -> tuple[PublishReport, list[EngineEvidence], list[float]]:
         """What the sender, every engine that lives, and the learner say of a publication."""
@@ -180,11 +190,14 @@ class Publisher:
         attest = bind(RolloutWorker.attest, self._probe)
         engines = rollouts.start(attest, timeout_s=self._limit_s)
         own = learner.start(bind(PolicyWorker.probe, self._probe), timeout_s=self._limit_s)
-        answers = engines.survivors()
-        for number in numbers:
-            if number in report.lost or number not in answers:
-                answers.pop(number, None)
-                self._fleet.pool.lose(number, "it did not outlive a publication")
+        answers, failures = divide(engines.outcomes())
+        if not answers and not any(map(died, failures.values())):
+            raise next(iter(failures.values()))  # the fault of none of them
+        for number in report.lost - set(failures):
+            del answers[number]
+            failures[number] = WorkerError("the learner lost it in a publication")
+        for number, why in failures.items():
+            self._fleet.pool.kill(number, str(why))
         evidence = [
             EngineEvidence(
                 engine_id=number,
@@ -234,8 +247,9 @@ class Publisher:
 
     def _choose_probe(self) -> list[list[int]]:
         prompts = [self._prompts[row].prompt for row in range(len(self._prompts))[:PROBE_PROMPTS]]
-        encode = bind(RolloutWorker.encode, prompts)
-        encoded = self._fleet.workers.call_first(encode, timeout_s=self._limit_s)
+        encode, number = bind(RolloutWorker.encode, prompts), self._running(ask=False)[0]
+        asked = self._fleet.workers.start_one(number, encode, timeout_s=self._limit_s)
+        encoded = asked.result()[0]
         room = min(PROBE_TOKENS, self._config.rollout.max_model_len - 1)
         return [tokens[:room] for tokens in encoded if len(tokens) > 1]
 
@@ -251,38 +265,3 @@ class Publisher:
             )
             raise AttestationError(version, {}, [fault])
         return Tolerance.above_noise(floor)
-
-
-class FixedWeights:
-    """`Publishing` where nothing learns: engines sample with what they loaded.
-
-    Args:
-        fleet: the rollout side of the run.
-        timeout_s: longest that the engines may take to label their weights.
-    """
-
-    def __init__(self, fleet: Fleet, *, timeout_s: float) -> None:
-        self._fleet, self._timeout_s, self._version = fleet, timeout_s, 0
-
-    def begin(self, version: int) -> dict[str, float]:
-        """Take note of the label that the engines were started with."""
-        self._version = version
-        return {}
-
-    def publish(self, version: int, *, stepped: bool) -> dict[str, float]:
-        """Refuse: there are no other weights to publish."""
-        raise AssertionError(f"version {version} (stepped={stepped}) of weights that never change")
-
-    def republish(self) -> dict[str, float]:
-        """Label the weights of engines that started since, and admit these engines."""
-        pool = self._fleet.pool
-        started = [number for number, own in pool.engines.items() if own.health is Health.STALE]
-        label = bind(RolloutWorker.set_version, self._version)
-        labels = self._fleet.workers.only(started).start(label, timeout_s=self._timeout_s)
-        answers = labels.survivors()
-        for number in started:
-            if number in answers:
-                pool.admit(number)
-            else:
-                pool.lose(number, "it died while its weights were labelled")
-        return {}

@@ -13,8 +13,9 @@ from conf.schema import TrainConfig
 from orchestrator.checkpoints.saving import Keeper, Stateful
 from orchestrator.cluster.cluster import Roles
 from orchestrator.fleet.colocation import Colocation
+from orchestrator.fleet.fixed_weights import FixedWeights
 from orchestrator.fleet.membership import membership_of
-from orchestrator.fleet.publication import FixedWeights, Publisher, Publishing
+from orchestrator.fleet.publication import Publisher, Publishing
 from orchestrator.fleet.scaling import ScaleRequests
 from orchestrator.planning.sources import Sources
 from orchestrator.supply.buffered import BufferedGroups

@@ -1,0 +1,35 @@
+"""Keep what the driver knows of one rollout engine: health, load, deaths, its last answer.
+
+The pool writes it; recovery, membership and publication read it. Nothing here calls an engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from orchestrator.fleet.health import Event, Health, after
+from workers.data.requests import EngineLoad
+
+
+@dataclass(kw_only=True, slots=True)
+class EngineRecord:
+    """What the pool knows of one engine.
+
+    Attributes:
+        answered: when it last answered, or was given something to answer.
+        load: as it last reported.
+        deaths: since its last finished group.
+        asked: whether a `collect` call is open.
+        loss_reason: why it died the last time.
+    """
+
+    answered: float
+    health: Health = Health.HEALTHY
+    load: EngineLoad = field(default_factory=EngineLoad)
+    deaths: int = 0
+    asked: bool = False
+    loss_reason: str = ""
+
+    def see(self, event: Event) -> None:
+        """Move on to the state that `event` leads to."""
+        self.health = after(self.health, event)
