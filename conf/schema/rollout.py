@@ -102,6 +102,7 @@ class RolloutConfig:
     """Rollout engines (vLLM) and what they sample."""
 
     num_engines: int = 1
+    min_engines: int = 1  # a run goes on without engines that end again and again, down to here
     max_engines: int | None = None  # engines join up to here as the cluster has room; null: none
     tensor_parallel_size: int = 1
     samples_per_prompt: int = 8  # the group size
@@ -126,6 +127,12 @@ class RolloutConfig:
             "rollout.num_engines",
             self.num_engines,
             "must be at least 1",
+        )
+        require(
+            1 <= self.min_engines <= max(1, self.num_engines),
+            "rollout.min_engines",
+            self.min_engines,
+            f"must be between 1 and rollout.num_engines={self.num_engines}",
         )
         for name in (
             "tensor_parallel_size",

@@ -37,7 +37,7 @@ from workers.learner.rank_worker import RankWorker
 from workers.reward.worker import RewardWorker
 from workers.rollout.worker import RolloutWorker
 from workers.spans import SpanReporter
-from workers.worker_group import Pending, Placement, WorkerGroup
+from workers.worker_group import Pending, Placement, WorkerError, WorkerGroup, divide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,35 +172,45 @@ class Cluster:
             num_critics,
         )
         begin = bind(RolloutWorker.start, version, rewards)
-        starting: list[Pending[object]] = [rollouts.start(begin, timeout_s=limit_s)]
+        engines = rollouts.start(begin, timeout_s=limit_s)
         if config.cluster.colocated and with_policy:
-            starting.pop().result()
-            make_room(rollouts, config)
-        starting += [self._connect(group) for group in (learner, reference, critic) if len(group)]
-        for pending in starting:
+            lost = self._failed_starts(engines)
+            make_room(rollouts.only(set(rollouts.ranks) - set(lost)), config)
+        others = [self._connect(group) for group in (learner, reference, critic) if len(group)]
+        for pending in others:
             pending.result()
+        lost = self._failed_starts(engines)
 
         # With an adapter the learner still holds the policy that it started from.
         free = num_ranks and "ref_logprobs" in self._algorithm.required_columns
         without_adapter = self._policy(learner, base=True) if free else None
+        pool = RolloutPool(
+            rollouts,
+            silence_s=config.cluster.timeouts.engine_s,
+            together=config.schedule.max_staleness == 0,
+            concurrency=concurrency_of(config),
+        )
+        for number, failure in lost.items():
+            pool.kill(number, str(failure))
         return Roles(
-            fleet=Fleet(
-                launcher=launcher,
-                workers=rollouts,
-                pool=RolloutPool(
-                    rollouts,
-                    silence_s=config.cluster.timeouts.engine_s,
-                    together=config.schedule.max_staleness == 0,
-                    concurrency=concurrency_of(config),
-                ),
-                rewards=rewards,
-            ),
+            fleet=Fleet(launcher=launcher, workers=rollouts, pool=pool, rewards=rewards),
             learner=self._policy(learner),
             reference=self._policy(reference) if num_references else without_adapter,
             critic=CriticGroup(critic, train_s=config.cluster.timeouts.train_s)
             if num_critics
             else None,
         )
+
+    def _failed_starts(self, engines: Pending[str]) -> dict[int, WorkerError]:
+        """Return why engines did not start; they are started again while the others sample.
+
+        Raises:
+            WorkerError: too few started.
+        """
+        started, failed = divide(engines.outcomes())
+        if failed and len(started) < self._config.rollout.min_engines:
+            raise next(iter(failed.values()))
+        return failed
 
     def where_engines_are(self) -> str:
         """A line that names the node of every engine."""

@@ -35,11 +35,10 @@ HEARTBEAT_S = 5.0  # how long a worker may hold an open `collect` without a fini
 HEARTBEATS_PER_S = 20.0  # of all workers: each costs the driver about a millisecond
 JUDGE_EVERY_S = 1.0
 UNPLACED_S = 0.2  # how long a poll waits while no engine samples
-MAX_DEATHS = 3  # of one worker without a finished group in between
 
 
 class EnginesLostError(WorkerError):
-    """Nobody is left to sample, or an engine keeps dying; the run itself is whole."""
+    """Too few engines are left to sample; the run itself is whole."""
 
 
 class RolloutPool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ray.exceptions import ActorUnavailableError
 
 from orchestrator.fleet.health import Event, Health
-from orchestrator.fleet.pool import MAX_DEATHS, EnginesLostError, RolloutPool
+from orchestrator.fleet.pool import EnginesLostError, RolloutPool
 from workers.calls import bind
 from workers.reward.worker import RewardWorker
 from workers.rollout.worker import RolloutWorker
@@ -71,12 +71,10 @@ class EngineRecovery:
             Why engines could not start, by number; they are dead until somebody else is asked.
 
         Raises:
-            EnginesLostError: an engine keeps dying, or none has a place.
+            EnginesLostError: none has a place.
         """
         for number, engine in self._pool.engines.items():
             if engine.health is Health.DEAD:
-                if engine.deaths > MAX_DEATHS:
-                    raise EnginesLostError(self._pool.loss_report(number))
                 words = engine.loss_reason.partition("\n")[0]
                 self._say(f"rollout engine {number} is started again; it was lost: {words}")
                 engine.see(Event.RESTART)

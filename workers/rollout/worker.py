@@ -54,6 +54,8 @@ class RolloutWorker:
     async def start(self, version: int, rewards: WorkerGroup[RewardWorker]) -> str:
         """Load the model, whose weights are called `version`; return this node's address.
 
+        What this process still holds of an engine that was given up is ended first.
+
         Args:
             version: label until the first publication.
             rewards: processes that score.
@@ -67,8 +69,9 @@ class RolloutWorker:
             early_stop=self._early_stop,
             spans=self.spans,
         )
-        # Groups that the driver submitted before it knew that this worker had died were submitted
-        # to other workers since.
+        # Groups that the driver submitted before it gave this engine up were submitted to other
+        # workers since.
+        await self.shutdown()
         self._groups.clear()
         self._fault = None
         self._finished = asyncio.Queue()

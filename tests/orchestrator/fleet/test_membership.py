@@ -6,6 +6,7 @@ were given weights.
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import time
@@ -33,14 +34,15 @@ LIMIT_S = 90
 
 
 class SmallEngine:
-    """Finishes a group `seconds` after it was submitted."""
+    """Finishes a group `seconds` after it was submitted; cannot be started where it is broken."""
 
-    def __init__(self, seconds):
-        self._seconds, self._armed = seconds, False
+    def __init__(self, seconds, broken):
+        self._seconds, self._broken, self._armed = seconds, broken, False
         self._finished = asyncio.Queue()
 
     async def start(self, version, rewards):
-        pass
+        if self._broken:
+            raise RuntimeError("CUDA error: uncorrectable ECC error")
 
     async def give_weights(self):
         self._armed = True
@@ -105,13 +107,14 @@ class SmallLauncher(EngineLauncher):
     """Real places, small engines."""
 
     seconds = 0.05
+    broken = ()
 
     def _launch(self, numbers, place, bundles):
         return WorkerGroup.launch(
             "rollout",
             SmallEngine,
             ranks=numbers,
-            arguments=lambda number: {"seconds": self.seconds},
+            arguments=lambda number: {"seconds": self.seconds, "broken": number in self.broken},
             env=lambda number: {},
             restarts=True,
             placement=Placement(group=place, bundles=bundles, num_cpus=1, num_gpus=0),
@@ -324,6 +327,32 @@ def test_a_run_whose_last_engine_has_no_place_ends_with_that_word(cluster, start
     job.until(lambda: job.done.total() > 4)
     cluster.remove_node(node)
     with pytest.raises(EnginesLostError, match=r"no rollout engine is left: none of \[0\] had a"):
+        job.until(lambda: False)
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """Engine 1 samples until it dies, and can't be started any more."""
+    monkeypatch.setattr(SmallLauncher, "broken", (1,))
+
+
+REPORT = "rollout engine 1 died 4 times without finishing a group, the last time because: .* ECC"
+
+
+def test_an_engine_that_cannot_be_brought_back_is_given_up_and_the_others_go_on(start, broken):
+    job = start("rollout.num_engines=3")
+    job.until(lambda: job.done.total() > 4)
+    job.workers.kill(1)
+    job.until(lambda: list(job.pool.engines) == [0, 2])
+    assert re.search(f"{REPORT}.*; going on with 2 engines", job.news[-1])
+    assert job.pool.sampling() == job.workers.ranks == [0, 2]
+    job.until(lambda: not job.members._endings)  # no other place is asked for
+
+
+def test_a_run_ends_where_fewer_engines_would_be_left_than_it_needs(start, broken):
+    job = start("rollout.num_engines=3", "rollout.min_engines=3")
+    job.workers.kill(1)
+    with pytest.raises(EnginesLostError, match=f"{REPORT}.* 2 engines would .* min_engines=3"):
         job.until(lambda: False)
 
 

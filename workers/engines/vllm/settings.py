@@ -70,7 +70,8 @@ class VLLMSettings:
         adapter_layers: last parts of the names of the layers that it adapts. vLLM gets this list,
             because it would adapt the head as well, and then cannot score prompts beside other
             requests.
-        request_timeout_s: longest wait for one response.
+        request_timeout_s: longest time between two tokens of a response that runs, and between two
+            steps of an engine that holds requests.
         control_timeout_s: longest wait for anything else.
         engine_kwargs: raw `AsyncEngineArgs` keywords; they win over what is derived here.
     """

@@ -97,6 +97,7 @@ class VLLMWeights(VLLMProcess):
         """Continue frozen requests."""
         async with self._bounded("resume"):
             await self._live().resume_generation()
+        self._paused = False
 
     async def reset_prefix_cache(self) -> None:
         """Drop shared prefixes, which hold keys and values of older weights.
@@ -150,4 +151,5 @@ class VLLMWeights(VLLMProcess):
 
     async def _freeze(self, *, clear_cache: bool) -> None:
         # AsyncLLM.pause_generation adds a sleep of 20 ms that is only for its callers' comfort.
+        self._paused = True
         await self._live().engine_core.pause_scheduler_async(mode="keep", clear_cache=clear_cache)
