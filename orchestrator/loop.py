@@ -9,7 +9,8 @@ One loop serves every run. It calls `step` of a `Trainer` (train, replay) or of 
     save                every `trainer.checkpoint_every` steps, after the last, and before stopping;
                         after every step where nothing learns, because it costs a small file;
                         before any failure is raised, if the weights are whole
-    stop                when SIGTERM came, or the supply is at its end
+    stop                when a signal came, or the supply is at its end; a step that still samples
+                        when the signal comes is given back instead of finished
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from conf.schema import TrainConfig
 from orchestrator.checkpoints.checkpoint import Checkpoint
 from orchestrator.checkpoints.saving import CheckpointError, Saver
 from orchestrator.outputs import Outputs
-from orchestrator.stop import StoppedError, StopRequest
+from orchestrator.stop import StopRequest
 from orchestrator.supply.source import NothingLeftError
 from orchestrator.supply.supply import Supply
 
@@ -94,13 +95,14 @@ class Loop:
             raise
         self.outputs.flush()
         if ended and self.stop.requested:
-            raise StoppedError(ended)
+            raise self.stop.stopped(ended)
         return ended
 
     def _run(self, first_step: int) -> str:
         trainer, last = self.config.trainer, self.config.trainer.total_steps
         for step in range(first_step, last + 1):
             self._begun = step
+            self.stop.doing = f"step {step} of {last}"
             try:
                 stepped = self.stepper.step(step)
             except NothingLeftError as reason:
@@ -146,12 +148,14 @@ class Loop:
         """Score the held-out prompts under the present weights of the engines: `eval/...`."""
         if self.supply.evaluator is None:
             return {}
+        self.stop.doing = f"the evaluation after step {step}"
         result = self.supply.evaluator.run(self.stepper.version)
         self.outputs.log.heldout(step, result)
         return {f"eval/{name}": value for name, value in result.metrics.items()}
 
     def save(self, step: int, metrics: Mapping[str, float]) -> None:
         """Take a checkpoint of the state after `step`, written while the next steps run."""
+        self.stop.doing = f"the checkpoint of step {step}"
         score = metrics.get(self.config.trainer.best_metric)
         self.saver.begin(step, version=self.stepper.version, score=score)
         self._saved = step

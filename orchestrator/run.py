@@ -35,7 +35,7 @@ from orchestrator.step.adaptation import Adaptation
 from orchestrator.step.critic import Critic
 from orchestrator.step.partition import SequenceCost
 from orchestrator.step.roles import TrainingRoles
-from orchestrator.stop import StoppedError
+from orchestrator.stop import StoppedError, StopRequest
 from orchestrator.supply.replay import check_sources, open_recording
 from orchestrator.supply.supply import Supply, from_engines, from_recording
 from orchestrator.telemetry import summary
@@ -81,6 +81,7 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
             critic_path=str(sources.critic_path),
         )
         log = RunLog(run_dir, config, progress)
+        stop = StopRequest()
         failures = FailureLog(run_dir, ignore=(StoppedError,))
         with failures, progress, log, cluster, ScaleRequests(run_dir) as requests:
             progress.say(
@@ -94,13 +95,13 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
             )
             if recording is None:
                 progress.say(_where(config, cluster, roles))
-                supply = from_engines(config, sources, roles, requests, progress.say)
+                supply = from_engines(config, sources, roles, requests, stop, progress.say)
             else:
                 supply = from_recording(config, sources, roles, recording)
             outputs = _outputs(config, roles, run_dir, log)
-            loop = _loop(config, algorithm, roles, supply, outputs, run_dir)
+            loop = _loop(config, algorithm, roles, supply, outputs, run_dir, stop)
             first_step = loop.begin(checkpoint)
-            with loop.stop:
+            with stop:
                 ended = loop.run(first_step)
             if ended:
                 progress.say(ended)
@@ -143,6 +144,7 @@ def _loop(
     supply: Supply,
     outputs: Outputs,
     run_dir: Path,
+    stop: StopRequest,
 ) -> Loop:
     parts: dict[str, Stateful] = {
         "ledger": supply.ledger,
@@ -168,6 +170,7 @@ def _loop(
             before_commit=outputs.flush,
         ),
         outputs=outputs,
+        stop=stop,
     )
 
 

@@ -27,8 +27,8 @@ exit codes:
     0  done
     1  the run failed, or a check did (doctor, check-algorithm)
     2  the input can't be right: an option, an override, a file
-  130  interrupted with Ctrl-C
-  143  asked to stop (SIGTERM, ballast stop); the step was ended and a checkpoint written
+  130  interrupted with Ctrl-C; a run that had begun its steps wrote a checkpoint first
+  143  asked to stop (SIGTERM, ballast stop); a checkpoint was written first
 submit and logs --follow end with the exit code of the job.
 """
 
@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from hydra.errors import InstantiationException
 
     from orchestrator.cli import commands
-    from orchestrator.stop import EXIT_CODE, StoppedError
+    from orchestrator.stop import StoppedError
     from orchestrator.telemetry.failure_log import describe
 
     run = getattr(commands, options.command.replace("-", "_"))
@@ -177,8 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ballast {options.command}: {error.__cause__ or error}", file=sys.stderr)
         return 2
     except StoppedError as error:
-        print(f"ballast {options.command}: {error}", file=sys.stderr)
-        return EXIT_CODE
+        print(f"ballast {options.command}: {describe(error)}", file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt:
         print(f"ballast {options.command}: stopped", file=sys.stderr)
         return 130

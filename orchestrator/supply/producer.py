@@ -50,6 +50,7 @@ class Producer:
         self._aborted: Counter[tuple[int, int]] = Counter()  # how often, by (epoch, row)
         self._overdue: dict[str, None] = {}  # groups in flight whose prompt was aborted too often
         self._finished: dict[str, RolloutGroup] = {}
+        self._chosen: list[RolloutGroup] = []  # of a `take` that has not ended
 
     def run_ahead(self, version: int) -> None:
         """Keep the engines sampling while the learner trains, as far as staleness allows.
@@ -112,7 +113,7 @@ class Producer:
         self._ledger.begin_step()
         wanted = self._config.trainer.prompts_per_step
         budget = wanted * self._config.schedule.max_refill_rounds
-        chosen: list[RolloutGroup] = []
+        chosen = self._chosen = []
         num_late = 0
         rewards: list[float] = []
         dropped: Counter[str] = Counter()
@@ -137,18 +138,31 @@ class Producer:
             else:
                 dropped[why] += 1
                 self._ledger.dropped(epoch, row, why)
+        num_aborted = self._abort_excess()
+        self._chosen = []
         return Taken(
             groups=tuple(chosen),
             dropped=dropped,
             failed=failed,
             num_late=num_late,
-            num_aborted=self._abort_excess(),
+            num_aborted=num_aborted,
             rewards=tuple(rewards),
         )
 
     def give_back(self) -> None:
-        """Undo the last `take` in the ledger; its prompts are sampled again after a resume."""
+        """Undo the last `take` in the ledger; its prompts are sampled again after a resume.
+
+        The groups of a `take` that was cut short are kept for the checkpoint, unless the schedule
+        samples a whole batch at once, whose bits then repeat.
+        """
         self._ledger.reopen_step()
+        if self._config.schedule.max_staleness == 0:
+            self._finished.clear()
+        else:
+            kept = {group.group_id: group for group in self._chosen}
+            self._entries = {name: prompt_of(name) for name in kept} | self._entries
+            self._finished |= kept
+        self._chosen = []
 
     def _abort_excess(self) -> int:
         """Abort the slowest groups that over-sampling began; return their number.

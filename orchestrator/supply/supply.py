@@ -18,6 +18,7 @@ from orchestrator.fleet.membership import membership_of
 from orchestrator.fleet.publication import Publisher, Publishing
 from orchestrator.fleet.scaling import ScaleRequests
 from orchestrator.planning.sources import Sources
+from orchestrator.stop import StopRequest
 from orchestrator.supply.buffered import BufferedGroups
 from orchestrator.supply.evaluation import Evaluator
 from orchestrator.supply.ledger import Ledger
@@ -55,6 +56,7 @@ def from_engines(
     sources: Sources,
     roles: Roles,
     requests: ScaleRequests,
+    stop: StopRequest,
     say: Callable[[str], None],
 ) -> Supply:
     """Compose engines that sample, with the learner's weights or, if none learns, fixed weights.
@@ -64,6 +66,7 @@ def from_engines(
         sources: model and prompts.
         roles: the running processes.
         requests: requests for another number of engines.
+        stop: asks the run to end, also while it waits for samples.
         say: prints one line.
     """
     fleet, timeouts = roles.fleet, config.cluster.timeouts
@@ -78,7 +81,12 @@ def from_engines(
             colocation=colocation,
         )
     membership = membership_of(fleet, publisher.republish, requests, config, say=say)
-    fleet.pool.maintain = membership.maintain
+
+    def maintain() -> None:
+        stop.check()
+        membership.maintain()
+
+    fleet.pool.maintain = maintain
     producer = Producer(fleet.pool, sources.train, ledger, config)
     heldout = sources.heldout if config.trainer.learns else None
     return Supply(

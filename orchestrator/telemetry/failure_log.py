@@ -12,6 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 
+from orchestrator.stop import StoppedError
+
 FILE = "failure.log"
 EXPECTED = (ValueError, RuntimeError)  # their messages say what is wrong and what to do
 
@@ -52,7 +54,7 @@ def describe(error: Exception) -> str:
 
 
 def _name_and_message(error: Exception) -> str:
-    if isinstance(error, ValueError):
+    if isinstance(error, (ValueError, StoppedError)):
         return str(error)
     name = type(error).__name__
     if isinstance(error, EXPECTED):

@@ -35,6 +35,7 @@ class Run:
     def __init__(self, *, faults=None, stop_in=0, heldout=True, **trainer):
         self.events, self.version, self.faults, self.stop_in = [], 0, dict(faults or {}), stop_in
         self.trained, self.trained_at_fault = 0, "the step before"
+        self.samples_when_asked = 0
         self.fault_of_evaluation = self.fault_of_log = self.fault_of_saving = None
         settings = {"total_steps": 3, "checkpoint_every": 0, **trainer}
         config = TrainConfig(trainer=TrainerConfig(**settings))
@@ -61,6 +62,9 @@ class Run:
         self.events.append(f"step {step}")
         if step == self.stop_in:
             self.loop.stop.requested = True
+        if step == self.samples_when_asked:
+            self.loop.stop.requested = True
+            self.loop.stop.check()
         if step in self.faults:
             if self.trained_at_fault != "the step before":
                 self.trained = self.trained_at_fault
@@ -180,6 +184,20 @@ def test_a_run_that_is_asked_to_stop_ends_its_step_and_saves():
         "finish saving",
         "flush the record",
     ]
+
+
+def test_a_step_that_samples_when_the_run_is_asked_to_stop_is_given_back():
+    run = Run()
+    run.samples_when_asked = 3
+    with pytest.raises(StoppedError, match="stopped in step 3 of 3") as caught:
+        run.from_the_start()
+    assert run.last(4) == [
+        "step 3",
+        "give back",
+        "save step 2, weights 2, score None",
+        "finish saving",
+    ]
+    assert caught.value.__notes__ == ["step 2 is saved; resume=auto goes on from there"]
 
 
 def test_a_request_to_stop_in_the_last_step_changes_nothing():
