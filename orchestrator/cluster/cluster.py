@@ -14,10 +14,12 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util import placement_group_table
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from algorithms.algorithm import Algorithm
 from conf.schema import ClusterConfig, TrainConfig
+from orchestrator.cluster.batch_keeper import BatchKeeper
 from orchestrator.cluster.critic_group import CriticGroup
 from orchestrator.cluster.nodes import describe_engines, engine_nodes
 from orchestrator.cluster.policy_group import PolicyGroup
@@ -189,6 +191,7 @@ class Cluster:
             silence_s=config.cluster.timeouts.engine_s,
             together=config.schedule.max_staleness == 0,
             concurrency=concurrency_of(config),
+            keep=None if launcher.one_node else self._keeper(first if num_ranks else None).keep,
         )
         for number, failure in lost.items():
             pool.kill(number, str(failure))
@@ -200,6 +203,12 @@ class Cluster:
             if num_critics
             else None,
         )
+
+    def _keeper(self, bundle: int | None) -> BatchKeeper:
+        """Return the keeper on a bundle's node, or on the driver's."""
+        nodes = placement_group_table(self._placement)["bundles_to_node_id"]
+        own: str = ray.get_runtime_context().get_node_id()
+        return BatchKeeper(own if bundle is None else nodes[bundle])
 
     def _failed_starts(self, engines: Pending[str]) -> dict[int, WorkerError]:
         """Return why engines did not start; they are started again while the others sample.

@@ -58,6 +58,9 @@ class EngineLauncher:
         nodes = set(placement_group_table(placement)["bundles_to_node_id"].values())
         one_node = len(nodes) == 1 and not capacity.joins_elsewhere(config)
         self.transport = capacity.transport(config, one_node=one_node)
+        # Over other transports engines may join on other nodes of a running cluster.
+        beside = one_node and self.transport in ("shm", "ipc")
+        self.one_node = beside or config.cluster.address is None
 
     @property
     def shape(self) -> dict[str, float]:

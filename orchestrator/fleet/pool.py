@@ -53,6 +53,8 @@ class RolloutPool:
         together: groups submitted at once are sampled in one batch, so that equal submissions give
             equal bits; for schedules in which nothing else is in flight then.
         concurrency: where the limit of every engine starts; None sets none, as `together` needs.
+        keep: begins to copy a batch to where it outlives its engine's node; returns references to
+            the copy and to its end. None leaves batches where they are.
         clock: seconds that never go back.
     """
 
@@ -63,11 +65,12 @@ class RolloutPool:
         silence_s: float,
         together: bool,
         concurrency: Concurrency | None = None,
+        keep: Callable[[Any], tuple[Any, Awaitable[None]]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         assert not (together and concurrency), "one batch can't be held back in parts"
         self._group, self._together, self._clock = group, together, clock
-        self._silence_s = silence_s
+        self._silence_s, self._keep = silence_s, keep
         self.engines = {number: EngineRecord(answered=clock()) for number in group.ranks}
         self.maintain: Callable[[], None] = self._refuse_deaths
         self._judged = clock()  # when silence was last looked at
@@ -77,6 +80,8 @@ class RolloutPool:
         # reference to metadata -> engine, reference to the batch
         self._open: dict[Awaitable[Collected], tuple[int, Any]] = {}
         self._kept: list[RolloutGroup] = []  # finished while somebody waited for other groups
+        # reference to the end of a copy -> engine, metadata, reference to the copied batch
+        self._copying: dict[Awaitable[None], tuple[int, Sequence[TrajectoryMeta], Any]] = {}
 
     @property
     def num_in_flight(self) -> int:
@@ -147,12 +152,15 @@ class RolloutPool:
             raise self._fault
         if wait:
             self.maintain()
-        if not self._open:
+        if not self._open and not self._copying:
             if wait and self.num_in_flight:
                 time.sleep(UNPLACED_S)
             return []
-        ready = self._group.ready(list(self._open), timeout_s=HEARTBEAT_S if wait else 0.0)
-        finished = [group for ref in ready for group in self._answer(ref)]
+        waiting: list[Awaitable[Any]] = [*self._open, *self._copying]
+        ready = self._group.ready(waiting, timeout_s=HEARTBEAT_S if wait else 0.0)
+        finished: list[RolloutGroup] = []
+        for ref in ready:
+            finished += self._copied(ref) if ref in self._copying else self._answer(ref)
         self._judge_silence()
         return finished
 
@@ -179,12 +187,28 @@ class RolloutPool:
         if collected.metas:
             engine.deaths = 0
         self._routing.observe(number, collected.load)
-        groups = self._split(collected.metas, batch)
+        groups = []
+        if self._keep is None or not collected.metas:
+            groups = self._split(collected.metas, batch)
+        else:
+            copy, copied = self._keep(batch)
+            self._copying[copied] = (number, collected.metas, copy)
         if engine.health.samples:
             self._give_out([number])
         if self._routing.outstanding(number):
             self._ensure_open(number)
         return groups
+
+    def _copied(self, ref: Awaitable[None]) -> list[RolloutGroup]:
+        """Return groups that are where they stay; sample those again that were lost before."""
+        number, metas, copy = self._copying.pop(ref)
+        try:
+            self._group.answer(ref)
+        except ray.exceptions.RayError:
+            self._resampled += self._routing.requeue(number, {meta.group_id for meta in metas})
+            self._give_out(self.sampling())
+            return []
+        return self._split(metas, copy)
 
     def _judge_silence(self) -> None:
         if self._clock() - self._judged < JUDGE_EVERY_S:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from orchestrator.fleet.concurrency import Concurrency
 from workers.data.requests import EngineLoad, GroupRequest
@@ -94,17 +94,25 @@ class Routing:
                 self.finish(group_id)
         return held
 
+    def requeue(self, engine: int, group_ids: Collection[str]) -> int:
+        """Put groups that the engine still holds before all that waits; return their number."""
+        again = [
+            request
+            for name, (owner, request) in self._held.items()
+            if owner == engine and name in group_ids
+        ]
+        for request in again:
+            self.finish(request.group_id)
+        self._queue.extendleft(reversed(again))
+        return len(again)
+
     def orphan(self, engine: int) -> int:
         """Put what a dead engine held before all that waits; how many groups these are.
 
         Its limit starts again, as the engine does.
         """
-        orphans = [request for owner, request in self._held.values() if owner == engine]
-        for request in orphans:
-            self.finish(request.group_id)
-        self._queue.extendleft(reversed(orphans))
         self._limits.pop(engine, None)
-        return len(orphans)
+        return self.requeue(engine, self._held)
 
     def observe(self, engine: int, load: EngineLoad) -> None:
         """Move the engine's limit by what it reports, before its finished groups are taken off."""

@@ -64,6 +64,12 @@ class Engines:
             groups = [request.group_id for request in call.args[0]]
             self.submitted.setdefault(number, []).extend(groups)
 
+    def keep(self, batch):
+        """Begin to copy a batch; the test says of `copies` how it ends."""
+        ref = object()
+        self.calls[ref] = "copies"
+        return f"copy of {batch}", ref
+
     def send_pair(self, number, call):
         ref = object()
         self.calls[ref] = number
@@ -76,6 +82,8 @@ class Engines:
         said = self.says.pop(self.calls.pop(ref))
         if isinstance(said, Exception):
             raise said
+        if said is None:
+            return None
         return Collected(metas=[meta(name) for name in said], load=EngineLoad())
 
     def kill(self, number):
@@ -126,3 +134,46 @@ def test_the_groups_of_an_engine_that_is_gone_go_to_another(engines, pool, error
     assert pool.engines[0].health is Health.DEAD
     assert engines.submitted == {0: ["a"], 1: ["b", "a"]}
     assert engines.killed == ([0] if may_live else [])
+
+
+@pytest.fixture
+def keeping(engines):
+    pool = RolloutPool(engines, silence_s=60, together=False, keep=engines.keep)
+    pool.maintain = lambda: None
+    pool.submit([request("a"), request("b")])
+    return pool
+
+
+def test_a_group_is_finished_when_it_lies_where_the_loss_of_a_node_cannot_reach_it(
+    engines, keeping
+):
+    engines.says = {0: ["a"]}
+    assert keeping.poll() == []
+    assert keeping.num_in_flight == 2
+    engines.says = {"copies": None}
+    (group,) = keeping.poll()
+    assert (group.group_id, group.batch) == ("a", "copy of batch of 0")
+    assert keeping.num_in_flight == 1
+
+
+def test_a_group_that_was_lost_with_its_node_is_sampled_again(engines, keeping):
+    engines.says = {0: ["a"]}
+    keeping.poll()
+    engines.says = {"copies": RayTaskError("copy", "...", ObjectLostError("ab" * 28, None, ""))}
+    assert keeping.poll() == []
+    assert sorted(engines.submitted[0] + engines.submitted[1]) == ["a", "a", "b"]
+    assert keeping.metrics()["rollout/groups_resampled"] == 1
+
+
+def test_a_group_whose_engine_dies_while_it_is_copied_is_finished_once(engines, keeping):
+    engines.says = {0: ["a"]}
+    keeping.poll()
+    engines.says = {0: ActorDiedError()}
+    assert keeping.poll() == []
+    assert engines.submitted[1] == ["b", "a"]
+    engines.says = {"copies": None}
+    assert names(keeping.poll()) == ["a"]
+    engines.says = {1: ["b", "a"]}
+    keeping.poll()
+    engines.says = {"copies": None}
+    assert names(keeping.poll()) == ["b"]
