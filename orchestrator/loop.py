@@ -121,7 +121,7 @@ class Loop:
             if step == last or stopping or _due(step, every):
                 self.save(step, metrics)
             if stopping:
-                return f"stopped after step {step}, saved; resume=auto goes on from there"
+                return f"stopped; step {step} is saved; resume=auto goes on from there"
         return ""
 
     def _save_before(self, error: Exception) -> None:

@@ -117,7 +117,7 @@ def _add_cluster_commands(
     logs = on_cluster("logs", "Print a job's log.")
     logs.add_argument("job", help="the job's id")
     logs.add_argument("--follow", action="store_true", help="to the job's end")
-    stop = on_cluster("stop", "Stop a job after its step, with a checkpoint.")
+    stop = on_cluster("stop", "Stop a job, with a checkpoint.")
     stop.add_argument("job", help="the job's id")
     stop.add_argument("--timeout", type=float, default=3600.0, help="longest wait, in seconds")
     scale = on_cluster("scale", "Add engines to a running job, or take some from it.")

@@ -175,7 +175,7 @@ def test_a_resumed_run_restores_before_it_publishes_and_goes_on_after_its_checkp
 
 def test_a_run_that_is_asked_to_stop_ends_its_step_and_saves():
     run = Run(stop_in=2, heldout=False)
-    with pytest.raises(StoppedError, match="stopped after step 2, saved; resume=auto goes on"):
+    with pytest.raises(StoppedError, match="stopped; step 2 is saved; resume=auto goes on"):
         run.from_the_start()
     assert run.last(5) == [
         "step 2",
