@@ -95,7 +95,7 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
             )
             if recording is None:
                 progress.say(_where(config, cluster, roles))
-                supply = from_engines(config, sources, roles, requests, stop, progress.say)
+                supply = from_engines(config, sources, roles, requests, stop.check, progress.say)
             else:
                 supply = from_recording(config, sources, roles, recording)
             outputs = _outputs(config, roles, run_dir, log)

@@ -168,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from orchestrator.cli import commands
     from orchestrator.stop import StoppedError
-    from orchestrator.telemetry.failure_log import describe
+    from orchestrator.telemetry.failure_log import describe, with_notes
 
     run = getattr(commands, options.command.replace("-", "_"))
     try:
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ballast {options.command}: {error.__cause__ or error}", file=sys.stderr)
         return 2
     except StoppedError as error:
-        print(f"ballast {options.command}: {describe(error)}", file=sys.stderr)
+        print(f"ballast {options.command}: {with_notes(str(error), error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"ballast {options.command}: stopped", file=sys.stderr)

@@ -18,7 +18,6 @@ from orchestrator.fleet.membership import membership_of
 from orchestrator.fleet.publication import Publisher, Publishing
 from orchestrator.fleet.scaling import ScaleRequests
 from orchestrator.planning.sources import Sources
-from orchestrator.stop import StopRequest
 from orchestrator.supply.buffered import BufferedGroups
 from orchestrator.supply.evaluation import Evaluator
 from orchestrator.supply.ledger import Ledger
@@ -56,7 +55,7 @@ def from_engines(
     sources: Sources,
     roles: Roles,
     requests: ScaleRequests,
-    stop: StopRequest,
+    check_stop: Callable[[], None],
     say: Callable[[str], None],
 ) -> Supply:
     """Compose engines that sample, with the learner's weights or, if none learns, fixed weights.
@@ -66,7 +65,7 @@ def from_engines(
         sources: model and prompts.
         roles: the running processes.
         requests: requests for another number of engines.
-        stop: asks the run to end, also while it waits for samples.
+        check_stop: raises where the run was asked to stop; called while it waits for samples.
         say: prints one line.
     """
     fleet, timeouts = roles.fleet, config.cluster.timeouts
@@ -83,7 +82,7 @@ def from_engines(
     membership = membership_of(fleet, publisher.republish, requests, config, say=say)
 
     def maintain() -> None:
-        stop.check()
+        check_stop()
         membership.maintain()
 
     fleet.pool.maintain = maintain

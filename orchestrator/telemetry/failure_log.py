@@ -12,8 +12,6 @@ from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 
-from orchestrator.stop import StoppedError
-
 FILE = "failure.log"
 EXPECTED = (ValueError, RuntimeError)  # their messages say what is wrong and what to do
 
@@ -50,11 +48,16 @@ def describe(error: Exception) -> str:
     if not isinstance(error, EXPECTED) and not getattr(error, "__notes__", []):
         with tempfile.NamedTemporaryFile(prefix="ballast-", suffix=".log", delete=False) as file:
             _keep(error, Path(file.name))
-    return "; ".join([_name_and_message(error), *getattr(error, "__notes__", [])])
+    return with_notes(_name_and_message(error), error)
+
+
+def with_notes(message: str, error: Exception) -> str:
+    """Return a message about an error with what was noted on it: what was saved, for example."""
+    return "; ".join([message, *getattr(error, "__notes__", [])])
 
 
 def _name_and_message(error: Exception) -> str:
-    if isinstance(error, (ValueError, StoppedError)):
+    if isinstance(error, ValueError):
         return str(error)
     name = type(error).__name__
     if isinstance(error, EXPECTED):
