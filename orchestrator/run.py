@@ -65,12 +65,12 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
     scorer = instantiate(raw.reward.scorer, _convert_="all")
     environment = instantiate(raw.environment, _convert_="all")
     recording = open_recording(config)
-    progress.say("preparing model and prompts ...")
+    progress.print_line("preparing model and prompts ...")
     sources = prepare(config)
     if recording is not None:
         check_sources(recording, sources)
     with open_run(config) as (run_dir, checkpoint):
-        progress.say(f"run folder  {run_dir}")
+        progress.print_line(f"run folder  {run_dir}")
         write_run_manifest(run_dir, raw, sources)
         os.chdir(run_dir)  # Ray puts the driver's folder first on the path of every worker
         cluster = Cluster(
@@ -84,7 +84,7 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
         stop = StopRequest()
         failures = FailureLog(run_dir, ignore=(StoppedError,))
         with failures, progress, log, cluster, ScaleRequests(run_dir) as requests:
-            progress.say(
+            progress.print_line(
                 "starting engines ..." if recording is None else "starting the learner ..."
             )
             roles = cluster.launch(
@@ -94,8 +94,8 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
                 with_policy=config.trainer.learns,
             )
             if recording is None:
-                progress.say(_where(config, cluster, roles))
-                supply = from_engines(config, sources, roles, requests, stop.check, progress.say)
+                progress.print_line(_describe_engines(config, cluster, roles))
+                supply = from_engines(config, sources, roles, requests, stop.check, progress.print_line)
             else:
                 supply = from_recording(config, sources, roles, recording)
             outputs = _outputs(config, roles, run_dir, log)
@@ -104,17 +104,17 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
             with stop:
                 ended = loop.run(first_step)
             if ended:
-                progress.say(ended)
+                progress.print_line(ended)
             exports = config.trainer.learns and config.trainer.export
             exported = _export(config, roles, run_dir) if exports else None
             outputs.accounting.finish()
-        progress.say(summary.describe(config, log, run_dir, exported))
+        progress.print_line(summary.describe(config, log, run_dir, exported))
     return run_dir
 
 
 def _where(config: TrainConfig, cluster: Cluster, roles: Roles) -> str:
     by = f"; weights by {roles.fleet.launcher.transport}" if config.trainer.learns else ""
-    return f"{cluster.where_engines_are()}{by}"
+    return f"{cluster.describe_engines()}{by}"
 
 
 def _outputs(config: TrainConfig, roles: Roles, run_dir: Path, log: RunLog) -> Outputs:

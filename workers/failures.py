@@ -51,7 +51,7 @@ def worker_error(call: str, error: ray.exceptions.RayError) -> WorkerError:
     return WorkerError(f"{call}: {what}: {type(error).__name__}: {one_line(error)}")
 
 
-def died(error: BaseException | None) -> bool:
+def is_death(error: BaseException | None) -> bool:
     """Return True if the error of a call says that its process, or that process's engine, is gone.
 
     Args:

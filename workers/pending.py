@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import ray
 
-from workers.failures import NoAnswerError, WorkerError, died, named
+from workers.failures import NoAnswerError, WorkerError, is_death, named
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -71,7 +71,7 @@ class Pending(Generic[R_co]):
         """
         answers, failures = divide(self.outcomes())
         for failure in failures.values():
-            if not died(failure):
+            if not is_death(failure):
                 raise failure
         return answers
 

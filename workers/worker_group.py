@@ -19,7 +19,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from workers.calls import Call
-from workers.failures import EngineDiedError, NoAnswerError, WorkerError, died, named
+from workers.failures import EngineDiedError, NoAnswerError, WorkerError, is_death, named
 from workers.pending import Pending, divide
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
     "Placement",
     "WorkerError",
     "WorkerGroup",
-    "died",
+    "is_death",
     "divide",
 ]
 

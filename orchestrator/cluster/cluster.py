@@ -23,7 +23,7 @@ from orchestrator.cluster.batch_keeper import BatchKeeper
 from orchestrator.cluster.critic_group import CriticGroup
 from orchestrator.cluster.nodes import describe_engines, engine_nodes
 from orchestrator.cluster.policy_group import PolicyGroup
-from orchestrator.fleet.colocation import make_room
+from orchestrator.fleet.colocation import sleep_engines
 from orchestrator.fleet.concurrency import concurrency_of
 from orchestrator.fleet.fleet import Fleet
 from orchestrator.fleet.launcher import EngineLauncher
@@ -177,7 +177,7 @@ class Cluster:
         engines = rollouts.start(begin, timeout_s=limit_s)
         if config.cluster.colocated and with_policy:
             lost = self._failed_starts(engines)
-            make_room(rollouts.only(set(rollouts.ranks) - set(lost)), config)
+            sleep_engines(rollouts.only(set(rollouts.ranks) - set(lost)), config)
         others = [self._connect(group) for group in (learner, reference, critic) if len(group)]
         for pending in others:
             pending.result()
@@ -221,7 +221,7 @@ class Cluster:
             raise next(iter(failed.values()))
         return failed
 
-    def where_engines_are(self) -> str:
+    def describe_engines(self) -> str:
         """A line that names the node of every engine."""
         return describe_engines(engine_nodes(self._placement, self._config.rollout.num_engines))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from orchestrator.fleet.health import Event, Health, after
+from orchestrator.fleet.health import Event, Health, next_health
 from workers.data.requests import EngineLoad
 
 
@@ -27,9 +27,9 @@ class EngineRecord:
     health: Health = Health.HEALTHY
     load: EngineLoad = field(default_factory=EngineLoad)
     deaths: int = 0
-    asked: bool = False
+    collecting: bool = False
     loss_reason: str = ""
 
-    def see(self, event: Event) -> None:
+    def apply(self, event: Event) -> None:
         """Move on to the state that `event` leads to."""
-        self.health = after(self.health, event)
+        self.health = next_health(self.health, event)

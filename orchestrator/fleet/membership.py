@@ -29,7 +29,7 @@ from workers.rollout.worker import RolloutWorker
 from workers.worker_group import WorkerGroup
 
 MAINTAIN_EVERY_S = 0.25
-LOOK_EVERY_S = 2.0  # for places that Ray has given
+CHECK_PLACES_EVERY_S = 2.0  # for places that Ray has given
 MAX_DEATHS = 3  # of one engine without a finished group in between, before it is given up
 
 
@@ -63,10 +63,10 @@ class Membership:
         requests: ScaleRequests,
         config: TrainConfig,
         *,
-        say: Callable[[str], None],
+        print_line: Callable[[str], None],
     ) -> None:
         self._pool, self._workers, self._launcher = pool, workers, launcher
-        self._recovery, self._requests, self._config, self._say = recovery, requests, config, say
+        self._recovery, self._requests, self._config, self._print_line = recovery, requests, config, print_line
         self._wanted = max(config.rollout.num_engines, config.rollout.max_engines or 0)
         self._next_number = config.rollout.num_engines
         self._request: ScaleRequest | None = None
@@ -75,7 +75,7 @@ class Membership:
         self._joining: set[int] = set()  # not yet admitted for the first time
         self._leaving: dict[int, float] = {}  # number -> when it is waited for no longer
         self._endings = Endings(launcher)
-        self._maintained = self._looked = -MAINTAIN_EVERY_S
+        self._maintained = self._places_checked = -MAINTAIN_EVERY_S
 
     @property
     def staying(self) -> list[int]:
@@ -108,8 +108,8 @@ class Membership:
         self._joining -= set(self._pool.sampling())
         if self._request is None and (request := self._requests.next()) is not None:
             self._begin(request, now)
-        if now - self._looked >= LOOK_EVERY_S:
-            self._looked = now
+        if now - self._places_checked >= CHECK_PLACES_EVERY_S:
+            self._places_checked = now
             self._check_places(now)
         self._conclude()
 
@@ -122,7 +122,7 @@ class Membership:
     def _begin(self, request: ScaleRequest, now: float) -> None:
         why_not = self._why_not(request)
         if why_not is not None:
-            self._say(f"asked for {counted(request.engines, 'engine')}, refused: {why_not}")
+            self._print_line(f"asked for {counted(request.engines, 'engine')}, refused: {why_not}")
             self._requests.answer(request, "refused", why_not)
             return
         self._withdraw()
@@ -133,7 +133,7 @@ class Membership:
             limit_s = timeouts.start_s if self._config.cluster.autoscaled else timeouts.place_s
             places = [self._launcher.ask() for _ in range(more)]
             self._awaited = _PendingPlaces(places=places, deadline=now + limit_s)
-            self._looked = now - LOOK_EVERY_S
+            self._places_checked = now - CHECK_PLACES_EVERY_S
         else:
             self._wanted = request.engines
             for number in self._choose_leaving(-more):
@@ -167,7 +167,7 @@ class Membership:
         count, asked = len(self.staying), self._request.engines
         message = f"{counted(count, 'engine')}, {len(self._pool.sampling())} of them sampling"
         self._requests.answer(self._request, "done" if count == asked else "refused", message)
-        self._say(f"asked for {counted(asked, 'engine')}: {message}")
+        self._print_line(f"asked for {counted(asked, 'engine')}: {message}")
         self._request = None
 
     def _refuse(self, why: str) -> None:
@@ -175,7 +175,7 @@ class Membership:
         if self._request is not None:
             self._requests.answer(self._request, "refused", why)
             self._request = None
-        self._say(f"{why}; going on with {counted(len(self.staying), 'engine')}")
+        self._print_line(f"{why}; going on with {counted(len(self.staying), 'engine')}")
 
     # ---- joining ----
 
@@ -209,7 +209,7 @@ class Membership:
         self._pool.add(number)
         self._joining.add(number)
         self._recovery.begin(number)
-        self._say(f"rollout engine {number} joins")
+        self._print_line(f"rollout engine {number} joins")
 
     def _drop_joining(self, number: int, why: str) -> None:
         """One that joins and can't start is not tried again: the others do without it."""
@@ -253,7 +253,7 @@ class Membership:
             )
         self._end(number)
         self._wanted -= 1  # its place in the run's reservation stays empty
-        self._say(f"{report}; going on with {counted(left, 'engine')}")
+        self._print_line(f"{report}; going on with {counted(left, 'engine')}")
 
     def _end_leaving(self, now: float) -> None:
         for number, deadline in list(self._leaving.items()):
@@ -264,7 +264,7 @@ class Membership:
         self._endings.finish()
 
     def _end(self, number: int) -> None:
-        self._say(f"rollout engine {number} leaves")
+        self._print_line(f"rollout engine {number} leaves")
         self._pool.remove(number)
         self._recovery.forget(number)
         self._endings.begin(number, self._workers.remove(number))
@@ -276,7 +276,7 @@ def membership_of(
     requests: ScaleRequests,
     config: TrainConfig,
     *,
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
 ) -> Membership:
     """Compose the membership of a run; `republish` gives engines the learner's present weights."""
     timeouts = config.cluster.timeouts
@@ -288,8 +288,8 @@ def membership_of(
         republish=republish,
         start_s=timeouts.start_s,
         place_s=timeouts.place_s,
-        say=say,
+        print_line=print_line,
     )
     return Membership(
-        fleet.pool, fleet.workers, fleet.launcher, recovery, requests, config, say=say
+        fleet.pool, fleet.workers, fleet.launcher, recovery, requests, config, print_line=print_line
     )

@@ -29,12 +29,12 @@ from workers.data.requests import Collected, EngineLoad, GroupRequest
 from workers.data.trajectory import RolloutGroup, TrajectoryMeta
 from workers.failures import worker_error
 from workers.rollout.worker import RolloutWorker
-from workers.worker_group import WorkerError, WorkerGroup, died
+from workers.worker_group import WorkerError, WorkerGroup, is_death
 
 HEARTBEAT_S = 5.0  # how long a worker may hold an open `collect` without a finished group
 HEARTBEATS_PER_S = 20.0  # of all workers: each costs the driver about a millisecond
-JUDGE_EVERY_S = 1.0
-UNPLACED_S = 0.2  # how long a poll waits while no engine samples
+CHECK_HEARTBEATS_EVERY_S = 1.0
+NO_ENGINE_WAIT_S = 0.2  # how long a poll waits while no engine samples
 
 
 class EnginesLostError(WorkerError):
@@ -72,8 +72,8 @@ class RolloutPool:
         self._group, self._together, self._clock = group, together, clock
         self._silence_s, self._keep = silence_s, keep
         self.engines = {number: EngineRecord(answered=clock()) for number in group.ranks}
-        self.maintain: Callable[[], None] = self._refuse_deaths
-        self._judged = clock()  # when silence was last looked at
+        self.maintain: Callable[[], None] = self._raise_if_one_died
+        self._heartbeats_checked = clock()  # when silence was last looked at
         self._fault: WorkerError | None = None  # why no more can be sampled
         self._lost = self._resampled = self._preemptions = 0
         self._routing = Routing(concurrency=concurrency)
@@ -116,27 +116,27 @@ class RolloutPool:
     def submit(self, requests: Sequence[GroupRequest]) -> None:
         """Give groups out, as many as the engines may hold; returns at once."""
         self._routing.add(requests)
-        self._give_out(self.sampling())
+        self._assign_groups(self.sampling())
 
     def abort(self, group_ids: Sequence[str]) -> None:
         """Give groups up, which frees their slots; `poll` never returns them."""
         for number, held in self._routing.withdraw(group_ids).items():
             self._group.send(number, bind(RolloutWorker.abort, held))
             if self.engines[number].health.samples:
-                self._give_out([number])
+                self._assign_groups([number])
 
-    def _give_out(self, numbers: Sequence[int]) -> None:
+    def _assign_groups(self, numbers: Sequence[int]) -> None:
         for number, share in self._routing.assign(numbers).items():
             self._group.send(number, bind(RolloutWorker.submit, share, self._together))
             self._ensure_open(number)
 
     def _ensure_open(self, number: int) -> None:
         engine = self.engines[number]
-        if not engine.asked:
+        if not engine.collecting:
             collect = bind(RolloutWorker.collect, self.heartbeat_s)
             metas, batch = self._group.send_pair(number, collect)
             self._open[metas] = (number, batch)
-            engine.asked, engine.answered = True, self._clock()
+            engine.collecting, engine.answered = True, self._clock()
 
     def poll(self, *, wait: bool = True) -> list[RolloutGroup]:
         """Groups that finished, possibly none; waits a heartbeat at most, or not at all.
@@ -154,24 +154,24 @@ class RolloutPool:
             self.maintain()
         if not self._open and not self._copying:
             if wait and self.num_in_flight:
-                time.sleep(UNPLACED_S)
+                time.sleep(NO_ENGINE_WAIT_S)
             return []
         waiting: list[Awaitable[Any]] = [*self._open, *self._copying]
         ready = self._group.ready(waiting, timeout_s=HEARTBEAT_S if wait else 0.0)
         finished: list[RolloutGroup] = []
         for ref in ready:
-            finished += self._copied(ref) if ref in self._copying else self._answer(ref)
-        self._judge_silence()
+            finished += self._copied(ref) if ref in self._copying else self._take_answer(ref)
+        self._check_heartbeats()
         return finished
 
-    def _answer(self, ref: Awaitable[Collected]) -> list[RolloutGroup]:
+    def _take_answer(self, ref: Awaitable[Collected]) -> list[RolloutGroup]:
         number, batch = self._open.pop(ref)
         engine = self.engines[number]
-        engine.asked = False
+        engine.collecting = False
         try:
             collected = self._group.answer(ref)
         except ray.exceptions.RayError as error:
-            if not died(error):
+            if not is_death(error):
                 self._fault = worker_error(f"rollout.collect, engine {number}", error)
                 self._fault.__cause__ = error
                 return []
@@ -181,7 +181,7 @@ class RolloutPool:
             end(number, str(getattr(error, "cause", None) or error))
             return []
         engine.answered = self._clock()
-        engine.see(Event.ANSWERED)
+        engine.apply(Event.ANSWERED)
         engine.load = collected.load
         self._preemptions += collected.load.preemptions
         if collected.metas:
@@ -194,7 +194,7 @@ class RolloutPool:
             copy, copied = self._keep(batch)
             self._copying[copied] = (number, collected.metas, copy)
         if engine.health.samples:
-            self._give_out([number])
+            self._assign_groups([number])
         if self._routing.outstanding(number):
             self._ensure_open(number)
         return groups
@@ -206,30 +206,30 @@ class RolloutPool:
             self._group.answer(ref)
         except ray.exceptions.RayError:
             self._resampled += self._routing.requeue(number, {meta.group_id for meta in metas})
-            self._give_out(self.sampling())
+            self._assign_groups(self.sampling())
             return []
         return self._split(metas, copy)
 
-    def _judge_silence(self) -> None:
-        if self._clock() - self._judged < JUDGE_EVERY_S:
+    def _check_heartbeats(self) -> None:
+        if self._clock() - self._heartbeats_checked < CHECK_HEARTBEATS_EVERY_S:
             return
-        self._judged = self._clock()
+        self._heartbeats_checked = self._clock()
         for number, _ in list(self._open.values()):
             engine = self.engines[number]
             silence_s = self._clock() - engine.answered
             if silence_s > self._silence_s:
                 self.kill(number, f"no heartbeat for {silence_s:.0f} s")
             elif silence_s > 2 * self.heartbeat_s:
-                engine.see(Event.SILENT)
+                engine.apply(Event.SILENT)
 
     def lose(self, number: int, why: str) -> None:
         """Take note that an engine is dead; its unfinished groups are sampled again elsewhere."""
         engine = self.engines[number]
-        engine.see(Event.DIED)
+        engine.apply(Event.DIED)
         engine.loss_reason = why
         self._lost += 1
         engine.deaths += 1
-        self._orphan(number)
+        self._resample_groups(number)
 
     def kill(self, number: int, why: str) -> None:
         """End the process of an engine, which may hang or live on, and lose the engine.
@@ -247,18 +247,18 @@ class RolloutPool:
             f"a group, the last time because: {engine.loss_reason}"
         )
 
-    def _orphan(self, number: int) -> None:
+    def _resample_groups(self, number: int) -> None:
         """What an engine holds is for the others to sample."""
         engine = self.engines[number]
         self._open = {ref: own for ref, own in self._open.items() if own[0] != number}
-        engine.asked, engine.load = False, EngineLoad()
+        engine.collecting, engine.load = False, EngineLoad()
         self._resampled += self._routing.orphan(number)
-        self._give_out(self.sampling())
+        self._assign_groups(self.sampling())
 
     def admit(self, number: int) -> None:
         """Let an engine sample again, once its weights are attested."""
         self.engines[number].see(Event.ATTESTED)
-        self._give_out(self.sampling())
+        self._assign_groups(self.sampling())
 
     def add(self, number: int) -> None:
         """Know of one more engine of the group, which has yet to start and to be admitted."""
@@ -275,10 +275,10 @@ class RolloutPool:
 
     def remove(self, number: int) -> None:
         """Forget an engine that is given no prompts; what it holds is sampled again elsewhere."""
-        self._orphan(number)
+        self._resample_groups(number)
         del self.engines[number]
 
-    def _refuse_deaths(self) -> None:
+    def _raise_if_one_died(self) -> None:
         for number, engine in self.engines.items():
             if engine.health is Health.DEAD:
                 raise EnginesLostError(f"{self.loss_report(number)}; nobody is there to restart it")

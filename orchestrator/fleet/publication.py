@@ -30,7 +30,7 @@ from workers.weight_sync.attestation import (
     Tolerance,
 )
 from workers.weight_sync.endpoint import PublishReport
-from workers.worker_group import WorkerError, WorkerGroup, died, divide
+from workers.worker_group import WorkerError, WorkerGroup, is_death, divide
 
 PROBE_PROMPTS = 8
 PROBE_TOKENS = 64  # of each prompt, at most
@@ -131,7 +131,7 @@ class Publisher:
         report, engines, own = self._deliver()
         if report is None or not engines:
             return {}
-        metrics = self._judge(report, engines, own, stepped=self._stepped)
+        metrics = self._attest(report, engines, own, stepped=self._stepped)
         self._stepped = False
         for engine in engines:
             if pool.engines[engine.engine_id].health is Health.STALE:
@@ -168,7 +168,7 @@ class Publisher:
         numbers = [
             number
             for number, engine in pool.engines.items()
-            if engine.health.follows or engine.health is Health.STALE
+            if engine.health.receives_weights or engine.health is Health.STALE
         ]
         if not ask:
             return numbers
@@ -191,7 +191,7 @@ class Publisher:
         engines = rollouts.start(attest, timeout_s=self._limit_s)
         own = learner.start(bind(PolicyWorker.probe, self._probe), timeout_s=self._limit_s)
         answers, failures = divide(engines.outcomes())
-        if not answers and not any(map(died, failures.values())):
+        if not answers and not any(map(is_death, failures.values())):
             raise next(iter(failures.values()))  # the fault of none of them
         for number in report.lost - set(failures):
             del answers[number]

@@ -57,10 +57,10 @@ class EngineRecovery:
         republish: Callable[[], object],
         start_s: float,
         place_s: float,
-        say: Callable[[str], None],
+        print_line: Callable[[str], None],
     ) -> None:
         self._pool, self._workers, self._rewards = pool, workers, rewards
-        self._stands, self._republish, self._say = stands, republish, say
+        self._stands, self._republish, self._print_line = stands, republish, say
         self._start_s, self._place_s = start_s, place_s
         self._starting: dict[int, _Start] = {}
 
@@ -76,8 +76,8 @@ class EngineRecovery:
         for number, engine in self._pool.engines.items():
             if engine.health is Health.DEAD:
                 words = engine.loss_reason.partition("\n")[0]
-                self._say(f"rollout engine {number} is started again; it was lost: {words}")
-                engine.see(Event.RESTART)
+                self._print_line(f"rollout engine {number} is started again; it was lost: {words}")
+                engine.apply(Event.RESTART)
                 self.begin(number)
         failed: dict[int, str] = {}
         for number in list(self._starting):
@@ -94,7 +94,7 @@ class EngineRecovery:
             self._republish()
         for number in started:
             if engines[number].health.samples:
-                self._say(f"rollout engine {number} has the learner's weights and samples")
+                self._print_line(f"rollout engine {number} has the learner's weights and samples")
 
     @property
     def unplaced(self) -> set[int]:
@@ -137,7 +137,7 @@ class EngineRecovery:
                 start.unplaced, start.since = False, time.monotonic()
             elif not stands and not start.unplaced:
                 start.unplaced = True
-                self._say(
+                self._print_line(
                     f"rollout engine {number} has no place on the cluster any more; "
                     f"{len(self._pool.sampling())} go on, and it comes back when there is room"
                 )

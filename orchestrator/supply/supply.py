@@ -56,7 +56,7 @@ def from_engines(
     roles: Roles,
     requests: ScaleRequests,
     check_stop: Callable[[], None],
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
 ) -> Supply:
     """Compose engines that sample, with the learner's weights or, if none learns, fixed weights.
 
@@ -79,7 +79,7 @@ def from_engines(
             probe_prompts=sources.train,
             colocation=colocation,
         )
-    membership = membership_of(fleet, publisher.republish, requests, config, say=say)
+    membership = membership_of(fleet, publisher.republish, requests, config, print_line=print_line)
 
     def maintain() -> None:
         check_stop()

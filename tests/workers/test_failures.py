@@ -4,7 +4,7 @@ import pytest
 import ray
 from ray import exceptions
 
-from workers.failures import EngineDiedError, NoAnswerError, WorkerError, died, named
+from workers.failures import EngineDiedError, NoAnswerError, WorkerError, is_death, named
 from workers.worker_group import Pending
 
 LOST = exceptions.ObjectLostError("ab" * 28, None, "")
@@ -40,7 +40,7 @@ def test_every_error_of_ray_is_one_error_of_one_line(error):
         raise error
     assert caught.value.__cause__ is error
     assert "\n" not in str(caught.value)
-    assert died(caught.value) is died(error) is (error in GONE)
+    assert is_death(caught.value) is is_death(error) is (error in GONE)
 
 
 def test_what_the_method_raised_is_told_in_its_own_words():
@@ -53,9 +53,9 @@ def test_what_the_method_raised_is_told_in_its_own_words():
 
 
 def test_an_engine_that_is_gone_counts_as_its_worker_does():
-    assert died(exceptions.RayTaskError("collect", "...", EngineDiedError("the core is gone")))
-    assert not died(WorkerError("said without a cause"))
-    assert not died(None)
+    assert is_death(exceptions.RayTaskError("collect", "...", EngineDiedError("the core is gone")))
+    assert not is_death(WorkerError("said without a cause"))
+    assert not is_death(None)
 
 
 @pytest.fixture

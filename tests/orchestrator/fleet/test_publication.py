@@ -92,7 +92,7 @@ class Stack:
         )
 
     def ask(self, method, numbers):
-        self.asked.append(method)
+        self.collecting.append(method)
         if method == "attest":
             self.attested.append(numbers)
         return Answer({number: self.outcome(method, number) for number in numbers})
