@@ -31,6 +31,12 @@ OmegaConf.register_new_resolver(
     "share", lambda total, each: max(1, int(total) // max(1, int(each))), replace=True
 )
 
+# Keys that the schema has no use for, whose nearest name would mislead.
+NEEDLESS = {
+    "cluster.actor": "the learner is the actor at the start of a step, with the learner's "
+    "placement; leave the key out",
+}
+
 
 class ConfigError(ValueError):
     """Fault of a configuration that can't run; the message names key, value and remedy."""
@@ -94,12 +100,20 @@ def _explain(error: Exception, overrides: Sequence[str] = ()) -> str:
         reason = reason.__cause__
     key = _missing_key(reason) or _missing_key(error)
     if key is not None:
+        if (needless := _needless(key)) is not None:
+            return f"unknown key {key!r}: {needless}"
         return explain_key(key, _groups() if "/" in key else _known_keys(overrides, key))
     if (group := re.search(r"Could not find '([^']+)'", str(error))) is not None:
         members = re.findall(r"^\t(\S+)$", str(error), flags=re.MULTILINE)
         folder, _, member = group.group(1).rpartition("/")
         return explain_member(folder, member, members)
     return _first_line(error if _names_group(str(error)) else reason)
+
+
+def _needless(key: str) -> str | None:
+    """Return the reason for a key that the schema has no use for, or None."""
+    found = (why for name, why in NEEDLESS.items() if key == name or key.startswith(f"{name}."))
+    return next(found, None)
 
 
 def _names_group(text: str) -> bool:

@@ -1,14 +1,15 @@
-"""Builds the project's virtual environment from a pinned requirement file, once.
+"""Build the project's virtual environment from a pinned requirement file, once.
 
-Not a resolver: every version stands in requirements-cpu.txt or requirements-gpu.txt beside this
-file and is installed with `--no-deps`. Packages come from the sources that pip is configured with.
+Not a resolver: every version is listed in requirements-cpu.txt or requirements-gpu.txt beside this
+file and is installed with `--no-deps`. Packages come from the sources in pip's configuration.
 
     python3 docker/setup_venv.py --venv .venv
 
-Idempotent. A stamp in the environment records what it was built from: a change of the requirement
-file installs the packages that differ, another interpreter starts afresh, a change of
-pyproject.toml reinstalls the project alone.
-Stdlib only, and parsed by interpreters older than the one it asks for, so that it can say so.
+Runs before anything is installed, in the interpreter that shall build the environment. Idempotent:
+a stamp in the environment records the inputs of its build. A change of the requirement file
+installs the packages that differ, another interpreter starts afresh, a change of pyproject.toml
+reinstalls the project alone. Only the standard library is used, and the file can be parsed by
+interpreters older than the oldest supported one, so that they can print the error.
 """
 
 import argparse
@@ -35,7 +36,7 @@ PIP_INSTALL = ["-m", "pip", "install", "--no-deps", "--no-build-isolation", "--n
 
 
 class SetupError(Exception):
-    """What is wrong with this machine and what to do about it, in one message."""
+    """Fault of this machine, with its remedy in the message."""
 
 
 def check_paths(*paths):
@@ -49,7 +50,7 @@ def check_paths(*paths):
 
 
 def check_interpreter():
-    """Raises SetupError unless this interpreter can build and hold the environment."""
+    """Raise SetupError unless this interpreter can build and hold the environment."""
     if not OLDEST <= sys.version_info[:2] < FIRST_UNSUPPORTED:
         raise SetupError(
             f"Python {VERSION} is not supported: Ballast needs Python 3.11, 3.12 or 3.13. "
@@ -72,8 +73,8 @@ def check_interpreter():
         )
 
 
-def hardware():
-    """`gpu` where nvidia-smi answers, `cpu` everywhere else."""
+def find_hardware():
+    """Return `gpu` where nvidia-smi answers, `cpu` everywhere else."""
     try:
         answer = subprocess.run(
             ["nvidia-smi", "-L"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60
@@ -84,28 +85,28 @@ def hardware():
 
 
 def read_pins(path):
-    """The requirement lines of a pinned file, without comments."""
+    """Return the requirement lines of a pinned file, without comments."""
     with open(path) as file:
         lines = [line.split("#", 1)[0].strip() for line in file]
     return [line for line in lines if line]
 
 
-def name_of(pin):
-    """The package that a pin `name==version` is about, lower case."""
+def package_name(pin):
+    """Return the name of the package in a pin `name==version`, lower case."""
     return pin.split("=", 1)[0].strip().lower()
 
 
-def shares(pins):
-    """Two disjoint lists that cover the pins, about equally long to install."""
-    first = [pin for pin in pins if name_of(pin) in FIRST_SHARE]
-    second = [pin for pin in pins if name_of(pin) in SECOND_SHARE]
+def divide(pins):
+    """Divide the pins into two lists that take about equally long to install."""
+    first = [pin for pin in pins if package_name(pin) in FIRST_SHARE]
+    second = [pin for pin in pins if package_name(pin) in SECOND_SHARE]
     rest = [pin for pin in pins if pin not in first and pin not in second]
     # torch leads: if pip has no source for it, that shows within seconds.
     return sorted(first, reverse=True) + rest[0::2], second + rest[1::2]
 
 
 def digest(paths):
-    """A hash over the contents of the files."""
+    """Return a hash over the contents of the files."""
     sha = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:
@@ -114,10 +115,12 @@ def digest(paths):
 
 
 class Environment:
-    """One virtual environment: its interpreter, its stamp and what to install into it."""
+    """Virtual environment: its interpreter, its stamp and the requirements to install into it.
+
+    `kind`, `cpu` or `gpu`, names the requirement file; `project` adds Ballast itself.
+    """
 
     def __init__(self, venv, kind, project=True):
-        """`kind`, `cpu` or `gpu`, names the requirement file; `project` adds Ballast itself."""
         self.path = os.path.abspath(venv)
         self.python = os.path.join(self.path, "bin", "python")
         self.stamp_path = os.path.join(self.path, "ballast-stamp.json")
@@ -130,8 +133,8 @@ class Environment:
             "python": VERSION,
         }
 
-    def stamp(self):
-        """What the environment was built from; empty if it is absent or was never finished."""
+    def read_stamp(self):
+        """Return the inputs of the last build; empty if the environment is absent or unfinished."""
         if not os.path.exists(self.python):
             return {}
         try:
@@ -141,15 +144,15 @@ class Environment:
             return {}
 
     def write_stamp(self, **fields):
-        """Records what has been installed, written beside and renamed."""
+        """Record the inputs of the build, in a draft that is then renamed."""
         beside = self.stamp_path + ".part"
         with open(beside, "w") as file:
             json.dump(fields, file, indent=1)
         os.replace(beside, self.stamp_path)
 
-    def ready(self):
-        """Brings the environment to the wanted state, doing only what is missing."""
-        have = self.stamp()
+    def update(self):
+        """Bring the environment to the wanted state; do only the steps that are missing."""
+        have = self.read_stamp()
         if have == self.wanted:
             return
         if any(have.get(key) != self.wanted[key] for key in ("requirements", "python")):
@@ -159,23 +162,23 @@ class Environment:
         self.write_stamp(**self.wanted)
 
     def build(self):
-        """Every pinned package, in a new environment or over what an interrupted run left."""
+        """Install every pinned package in a new or an unfinished environment."""
         pins = read_pins(self.requirements)
-        say(f"setting up {self.path}: {len(pins)} packages, about two minutes")
+        print_line(f"setting up {self.path}: {len(pins)} packages, about two minutes")
         keep = os.path.isdir(os.path.join(self.path, "lib", f"python{VERSION}"))
         clear = [] if keep else ["--clear"]
         subprocess.run([sys.executable, "-m", "venv", *clear, self.path], check=True)
-        tools = [pin for pin in pins if name_of(pin) in BUILD_TOOLS]
+        tools = [pin for pin in pins if package_name(pin) in BUILD_TOOLS]
         self.pip(tools)
-        self.pip(*shares([pin for pin in pins if pin not in tools]))
+        self.pip(*divide([pin for pin in pins if pin not in tools]))
         self.write_stamp(**dict(self.wanted, project=""))
 
     def install_project(self):
-        """The project itself, editable, with its console script."""
+        """Install the project itself, editable, with its console script."""
         self.pip(["-e", ROOT])
 
     def pip(self, *argument_lists):
-        """Runs one pip per list side by side; raises SetupError with the log of one that fails."""
+        """Run one pip per list side by side; raise SetupError with the log of one that fails."""
         running = []
         for number, arguments in enumerate(argument_lists):
             log = os.path.join(self.path, f"pip-{number}.log")
@@ -196,7 +199,7 @@ class Environment:
                     process.wait()
 
     def wait(self, running):
-        """Returns when every process has succeeded; reports every ten seconds."""
+        """Wait until every process has succeeded; report every ten seconds."""
         start = reported = time.time()
         while any(process.poll() is None for process, _ in running):
             for process, log in running:
@@ -204,20 +207,20 @@ class Environment:
                     raise SetupError(explain(log))
             if time.time() - reported >= 10:
                 reported = time.time()
-                say(f"  {reported - start:3.0f} s, {self.num_installed()} packages in place")
+                print_line(f"  {reported - start:3.0f} s, {self.num_installed()} packages in place")
             time.sleep(0.2)
         for process, log in running:
             if process.returncode:
                 raise SetupError(explain(log))
 
     def num_installed(self):
-        """How many distributions stand in the environment."""
+        """Count the distributions in the environment."""
         site = os.path.join(self.path, "lib", f"python{VERSION}", "site-packages")
         return sum(entry.endswith(".dist-info") for entry in os.listdir(site))
 
 
 def explain(log):
-    """The message for a pip that failed, from what it wrote to its log."""
+    """Explain a failure of pip from its log."""
     with open(log, errors="replace") as file:
         text = file.read()
     if "No matching distribution found for torch==" in text and "+cpu" in text:
@@ -231,13 +234,13 @@ def explain(log):
     return f"pip failed; the end of {log}:\n{tail}"
 
 
-def say(message):
-    """One line to the terminal or the log, at once."""
+def print_line(message):
+    """Print one line to the terminal or the log at once."""
     print(message, flush=True)
 
 
 def main():
-    """Command line: exit status 0 when the environment is as the files say."""
+    """Run the command line; return 0 if the environment fits the files."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--venv", default=os.path.join(ROOT, ".venv"), help="the environment")
     parser.add_argument("--hardware", choices=("cpu", "gpu"), help="default: ask nvidia-smi")
@@ -250,16 +253,16 @@ def main():
         check_paths(ROOT, os.path.abspath(options.venv))
         check_interpreter()
         environment = Environment(
-            options.venv, options.hardware or hardware(), not options.no_project
+            options.venv, options.hardware or find_hardware(), not options.no_project
         )
-        if environment.stamp() != environment.wanted:
-            environment.ready()
-            say(f"environment ready after {time.time() - start:.0f} s")
+        if environment.read_stamp() != environment.wanted:
+            environment.update()
+            print_line(f"environment ready after {time.time() - start:.0f} s")
     except SetupError as error:
-        say(f"setup: {error}")
+        print_line(f"setup: {error}")
         return 1
     except KeyboardInterrupt:
-        say("setup: interrupted; the next run goes on from here")
+        print_line("setup: interrupted; the next run goes on from here")
         return 130
     return 0
 

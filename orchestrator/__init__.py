@@ -1,4 +1,4 @@
-"""The driver of a run: command line, trainer loop, placement; the layer that sees all others."""
+"""Drive a run: command line, loop of steps, placement; the one package that imports all others."""
 
 import os
 

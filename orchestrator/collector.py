@@ -3,7 +3,8 @@
 The engines hold the weights of the model folder, version 0, from the first prompt to the last. A
 step takes `trainer.prompts_per_step` groups of the supply and writes all their samples, failed ones
 with their outcome, so that `rollout=replay` can train from the record. In the ledger a recorded
-prompt is "trained" at its step. The order of steps, checkpoints and the end are in `loop.py`.
+prompt is "trained" at its step. Runs in the driver. The order of steps, checkpoints and the end are
+in `loop.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ from orchestrator.supply.supply import Supply
 
 @dataclass(kw_only=True)
 class Collector:
-    """The steps of a run without a learner."""
+    """Step of a run without a learner.
+
+    Attributes:
+        supply: gives groups of finished samples.
+        outputs: record and account for the step.
+        version: label of the weights in the model folder.
+    """
 
     supply: Supply
     outputs: Outputs

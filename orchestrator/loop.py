@@ -1,7 +1,8 @@
 """Run steps until the run ends: evaluate, save and stop between them.
 
 One loop serves every run. It calls `step` of a `Trainer` (train, replay) or of a `Collector`
-(rollout_only) and knows neither. What a step is stands in `trainer.py`; read that first.
+(rollout_only) and imports neither. Runs in the driver. The order inside a step is in `trainer.py`;
+read that first.
 
     after a step        when
     log its metrics     always
@@ -30,7 +31,7 @@ from orchestrator.supply.supply import Supply
 
 
 class Stepper(Protocol):
-    """One kind of step.
+    """Step of one kind of run, as the loop calls it.
 
     Attributes:
         version: label of the weights that the next step samples from.
@@ -51,7 +52,7 @@ class Stepper(Protocol):
 
 @dataclass(kw_only=True)
 class Loop:
-    """One run, from its first step to its last."""
+    """Loop over the steps of one run, from the first to the last."""
 
     config: TrainConfig
     stepper: Stepper
@@ -63,7 +64,10 @@ class Loop:
     _saved: int = 0  # the last step of which a checkpoint was taken
 
     def begin(self, checkpoint: Checkpoint | None) -> int:
-        """Bring engines and learner to the state that the first step starts from; its number."""
+        """Bring engines and learner to the state before the first step; return that step's number.
+
+        Without a checkpoint the first step is 1, and the held-out prompts are scored before it.
+        """
         if checkpoint is not None:
             self.saver.restore(checkpoint)
             self.stepper.version, self.stepper.trained = checkpoint.version, checkpoint.step
@@ -78,7 +82,7 @@ class Loop:
         """Run from `first_step` to `trainer.total_steps`, both counted from 1.
 
         Returns:
-            Why the run ended before its last step, or nothing.
+            The reason why the run ended before its last step; empty if it reached that step.
 
         Raises:
             StoppedError: when it was asked to stop, and everything is on disk.
@@ -112,13 +116,13 @@ class Loop:
                 return f"ended after step {step - 1}: {reason}"
             metrics = stepped | self.saver.poll()
             self.outputs.log.step(step, metrics)
-            if step == last or _due(step, trainer.eval_every):
+            if step == last or _is_due(step, trainer.eval_every):
                 metrics |= self.evaluate(step)
             if step == first_step:
                 self._check_best_metric(metrics)
             stopping = self.stop.requested and step < last
             every = trainer.checkpoint_every if trainer.learns else 1
-            if step == last or stopping or _due(step, every):
+            if step == last or stopping or _is_due(step, every):
                 self.save(step, metrics)
             if stopping:
                 return f"stopped; step {step} is saved; resume=auto goes on from there"
@@ -145,7 +149,10 @@ class Loop:
                 error.add_note(f"step {self._saved} is saved; resume=auto goes on from there")
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Score the held-out prompts under the present weights of the engines: `eval/...`."""
+        """Score the held-out prompts under the engines' present weights; return `eval/...`.
+
+        Returns no metric where no held-out prompts are configured.
+        """
         if self.supply.evaluator is None:
             return {}
         self.stop.doing = f"the evaluation after step {step}"
@@ -161,7 +168,10 @@ class Loop:
         self._saved = step
 
     def _check_best_metric(self, measured: Mapping[str, float]) -> None:
-        """Refuse a name that no checkpoint would ever be judged by."""
+        """Raise ValueError where no step measures `trainer.best_metric`.
+
+        Checkpoints are ranked by that metric, so the run would keep none as the best.
+        """
         trainer = self.config.trainer
         scored = trainer.best_metric.startswith("eval/") and self.supply.evaluator is not None
         if trainer.keep_best and not scored and trainer.best_metric not in measured:
@@ -172,5 +182,5 @@ class Loop:
             )
 
 
-def _due(step: int, every: int) -> bool:
+def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0

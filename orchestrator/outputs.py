@@ -1,4 +1,7 @@
-"""Name what a run writes and shows of its steps, as the loop and the steps see it."""
+"""Name the outputs of a run, as the loop and the steps use them.
+
+Runs in the driver. The outputs themselves are written in `telemetry` and `checkpoints`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from orchestrator.telemetry.profiling import StepProfiler
 
 
 class Log(Protocol):
-    """The receiver of finished steps and evaluations."""
+    """Receiver of finished steps and evaluations."""
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Take the metrics of a finished step."""
@@ -25,11 +28,11 @@ class Log(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """The outputs of a run.
+    """Outputs of a run.
 
     Attributes:
         log: gets every finished step and evaluation.
-        accounting: says which role did what in a step.
+        accounting: divides the time of a step among roles and activities.
         profiler: records chosen steps of the learner.
         recorder: writes the trajectories of every step; None where nothing is recorded.
         make_clock: makes the clock of one step.
@@ -42,6 +45,6 @@ class Outputs:
     make_clock: Callable[[], Clock] = Clock
 
     def flush(self) -> None:
-        """Return when every record that was begun is on disk."""
+        """Wait until every record that was begun is on disk."""
         if self.recorder is not None:
             self.recorder.flush()

@@ -7,7 +7,8 @@ One composition for the three kinds of run:
     replay        rollout=replay          a recording           Trainer
     rollout_only  trainer=rollout_only    engines               Collector
 
-What a step is stands in `trainer.py` and `collector.py`, the order of steps in `loop.py`.
+Runs in the driver. The order inside a step is in `trainer.py` and `collector.py`, the order of
+steps in `loop.py`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from orchestrator.collector import Collector
 from orchestrator.fleet.scaling import ScaleRequests
 from orchestrator.loop import Loop
 from orchestrator.outputs import Outputs
+from orchestrator.planning.roles import roles_of
 from orchestrator.planning.sources import prepare
 from orchestrator.run_folder import open_run, write_run_manifest
 from orchestrator.step.adaptation import Adaptation
@@ -58,8 +60,9 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
     """Run a checked configuration to its end; return the run's folder.
 
     Raises:
-        ValueError: for what can't run, before anything expensive starts where that is possible.
-        StoppedError: when it was asked to stop, and everything is on disk.
+        ValueError: the configuration can't run; raised before anything expensive starts where that
+            is possible.
+        StoppedError: a stop was requested, and everything is on disk.
     """
     progress = Progress(config.trainer.total_steps)
     scorer = instantiate(raw.reward.scorer, _convert_="all")
@@ -91,7 +94,7 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
                 environment=environment,
                 scorer=scorer,
                 version=checkpoint.version if checkpoint else 0,
-                with_policy=config.trainer.learns,
+                planned=roles_of(config, algorithm),
             )
             if recording is None:
                 progress.print_line(_describe_engines(config, cluster, roles))
@@ -200,7 +203,7 @@ def _trainer(
 
 
 def _rank_keepers(config: TrainConfig, algorithm: Algorithm, roles: Roles) -> dict[str, Keeper]:
-    """Name the roles whose ranks write into a checkpoint."""
+    """Return a keeper for every role whose ranks write into a checkpoint."""
     groups: dict[str, WorkerGroup[RankWorker]] = {"learner": roles.learner.workers}
     if roles.critic is not None:
         groups["critic"] = roles.critic.workers
@@ -211,7 +214,10 @@ def _rank_keepers(config: TrainConfig, algorithm: Algorithm, roles: Roles) -> di
 
 
 def _export(config: TrainConfig, roles: Roles, run_dir: Path) -> Path:
-    """Write the trained model as a Hugging Face folder; beside its name first, then renamed."""
+    """Write the trained model as a Hugging Face folder `final`; return its path.
+
+    The ranks write a folder with a draft name, which is renamed when it is complete.
+    """
     final, draft = run_dir / "final", run_dir / "final.partial"
     shutil.rmtree(draft, ignore_errors=True)
     limit_s = config.cluster.timeouts.checkpoint_s

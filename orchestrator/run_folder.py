@@ -1,4 +1,7 @@
-"""Open the folder of a run, and find where to go on from."""
+"""Open the folder of a run, and find the checkpoint from which the run goes on.
+
+Runs in the driver. Checkpoints are read and written in `checkpoints`.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +24,15 @@ from orchestrator.telemetry.tracking import truncate_metrics
 
 @contextmanager
 def open_run(config: TrainConfig) -> Iterator[tuple[Path, Checkpoint | None]]:
-    """Give the run's folder, and the checkpoint to go on from if there is one.
+    """Yield the run's folder, and the checkpoint from which the run goes on, or None.
 
-    The folder is this driver's own while it is entered. With `resume=never` it is a new one, with a
-    number behind the name where the name is taken. With `resume=auto` what was written after the
-    checkpoint is removed: the resumed run writes it again.
+    No other driver writes into the folder while the context is entered. With `resume=never` the
+    folder is a new one, with a number behind the name where the name is taken. With `resume=auto`
+    everything written after the checkpoint is removed: the resumed run writes it again.
 
     Raises:
         FolderInUseError: another driver writes into the folder that is to be resumed.
-        ValueError: when the checkpoint to go on from is damaged.
+        ValueError: the checkpoint from which the run would go on is damaged.
     """
     named = Path(config.output_dir).absolute() / config.run_name
     with ExitStack() as held:
@@ -49,7 +52,7 @@ def open_run(config: TrainConfig) -> Iterator[tuple[Path, Checkpoint | None]]:
 
 
 def _claim_new(named: Path, held: ExitStack) -> Path:
-    """Claim an empty folder: under its name, or with the first free number behind it."""
+    """Claim an empty folder under its name, or with the first free number behind the name."""
     for number in itertools.count(1):
         run_dir = named if number == 1 else named.with_name(f"{named.name}-{number}")
         if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
@@ -64,7 +67,7 @@ def _claim_new(named: Path, held: ExitStack) -> Path:
 
 
 def write_run_manifest(run_dir: Path, raw: DictConfig, sources: Sources) -> None:
-    """Write configuration, versions, seed and hashes of the inputs."""
+    """Write configuration, versions, seed and hashes of the inputs to the run's manifest."""
     sets = [sources.train] + ([sources.heldout] if sources.heldout is not None else [])
     write_manifest(
         run_dir,

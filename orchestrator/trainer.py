@@ -1,19 +1,22 @@
-"""Compute one training step. Read this page first.
+"""Compute one training step. Read this file first.
 
     part         produces                    consumes                     waits for
     supply       groups of trajectories      prompts of the ledger        rollout engines, rewards
-    actor        old_logprobs, old_entropy   trajectories                 its ranks
+    colocation   room on shared GPUs         -                            engines and learner
     reference    ref_logprobs                trajectories                 its ranks
+    actor        old_logprobs, old_entropy   trajectories                 the learner's ranks
     critic       values, then a fit to       trajectories, then returns   its ranks
                  the returns
     learner      advantages, new weights     all of the above             its ranks
     publisher    an attested version         the learner's weights        learner and engines
     adaptation   coefficients, a reference   metrics, learner's weights   learner and reference
 
+The actor is the learner at the start of a step, which has the weights of pi_old.
+
 One step serves every schedule: `schedule.max_staleness: 0` is synchronous training; with s > 0 the
-engines sample up to s batches ahead while the learner trains. The driver handles metadata only;
-trajectories go from the engines through the object store to the ranks. Steps are strung together,
-saved and evaluated in `loop.py`; a run is composed in `run.py`.
+engines sample up to s batches ahead while the learner trains. Runs in the driver, which handles
+metadata only; trajectories go from the engines through the object store to the ranks. Steps are
+repeated, saved and evaluated in `loop.py`; a run is composed in `run.py`.
 """
 
 from __future__ import annotations
@@ -43,12 +46,12 @@ from workers.learner.policy_worker import TrainReport
 
 @dataclass(kw_only=True)
 class Trainer:
-    """The steps of a training run.
+    """Step of a training run.
 
     Attributes:
         config: the checked configuration.
-        algorithm: decides what is computed of a batch.
-        roles: compute it.
+        algorithm: decides which columns of a batch are computed.
+        roles: compute these columns.
         supply: gives groups and takes weights.
         outputs: record and account for the step.
         adaptation: holds the coefficients and moves the reference.
@@ -69,9 +72,9 @@ class Trainer:
         """Take groups, score, credit, train, publish, and adapt; return the metrics of the step."""
         clock = self.outputs.make_clock()
         with clock.span("generate"):
-            taken = self.supply.groups.take(step, self.version, self._why_not)
+            taken = self.supply.groups.take(step, self.version, self._reason_to_drop)
         self.supply.groups.run_ahead(self.version)
-        before = self.version
+        sampled_for = self.version  # the version before this step publishes another
         batch = self._assemble(taken)
         rows = StepRows(slices=batch.slices, batches=batch.batches)
         plan = plan_updates(
@@ -89,8 +92,8 @@ class Trainer:
         with clock.span("switch"):
             self.supply.colocation.learn()
         with clock.span("score"):
-            scored = self._score(plan.ranks, rows)
-            scored += [] if critic is None else critic.values()
+            read = self._start_logprobs(plan.ranks, rows)
+            read += [] if critic is None else critic.values()
             advantages, credit_metrics = self.roles.learner.credit(
                 CreditPlan(
                     shaped_rewards=batch.shaped_rewards,
@@ -99,7 +102,7 @@ class Trainer:
                     coefficients=self.adaptation.coefficients,
                 ),
                 rows,
-                scored,
+                read,
             )
         with clock.span("train"), self._profile(step):
             computed = [*scored, advantages]
@@ -115,7 +118,7 @@ class Trainer:
         if self.outputs.recorder is not None:
             self.outputs.recorder.write(step, batch.slices, batch.batches, [*computed, *logprobs])
         metrics = {
-            **batch_metrics(batch, before),
+            **batch_metrics(batch, sampled_for),
             **plan.metrics,
             **credit_metrics,
             **trained,
@@ -128,6 +131,7 @@ class Trainer:
         }
         metrics |= self.outputs.accounting.step(step, clock, metrics)
         metrics |= clock.metrics()
+        # A step whose groups were ready did not wait for the engines: they sampled all the while.
         waited_s = metrics["time/generate_s"] or metrics["time/step_s"]
         metrics["rollout/tokens_per_s"] = metrics["rollout/tokens"] / waited_s
         return metrics
@@ -136,8 +140,8 @@ class Trainer:
         profiler = self.outputs.profiler
         return nullcontext() if profiler is None else profiler.step(step)
 
-    def _why_not(self, group: RolloutGroup) -> str | None:
-        """Why the algorithm's filters reject a group, or None."""
+    def _reason_to_drop(self, group: RolloutGroup) -> str | None:
+        """Return "filtered" where the algorithm's filters reject a group, else None."""
         rows = group.usable_rows()
         rewards = torch.tensor([group.metas[row].reward for row in rows], dtype=torch.float32)
         keep = self.algorithm.keep_groups(rewards, torch.zeros(len(rows), dtype=torch.int64))
@@ -155,26 +159,27 @@ class Trainer:
             )
         return batch
 
-    def _score(self, plans: tuple[RankPlan, ...], rows: StepRows) -> list[Any]:
-        """Start what the algorithm needs of pi_old and of the reference.
+    def _start_logprobs(self, plans: tuple[RankPlan, ...], rows: StepRows) -> list[Any]:
+        """Start the columns of pi_old and of the reference that the algorithm needs.
 
-        With one update per step pi_old is the policy that the learner itself evaluates, so unless
-        credit reads the column before, its own forward supplies it.
+        With one update per step pi_old is the policy that the learner itself evaluates, so the
+        learner's own forward supplies the column, unless credit reads it before.
+
+        Returns:
+            References to the columns.
         """
         wanted, early = self.algorithm.required_columns, self.algorithm.credit_columns
         several = self.config.trainer.num_updates > 1
-        references: list[Any] = []
+        columns: list[Any] = []  # references to record batches
         if self.roles.reference is not None:
-            references += self.roles.reference.compute_logprobs(
+            columns += self.roles.reference.compute_logprobs(
                 plans, rows, logprobs="ref_logprobs", entropy=None
             )
         if (several and wanted & {"old_logprobs", "old_entropy"}) or "old_logprobs" in early:
             actor = self.roles.learner
             entropy = "old_entropy" if "old_entropy" in wanted else None
-            references += actor.compute_logprobs(
-                plans, rows, logprobs="old_logprobs", entropy=entropy
-            )
-        return references
+            columns += actor.compute_logprobs(plans, rows, logprobs="old_logprobs", entropy=entropy)
+        return columns
 
     def _train(
         self,
@@ -199,7 +204,7 @@ class Trainer:
         return logprobs, training_metrics(reports) | fitted
 
     def _publish(self, trained: dict[str, float]) -> dict[str, float]:
-        """The next version of the policy, if it trained."""
+        """Publish the next version of the policy, if the policy trained; return the metrics."""
         if "learner/steps" not in trained:
             return {}
         self.version += 1

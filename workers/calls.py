@@ -1,4 +1,4 @@
-"""A call of a worker's method, before it is made: the method with its arguments, typed.
+"""Bind a worker's method to the arguments of one call, with the types that mypy checks.
 
     learner.call(bind(PolicyWorker.load, "checkpoints/step_5/learner"), timeout_s=600)
 
@@ -22,7 +22,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[W_contra, R_co]):
-    """A method of the worker class `W_contra` with its arguments; the answer is an `R_co`.
+    """Call of a method of the worker class `W_contra`; the answer is an `R_co`.
 
     Example: bind(RolloutWorker.sleep, 2) == Call("sleep", (2,), {}), a Call[RolloutWorker, None]
     """

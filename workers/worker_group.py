@@ -1,9 +1,9 @@
-"""Ray actors of one role, called together, with a time limit and a name on every call.
+"""Call the Ray actors of one role together, with a time limit and a name on every call.
 
-All remote calls of actors are made here, for the driver and for workers that call others: a group
-starts its actors in the bundles of a placement group, fans a call (`calls.py`) out to all ranks,
-and turns what Ray raises into one error that names the role, the ranks and the method. The module
-knows nothing of what the methods do.
+All remote calls of actors are made here, in the driver and in workers that call others: a group
+starts its actors in the bundles of a placement group, sends a call (`calls.py`) to all ranks, and
+turns an exception of Ray into one error that names the role, the ranks and the method. Nothing here
+depends on the work of the methods.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ B = TypeVar("B")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """Which bundles of a placement group a role's processes occupy, one bundle each."""
+    """Bundles of a placement group that a role's processes occupy, one bundle each."""
 
     group: PlacementGroup
     bundles: Sequence[int]
@@ -50,11 +50,11 @@ class Placement:
 
 
 class WorkerGroup(Generic[W_co]):
-    """The processes of one role, in rank order; each is a worker of class `W_co`.
+    """Group of the processes of one role, in rank order; each is a worker of class `W_co`.
 
     Args:
-        role: what errors call them.
-        handles: of the actors; ranks are their positions unless they are a mapping from ranks.
+        role: name of the group in errors.
+        handles: of the actors; ranks are their positions, or the keys of a mapping.
     """
 
     def __init__(self, role: str, handles: Sequence[Any] | Mapping[int, Any]) -> None:
@@ -63,27 +63,30 @@ class WorkerGroup(Generic[W_co]):
 
     @property
     def ranks(self) -> list[int]:
-        """Who is in the group; not contiguous where members left."""
+        """Ranks of the processes in the group; not contiguous where processes left."""
         return list(self._members)
 
     @property
     def handles(self) -> list[Any]:
-        """The actors, in the order of `ranks`."""
+        """Handles of the actors, in the order of `ranks`."""
         return list(self._members.values())
 
     def __getitem__(self, rank: int) -> Any:
         return self._members[rank]
 
     def only(self, ranks: Iterable[int]) -> WorkerGroup[W_co]:
-        """A group of some of these processes, under the same ranks."""
+        """Return a group of some of these processes, under the same ranks."""
         return WorkerGroup(self.role, {rank: self._members[rank] for rank in ranks})
 
     def add(self, rank: int, handle: Any) -> None:
-        """One more process."""
+        """Add one more process to the group."""
         self._members[rank] = handle
 
     def remove(self, rank: int) -> Any:
-        """Let go of a process, which goes on until its handle is killed."""
+        """Remove a process from the group; return its handle.
+
+        The process goes on until the handle is killed.
+        """
         return self._members.pop(rank)
 
     @classmethod
@@ -101,7 +104,7 @@ class WorkerGroup(Generic[W_co]):
         restarts: bool = False,
         retries: int = 0,
     ) -> WorkerGroup[W_co]:
-        """Start actors; rank r gets `arguments(r)` and the environment `env(r)`.
+        """Start actors; rank r gets the arguments `arguments(r)` and the environment `env(r)`.
 
         Ranks are 0 to `num_workers` - 1 unless `ranks` names them.
         With `restarts` an actor whose process died is constructed again under the same handle. A
@@ -130,7 +133,7 @@ class WorkerGroup(Generic[W_co]):
         return len(self._members)
 
     def send(self, rank: int, call: Call[W_co, R]) -> Awaitable[R]:
-        """Call one rank; return a reference to its answer, for which the caller sets the limit."""
+        """Call one rank; return a reference to its answer, whose time limit the caller sets."""
         method = getattr(self._members[rank], call.method)
         with named(f"{self.role}.{call.method}, rank {rank}"):
             reference: Awaitable[R] = method.remote(*call.args, **call.kwargs)
@@ -177,11 +180,11 @@ class WorkerGroup(Generic[W_co]):
         return Pending(self.role, call.method, [self.send(rank, call)], timeout_s, [rank])
 
     def call(self, call: Call[W_co, R], *, timeout_s: float) -> list[R]:
-        """Call every rank and wait for all answers."""
+        """Call every rank, wait for all answers, and return them in rank order."""
         return self.start(call, timeout_s=timeout_s).result()
 
     def call_first(self, call: Call[W_co, R], *, timeout_s: float) -> R:
-        """Call rank 0 alone."""
+        """Call rank 0 alone, wait for its answer, and return it."""
         return self.start_one(0, call, timeout_s=timeout_s).result()[0]
 
     def put(self, value: Any) -> Any:
@@ -190,7 +193,7 @@ class WorkerGroup(Generic[W_co]):
             return ray.put(value)
 
     def ready(self, refs: Sequence[Awaitable[R]], *, timeout_s: float) -> list[Awaitable[R]]:
-        """Those of several calls that have answered; waits for the first, `timeout_s` at most."""
+        """Return the references that have an answer; wait up to `timeout_s` s for the first."""
         first, waiting = ray.wait(list(refs), num_returns=1, timeout=timeout_s)
         if not first or not waiting:
             return list(first)
@@ -198,16 +201,16 @@ class WorkerGroup(Generic[W_co]):
         return [*first, *more]
 
     def answer(self, ref: Awaitable[R]) -> R:
-        """Return what a call answered, or raise what it raised."""
+        """Return the answer of a call, or raise its exception."""
         answered: R = ray.get(ref)
         return answered
 
     def kill(self, rank: int) -> None:
-        """End a process that may hang; one that was launched with `restarts` comes back."""
+        """End a process that may hang; Ray restarts it if it was launched with `restarts`."""
         ray.kill(self._members[rank], no_restart=False)
 
     def stop(self, *, last: Call[W_co, object] | None = None, timeout_s: float = 20.0) -> None:
-        """End the processes, after a last call if one is given; never raises."""
+        """End the processes, after a last call if one is given; raise nothing."""
         if last is not None:
             with contextlib.suppress(WorkerError, ray.exceptions.RayError):
                 self.call(last, timeout_s=timeout_s)

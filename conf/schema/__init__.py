@@ -11,7 +11,6 @@ Sections typed `Any` hold `_target_` nodes (the dotted path is the registry) and
 """
 
 from conf.schema.cluster import (
-    ActorRoleConfig,
     ClusterConfig,
     CriticRoleConfig,
     RoleConfig,
@@ -31,7 +30,6 @@ from conf.schema.train import TrainConfig
 from conf.schema.trainer import TrainerConfig
 
 __all__ = [
-    "ActorRoleConfig",
     "AdapterConfig",
     "ArchitectureConfig",
     "ClusterConfig",

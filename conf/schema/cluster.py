@@ -28,17 +28,6 @@ class RoleConfig:
 
 
 @dataclass(kw_only=True)
-class ActorRoleConfig:
-    """Placement of the actor, the role that evaluates pi_old."""
-
-    placement: str = "shared"  # in the learner's processes, which hold the same weights
-
-    def check(self) -> None:
-        """Raise a ValueError that names an impossible value and the remedy."""
-        choose("cluster.actor.placement", self.placement, ("shared",))
-
-
-@dataclass(kw_only=True)
 class CriticRoleConfig(RoleConfig):
     """Placement of the critic, which computes and learns values; algorithms with a critic only."""
 
@@ -90,7 +79,6 @@ class ClusterConfig:
     rollout: RoleConfig = field(default_factory=RoleConfig)
     learner: RoleConfig = field(default_factory=RoleConfig)
     reference: RoleConfig = field(default_factory=RoleConfig)
-    actor: ActorRoleConfig = field(default_factory=ActorRoleConfig)
     critic: CriticRoleConfig = field(default_factory=CriticRoleConfig)
     timeouts: TimeoutConfig = field(default_factory=TimeoutConfig)
 
@@ -98,7 +86,6 @@ class ClusterConfig:
         """Raise a ValueError that names an impossible value and the remedy."""
         for role in ("rollout", "learner", "reference", "critic"):
             getattr(self, role).check(f"cluster.{role}")
-        self.actor.check()
         self.timeouts.check()
         require(self.num_nodes >= 1, "cluster.num_nodes", self.num_nodes, "must be at least 1")
         for name in ("gpus_per_node", "gpu_memory_gib"):
@@ -117,16 +104,3 @@ class ClusterConfig:
             f"the roles ask for {together:g} of the GPU that they share; lower "
             "cluster.rollout.num_gpus, cluster.learner.num_gpus or cluster.reference.num_gpus",
         )
-
-    def gpus_of(self, role: str, *, critic: bool) -> float:
-        """Return the GPUs of one process of a role (of one device, for an engine).
-
-        Args:
-            role: rollout, learner, reference or critic.
-            critic: True where the run has a critic; one that shares the learner's placement takes
-                half of the learner's GPUs.
-        """
-        if critic and self.critic.shared and role in ("learner", "critic"):
-            return self.learner.num_gpus / 2
-        own: float = getattr(self, role).num_gpus
-        return own

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from conf.schema.checks import choose, require
+from conf.transports import AUTO, TRANSPORTS, Transport, any_of, transport_named
 
 
 @dataclass(kw_only=True)
@@ -115,10 +116,15 @@ class RolloutConfig:
     early_stop_samples: int = 0  # scored siblings before a settled group may stop; 0: never
     concurrency: ConcurrencyConfig = field(default_factory=ConcurrencyConfig)
     kv_cache_gib: float = 0.25  # per engine
-    transport: str = "auto"  # of weights: shm, gloo, nccl, ipc; auto: as their places allow
+    transport: str = AUTO  # of weights, a row of conf/transports.py; auto: as places allow
     probe_tolerance: float = 1e-4  # |learner - engine| of a probe token in float32; mean: a tenth
     engine_kwargs: dict[str, Any] = field(default_factory=dict)  # raw, to vLLM
     replay: ReplayConfig = field(default_factory=ReplayConfig)
+
+    @property
+    def named_transport(self) -> Transport | None:
+        """The row that `transport` names; None for `auto`."""
+        return None if self.transport == AUTO else transport_named(self.transport)
 
     def check(self) -> None:
         """Raise a ValueError that names an impossible value and the remedy."""
@@ -148,14 +154,17 @@ class RolloutConfig:
             self.max_engines,
             f"is below rollout.num_engines={self.num_engines}, which the run starts with",
         )
-        require(
-            self.max_engines is None or self.transport != "ipc",
-            "rollout.max_engines",
-            self.max_engines,
-            "rollout.transport=ipc reaches engines on the learner's GPU only; choose nccl",
-        )
         choose("rollout.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
-        choose("rollout.transport", self.transport, ("auto", "shm", "gloo", "nccl", "ipc"))
+        names = tuple(row.name for row in TRANSPORTS)
+        choose("rollout.transport", self.transport, (AUTO, *names))
+        if (named := self.named_transport) is not None:
+            growing = any_of(row for row in TRANSPORTS if row.may_grow)
+            require(
+                self.max_engines is None or named.may_grow,
+                "rollout.max_engines",
+                self.max_engines,
+                f"rollout.transport={named.name} {named.limit}; choose {growing}",
+            )
         self.replay.check()
         self._check_concurrency()
         require(

@@ -23,6 +23,7 @@ from conf.schema.rollout import RolloutConfig
 from conf.schema.schedule import ScheduleConfig
 from conf.schema.tracking import TrackingConfig
 from conf.schema.trainer import TrainerConfig
+from conf.transports import TRANSPORTS, any_of
 
 
 @dataclass(kw_only=True)
@@ -132,14 +133,16 @@ class TrainConfig:
             self.reference.offload_params,
             "needs reference.zero_stage=3; other stages keep all weights on every rank",
         )
-        adapter = self.model.adapter
+        adapter, transport = self.model.adapter, self.rollout.named_transport
+        carriers = any_of(row for row in TRANSPORTS if row.carries_adapter)
         require(
             not adapter.trains
             or adapter.publish == "merged"
-            or self.rollout.transport in ("auto", "shm", "gloo"),
+            or transport is None
+            or transport.carries_adapter,
             "model.adapter.publish",
             adapter.publish,
-            f"goes by rollout.transport=shm or gloo, not {self.rollout.transport}; "
+            f"goes by rollout.transport={carriers}, not {self.rollout.transport}; "
             "choose one of them, or publish=merged",
         )
         sequences = self.sequences_per_update
@@ -230,8 +233,9 @@ class TrainConfig:
             f"colocated engines and learner ranks pair up; set it to learner.num_ranks = "
             f"{self.learner.num_ranks}",
         )
+        transport = self.rollout.named_transport
         require(
-            self.rollout.transport != "nccl",
+            transport is None or not transport.uses_nccl,
             "rollout.transport",
             self.rollout.transport,
             "NCCL refuses two processes on one GPU, and colocated ones are; set it to auto or ipc",

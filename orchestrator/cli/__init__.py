@@ -1,1 +1,1 @@
-"""Parse the command line and run its commands."""
+"""Parse the command line, and run its commands."""

@@ -1,4 +1,8 @@
-"""What each command of the command line does, in a few lines of composition."""
+"""Run each command of the command line, in a few lines of composition.
+
+Runs in the process of the command, which is the driver for `train`. Options are parsed in
+`parser.py`; every heavy import stays inside the command that needs it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
     from algorithms.algorithm import Algorithm
 
 
-def _composed(
+def _compose(
     options: Namespace, *, extra: tuple[str, ...] = (), last: tuple[str, ...] = ()
 ) -> tuple[DictConfig, TrainConfig]:
     folder = None if options.config_dir is None else str(Path(options.config_dir).absolute())
@@ -28,11 +32,11 @@ def _composed(
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def _without_garbage_collection() -> Iterator[None]:
     """Import and compose without the garbage collector, which would find nothing.
 
-    Importing torch makes objects that all stay; to look through them, again and again and once more
-    at exit, is a third of the CPU time of a dry run. Frozen objects are never looked at again.
+    Importing torch makes objects that all stay. Searching them, again and again and once more at
+    exit, takes a third of the CPU time of a dry run. Frozen objects are never searched again.
     """
     gc.disable()
     try:
@@ -44,22 +48,25 @@ def _uncollected() -> Iterator[None]:
 
 def train(options: Namespace) -> int:
     """Train, or print the plan."""
-    with _uncollected():
-        raw, config, algorithm = _planned(options)
+    with _without_garbage_collection():
+        raw, config, algorithm = _check_and_print_plan(options)
     if not config.dry_run:
         from orchestrator.cli.jobs.submission import load_secrets
-        from orchestrator.planning.doctor.report import require_machine
+        from orchestrator.planning.doctor.report import check_machine
         from orchestrator.run import run
 
         load_secrets()
-        require_machine(config, algorithm)
+        check_machine(config, algorithm)
         run(raw, config, algorithm)
     return 0
 
 
-def _planned(options: Namespace) -> tuple[DictConfig, TrainConfig, Algorithm]:
-    """Check the configuration and print the plan; of the heavy packages only torch is loaded."""
-    raw, config = _composed(options, extra=("dry_run=true",) if options.dry_run else ())
+def _check_and_print_plan(options: Namespace) -> tuple[DictConfig, TrainConfig, Algorithm]:
+    """Check the configuration and print the plan.
+
+    Of the heavy packages only torch is loaded.
+    """
+    raw, config = _compose(options, extra=("dry_run=true",) if options.dry_run else ())
     from orchestrator.planning import plan
     from orchestrator.planning.resuming import (
         check_same_algorithm,
@@ -86,7 +93,7 @@ def eval(options: Namespace) -> int:  # noqa: A001 - the command's name
 
 
 def rehearse(options: Namespace) -> int:
-    """Print what a run would do in simulated time, or compare schedules."""
+    """Rehearse a run in simulated time and print its steps, or compare schedules."""
     from orchestrator.planning import plan
     from orchestrator.rehearsal.comparison import SCHEDULES, divisions, overrides
     from orchestrator.rehearsal.figures import figures, steps_table, table
@@ -94,14 +101,14 @@ def rehearse(options: Namespace) -> int:
     from orchestrator.rehearsal.run import rehearse as run
     from orchestrator.telemetry import bubbles
 
-    _, config = _composed(options)
+    _, config = _compose(options)
     wanted: list[list[str]] = [[]]
     if options.compare:
         pairs = divisions(config, options.ratios)
         wanted = [overrides(name, *pair) for pair in pairs for name in SCHEDULES]
     rows = []
     for chosen in wanted:
-        raw, config = _composed(options, last=tuple(chosen))
+        raw, config = _compose(options, last=tuple(chosen))
         algorithm = instantiate(raw.algorithm, _convert_="all")
         plan.check(config, algorithm)
         moments = run(config, algorithm)
@@ -117,8 +124,8 @@ def rehearse(options: Namespace) -> int:
 
 
 def doctor(options: Namespace) -> int:
-    """Examine this machine for a run; 1 if the run could not work."""
-    raw, config = _composed(options)
+    """Examine this machine for a run; return 1 if the run could not work."""
+    raw, config = _compose(options)
     from orchestrator.planning.doctor.findings import faults, table
     from orchestrator.planning.doctor.report import examine
 
@@ -165,24 +172,27 @@ def stop(options: Namespace) -> int:
 
 
 def scale(options: Namespace) -> int:
-    """Give a running job more engines, or fewer; follow what it does."""
+    """Give a running job more engines, or fewer, and print its answers."""
     if options.address is not None:
         from orchestrator.cli.jobs import commands
 
         return commands.scale(options)
-    from orchestrator.fleet.scaling import ask
+    from orchestrator.fleet.scaling import request_engines
 
-    def say(text: str) -> None:
+    def print_line(text: str) -> None:
         print(text, flush=True)
 
     run_dir = Path(options.run).absolute()
-    say(ask(run_dir, options.engines, timeout_s=options.timeout, say=say))
+    message = request_engines(
+        run_dir, options.engines, timeout_s=options.timeout, print_line=print_line
+    )
+    print_line(message)
     return 0
 
 
 def data(options: Namespace) -> int:
     """Generate or find the prompt files."""
-    _, config = _composed(options)
+    _, config = _compose(options)
     from orchestrator.planning.sources import prompt_sets
 
     train_set, heldout = prompt_sets(config.data)
@@ -194,7 +204,7 @@ def data(options: Namespace) -> int:
 
 def model(options: Namespace) -> int:
     """Build or find the model folder."""
-    _, config = _composed(options)
+    _, config = _compose(options)
     from orchestrator.planning.sources import model_folder
 
     print(model_folder(config.model))
@@ -202,8 +212,8 @@ def model(options: Namespace) -> int:
 
 
 def check_algorithm(options: Namespace) -> int:
-    """Run the conformance kit; 1 if a check fails."""
-    raw, _ = _composed(options)
+    """Run the conformance kit; return 1 if a check fails."""
+    raw, _ = _compose(options)
     from algorithms.conformance import run
 
     report = run(instantiate(raw.algorithm, _convert_="all"))
@@ -212,7 +222,7 @@ def check_algorithm(options: Namespace) -> int:
 
 
 def metrics(options: Namespace) -> int:
-    """Print the glossary of metrics, or the entries that a name or pattern finds."""
+    """Print the glossary of metrics, or its entries for a name or a pattern."""
     from orchestrator.cli.metrics import find, table
 
     print(table(find(options.name)))

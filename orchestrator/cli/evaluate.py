@@ -1,7 +1,8 @@
-"""`ballast eval`: a model folder or a checkpoint, scored on held-out prompts.
+"""Score a model folder or a checkpoint on held-out prompts: `ballast eval`.
 
 A Hugging Face folder needs engines only. A checkpoint is loaded by a learner and published to the
-engines, exactly as in training, so that what is scored is what was trained.
+engines, exactly as in training, so that the scored weights are the trained ones. Runs in the
+process of the command, as the driver of engines and learner. Trains nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from orchestrator.checkpoints.checkpoint import Checkpoint, CheckpointStore
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.fleet.colocation import Colocation
 from orchestrator.fleet.publication import Publisher
+from orchestrator.planning.roles import roles_of
 from orchestrator.planning.sources import prepare
 from orchestrator.supply.evaluation import Evaluator
 from orchestrator.telemetry.heldout import HeldoutResult
@@ -31,10 +33,10 @@ from workers.learner.policy_worker import PolicyWorker
 def evaluate(
     path: Path, overrides: list[str], config_dir: str | None, output: Path
 ) -> HeldoutResult:
-    """Score `path` and write the scores to `output`.
+    """Score `path`, and write the scores to `output`.
 
     Raises:
-        ValueError: when `path` is neither a model folder, a run nor a checkpoint.
+        ValueError: `path` is neither a model folder, a run nor a checkpoint.
     """
     raw, config, checkpoint = _resolve(path, overrides, config_dir)
     algorithm: Algorithm = instantiate(raw.algorithm, _convert_="all")
@@ -47,12 +49,12 @@ def evaluate(
     model = str(sources.model_path)
     with Cluster(config, algorithm, run_id=path.name, model_path=model) as cluster:
         version = 0 if checkpoint is None else checkpoint.version
+        needed = ("rollout", "reward") if checkpoint is None else ("rollout", "reward", "learner")
         roles = cluster.launch(
             environment=environment,
             scorer=scorer,
             version=version,
-            with_policy=checkpoint is not None,
-            with_critic=False,
+            planned=[role for role in roles_of(config, algorithm) if role.name in needed],
         )
         if checkpoint is not None:
             roles.learner.workers.call(
@@ -77,7 +79,7 @@ def evaluate(
 def _resolve(
     path: Path, overrides: list[str], config_dir: str | None
 ) -> tuple[DictConfig, TrainConfig, Checkpoint | None]:
-    """The configuration to run with, and the checkpoint if `path` is one."""
+    """Return the configuration of the evaluation, and the checkpoint if `path` is one."""
     if (path / "config.json").exists():
         folder = [f"model.path={path}", "model.build=null", f"model.name={path.name}"]
         return *compose([*overrides, *folder], config_dir=config_dir), None

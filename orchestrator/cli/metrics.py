@@ -1,4 +1,4 @@
-"""Find metrics in the glossary and print them: `ballast metrics [NAME]`."""
+"""Find metrics in the glossary, and format them as a table: `ballast metrics [NAME]`."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ submit and logs --follow end with the exit code of the job.
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+    """Build the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="ballast",
         description="Stable RL post-training of language models on Ray, vLLM and DeepSpeed.",
@@ -93,7 +93,7 @@ def _add_cluster_commands(
     command: Callable[[str, str], argparse.ArgumentParser],
     overrides: Callable[[argparse.ArgumentParser], None],
 ) -> None:
-    """`submit`, and what one does with what was submitted."""
+    """Add `submit`, and the commands for submitted jobs and for the nodes of a cluster."""
 
     def on_cluster(name: str, text: str) -> argparse.ArgumentParser:
         added = command(name, text)

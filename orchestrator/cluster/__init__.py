@@ -1,1 +1,1 @@
-"""Start Ray and place the processes of every role on it."""
+"""Start Ray, and place the processes of every role on it."""

@@ -1,7 +1,7 @@
-"""Ray and the roles on it: start or join, place, launch, take down.
+"""Start or join Ray, and place, launch and end the roles of a run on it.
 
-Everything that says where a process runs and with what environment is here; what the processes do
-is not. A role that the algorithm does not need is not launched.
+Runs in the driver. Every process gets its node and its environment variables here; the work of the
+processes is in `workers`. A role without a row in the plan of the run is not launched.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
@@ -28,8 +29,8 @@ from orchestrator.fleet.concurrency import concurrency_of
 from orchestrator.fleet.fleet import Fleet
 from orchestrator.fleet.launcher import EngineLauncher
 from orchestrator.fleet.pool import RolloutPool
-from orchestrator.planning.capacity import needs_reference
 from orchestrator.planning.placement import PlacementError, bundles, check_resources
+from orchestrator.planning.roles import Place, PlannedRole, role_named
 from orchestrator.planning.settings import critic_settings, early_stop, policy_settings
 from workers import USER_PATH_VARIABLE
 from workers.calls import Call, bind
@@ -41,10 +42,12 @@ from workers.rollout.worker import RolloutWorker
 from workers.spans import SpanReporter
 from workers.worker_group import Pending, Placement, WorkerError, WorkerGroup, divide
 
+RankT = TypeVar("RankT", bound=RankWorker)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Roles:
-    """The running processes of a run."""
+    """Running processes of a run, by role."""
 
     fleet: Fleet
     learner: PolicyGroup
@@ -53,7 +56,7 @@ class Roles:
 
     @property
     def groups(self) -> list[WorkerGroup[SpanReporter]]:
-        """Every process of the run, role by role."""
+        """Groups of all processes of the run, each group once."""
         groups: list[WorkerGroup[SpanReporter]] = [self.fleet.workers, self.fleet.rewards]
         groups += [role.workers for role in (self.learner, self.reference, self.critic) if role]
         # Where the learner scores as reference, the two are one group.
@@ -61,7 +64,7 @@ class Roles:
 
 
 def start_ray(config: ClusterConfig) -> None:
-    """Join the named cluster, or start a Ray of this run's own on this machine."""
+    """Join the named cluster, or start a Ray for this run alone on this machine."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # The calls of an engine that died are given up on purpose.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
@@ -84,7 +87,7 @@ def start_ray(config: ClusterConfig) -> None:
 
 
 class Cluster:
-    """A context manager that owns the roles of a run and leaves no process behind."""
+    """Owner of a run's processes: a context manager that ends all of them."""
 
     def __init__(
         self,
@@ -120,27 +123,18 @@ class Cluster:
         environment: Any,
         scorer: Any,
         version: int,
-        with_policy: bool = True,
-        with_critic: bool = True,
+        planned: Sequence[PlannedRole],
     ) -> Roles:
-        """Start every role; returns when all answer.
+        """Start every role, and return when all of them answer.
 
         Args:
             environment: built from `conf/environment`.
             scorer: built from `conf/reward`.
-            version: what the engines call the weights that they load.
-            with_policy: False starts engines and rewards only, to evaluate what they load.
-            with_critic: False leaves the critic out although the algorithm has one.
+            version: label of the weights that the engines load.
+            planned: rows of `roles_of`; the first of them where the caller needs fewer roles.
         """
         config = self._config
-        num_ranks = config.learner.num_ranks if with_policy else 0
-        references = with_policy and needs_reference(config, self._algorithm)
-        num_references = num_ranks if references else 0
-        critic_runs = with_policy and with_critic and self._algorithm.needs_critic
-        num_critics = config.critic.num_ranks if critic_runs else 0
-        wanted = bundles(
-            config, num_ranks=num_ranks, num_references=num_references, num_critics=num_critics
-        )
+        wanted = bundles(planned)
         if not config.cluster.autoscaled:
             check_resources(config, wanted)
         limit_s = config.cluster.timeouts.start_s
@@ -153,8 +147,7 @@ class Cluster:
                 f"placement_strategy={config.cluster.placement_strategy} can't place {wanted} on "
                 f"this cluster in {limit_s:g} s; choose another strategy or cluster="
             )
-        first = 0 if config.cluster.colocated else config.rollout.num_engines
-        rewards = self._launch_rewards(scorer)
+        rewards = self._launch_rewards(role_named(planned, "reward"), scorer)
         launcher = EngineLauncher(
             config,
             run_id=self._run_id,
@@ -166,13 +159,10 @@ class Cluster:
         )
         rollouts = launcher.launch_first()
         self._groups.append((rollouts, bind(RolloutWorker.shutdown)))
-        learner = self._launch_policy("learner", first, num_ranks)
-        own = 0 if config.cluster.colocated else num_ranks
-        reference = self._launch_policy("reference", first + own, num_references)
-        critic = self._launch_critic(
-            first if config.cluster.critic.shared else first + num_ranks + num_references,
-            num_critics,
-        )
+        learner = self._launch_policy("learner", role_named(planned, "learner"))
+        scores = role_named(planned, "reference")
+        reference = self._launch_policy("reference", scores)
+        critic = self._launch_critic(role_named(planned, "critic"))
         begin = bind(RolloutWorker.start, version, rewards)
         engines = rollouts.start(begin, timeout_s=limit_s)
         if config.cluster.colocated and with_policy:
@@ -198,9 +188,9 @@ class Cluster:
         return Roles(
             fleet=Fleet(launcher=launcher, workers=rollouts, pool=pool, rewards=rewards),
             learner=self._policy(learner),
-            reference=self._policy(reference) if num_references else without_adapter,
+            reference=self._policy(reference) if len(reference) else without_adapter,
             critic=CriticGroup(critic, train_s=config.cluster.timeouts.train_s)
-            if num_critics
+            if len(critic)
             else None,
         )
 
@@ -241,12 +231,12 @@ class Cluster:
             USER_PATH_VARIABLE: self._user_path,
         }
 
-    def _launch_rewards(self, scorer: Any) -> WorkerGroup[RewardWorker]:
+    def _launch_rewards(self, role: PlannedRole | None, scorer: Any) -> WorkerGroup[RewardWorker]:
         reward = self._config.reward
         group = WorkerGroup.launch(
             "reward",
             RewardWorker,
-            num_workers=reward.num_workers if self._config.rollout.num_engines else 0,
+            num_workers=role.num_processes if role else 0,
             arguments=lambda rank: {
                 "scorer": scorer,
                 "num_processes": reward.num_processes,
@@ -260,63 +250,50 @@ class Cluster:
         self._groups.append((group, bind(RewardWorker.close)))
         return group
 
-    def _launch_policy(
-        self, role_name: str, first_bundle: int, num_ranks: int
-    ) -> WorkerGroup[PolicyWorker]:
+    def _launch_policy(self, name: str, role: PlannedRole | None) -> WorkerGroup[PolicyWorker]:
         config = self._config
-        role = config.cluster.learner if role_name == "learner" else config.cluster.reference
-        settings = policy_settings(config, self._model_path, trains=role_name == "learner")
-        group = WorkerGroup.launch(
-            role_name,
-            PolicyWorker,
-            num_workers=num_ranks,
-            arguments=lambda rank: {
-                "run_id": self._run_id,
-                "rank": rank,
-                "world_size": num_ranks,
-                "settings": settings,
-                "algorithm": self._algorithm,
-                "temperature": config.rollout.sampling.temperature,
-                "timeout_s": config.cluster.timeouts.train_s,
-            },
-            env=lambda rank: self._env(role.threads),
-            placement=Placement(
-                group=self._placement,
-                bundles=range(first_bundle, first_bundle + num_ranks),
-                num_cpus=role.num_cpus,
-                num_gpus=config.cluster.gpus_of(role_name, critic=self._algorithm.needs_critic),
-            ),
-        )
-        self._groups.append((group, bind(PolicyWorker.close)))
-        return group
+        trains = role is not None and role.trains
+        more = {
+            "run_id": self._run_id,
+            "settings": policy_settings(config, self._model_path, trains=trains),
+            "temperature": config.rollout.sampling.temperature,
+        }
+        return self._launch_ranks(name, PolicyWorker, role, more)
 
-    def _launch_critic(self, first_bundle: int, num_ranks: int) -> WorkerGroup[CriticWorker]:
-        config, role = self._config, self._config.cluster.critic
-        settings = critic_settings(config, self._critic_path)
+    def _launch_critic(self, role: PlannedRole | None) -> WorkerGroup[CriticWorker]:
+        more = {"settings": critic_settings(self._config, self._critic_path)}
+        return self._launch_ranks("critic", CriticWorker, role, more)
+
+    def _launch_ranks(
+        self, name: str, worker: type[RankT], role: PlannedRole | None, more: Mapping[str, Any]
+    ) -> WorkerGroup[RankT]:
+        """Start the ranks of a role, each in its bundle; none where the role has no process."""
+        if role is None or not role.bundles:
+            return WorkerGroup(name, [])
         group = WorkerGroup.launch(
-            "critic",
-            CriticWorker,
-            num_workers=num_ranks,
+            name,
+            worker,
+            num_workers=role.num_processes,
             arguments=lambda rank: {
                 "rank": rank,
-                "world_size": num_ranks,
-                "settings": settings,
+                "world_size": role.num_processes,
                 "algorithm": self._algorithm,
-                "timeout_s": config.cluster.timeouts.train_s,
+                "timeout_s": self._config.cluster.timeouts.train_s,
+                **more,
             },
             env=lambda rank: self._env(role.threads),
             placement=Placement(
                 group=self._placement,
-                bundles=range(first_bundle, first_bundle + num_ranks),
+                bundles=role.bundles,
                 num_cpus=role.num_cpus,
-                num_gpus=config.cluster.gpus_of("critic", critic=True),
+                num_gpus=role.num_gpus,
             ),
         )
-        self._groups.append((group, bind(CriticWorker.close)))
+        self._groups.append((group, bind(RankWorker.close)))
         return group
 
     def _connect(self, group: WorkerGroup[RankWorker]) -> Pending[None]:
-        """Rank 0 opens a port, every rank joins there and loads the model."""
+        """Open a port on rank 0, and let every rank connect to it and load the model."""
         limit_s = self._config.cluster.timeouts.start_s
         address = group.call_first(bind(RankWorker.open_port), timeout_s=limit_s)
         return group.start(bind(RankWorker.start, address), timeout_s=limit_s)

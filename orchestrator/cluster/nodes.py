@@ -1,6 +1,7 @@
-"""Nodes of a Ray cluster: waiting until they have joined, and which process stands on which.
+"""Wait for the nodes of a Ray cluster, list them, and name the node of every engine.
 
-`ballast nodes` is what a start script waits with; `train` says where its engines are.
+A start script waits with `ballast nodes`; `train` prints the nodes of its engines. Runs in the
+process of either command. Starts no node.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ PROBE_S = 2.0
 
 
 def wait_for_nodes(address: str, *, count: int, timeout_s: float) -> list[dict[str, Any]]:
-    """The living nodes of the cluster at `address`, once there are `count` of them.
+    """Wait until `count` nodes live in the cluster at `address`; return the living ones.
 
     Raises:
-        ValueError: when they have not all joined in time; says how many have.
+        ValueError: not all have joined in `timeout_s` seconds; the message names those that have.
     """
     deadline = time.monotonic() + timeout_s
     host, _, port = address.rpartition(":")
@@ -60,7 +61,7 @@ def _listens(host: str, port: int) -> bool:
 
 
 def table(nodes: Sequence[dict[str, Any]]) -> str:
-    """A line per node: address, logical CPUs, GPUs."""
+    """Return a line per node: address, id, logical CPUs, GPUs."""
     rows = []
     for node in nodes:
         have = node["Resources"]
@@ -72,7 +73,10 @@ def table(nodes: Sequence[dict[str, Any]]) -> str:
 
 
 def engine_nodes(placement: Any, num_engines: int) -> list[str]:
-    """The node of every engine, `address (id)`; the engines are the placement's first bundles."""
+    """Return the node of every engine as `address (id)`.
+
+    The engines have the first bundles of the placement group.
+    """
     names = {
         node["NodeID"]: f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
         for node in ray.nodes()
@@ -82,7 +86,7 @@ def engine_nodes(placement: Any, num_engines: int) -> list[str]:
 
 
 def describe_engines(nodes: Sequence[str]) -> str:
-    """`4 engines on 2 nodes: 10.0.0.1 (ab12cd34): 0, 1; ...`."""
+    """Return a line such as `4 engines on 2 nodes: 10.0.0.1 (ab12cd34): 0, 1; ...`."""
     by_node: dict[str, list[str]] = {}
     for engine, node in enumerate(nodes):
         by_node.setdefault(node, []).append(str(engine))

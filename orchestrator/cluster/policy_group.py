@@ -1,8 +1,8 @@
-"""The driver's side of a group of policy ranks: plans in, references to Arrow columns out.
+"""Call a group of policy ranks: plans in, references to Arrow columns out.
 
-A step's trajectories and computed columns stay in the object store; this class only passes
-references on. The same group serves as learner and, having the same weights when a step begins, as
-actor; another one without an optimizer serves as reference.
+Runs in the driver, which only passes references on: a step's trajectories and computed columns stay
+in the object store. The same group serves as learner and, having the same weights when a step
+begins, as actor; another group without an optimizer serves as reference.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from workers.worker_group import WorkerGroup
 
 
 class Policy(Protocol):
-    """What the training loop asks of a policy, as learner, actor or reference."""
+    """Policy as the training loop calls it: learner, actor or reference."""
 
     def compute_logprobs(
         self, plans: Sequence[RankPlan], rows: StepRows, *, logprobs: str, entropy: str | None
     ) -> list[Any]:
-        """Start a no-grad pass; references to the named columns."""
+        """Start a no-grad pass; return references to the named columns."""
 
     def credit(
         self, plan: CreditPlan, rows: StepRows, computed: Sequence[Any]
     ) -> tuple[Any, Mapping[str, float]]:
-        """Advantages of the whole step: their reference, and metrics."""
+        """Compute the advantages of the whole step; return their reference, and metrics."""
 
     def train(
         self, plans: Sequence[RankPlan], rows: StepRows, computed: Sequence[Any]
     ) -> tuple[list[Any], list[TrainReport]]:
-        """Run the optimizer updates: `logprobs` columns and a report for every plan."""
+        """Run the optimizer updates; return `logprobs` columns and a report for every plan."""
 
     def follow(self, policy: Any, *, share: float) -> None:
         """Move these weights towards another policy's: (1 - share) own + share theirs."""
 
 
 class PolicyGroup:
-    """All ranks of one policy: a `Policy`.
+    """Group of all ranks of one policy: a `Policy`.
 
     Args:
-        workers: its ranks.
-        train_s: longest that a step's updates may take.
+        workers: the ranks.
+        train_s: longest that a step's updates may take, in seconds.
         ranks_per_plan: neighbouring ranks that share their micro-batches: they get the same plan,
-            and as each of them answers for all of it, the first one's answer is taken.
-        base: they score as the model that their adapter was attached to: a reference that takes no
-            memory and no process of its own.
+            each of them answers for the whole plan, and the answer of the first is taken.
+        base: the ranks score as the model that their adapter was attached to: a reference that
+            takes no memory and no process of its own.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class PolicyGroup:
     def compute_logprobs(
         self, plans: Sequence[RankPlan], rows: StepRows, *, logprobs: str, entropy: str | None
     ) -> list[Any]:
-        """Start a no-grad pass; one reference per plan to a record batch of the named columns."""
+        """Start a no-grad pass; return a reference per plan to a batch of the named columns."""
         where = self.workers.put(rows)
         score = PolicyWorker.compute_logprobs
         columns = [
@@ -78,7 +78,7 @@ class PolicyGroup:
     def credit(
         self, plan: CreditPlan, rows: StepRows, computed: Sequence[Any]
     ) -> tuple[Any, Mapping[str, float]]:
-        """Advantages of the whole step, on rank 0: their reference, and metrics."""
+        """Compute the whole step's advantages on rank 0; return their reference, and metrics."""
         call = bind(PolicyWorker.credit, plan, self.workers.put(rows), *computed)
         columns, metrics = self.workers.only([0]).start_pairs([call], timeout_s=self._train_s)
         return columns[0], metrics.result()[0]
@@ -86,7 +86,7 @@ class PolicyGroup:
     def train(
         self, plans: Sequence[RankPlan], rows: StepRows, computed: Sequence[Any]
     ) -> tuple[list[Any], list[TrainReport]]:
-        """Run the optimizer updates: `logprobs` columns and a report for every plan."""
+        """Run the optimizer updates; return `logprobs` columns and a report for every plan."""
         where = self.workers.put(rows)
         calls = [bind(PolicyWorker.train, plan, where, *computed) for plan in self._of_ranks(plans)]
         columns, pending = self.workers.start_pairs(calls, timeout_s=self._train_s)
@@ -100,12 +100,13 @@ class PolicyGroup:
     def follow(self, policy: PolicyGroup, *, share: float) -> None:
         """Move these weights towards another group's: (1 - share) own + share theirs.
 
-        Layer by layer through the object store, so that neither side, whatever its ZeRO stage, ever
-        holds more than one layer in full; with `share` 1 the copy is exact to the bit. This side
-        must have no optimizer.
+        Layers go one by one through the object store, so that neither side, whatever its ZeRO
+        stage, ever holds more than one layer in full; with `share` 1 the copy is exact to the bit.
+        This side must have no optimizer.
 
         Raises:
-            WorkerError: a rank did not answer, or the two are not the same model.
+            WorkerError: a rank did not answer, or could not take the tensors.
+            ValueError: the two groups are not of the same model.
         """
         theirs, limit_s = policy.workers, self._train_s
         moved = 0
@@ -126,7 +127,10 @@ class PolicyGroup:
 
 
 def training_metrics(reports: Sequence[TrainReport]) -> dict[str, float]:
-    """What the ranks report, as one: their metrics are global already, their gaps are not."""
+    """Merge the ranks' reports into one.
+
+    Metrics are global already, so those of the first rank are taken; gaps are per rank and summed.
+    """
     tokens = max(1, sum(report.gap_tokens for report in reports))
     return {
         **reports[0].metrics,

@@ -1,1 +1,1 @@
-"""Keep the rollout engines of a run: share out work, publish weights, recover, scale."""
+"""Manage the rollout engines of a run from the driver: groups, weights, recovery, scaling."""

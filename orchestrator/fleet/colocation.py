@@ -1,4 +1,4 @@
-"""Engines and learner on the same GPUs, taking turns: who sleeps while the other works.
+"""Let engines and learner take turns on the same GPUs: one sleeps while the other works.
 
     turn          engines                              learner's optimizer state
     generate      awake                                in host memory
@@ -7,15 +7,16 @@
     generate()    the cache's too                      in host memory
 
 `Trainer.step` calls `learn` when it has its groups; the publisher calls `receive` before it sends
-and `generate` before it asks the engines what arrived. Every call returns when all processes have
-answered, so that no two of them hold the same memory. Where roles have devices of their own the
-calls do nothing; on CPU everything happens, and vLLM's sleep frees nothing.
+and `generate` before it reads from the engines which weights arrived. Runs in the driver. Every
+call returns when all processes have answered, so that no two of them hold the same memory. Where
+roles have devices of their own the calls do nothing; on CPU everything happens, and vLLM's sleep
+frees nothing.
 
-vLLM sleeps at level 2, which drops the weights. Level 1 copies them to host memory and back in
-every step, and what it would bring back is replaced at once: a publication is complete, and
-attested tensor by tensor. Only with an adapter it is not, and the engines sleep at level 1.
-A checkpoint copies the learner's state to host memory, where it already is while engines sample, so
-it needs no turn.
+vLLM sleeps at level 2, which drops the weights. Level 1 copies the weights to host memory and back
+in every step, although a publication replaces them at once: a publication is complete, and attested
+tensor by tensor. Only with an adapter a publication is not complete, and the engines sleep at
+level 1. A checkpoint copies the learner's state to host memory, where the state already is while
+engines sample, so a checkpoint needs no turn.
 """
 
 from __future__ import annotations
@@ -30,24 +31,31 @@ DROP_WEIGHTS, KEEP_WEIGHTS = 2, 1  # vLLM's levels of sleep
 WEIGHTS, CACHE = ["weights"], ["kv_cache"]  # vLLM's names of what wakes
 
 
-def make_room(engines: WorkerGroup[RolloutWorker], config: TrainConfig) -> None:
-    """Engines that have just started sleep, so that the learner can load; `receive` wakes them."""
+def sleep_engines(engines: WorkerGroup[RolloutWorker], config: TrainConfig) -> None:
+    """Put engines to sleep right after their start, so that the learner can load.
+
+    `receive` wakes them.
+    """
     limit_s = config.cluster.timeouts.start_s
     engines.call(bind(RolloutWorker.sleep, _level(config)), timeout_s=limit_s)
 
 
 def _level(config: TrainConfig) -> int:
-    """Publications beside an adapter bring back only what it changes."""
+    """Return vLLM's level of sleep.
+
+    With an adapter a publication brings back only the tensors that the adapter changes, so the
+    engines keep the others in host memory.
+    """
     return KEEP_WEIGHTS if config.model.adapter.trains else DROP_WEIGHTS
 
 
 class Colocation:
-    """Whose turn it is.
+    """Turns of engines and learner on shared GPUs.
 
     Args:
         engines: the rollout workers.
-        learner: its ranks.
-        config: `cluster.colocated` says whether there is anything to do.
+        learner: the ranks of the learner.
+        config: without `cluster.colocated` every turn does nothing.
     """
 
     def __init__(
@@ -63,33 +71,39 @@ class Colocation:
         self._metrics: dict[str, float] = {}
 
     def learn(self) -> None:
-        """Engines give up weights and cache; then the learner's optimizer state is brought back."""
+        """Drop the engines' weights and cache, then bring the learner's optimizer state back."""
         if self._colocated:
-            self._engines_do(bind(RolloutWorker.sleep, self._level))
+            self._call_engines(bind(RolloutWorker.sleep, self._level))
             self._metrics["colocation/engines_asleep_bytes"] = self._used_bytes()
             self._learner.call(bind(RankWorker.reload_states), timeout_s=self._limit_s)
 
     def receive(self) -> None:
-        """The learner's optimizer state leaves; then engines take memory for weights alone.
+        """Move the learner's optimizer state off the GPU, then wake the engines' weights alone.
 
         The learner's parameters stay: publication and its probe read them.
         """
         if self._colocated:
             self._learner.call(bind(RankWorker.offload_states), timeout_s=self._limit_s)
-            self._engines_do(bind(RolloutWorker.wake, WEIGHTS))
+            self._call_engines(bind(RolloutWorker.wake, WEIGHTS))
 
     def generate(self) -> None:
-        """Engines take the rest of their memory and go on sampling."""
+        """Wake the engines' cache as well, so that they go on sampling."""
         if self._colocated:
-            self._engines_do(bind(RolloutWorker.wake, CACHE))
+            self._call_engines(bind(RolloutWorker.wake, CACHE))
             self._metrics["colocation/generating_bytes"] = self._used_bytes()
 
     def metrics(self) -> dict[str, float]:
-        """Device memory in use, the largest of any learner rank's GPU; nothing on CPU."""
+        """Return the device memory in use, in bytes: the largest of any learner rank's GPU.
+
+        Returns no metric on CPU.
+        """
         return {name: value for name, value in self._metrics.items() if value}
 
-    def _engines_do(self, call: Call[RolloutWorker, None]) -> None:
-        """A dead engine has no memory to give or take; whoever samples from it next restarts it."""
+    def _call_engines(self, call: Call[RolloutWorker, None]) -> None:
+        """Call all engines and ignore dead ones, which hold no memory.
+
+        The pool restarts a dead engine when it next polls for samples.
+        """
         self._engines.start(call, timeout_s=self._limit_s).survivors()
 
     def _used_bytes(self) -> float:

@@ -1,9 +1,10 @@
-"""How many samples one engine should hold at a time: a pure controller, from reports to a limit.
+"""Limit the samples that one engine holds at a time: a pure controller, from reports to a limit.
 
 Additive increase, multiplicative decrease (Chiu and Jain 1989): the limit grows by a constant while
-it is what holds samples back and the engine copes, and is cut by a factor when the engine preempts,
-runs out of key/value blocks, or queues more than a cut would remove. Nothing here calls an engine:
-reports come from `engines.scheduler_watch`, limits go to `routing`.
+the limit holds samples back and the engine is not overloaded. The limit is cut by a factor when the
+engine preempts, runs out of key/value blocks, or queues more than a cut would remove. Runs in the
+driver and calls no engine: reports come from `engines.vllm.scheduler_watch`, limits go to
+`routing`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ KV_FULL = 0.95  # share of key/value blocks in use from which on running samples
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Concurrency:
-    """The limit of one engine, in samples, and how it moves.
+    """Limit of one engine, in samples, with the constants of its increase and decrease.
 
     Attributes:
         limit: samples that the engine may hold.
@@ -34,14 +35,14 @@ class Concurrency:
     decrease: float
 
     def observe(self, load: EngineLoad, *, outstanding: int) -> Concurrency:
-        """The controller after one report.
+        """Return the controller after one report.
 
-        A limit that was cut stays until the engine holds no more than it allows: what is reported
-        before that is the load of the limit before.
+        A limit that was cut stays until the engine holds no more samples than the limit allows: a
+        report before that shows the load of the limit before.
 
         Args:
-            load: what the engine reports.
-            outstanding: samples that it held while it did.
+            load: the engine's report.
+            outstanding: samples that the engine held at the time of the report.
         """
         if load.steps == 0 or outstanding > self.limit:
             return self
@@ -59,7 +60,7 @@ class Concurrency:
 
 
 def concurrency_of(config: TrainConfig) -> Concurrency | None:
-    """Where the limit of every engine starts; none where whole batches begin at once."""
+    """Return the first limit of every engine; None where whole batches begin at once."""
     rollout, control = config.rollout, config.rollout.concurrency
     if config.schedule.max_staleness == 0 or not control.adaptive:
         return None

@@ -1,4 +1,4 @@
-"""Name what belongs to the rollout side of a run."""
+"""Group the parts of a run's rollout side in one record. Runs in the driver."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from workers.worker_group import WorkerGroup
 
 @dataclass(frozen=True, kw_only=True)
 class Fleet:
-    """The rollout engines of a run, and the processes that they call.
+    """Rollout engines of a run, and the processes that they call.
 
     Attributes:
         launcher: places engines and starts their processes.

@@ -1,14 +1,14 @@
-"""The health of a rollout engine: a pure state machine, from the last answer to the next prompt.
+"""Track the health of a rollout engine: a pure state machine, from last answer to next prompt.
 
     healthy --silent--> suspect --answered--> healthy
     healthy, suspect, restarting, stale --died--> dead --restart--> restarting --started--> stale
     stale --attested--> healthy
     healthy, suspect --leave--> leaving --died--> dead
 
-Only a healthy or suspect engine is given prompts. One that was restarted, or that joins a running
-job, begins as restarting and is stale when it has started: it holds the weights of the model folder
-until a publication of the learner's is attested. One that leaves finishes what it holds. Nothing
-here waits or calls.
+Only a healthy or suspect engine is given prompts. An engine that was restarted, or that joins a
+running job, begins as restarting and is stale when it has started: it holds the weights of the
+model folder until a publication of the learner's weights is attested. An engine that leaves
+finishes the groups that it holds. Runs in the driver; nothing here waits or calls.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from enum import StrEnum
 
 
 class Health(StrEnum):
-    """What an engine may be used for."""
+    """State of an engine, which decides its use."""
 
     HEALTHY = "healthy"
     SUSPECT = "suspect"
@@ -28,17 +28,17 @@ class Health(StrEnum):
 
     @property
     def samples(self) -> bool:
-        """Whether the engine may be given prompts."""
+        """True where the engine may be given prompts."""
         return self in (Health.HEALTHY, Health.SUSPECT)
 
     @property
-    def follows(self) -> bool:
-        """Whether the engine holds attested weights, and gets every publication."""
+    def receives_weights(self) -> bool:
+        """True where the engine holds attested weights, and gets every publication."""
         return self.samples or self is Health.LEAVING
 
 
 class Event(StrEnum):
-    """What was seen of an engine, or done to it."""
+    """Observation of an engine, or action on it."""
 
     ANSWERED = "answered"
     SILENT = "silent"
@@ -68,8 +68,8 @@ _NEXT = {
 }
 
 
-def after(health: Health, event: Event) -> Health:
-    """The state that `event` leads to.
+def next_health(health: Health, event: Event) -> Health:
+    """Return the state after `event`.
 
     Raises:
         ValueError: the event can't happen to an engine in this state.

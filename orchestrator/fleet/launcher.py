@@ -1,9 +1,9 @@
-"""Rollout engines as Ray actors: how one is launched, where it stands, and how more find a place.
+"""Launch rollout engines as Ray actors, and reserve places on the cluster for more of them.
 
-The engines of the configuration stand in bundles of the run's placement group. One that joins later
-has a placement group of its own, with one bundle of the same shape: Ray places it when there is
-room, an autoscaler makes room for it, and its resources go back when the engine leaves. Who joins
-and who leaves is decided in `membership.py`.
+The engines of the configuration run in bundles of the run's placement group. An engine that joins
+later has a placement group of its own, with one bundle of the same shape: Ray places the bundle
+when its resources are free, an autoscaler adds a node for it, and the resources go back when the
+engine leaves. Runs in the driver. Which engine joins or leaves is decided in `membership.py`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from ray.util import placement_group_table
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from conf.schema import TrainConfig
+from conf.transports import Reach
 from orchestrator.planning import capacity
-from orchestrator.planning.placement import Room
+from orchestrator.planning.placement import FreePlaces
 from orchestrator.planning.settings import vllm_settings
 from workers.engines.vllm.settings import engine_env
 from workers.rollout.worker import RolloutWorker
@@ -28,16 +29,16 @@ NODE_LABEL = "ray.io/node-id"
 
 
 class EngineLauncher:
-    """Starts the processes of engines; what they then load is the caller's business.
+    """Launcher of the processes of engines, which load nothing until they are told to.
 
     Args:
         config: of the run.
         run_id: names the run in every trajectory.
-        model_path: what an engine loads before its first publication.
-        environment: that its samples are played in.
-        early_stop: when a group's remaining samples are not needed.
+        model_path: the folder that an engine loads before its first publication.
+        environment: the environment that produces the engine's samples.
+        early_stop: the rule by which a group's remaining samples are not needed.
         env: variables of every process.
-        placement: of the run, given by now; its first bundles are for engines.
+        placement: placement group of the run, already reserved; its first bundles are for engines.
     """
 
     def __init__(
@@ -64,18 +65,18 @@ class EngineLauncher:
 
     @property
     def shape(self) -> dict[str, float]:
-        """What one engine asks of Ray."""
+        """Resources that one engine reserves from Ray, in CPUs and GPUs."""
         role, devices = self._config.cluster.rollout, self._config.rollout.tensor_parallel_size
         shape = {"CPU": role.num_cpus, "GPU": role.num_gpus * devices}
         return {kind: amount for kind, amount in shape.items() if amount}
 
     def launch_first(self) -> WorkerGroup[RolloutWorker]:
-        """The engines of the configuration."""
+        """Launch the engines of the configuration."""
         numbers = range(self._config.rollout.num_engines)
         return self._launch(numbers, self._placement, numbers)
 
     def launch(self, number: int, place: PlacementGroup) -> Any:
-        """One more engine, in a place that `ask` gave; its handle."""
+        """Launch one more engine in a reserved place of `request_place`; return its handle."""
         self._own[number] = place
         return self._launch([number], place, [0])[number]
 
@@ -85,7 +86,7 @@ class EngineLauncher:
         config, role = self._config, self._config.cluster.rollout
         settings = {
             number: vllm_settings(
-                config, self._model_path, engine_id=number, transport=self.transport
+                config, self._model_path, engine_id=number, transport=self.transport.name
             )
             for number in numbers
         }
@@ -114,28 +115,28 @@ class EngineLauncher:
 
     # ---- places ----
 
-    def ask(self) -> PlacementGroup:
-        """A place for one engine, which Ray gives when there is room."""
-        beside = self._beside()
-        selector = None if beside is None else [{NODE_LABEL: beside}]
+    def request_place(self) -> PlacementGroup:
+        """Request a place for one engine, which Ray reserves once its resources are free."""
+        required = self._required_node()
+        selector = None if required is None else [{NODE_LABEL: required}]
         return placement_group([self.shape], bundle_label_selector=selector)
 
-    def _beside(self) -> str | None:
-        """The node that engines must stand on, where shared memory is what brings the weights."""
-        if self.transport != "shm":
+    def _required_node(self) -> str | None:
+        """Return the node of all engines where weights reach no other; None where any will do."""
+        if self.transport.reach is not Reach.NODE:
             return None
         return self._node(self._placement, self._config.rollout.num_engines)
 
-    def given(self, place: PlacementGroup) -> bool:
-        """Whether Ray has reserved the place."""
+    def is_reserved(self, place: PlacementGroup) -> bool:
+        """Return True if Ray has reserved the place."""
         return self._node(place, 0) is not None
 
-    def stands(self, number: int) -> bool:
-        """Whether an engine has a place: not while its node is gone and no other has room."""
+    def has_place(self, number: int) -> bool:
+        """Return True if an engine has a place: not while its node is gone and no other is free."""
         return self.node(number) is not None
 
     def node(self, number: int) -> str | None:
-        """Id of the node where an engine has its place, or None while it has none."""
+        """Return the id of the node where an engine has its place; None while it has none."""
         own = self._own.get(number)
         return self._node(self._placement, number) if own is None else self._node(own, 0)
 
@@ -144,26 +145,26 @@ class EngineLauncher:
         nodes: dict[int, str] = placement_group_table(place).get("bundles_to_node_id", {})
         return nodes.get(bundle) or None
 
-    def give_up(self, place: PlacementGroup) -> None:
-        """Ask for a place no longer, or give it back."""
+    def release_place(self, place: PlacementGroup) -> None:
+        """Withdraw the request for a place, or give a reserved place back."""
         remove_placement_group(place)
 
     def end(self, number: int, handle: Any) -> None:
-        """End an engine's process and give back what was its own.
+        """End an engine's process and give back the engine's own placement group.
 
-        A bundle of the run's placement group stays with the run, which Ray cannot divide.
+        A bundle of the run's placement group stays with the run, because Ray cannot divide a group.
         """
         ray.kill(handle)
         if (own := self._own.pop(number, None)) is not None:
             remove_placement_group(own)
 
-    def room(self) -> Room:
-        """What is free at this moment, node by node, where an engine may stand."""
-        beside = self._beside()
+    def free_places(self) -> FreePlaces:
+        """Return the resources that are free now on every node where an engine may run."""
+        required = self._required_node()
         names = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
         free = {
             f"{names[node]} ({node[:8]})": resources
             for node, resources in available_resources_per_node().items()
-            if node in names and beside in (None, node)
+            if node in names and required in (None, node)
         }
-        return Room.of(self.shape, free)
+        return FreePlaces.of(self.shape, free)

@@ -1,12 +1,13 @@
-"""Who belongs to the rollout engines of a running job: engines join, leave, die and come back.
+"""Let rollout engines join and leave a running job, die and come back.
 
-A job wants a number of engines: that of the configuration, up to `rollout.max_engines` where the
-cluster has room, or what `ballast scale` asked for since. For each that is missing a place is asked
-of Ray; a node that joins the cluster gives it, and an autoscaler adds a node for it. An engine that
-joins takes the way of one that was restarted (`recovery.py`): it samples when the learner's weights
-are attested in it. One that leaves is given nothing more, finishes what it holds, and ends.
+A job has a wanted number of engines: that of the configuration, up to `rollout.max_engines` where
+the cluster has free resources, or the number of the last `ballast scale`. For each missing engine a
+place is requested from Ray; a node that joins the cluster provides it, and an autoscaler adds a
+node for it. An engine that joins starts like one that was restarted (`recovery.py`): it samples
+when the learner's weights are attested in it. An engine that leaves is given no more prompts,
+finishes the groups that it holds, and ends.
 
-`maintain` is called by the pool whenever it waits. It never waits itself.
+Runs in the driver: the pool calls `maintain` whenever the pool waits. `maintain` never waits.
 """
 
 from __future__ import annotations
@@ -35,23 +36,23 @@ MAX_DEATHS = 3  # of one engine without a finished group in between, before it i
 
 @dataclass(frozen=True, kw_only=True)
 class _PendingPlaces:
-    """Engines that a request adds, all of them or none."""
+    """Places of the engines that a request adds, all of them or none."""
 
     places: Sequence[Any]
     deadline: float
 
 
 class Membership:
-    """The engines of a job.
+    """Engines that belong to a job.
 
     Args:
-        pool: gives them prompts.
-        workers: their processes, under the same numbers.
-        launcher: starts and places them.
-        recovery: loads and admits them.
-        requests: where requests come in.
+        pool: gives the engines prompts.
+        workers: the processes of the engines, under the same numbers.
+        launcher: starts and places engines.
+        recovery: loads and admits engines.
+        requests: delivers requests for another number of engines.
         config: of the run.
-        say: takes a line of news.
+        print_line: takes a line of news.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Membership:
         self._next_number = config.rollout.num_engines
         self._request: ScaleRequest | None = None
         self._awaited: _PendingPlaces | None = None  # of the request
-        self._standing: list[Any] = []  # places asked for whenever there may be room
+        self._requested: list[Any] = []  # from Ray, for missing engines
         self._joining: set[int] = set()  # not yet admitted for the first time
         self._leaving: dict[int, float] = {}  # number -> when it is waited for no longer
         self._endings = Endings(launcher)
@@ -79,11 +80,11 @@ class Membership:
 
     @property
     def staying(self) -> list[int]:
-        """Engines that nobody asked to leave, whatever their health."""
+        """Engines that are not asked to leave, of any health."""
         return [number for number in self._pool.engines if number not in self._leaving]
 
     def maintain(self) -> None:
-        """Do what can be done at this moment for who joins, leaves or died.
+        """Take every step that is possible now for engines that join, leave or died.
 
         Raises:
             EnginesLostError: fewer are left than `rollout.min_engines`.
@@ -131,7 +132,7 @@ class Membership:
         if more > 0:
             timeouts = self._config.cluster.timeouts
             limit_s = timeouts.start_s if self._config.cluster.autoscaled else timeouts.place_s
-            places = [self._launcher.ask() for _ in range(more)]
+            places = [self._launcher.request_place() for _ in range(more)]
             self._awaited = _PendingPlaces(places=places, deadline=now + limit_s)
             self._places_checked = now - CHECK_PLACES_EVERY_S
         else:
@@ -141,8 +142,8 @@ class Membership:
         change = f"engines: {have} -> {request.engines}"
         self._requests.answer(request, "working", f"{change}; the run goes on")
 
-    def _why_not(self, request: ScaleRequest) -> str | None:
-        """What makes a request impossible from the start, or None."""
+    def _reason_to_refuse(self, request: ScaleRequest) -> str | None:
+        """Return the reason why a request is impossible from the start, or None."""
         config, more = self._config, request.engines - len(self.staying)
         if config.cluster.colocated:
             return (
@@ -151,12 +152,14 @@ class Membership:
             )
         if request.engines < 1:
             return f"{counted(request.engines, 'engine')}: a run needs at least one"
-        if more > 0 and self._launcher.transport == "ipc":
-            return "rollout.transport=ipc reaches engines on the learner's GPU only; choose nccl"
+        transport = self._launcher.transport
+        if more > 0 and not transport.may_grow:
+            growing = any_of(row for row in TRANSPORTS if row.may_grow)
+            return f"rollout.transport={transport.name} {transport.limit}; choose {growing}"
         if more > 0 and not config.cluster.autoscaled:
-            room = self._launcher.room()
-            if room.count < more:
-                return room.refuses(more)
+            free = self._launcher.free_places()
+            if free.count < more:
+                return free.describe_shortage(more)
         return None
 
     def _conclude(self) -> None:
@@ -171,7 +174,7 @@ class Membership:
         self._request = None
 
     def _refuse(self, why: str) -> None:
-        """Give the request up; what it has done so far stays."""
+        """Answer the request with a refusal; engines that it has added or removed stay so."""
         if self._request is not None:
             self._requests.answer(self._request, "refused", why)
             self._request = None
@@ -184,24 +187,24 @@ class Membership:
             self._fill(self._awaited, now)
         if self._request is not None:
             return
-        while len(self.staying) + len(self._standing) < self._wanted:
-            self._standing.append(self._launcher.ask())
-        given = [place for place in self._standing if self._launcher.given(place)]
-        self._standing = [place for place in self._standing if place not in given]
-        for place in given:
+        while len(self.staying) + len(self._requested) < self._wanted:
+            self._requested.append(self._launcher.request_place())
+        reserved = [place for place in self._requested if self._launcher.is_reserved(place)]
+        self._requested = [place for place in self._requested if place not in reserved]
+        for place in reserved:
             self._join(place)
 
     def _fill(self, awaited: _PendingPlaces, now: float) -> None:
         assert self._request is not None
-        if all(self._launcher.given(place) for place in awaited.places):
+        if all(self._launcher.is_reserved(place) for place in awaited.places):
             self._wanted, self._awaited = self._request.engines, None
             for place in awaited.places:
                 self._join(place)
         elif now > awaited.deadline:
             self._awaited = None
             for place in awaited.places:
-                self._launcher.give_up(place)
-            self._refuse(self._launcher.room().refuses(len(awaited.places)))
+                self._launcher.release_place(place)
+            self._refuse(self._launcher.free_places().describe_shortage(len(awaited.places)))
 
     def _join(self, place: Any) -> None:
         number, self._next_number = self._next_number, self._next_number + 1
@@ -212,21 +215,21 @@ class Membership:
         self._print_line(f"rollout engine {number} joins")
 
     def _drop_joining(self, number: int, why: str) -> None:
-        """One that joins and can't start is not tried again: the others do without it."""
+        """Remove an engine that joins and can't start; the job goes on without it."""
         self._joining.discard(number)
         self._end(number)
         self._wanted = len(self.staying)
         self._refuse(f"rollout engine {number} could not join: {why}")
 
     def _withdraw(self) -> None:
-        for place in self._standing:
-            self._launcher.give_up(place)
-        self._standing = []
+        for place in self._requested:
+            self._launcher.release_place(place)
+        self._requested = []
 
     # ---- leaving ----
 
     def _choose_leaving(self, count: int) -> list[int]:
-        """Those that sample nothing first, then the youngest."""
+        """Return the engines that shall leave: first those that sample nothing, then the newest."""
         engines = self._pool.engines
         return sorted(self.staying, key=lambda n: (engines[n].health.samples, -n))[:count]
 
@@ -284,7 +287,7 @@ def membership_of(
         fleet.pool,
         fleet.workers,
         fleet.rewards,
-        stands=fleet.launcher.stands,
+        has_place=fleet.launcher.has_place,
         republish=republish,
         start_s=timeouts.start_s,
         place_s=timeouts.place_s,

@@ -1,14 +1,14 @@
-"""The driver's side of the rollout workers: groups out, finished groups in, no token in between.
+"""Submit groups to the rollout workers and collect finished groups, without touching a token.
 
-`submit` takes groups, which go to the workers as `routing` says; `poll` returns groups as they
-finish, in any order. A worker that holds groups has one `collect` call open, which doubles as its
-heartbeat and says how its engine fares. The trajectories stay in the object store; a finished group
-is its metadata and the place of its rows.
+`submit` takes groups, which `routing` divides among the workers; `poll` returns groups as they
+finish, in any order. A worker that holds groups has one `collect` call open, which is also its
+heartbeat and reports the load of its engine. Runs in the driver. The trajectories stay in the
+object store; a finished group is its metadata and the place of its rows.
 
 A worker that dies, or whose heartbeat stops, loses its unfinished groups to the others, which
-sample them again with the same seeds. Bringing it back needs the learner's weights, and so does an
-engine that joins: the owner of the pool gives it a `maintain`, which every waiting `poll` calls
-first.
+sample these groups again with the same seeds. A dead worker and an engine that joins need the
+learner's weights, which the pool doesn't have: the owner of the pool sets `maintain`, which every
+waiting `poll` calls first.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from workers.failures import worker_error
 from workers.rollout.worker import RolloutWorker
 from workers.worker_group import WorkerError, WorkerGroup, is_death
 
-HEARTBEAT_S = 5.0  # how long a worker may hold an open `collect` without a finished group
+HEARTBEAT_S = 5.0  # longest that a worker may hold an open `collect` without a finished group
 HEARTBEATS_PER_S = 20.0  # of all workers: each costs the driver about a millisecond
 CHECK_HEARTBEATS_EVERY_S = 1.0
 NO_ENGINE_WAIT_S = 0.2  # how long a poll waits while no engine samples
@@ -42,14 +42,14 @@ class EnginesLostError(WorkerError):
 
 
 class RolloutPool:
-    """All rollout engines as one.
+    """Pool of all rollout engines.
 
-    `engines` holds what is known of each, by its number; `maintain`, which the owner sets, brings
-    dead ones back and lets engines join and leave, and returns at once.
+    `engines` holds a record of each engine, by its number; `maintain`, which the owner sets, brings
+    dead engines back and lets engines join and leave, and returns at once.
 
     Args:
         group: the workers.
-        silence_s: a worker that does not answer its heartbeat for so long is killed.
+        silence_s: a worker without an answer for this long, in seconds, is killed.
         together: groups submitted at once are sampled in one batch, so that equal submissions give
             equal bits; for schedules in which nothing else is in flight then.
         concurrency: where the limit of every engine starts; None sets none, as `together` needs.
@@ -90,12 +90,12 @@ class RolloutPool:
 
     @property
     def heartbeat_s(self) -> float:
-        """How long a worker may take to say that it lives: longer where there are many."""
+        """Longest wait for a heartbeat in seconds: longer where there are many workers."""
         shared = len(self._group) / HEARTBEATS_PER_S
         return max(HEARTBEAT_S, min(shared, self._silence_s / 4))
 
     def metrics(self) -> dict[str, float]:
-        """How the engines fare, since the start of the job."""
+        """Return load and health of the engines, and counts since the start of the job."""
         loads = [engine.load for engine in self.engines.values()]
         limits = [limit for n in self.sampling() if (limit := self._routing.limit(n)) is not None]
         return {
@@ -110,16 +110,16 @@ class RolloutPool:
         }
 
     def sampling(self) -> list[int]:
-        """Numbers of the engines that may be given prompts."""
+        """Return the numbers of the engines that may be given prompts."""
         return [number for number, engine in self.engines.items() if engine.health.samples]
 
     def submit(self, requests: Sequence[GroupRequest]) -> None:
-        """Give groups out, as many as the engines may hold; returns at once."""
+        """Queue groups, send as many as the engines may hold, and return at once."""
         self._routing.add(requests)
         self._assign_groups(self.sampling())
 
     def abort(self, group_ids: Sequence[str]) -> None:
-        """Give groups up, which frees their slots; `poll` never returns them."""
+        """Abort groups, which frees their slots; `poll` never returns them."""
         for number, held in self._routing.withdraw(group_ids).items():
             self._group.send(number, bind(RolloutWorker.abort, held))
             if self.engines[number].health.samples:
@@ -139,7 +139,9 @@ class RolloutPool:
             engine.collecting, engine.answered = True, self._clock()
 
     def poll(self, *, wait: bool = True) -> list[RolloutGroup]:
-        """Groups that finished, possibly none; waits a heartbeat at most, or not at all.
+        """Return the groups that finished, possibly none.
+
+        Waits `HEARTBEAT_S` at most; without `wait`, not at all.
 
         Raises:
             WorkerError: when a worker keeps dying, or sampling fails for another reason; only where
@@ -223,7 +225,7 @@ class RolloutPool:
                 engine.apply(Event.SILENT)
 
     def lose(self, number: int, why: str) -> None:
-        """Take note that an engine is dead; its unfinished groups are sampled again elsewhere."""
+        """Record that an engine died; other engines sample its unfinished groups again."""
         engine = self.engines[number]
         engine.apply(Event.DIED)
         engine.loss_reason = why
@@ -240,7 +242,7 @@ class RolloutPool:
         self.lose(number, why)
 
     def loss_report(self, number: int) -> str:
-        """How often an engine died without finishing a group, and why the last time."""
+        """Describe the deaths of an engine since its last finished group, with the last reason."""
         engine = self.engines[number]
         return (
             f"rollout engine {number} died {counted(engine.deaths, 'time')} without finishing "
@@ -261,16 +263,16 @@ class RolloutPool:
         self._assign_groups(self.sampling())
 
     def add(self, number: int) -> None:
-        """Know of one more engine of the group, which has yet to start and to be admitted."""
+        """Add a record of one more engine of the group, which is not yet started and admitted."""
         joining = EngineRecord(answered=self._clock(), health=Health.RESTARTING)
         self.engines[number] = joining
 
     def retire(self, number: int) -> None:
-        """Give an engine no more prompts; it goes on with those that it holds."""
-        self.engines[number].see(Event.LEAVE)
+        """Stop giving an engine prompts; the engine finishes the groups that it holds."""
+        self.engines[number].apply(Event.LEAVE)
 
     def idle(self, number: int) -> bool:
-        """Whether an engine holds no group."""
+        """Return True if an engine holds no group."""
         return self._routing.outstanding(number) == 0
 
     def remove(self, number: int) -> None:
@@ -284,7 +286,7 @@ class RolloutPool:
                 raise EnginesLostError(f"{self.loss_report(number)}; nobody is there to restart it")
 
     def wait(self, group_ids: Sequence[str]) -> list[RolloutGroup]:
-        """Exactly these groups, once all are finished; others are kept for the next `poll`."""
+        """Wait for exactly these groups; keep others that finish for the next `poll`."""
         wanted = set(group_ids)
         found: list[RolloutGroup] = []
         others: list[RolloutGroup] = []

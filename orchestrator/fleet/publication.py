@@ -1,10 +1,11 @@
-"""Publication: the learner's weights into every engine, and the proof that they arrived.
+"""Publish the learner's weights to every engine, and prove that the weights arrived.
 
-The learner sends; then each engine says which version it has, what arrived, and how likely it finds
-a fixed probe, and the learner says the same of itself. `Attestation` compares, and a disagreement
-ends the run with the names of the tensors. In float32 the tolerance is a number of the
+The learner sends; then each engine reports its version, the tensors that arrived, and its log-probs
+of a fixed probe, and the learner reports its own log-probs. `Attestation` compares, and a
+disagreement ends the run with the names of the tensors. In float32 the tolerance is a number of the
 configuration; in other types it is the gap that was measured before the first step, when both sides
-held the same weights for certain, times a factor.
+held the same weights for certain, times a factor. Runs in the driver, which holds no weight: the
+transports are in `workers.weight_sync`.
 """
 
 from __future__ import annotations
@@ -34,28 +35,27 @@ from workers.worker_group import WorkerError, WorkerGroup, is_death, divide
 
 PROBE_PROMPTS = 8
 PROBE_TOKENS = 64  # of each prompt, at most
-COLLECTIVE = ("gloo", "nccl")  # transports in which every engine waits for the others
 INNER_SHARE = 0.9  # of the limit, for the learner's own waits: who is behind one, it knows best
 PLAUSIBLE_NOISE = 0.2  # mean |gap| of log-probs above which no arithmetic type explains it
 
 
 class Publishing(Protocol):
-    """What the training loop asks of whoever spreads its weights."""
+    """Publication of weights, as the training loop calls it."""
 
     def begin(self, version: int) -> dict[str, float]:
-        """Bring whoever samples to the learner's present weights, before the first step."""
+        """Publish the learner's present weights before the first step; return metrics."""
 
     def publish(self, version: int, *, stepped: bool) -> dict[str, float]:
-        """Spread the learner's weights under the label `version`; metrics.
+        """Publish the learner's weights under the label `version`; return metrics.
 
         Args:
             version: one more than the last.
-            stepped: whether the optimizer changed anything since.
+            stepped: True if the optimizer changed the weights since.
         """
 
 
 class Publisher:
-    """All publications of a run: `Publishing` to its engines."""
+    """Publisher of the learner's weights to all engines of a run: a `Publishing`."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Publisher:
     def _connect(self, numbers: list[int]) -> None:
         rollout, fleet = self._config.rollout, self._fleet
         to = Destination(
-            transport=fleet.launcher.transport,
+            transport=fleet.launcher.transport.name,
             dtype=rollout.dtype,
             engines=fleet.workers.only(numbers),
             nodes={number: fleet.launcher.node(number) or f"of {number}" for number in numbers},
@@ -105,21 +105,21 @@ class Publisher:
         self._connected = list(numbers)
 
     def publish(self, version: int, *, stepped: bool) -> dict[str, float]:
-        """Send the learner's weights to all engines under the label `version`.
+        """Send the learner's weights to all engines under the label `version`; return metrics.
 
         Args:
             version: one more than the last.
-            stepped: whether the optimizer changed anything since.
+            stepped: True if the optimizer changed the weights since.
 
         Raises:
             AttestationError: with the names of the tensors.
-            WorkerError: when a rank or an engine does not answer.
+            WorkerError: a rank or an engine does not answer.
         """
         self._version, self._stepped = version, stepped or self._stepped
         return self.republish()
 
     def republish(self) -> dict[str, float]:
-        """Give the last version to all engines that run, and admit those that had none yet.
+        """Send the last version to all running engines, and admit those that had none yet.
 
         With no engine there is nothing to do: the first that starts is given the last version.
 
@@ -180,7 +180,12 @@ class Publisher:
         return list(answers)
 
     def _send(self, numbers: list[int]) -> tuple[PublishReport, list[EngineEvidence], list[float]]:
-        """What the sender, every engine that lives, and the learner say of a publication."""
+        """Send the weights and collect the evidence of their arrival.
+
+        Returns:
+            The sender's report, the evidence of every living engine, and the learner's log-probs of
+            the probe, prompt after prompt.
+        """
         learner = self._learner
         rollouts = self._fleet.workers.only(numbers)
         self._colocation.receive()
@@ -209,7 +214,7 @@ class Publisher:
         ]
         return report, evidence, list(chain.from_iterable(own.result()[0]))
 
-    def _judge(
+    def _attest(
         self,
         report: PublishReport,
         engines: list[EngineEvidence],
@@ -237,13 +242,13 @@ class Publisher:
         }
 
     def _diagnose(self, report: PublishReport) -> Callable[[int], Mapping[str, str]]:
-        def ask(engine_id: int) -> Mapping[str, str]:
+        def diagnose_engine(engine_id: int) -> Mapping[str, str]:
             expected = {name: list(value) for name, value in report.fingerprints.items()}
             diagnose = bind(RolloutWorker.diagnose, expected)
             asked = self._fleet.workers.start_one(engine_id, diagnose, timeout_s=self._limit_s)
             return asked.result()[0]
 
-        return ask
+        return diagnose_engine
 
     def _choose_probe(self) -> list[list[int]]:
         prompts = [self._prompts[row].prompt for row in range(len(self._prompts))[:PROBE_PROMPTS]]

@@ -1,9 +1,9 @@
-"""Bringing rollout engines to life: load, publish, attest, and only then sample.
+"""Start rollout engines, new or dead ones: load, publish, attest, and only then sample.
 
-Ray constructs a dead worker anew under its old handle, on another node if need be. What it holds
-then are the weights of the model folder, as in an engine that joins the job, so neither samples
-anything before the learner's are attested in it. `maintain` does what can be done at this moment
-and returns; the other engines go on sampling, and training goes on with them.
+Ray constructs a dead worker anew under its old handle, on another node if need be. The worker then
+holds the weights of the model folder, as an engine that joins the job does, so neither samples
+before the learner's weights are attested in it. Runs in the driver. `maintain` takes every step
+that is possible now and returns; the other engines go on sampling, and training goes on with them.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ UNPUBLISHED = -1  # the label of weights that no learner gave
 
 @dataclass(kw_only=True)
 class _Start:
-    """An engine that loads, or whose process waits for a place."""
+    """Start of an engine that loads, or whose process waits for a place."""
 
     pending: Pending[str]
     since: float
-    unplaced: bool = False  # and everybody was told
+    unplaced: bool = False  # for longer than the limit, and a line was printed
 
 
 class EngineRecovery:
-    """Starts engines and admits those that have started.
+    """Recovery of engines: starts them, and admits those that have started.
 
     Args:
         pool: the engines.
-        workers: their processes, under the same numbers.
+        workers: the processes of the engines, under the same numbers.
         rewards: the workers that engines call for scores.
-        stands: whether an engine has a place on the cluster.
+        has_place: tells if an engine has a place on the cluster.
         republish: gives the learner's present weights, attested, to all engines that run.
         start_s: longest wait for an engine to load.
         place_s: longest wait for a place before the run is told to go on without the engine.
-        say: takes a line of news.
+        print_line: takes a line of news.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class EngineRecovery:
         workers: WorkerGroup[RolloutWorker],
         rewards: WorkerGroup[RewardWorker],
         *,
-        stands: Callable[[int], bool],
+        has_place: Callable[[int], bool],
         republish: Callable[[], object],
         start_s: float,
         place_s: float,
@@ -65,10 +65,11 @@ class EngineRecovery:
         self._starting: dict[int, _Start] = {}
 
     def maintain(self) -> dict[int, str]:
-        """Start what is dead, and admit what has started, all of it with one publication.
+        """Start dead engines, and admit all started engines with one publication.
 
         Returns:
-            Why engines could not start, by number; they are dead until somebody else is asked.
+            The reasons why engines could not start, by number. The caller removes such an engine,
+            or reports its loss to the pool, after which the next call starts it again.
 
         Raises:
             EnginesLostError: none has a place.
@@ -81,10 +82,10 @@ class EngineRecovery:
                 self.begin(number)
         failed: dict[int, str] = {}
         for number in list(self._starting):
-            if (why := self._look(number)) is not None:
+            if (why := self._check_start(number)) is not None:
                 failed[number] = why
         self._admit()
-        self._judge()
+        self._check_any_engine_left()
         return failed
 
     def _admit(self) -> None:
@@ -98,26 +99,26 @@ class EngineRecovery:
 
     @property
     def unplaced(self) -> set[int]:
-        """Engines whose process has had no place for longer than they are waited for."""
+        """Engines whose process has had no place for longer than `place_s`."""
         return {number for number, start in self._starting.items() if start.unplaced}
 
     def begin(self, number: int) -> None:
-        """Let an engine load; returns at once."""
+        """Begin to load an engine, and return at once."""
         start = bind(RolloutWorker.start, UNPUBLISHED, self._rewards)
         pending = self._workers.start_one(number, start, timeout_s=self._start_s)
         since = self._starting[number].since if number in self._starting else time.monotonic()
         self._starting[number] = _Start(pending=pending, since=since)
 
     def forget(self, number: int) -> None:
-        """The engine is gone for good."""
+        """Forget an engine that left the job."""
         self._starting.pop(number, None)
 
-    def _look(self, number: int) -> str | None:
-        """Take note of how far an engine is; why it failed, if it did."""
+    def _check_start(self, number: int) -> str | None:
+        """Check the start of an engine; return the reason of a failure, or None."""
         start = self._starting[number]
         seconds = time.monotonic() - start.since
         if not start.pending.ready():
-            return self._wait_on(number, start, seconds)
+            return self._check_time_limits(number, start, seconds)
         try:
             start.pending.result()
         except WorkerError as error:
@@ -127,15 +128,15 @@ class EngineRecovery:
             del self._starting[number]
             return str(error)
         del self._starting[number]
-        self._pool.engines[number].see(Event.STARTED)
+        self._pool.engines[number].apply(Event.STARTED)
         return None
 
-    def _wait_on(self, number: int, start: _Start, seconds: float) -> str | None:
+    def _check_time_limits(self, number: int, start: _Start, seconds: float) -> str | None:
         if start.unplaced or seconds > self._place_s:
-            stands = self._stands(number)
-            if stands and start.unplaced:
+            has_place = self._has_place(number)
+            if has_place and start.unplaced:
                 start.unplaced, start.since = False, time.monotonic()
-            elif not stands and not start.unplaced:
+            elif not has_place and not start.unplaced:
                 start.unplaced = True
                 self._print_line(
                     f"rollout engine {number} has no place on the cluster any more; "
@@ -146,8 +147,11 @@ class EngineRecovery:
         del self._starting[number]
         return f"rollout.start, engine {number}: no answer in {self._start_s:g} s"
 
-    def _judge(self) -> None:
-        """Wait for a lost engine as long as another samples, or one may soon."""
+    def _check_any_engine_left(self) -> None:
+        """Raise EnginesLostError where every engine is without a place.
+
+        While another engine samples, or may sample soon, a lost one is waited for.
+        """
         if self.unplaced and self.unplaced == set(self._pool.engines):
             raise EnginesLostError(
                 f"no rollout engine is left: none of {sorted(self.unplaced)} had a place on the "

@@ -1,9 +1,9 @@
-"""Which engine samples which group: a pure account of who holds what, and of what waits.
+"""Route groups to engines: a pure account of the groups that engines hold, and of those that wait.
 
-Groups go to the engine with the least outstanding samples among those below their limit; what
-exceeds every limit waits here, so that it goes to whichever engine is free first. A group stays on
-one engine with all its siblings and turns, whose prefix that engine's cache holds. Nothing here
-calls an engine or knows whether one lives: `rollout_pool` does.
+Groups go to the engine with the least outstanding samples among those below their limit; groups
+above every limit wait here, so that each goes to the engine that is free first. A group stays on
+one engine with all its siblings and turns, whose prefix that engine's cache holds. Runs in the
+driver. Nothing here calls an engine or knows whether one lives: `pool.py` does.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from workers.data.requests import EngineLoad, GroupRequest
 
 
 class Routing:
-    """Groups in flight, by the number of the engine that holds them.
+    """Account of the groups in flight, by the number of the engine that holds them.
 
     Args:
-        concurrency: where the limit of an engine starts; None sets no limit.
+        concurrency: the first limit of an engine; None sets no limit.
     """
 
     def __init__(self, *, concurrency: Concurrency | None) -> None:
@@ -36,26 +36,26 @@ class Routing:
         return len(self._queue) + len(self._held)
 
     def outstanding(self, engine: int) -> int:
-        """Samples of unfinished groups that the engine holds."""
+        """Return the number of samples in the unfinished groups that the engine holds."""
         return self._outstanding[engine]
 
     def limit(self, engine: int) -> int | None:
-        """Samples that the engine may hold."""
+        """Return the number of samples that the engine may hold; None without a limit."""
         control = self._limits.get(engine, self._start)
         return None if control is None else control.limit
 
     def add(self, requests: Iterable[GroupRequest]) -> None:
-        """Groups to sample, behind those that wait already."""
+        """Queue groups to sample, behind those that wait already."""
         self._queue.extend(requests)
 
     def assign(self, engines: Iterable[int]) -> dict[int, list[GroupRequest]]:
-        """Give out what fits, oldest first.
+        """Assign waiting groups to engines below their limit, oldest group first.
 
         Args:
-            engines: who may sample.
+            engines: numbers of the engines that may sample.
 
         Returns:
-            Groups by the engine that is to begin them.
+            Groups by the number of the engine that is to begin them.
         """
         shares: dict[int, list[GroupRequest]] = {}
         if not self._queue:
@@ -76,7 +76,7 @@ class Routing:
         return shares
 
     def finish(self, group_id: str) -> bool:
-        """The group is no longer held; False where it was withdrawn before."""
+        """Remove a group from its engine; return False where the group was withdrawn before."""
         if group_id not in self._held:
             return False
         engine, request = self._held.pop(group_id)
@@ -84,7 +84,7 @@ class Routing:
         return True
 
     def withdraw(self, group_ids: Iterable[str]) -> dict[int, list[str]]:
-        """Forget groups; those that an engine holds, by engine, for it to abort."""
+        """Remove groups; return those that an engine holds, by engine, for the engine to abort."""
         unwanted = dict.fromkeys(group_ids)
         self._queue = deque(r for r in self._queue if r.group_id not in unwanted)
         held: dict[int, list[str]] = {}
@@ -109,13 +109,13 @@ class Routing:
     def orphan(self, engine: int) -> int:
         """Put what a dead engine held before all that waits; how many groups these are.
 
-        Its limit starts again, as the engine does.
+        The limit of the engine starts again, as the engine does.
         """
         self._limits.pop(engine, None)
         return self.requeue(engine, self._held)
 
     def observe(self, engine: int, load: EngineLoad) -> None:
-        """Move the engine's limit by what it reports, before its finished groups are taken off."""
+        """Move the engine's limit after a report, before its finished groups are taken off."""
         control = self._limits.get(engine, self._start)
         if control is not None:
             held = self._outstanding[engine]

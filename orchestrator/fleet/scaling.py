@@ -1,9 +1,10 @@
-"""How `ballast scale` and a running job talk: small files in the run's folder, each written once.
+"""Pass requests from `ballast scale` to a running job through small files in the run's folder.
 
 The command writes `scale/<id>.request.json`; the driver looks for it while it waits for engines and
 between steps, and writes `scale/<id>.answer.json`, anew as the work goes on. Every file appears
-whole, by renaming. Together they are the record of who joined and left. What a request means is
-`membership.py`'s.
+whole, by renaming. Together the files record all requests for more or fewer engines. Runs in the
+command's process (`request_engines`) and in the driver (`ScaleRequests`). Engines are added and
+removed in `membership.py`.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 FOLDER = "scale"
-ASK_EVERY_S = 0.5
+POLL_EVERY_S = 0.5
 ENDED = ("done", "refused")
 
 
 class ScaleRefusedError(ValueError):
-    """The job goes on as it was; the message says why."""
+    """Refusal of a request: the job goes on as it was, and the message gives the reason."""
 
 
 class NoAnswerError(RuntimeError):
-    """The job did not answer in time."""
+    """Lack of an answer from the job in time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleRequest:
-    """How many engines the job shall have."""
+    """Request for a number of engines, which the job shall have in all."""
 
     id: str
     engines: int
@@ -39,27 +40,29 @@ class ScaleRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleAnswer:
-    """What became of a request: working, done or refused, and a sentence."""
+    """State of a request: `status` is working, done or refused, `message` a sentence about it."""
 
     status: str
     message: str
 
 
-def ask(run_dir: Path, engines: int, *, timeout_s: float, say: Callable[[str], None]) -> str:
-    """Ask the job that writes `run_dir` for so many engines, and wait until it has them.
+def request_engines(
+    run_dir: Path, engines: int, *, timeout_s: float, print_line: Callable[[str], None]
+) -> str:
+    """Request a number of engines from the job that writes `run_dir`, and wait until it has them.
 
     Args:
-        run_dir: of a running job.
-        engines: how many it shall have.
-        timeout_s: longest wait; the driver answers between its steps.
-        say: takes what the job says meanwhile.
+        run_dir: folder of a running job.
+        engines: the number of engines that the job shall have.
+        timeout_s: longest wait, in seconds; the driver answers between its steps.
+        print_line: takes the job's messages in the meantime.
 
     Returns:
-        What the job did.
+        The job's last message.
 
     Raises:
-        ScaleRefusedError: it can't, and says why.
-        NoAnswerError: it does not say; the request is withdrawn if it was not begun.
+        ScaleRefusedError: the job refuses, with the reason.
+        NoAnswerError: no final answer came in time; the request is withdrawn if it was not begun.
     """
     if engines < 1:
         raise ScaleRefusedError(
@@ -77,9 +80,9 @@ def ask(run_dir: Path, engines: int, *, timeout_s: float, say: Callable[[str], N
         if answer is not None and answer.status in ENDED:
             break
         if answer is not None and answer != last:
-            say(answer.message)
+            print_line(answer.message)
         last = answer
-        time.sleep(ASK_EVERY_S)
+        time.sleep(POLL_EVERY_S)
     else:
         if last is None:
             (folder / f"{request.id}.request.json").unlink(missing_ok=True)
@@ -93,10 +96,10 @@ def ask(run_dir: Path, engines: int, *, timeout_s: float, say: Callable[[str], N
 
 
 class ScaleRequests:
-    """The driver's end, entered while the job runs.
+    """Inbox of the driver for requests, entered while the job runs.
 
     Args:
-        run_dir: of the job.
+        run_dir: folder of the job.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -112,7 +115,7 @@ class ScaleRequests:
         self._refuse_all("the job has ended")
 
     def next(self) -> ScaleRequest | None:
-        """The oldest request that was not handed out yet; costs one look at the folder."""
+        """Return the oldest request that was not returned before, or None; lists the folder."""
         for path in sorted(set(self._folder.glob("*.request.json")) - self._known):
             self._known.add(path)
             if (request := _read_request(path)) is not None:
@@ -120,12 +123,12 @@ class ScaleRequests:
         return None
 
     def answer(self, request: ScaleRequest, status: str, message: str) -> None:
-        """Say how far a request is."""
+        """Write the state of a request to its answer."""
         answer = ScaleAnswer(status=status, message=message)
         _write(self._folder / f"{request.id}.answer.json", asdict(answer))
 
     def _refuse_all(self, why: str) -> None:
-        """Answer what has no answer, or none that ends it."""
+        """Refuse every request without an answer, or without a final one."""
         for path in self._folder.glob("*.request.json"):
             self._known.add(path)
             request = _read_request(path)
@@ -135,7 +138,7 @@ class ScaleRequests:
 
 
 def _read_request(path: Path) -> ScaleRequest | None:
-    """A request; None for what somebody else put there, or has just withdrawn."""
+    """Return a request; None for a file that is no request, or was just withdrawn."""
     try:
         fields = json.loads(path.read_text())
         return ScaleRequest(id=str(fields["id"]), engines=int(fields["engines"]))

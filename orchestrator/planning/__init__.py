@@ -1,1 +1,1 @@
-"""Check a configuration before anything expensive starts, and say what it will cost."""
+"""Check a configuration before anything expensive starts, and describe the run's costs."""

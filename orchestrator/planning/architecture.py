@@ -1,4 +1,7 @@
-"""A model's sizes, from the configuration or from its folder, and how many parameters they make."""
+"""Read a model's sizes from the configuration or its folder, and count the model's parameters.
+
+Runs in the driver, for the plan and the doctor. Loads no weights.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ from conf.schema import ArchitectureConfig, ModelConfig
 
 
 def architecture_of(model: ModelConfig) -> ArchitectureConfig | None:
-    """The sizes that the configuration names, or those of the folder; None where neither is known.
+    """Return the sizes that the configuration names, or those of the folder; None without either.
 
     Raises:
-        ValueError: when the folder holds a model of other sizes than the configuration names.
+        ValueError: the folder holds a model of other sizes than the configuration names.
     """
     found = None if model.path is None else _read(Path(model.path) / "config.json")
     named = model.architecture
@@ -28,7 +31,7 @@ def architecture_of(model: ModelConfig) -> ArchitectureConfig | None:
 
 
 def _read(path: Path) -> ArchitectureConfig | None:
-    """Sizes from a Hugging Face `config.json` of a dense decoder."""
+    """Read sizes from a Hugging Face `config.json` of a dense decoder; None for another model."""
     if not path.is_file():
         return None
     record = json.loads(path.read_text())
@@ -52,7 +55,10 @@ def _read(path: Path) -> ArchitectureConfig | None:
 
 
 def num_parameters(model: ArchitectureConfig) -> int:
-    """P: embeddings, layers (attention, gated feed-forward, two norms) and the last norm."""
+    """Count the parameters P: embeddings, layers and the last norm.
+
+    A layer has attention, a gated feed-forward network and two norms.
+    """
     queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     attention = model.hidden_size * 2 * (queries + keys)
     if model.attention_bias:

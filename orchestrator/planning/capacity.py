@@ -1,107 +1,92 @@
-"""Whether the cluster that the configuration describes can hold the run: GPUs asked and had.
+"""Compare the GPUs of a run with those of the cluster that the configuration describes.
 
-Pure arithmetic on the configuration, for the plan and the dry run; what a running Ray really has is
-compared in `cluster.py`. Memory is `memory.py`'s.
+Pure arithmetic on the configuration, in the driver, for the plan and the dry run. The resources of
+a running Ray are compared in `placement.py`, memory in `memory.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from algorithms.algorithm import Algorithm
 from conf.schema import TrainConfig
+from conf.transports import AUTO, TRANSPORTS, Reach, Transport, any_of
 from orchestrator.planning import memory
 from orchestrator.planning.architecture import architecture_of
+from orchestrator.planning.roles import Place, PlannedRole, roles_of
 from orchestrator.telemetry.counting import counted
 from workers.engines.model.heads import check_heads
 
 
-def gpus_asked(
-    config: TrainConfig, *, references: bool, critic: bool = False
-) -> list[tuple[str, float]]:
-    """The terms of the sum: what for, and how many GPUs."""
-    rollout, cluster, ranks = config.rollout, config.cluster, config.learner.num_ranks
-    devices = rollout.tensor_parallel_size
-    terms = [
-        (
-            f"{counted(rollout.num_engines, 'engine')} x {counted(devices, 'device')} x "
-            f"{cluster.rollout.num_gpus:g}",
-            rollout.num_engines * devices * cluster.rollout.num_gpus,
-        ),
-        (
-            f"{counted(ranks, 'learner rank')} x {cluster.learner.num_gpus:g}",
-            ranks * cluster.learner.num_gpus,
-        ),
-    ]
-    if references:
-        terms.append(
-            (
-                f"{counted(ranks, 'reference rank')} x {cluster.reference.num_gpus:g}",
-                ranks * cluster.reference.num_gpus,
-            )
-        )
-    if critic and not cluster.critic.shared:
-        critics = config.critic.num_ranks
-        terms.append(
-            (
-                f"{counted(critics, 'critic rank')} x {cluster.critic.num_gpus:g}",
-                critics * cluster.critic.num_gpus,
-            )
-        )
+def gpus_asked(roles: Sequence[PlannedRole]) -> list[tuple[str, float]]:
+    """Return the terms of the sum: their text, and their GPUs.
+
+    Example: `[("4 engines x 1 device x 1", 4.0), ("4 learner ranks x 0.75", 3.0)]`.
+    """
+    terms = []
+    for role in roles:
+        if role.bundles and role.place is not Place.BESIDE_LEARNER:
+            count = counted(role.num_processes, f"{role.name} rank")
+            if role.name == "rollout":
+                engines = counted(role.num_processes, "engine")
+                count = f"{engines} x {counted(role.devices, 'device')}"
+            gpus = role.num_processes * role.devices * role.bundle_gpus
+            terms.append((f"{count} x {role.bundle_gpus:g}", gpus))
     return terms
 
 
-def needs_reference(config: TrainConfig, algorithm: Algorithm) -> bool:
-    """Whether the run has a reference role; beside an adapter the learner holds that policy."""
-    scored = "ref_logprobs" in algorithm.required_columns and not config.model.adapter.trains
-    return scored and config.trainer.learns
-
-
-def needs_critic(config: TrainConfig, algorithm: Algorithm) -> bool:
-    """Whether the run has a critic role."""
-    return algorithm.needs_critic and config.trainer.learns
-
-
-def transport(config: TrainConfig, *, one_node: bool) -> str:
-    """How weights reach the engines: as named, or as the places of the processes allow.
+def choose_transport(config: TrainConfig, *, one_node: bool) -> Transport:
+    """Choose the transport of weights: the named one, or the first that the places allow.
 
     Args:
         config: of the run.
-        one_node: whether learner and engines all stand on one node.
+        one_node: True if learner and engines are all on one node.
     """
+    named = config.rollout.named_transport
+    if named is not None:
+        return named
+    return next(row for row in TRANSPORTS if _allowed(row, config, one_node=one_node))
+
+
+def _allowed(row: Transport, config: TrainConfig, *, one_node: bool) -> bool:
+    """Return True where the places of learner and engines, and what is published, allow a row."""
     cluster, adapter = config.cluster, config.model.adapter
-    if config.rollout.transport != "auto":
-        return config.rollout.transport
-    by_itself = adapter.trains and adapter.publish == "adapter"  # small, and on the host
-    if by_itself or not (cluster.learner.num_gpus and cluster.rollout.num_gpus):
-        return "shm" if one_node else "gloo"
-    if cluster.colocated or cluster.num_nodes == cluster.gpus_per_node == 1:
-        return "ipc"
     engine, rank = cluster.rollout.num_gpus, cluster.learner.num_gpus
-    if engine + min(engine, rank) <= 1:  # Ray may put two on one GPU, which NCCL refuses
-        return "shm" if one_node else "gloo"
-    return "nccl"
+    on_gpus = engine > 0 and rank > 0
+    one_gpu = cluster.colocated or cluster.num_nodes == cluster.gpus_per_node == 1
+    reached = {Reach.DEVICE: one_gpu, Reach.NODE: one_node, Reach.ANY: True}[row.reach]
+    may_share = engine + min(engine, rank) <= 1  # Ray may put two on one GPU, which NCCL refuses
+    by_itself = adapter.trains and adapter.publish == "adapter"  # small, and on the host
+    return (
+        reached
+        and (on_gpus or not row.needs_cuda)
+        and not (row.uses_nccl and may_share)
+        and (row.carries_adapter or not by_itself)
+    )
 
 
-def planned_transport(config: TrainConfig) -> str:
-    """How weights will reach the engines, as far as that is known before anything has a place."""
-    return transport(config, one_node=config.cluster.num_nodes == 1 and not joins_elsewhere(config))
+def planned_transport(config: TrainConfig) -> Transport:
+    """Choose the transport as far as possible before any process has a place."""
+    return choose_transport(
+        config, one_node=config.cluster.num_nodes == 1 and not joins_elsewhere(config)
+    )
 
 
 def joins_elsewhere(config: TrainConfig) -> bool:
-    """Whether engines may join by themselves, on nodes that are not the learner's."""
+    """Return True if engines may join by themselves, on nodes other than the learner's."""
     return config.rollout.max_engines is not None and config.cluster.address is not None
 
 
 def check(config: TrainConfig, algorithm: Algorithm) -> None:
-    """Refuse more GPUs, wider engines or more memory than the described cluster has.
+    """Check that the described cluster can hold the run: GPUs, width of engines, memory.
 
     Raises:
-        ValueError: with the arithmetic and what to change.
+        ValueError: with the arithmetic and the setting to change.
     """
-    cluster, references = config.cluster, needs_reference(config, algorithm)
-    critic = needs_critic(config, algorithm)
+    cluster, roles = config.cluster, roles_of(config, algorithm)
     if cluster.gpus_per_node is not None:
         have = cluster.num_nodes * cluster.gpus_per_node
-        terms = gpus_asked(config, references=references, critic=critic)
+        terms = gpus_asked(roles)
         asked = sum(gpus for _, gpus in terms)
         if asked > have + 1e-6:
             raise ValueError(
@@ -120,22 +105,24 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
     model = architecture_of(config.model)
     if model is not None:
         check_heads(model.num_heads, model.num_kv_heads, config.learner.sequence_parallel_size)
-    named = planned_transport(config)
-    if named == "ipc" and (config.rollout.max_engines or 0) > config.rollout.num_engines:
+    chosen = planned_transport(config)
+    joins = (config.rollout.max_engines or 0) > config.rollout.num_engines
+    if joins and not chosen.may_grow:
         raise ValueError(
-            f"rollout.max_engines={config.rollout.max_engines}: weights go by ipc, which reaches "
-            f"engines on the learner's GPU only; choose another cluster= or rollout.transport"
+            f"rollout.max_engines={config.rollout.max_engines}: weights go by {chosen.name}, which "
+            f"{chosen.limit}; choose another cluster= or rollout.transport"
         )
-    if cluster.num_nodes > 1 and named in ("shm", "ipc"):
+    if cluster.num_nodes > 1 and chosen.reach is not Reach.ANY:
+        far = any_of(row for row in TRANSPORTS if row.reach is Reach.ANY)
         raise ValueError(
-            f"rollout.transport={named}: reaches engines of its own node only, and cluster="
-            f"{cluster.name} has {cluster.num_nodes} nodes; choose auto, nccl, or gloo without GPUs"
+            f"rollout.transport={chosen.name}: {chosen.limit}, and cluster={cluster.name} has "
+            f"{cluster.num_nodes} nodes; choose {AUTO}, {far}"
         )
-    memory.check(config, references=references, critic=critic)
+    memory.check(config, roles)
 
 
 def _check_context(config: TrainConfig) -> None:
-    """Refuse sequences longer than the model's own context, where it is known."""
+    """Raise ValueError where sequences exceed the model's own context, if that is known."""
     model = architecture_of(config.model)
     longest = config.rollout.max_model_len
     if model is not None and longest > model.context:
@@ -146,13 +133,12 @@ def _check_context(config: TrainConfig) -> None:
 
 
 def describe(config: TrainConfig, algorithm: Algorithm) -> str:
-    """GPUs asked and had, then what each role keeps on its GPU."""
-    cluster, references = config.cluster, needs_reference(config, algorithm)
-    critic = needs_critic(config, algorithm)
-    asked = sum(gpus for _, gpus in gpus_asked(config, references=references, critic=critic))
+    """Describe the GPUs of run and cluster, then the memory of each role on its GPU."""
+    cluster, roles = config.cluster, roles_of(config, algorithm)
+    asked = sum(gpus for _, gpus in gpus_asked(roles))
     text = f"{cluster.name}, {counted(asked, 'GPU')}"
     if cluster.gpus_per_node is not None:
         text += f" of {counted(cluster.num_nodes, 'node')} x {cluster.gpus_per_node}"
     if cluster.gpu_memory_gib is not None:
         text += f", {cluster.gpu_memory_gib:g} GiB each"
-    return "\n".join([text, *memory.describe(config, references=references, critic=critic)])
+    return "\n".join([text, *memory.describe(config, roles)])

@@ -1,8 +1,8 @@
-"""What a run needs of every GPU, computed from sizes alone: no weights, no GPU, nothing started.
+"""Estimate the memory of a run on every GPU from sizes alone: no weights, no GPU, no process.
 
-Not a measurement: an estimate of what must be there at once, good enough to refuse a cluster that
-can't hold the run and to say by how much. Data flows from the configuration and a model's
-architecture to bytes per process, and from there to `plan`.
+Runs in the driver. Not a measurement: an estimate of the bytes that a GPU holds at once, good
+enough to refuse a cluster that can't hold the run and to print the shortage. Data flows from the
+configuration and a model's architecture to bytes per process, and from there to `plan`.
 
 Legend: P parameters, N ranks, T tokens of a micro-batch on one rank, L layers, h hidden size, i
 feed-forward size, q = heads x head_dim, k = key/value heads x head_dim.
@@ -10,11 +10,13 @@ feed-forward size, q = heads x head_dim, k = key/value heads x head_dim.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from conf.schema import AdapterConfig, ArchitectureConfig, TrainConfig
 from orchestrator.planning.architecture import architecture_of, num_parameters
+from orchestrator.planning.roles import PlannedRole
 from orchestrator.telemetry.counting import counted
 from workers.engines.model.head_rows import head_bytes
 
@@ -30,11 +32,11 @@ RESTING = {"rollout": ("reserve",), "learner": ("weights", "gradients", "reserve
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What one process keeps on its GPU.
+    """Memory of one process on its GPU.
 
     Attributes:
         role: rollout, learner, reference or critic.
-        parts: what -> bytes.
+        parts: name of a part -> bytes.
     """
 
     role: str
@@ -42,11 +44,11 @@ class Share:
 
     @property
     def total(self) -> float:
-        """Bytes."""
+        """Sum of all parts, in bytes."""
         return sum(self.parts.values())
 
     def resting(self) -> Share:
-        """What stays on the GPU while a colocated role is not at work."""
+        """Return the share that stays on the GPU while a colocated role does not work."""
         kept = {name: size for name, size in self.parts.items() if name in RESTING[self.role]}
         return Share(role=self.role, parts=kept)
 
@@ -56,9 +58,10 @@ class Share:
 
 
 def num_trained(config: TrainConfig, model: ArchitectureConfig) -> int:
-    """Parameters with a gradient: all, or A and B beside every linear layer, (in + out) x rank.
+    """Count the parameters with a gradient.
 
-    An adapter on fewer layers is counted as one on all of them.
+    All of them, or with an adapter A and B beside every linear layer, (in + out) x rank. An adapter
+    on fewer layers is counted as one on all of them.
     """
     adapter = config.model.adapter
     if not adapter.trains:
@@ -70,15 +73,16 @@ def num_trained(config: TrainConfig, model: ArchitectureConfig) -> int:
 
 
 def kv_bytes_per_token(model: ArchitectureConfig, config: TrainConfig) -> float:
-    """Keys and values of one token on one device of an engine."""
+    """Return the bytes of one token's keys and values on one device of an engine."""
     heads = max(1.0, model.num_kv_heads / config.rollout.tensor_parallel_size)
     element = ELEMENT_BYTES[config.rollout.dtype]
     return 2 * model.num_layers * heads * model.head_dim * element
 
 
 def layer_bytes_per_token(model: ArchitectureConfig, element: int) -> float:
-    """What autograd saves of one layer for every token: norms in float32, the rest in `element`.
+    """Return the bytes that autograd saves for one token in one layer.
 
+    Norms are float32, all other tensors have elements of `element` bytes.
     Two norms keep their input, their output and its cast, the feed-forward network four tensors of
     size i, attention seven of size q (with keys and values repeated to all heads).
     """
@@ -91,7 +95,7 @@ def layer_bytes_per_token(model: ArchitectureConfig, element: int) -> float:
 def policy_share(
     config: TrainConfig, model: ArchitectureConfig, *, num_ranks: int, trains: bool
 ) -> Share:
-    """One rank of the learner, or of a policy that only scores.
+    """Return the share of one rank of the learner, or of a policy that only scores.
 
     Weights, gradients and AdamW's moments are float32. From stage 1 on DeepSpeed keeps a second
     float32 copy of the partition that it steps.
@@ -131,9 +135,10 @@ def policy_share(
 
 
 def critic_share(config: TrainConfig, model: ArchitectureConfig) -> Share:
-    """One rank of the critic: a learner of its own settings, of the policy's architecture.
+    """Return the share of one rank of the critic.
 
-    Its ranks never share a micro-batch, and all of its weights train.
+    The critic is estimated as a learner with settings of its own and the policy's architecture. The
+    critic's ranks never share a micro-batch, and all of its weights train.
     """
     names = [item.name for item in fields(config.learner) if hasattr(config.critic, item.name)]
     own = {name: getattr(config.critic, name) for name in names}
@@ -145,7 +150,7 @@ def critic_share(config: TrainConfig, model: ArchitectureConfig) -> Share:
 
 
 def engine_share(config: TrainConfig, model: ArchitectureConfig) -> Share:
-    """One device of an engine."""
+    """Return the share of an engine on one of its devices."""
     rollout = config.rollout
     weights = ELEMENT_BYTES[rollout.dtype] * num_parameters(model) / rollout.tensor_parallel_size
     return Share(
@@ -158,32 +163,38 @@ def engine_share(config: TrainConfig, model: ArchitectureConfig) -> Share:
     )
 
 
+def share_of(config: TrainConfig, model: ArchitectureConfig, role: str) -> Share:
+    """Return the share of one process of a role.
+
+    Args:
+        config: of the run.
+        model: sizes of the policy.
+        role: rollout, learner, reference or critic.
+    """
+    if role == "rollout":
+        return engine_share(config, model)
+    if role == "critic":
+        return critic_share(config, model)
+    trains = role == "learner"
+    return policy_share(config, model, num_ranks=config.learner.num_ranks, trains=trains)
+
+
 def shares(
-    config: TrainConfig, model: ArchitectureConfig, *, references: bool, critic: bool = False
+    config: TrainConfig, model: ArchitectureConfig, roles: Sequence[PlannedRole]
 ) -> list[Share]:
-    """One process of every role that owns a part of a GPU."""
-    cluster, ranks = config.cluster, config.learner.num_ranks
-    found = []
-    if cluster.rollout.num_gpus:
-        found.append(engine_share(config, model))
-    if cluster.learner.num_gpus:
-        found.append(policy_share(config, model, num_ranks=ranks, trains=True))
-    if cluster.reference.num_gpus and references:
-        found.append(policy_share(config, model, num_ranks=ranks, trains=False))
-    if critic and config.cluster.gpus_of("critic", critic=critic):
-        found.append(critic_share(config, model))
-    return found
+    """Return the share of one process of every role that owns a part of a GPU."""
+    return [share_of(config, model, role.name) for role in roles if role.num_gpus]
 
 
-def check(config: TrainConfig, *, references: bool, critic: bool = False) -> None:
-    """Refuse what a GPU of `cluster.gpu_memory_gib` can't hold.
+def check(config: TrainConfig, roles: Sequence[PlannedRole]) -> None:
+    """Check that a GPU of `cluster.gpu_memory_gib` can hold the roles that share it.
 
-    Roles with less than a whole GPU share one, so what they keep is added; of colocated roles, what
-    engines and learner keep in each other's turn. Nothing is checked where
-    the GPU's memory or the model's sizes are unknown.
+    Roles with less than a whole GPU share one, so their memory is added; for colocated roles, the
+    memory of each turn. Nothing is checked where the GPU's memory or the model's sizes are unknown,
+    except the key/value cache, which needs the model's sizes alone.
 
     Raises:
-        ValueError: with the arithmetic and what to change.
+        ValueError: with the arithmetic and the setting to change.
     """
     model, have = architecture_of(config.model), config.cluster.gpu_memory_gib
     if model is None:
@@ -191,11 +202,11 @@ def check(config: TrainConfig, *, references: bool, critic: bool = False) -> Non
     _check_cache(config, model)
     if have is None:
         return
-    present = shares(config, model, references=references, critic=critic)
-    cluster = config.cluster
-    shared = [share for share in present if cluster.gpus_of(share.role, critic=critic) < 1]
+    present = shares(config, model, roles)
+    fractional = {role.name for role in roles if role.num_gpus < 1}
+    shared = [share for share in present if share.role in fractional]
     at_once = [*([share] for share in present if share not in shared), shared]
-    if cluster.colocated:
+    if config.cluster.colocated:
         at_once = [
             [share.resting() if share.role == role else share for share in present]
             for role in ("rollout", "learner")
@@ -223,7 +234,7 @@ def _check_cache(config: TrainConfig, model: ArchitectureConfig) -> None:
 
 
 def _remedy(config: TrainConfig, model: ArchitectureConfig, together: list[Share]) -> str:
-    """The fewest settings of the learner that make it fit, tried in the order of their price."""
+    """Find the fewest settings of the learner with which the roles fit, in the order of price."""
     have = (config.cluster.gpu_memory_gib or 0.0) * GIB
     if all(share.role == "rollout" for share in together):
         return (
@@ -232,10 +243,10 @@ def _remedy(config: TrainConfig, model: ArchitectureConfig, together: list[Share
         )
     engines = sum(share.total for share in together if share.role == "rollout")
     learner, changes = config.learner, dict[str, Any]()
-    ladder: list[dict[str, Any]] = [{"gradient_checkpointing": True}, {"zero_stage": 3}]
-    ladder += [{"num_ranks": learner.num_ranks * 2**k} for k in range(1, 11)]
-    for rung in ladder:
-        changes |= {name: value for name, value in rung.items() if getattr(learner, name) != value}
+    candidates: list[dict[str, Any]] = [{"gradient_checkpointing": True}, {"zero_stage": 3}]
+    candidates += [{"num_ranks": learner.num_ranks * 2**k} for k in range(1, 11)]
+    for more in candidates:
+        changes |= {name: value for name, value in more.items() if getattr(learner, name) != value}
         # The critic takes these settings from the learner, unless it was given its own.
         trial = replace(
             config,
@@ -243,14 +254,7 @@ def _remedy(config: TrainConfig, model: ArchitectureConfig, together: list[Share
             critic=replace(config.critic, **changes),
         )
         total = engines + sum(
-            critic_share(trial, model).total
-            if share.role == "critic"
-            else policy_share(
-                trial,
-                model,
-                num_ranks=trial.learner.num_ranks,
-                trains=share.role == "learner",
-            ).total
+            share_of(trial, model, share.role).total
             for share in together
             if share.role != "rollout"
         )
@@ -260,13 +264,15 @@ def _remedy(config: TrainConfig, model: ArchitectureConfig, together: list[Share
     return "Choose a smaller model=, or a cluster= with larger GPUs"
 
 
-def describe(config: TrainConfig, *, references: bool, critic: bool = False) -> list[str]:
-    """One line per role with a GPU, and what its key/value cache holds; empty where unknown."""
+def describe(config: TrainConfig, roles: Sequence[PlannedRole]) -> list[str]:
+    """Describe each role with a GPU, and the capacity of an engine's cache, in a line each.
+
+    Returns no line where the model's sizes are unknown.
+    """
     model = architecture_of(config.model)
     if model is None:
         return []
-    present = shares(config, model, references=references, critic=critic)
-    lines = [str(share) for share in present]
+    lines = [str(share) for share in shares(config, model, roles)]
     longest = kv_bytes_per_token(model, config) * config.rollout.max_model_len
     if lines and config.cluster.rollout.num_gpus:
         fit = config.rollout.kv_cache_gib * GIB / longest

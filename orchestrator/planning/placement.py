@@ -1,39 +1,40 @@
-"""What a run asks of Ray: the resources of every process, and whether the cluster has them.
+"""Compute the resources that a run reserves from Ray, and check that the cluster has them.
 
-A bundle is what one process gets; a shared critic is the exception, two processes in one bundle,
-and so are colocated roles.
-`capacity.py` does the same sum on the configuration, before Ray is asked.
+A bundle holds the resources of one process; a critic beside the learner is the exception, two
+processes in one bundle, and so are colocated roles. Runs in the driver, once Ray runs; launches no
+process. `capacity.py` computes the same sum from the configuration, before Ray is asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
 
 from conf.schema import TrainConfig
+from orchestrator.planning.roles import PlannedRole
 from orchestrator.telemetry.counting import counted
 
 
 class PlacementError(ValueError):
-    """The cluster can't hold the run; the message shows the arithmetic."""
+    """Lack of resources for the run on the cluster; the message shows the arithmetic."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
-    """How many more processes of one shape the cluster could hold, and the sum that says so."""
+class FreePlaces:
+    """Number of further processes of one shape that the cluster could hold, with its arithmetic."""
 
     count: int
     shape: Mapping[str, float]
     free: Mapping[str, Mapping[str, float]]  # by node, of the kinds in `shape`
 
     @classmethod
-    def of(cls, shape: Mapping[str, float], free: Mapping[str, Mapping[str, float]]) -> Room:
-        """Count what fits.
+    def of(cls, shape: Mapping[str, float], free: Mapping[str, Mapping[str, float]]) -> FreePlaces:
+        """Count the processes that fit, node by node.
 
         Args:
-            shape: resources of one process, which stands on one node.
+            shape: resources of one process, which runs on one node.
             free: resources by node.
         """
         kinds = {node: {kind: have.get(kind, 0.0) for kind in shape} for node, have in free.items()}
@@ -43,8 +44,8 @@ class Room:
         )
         return cls(count=sum(fits), shape=shape, free=kinds)
 
-    def refuses(self, wanted: int) -> str:
-        """Why `wanted` processes find no place, as arithmetic."""
+    def describe_shortage(self, wanted: int) -> str:
+        """Describe as arithmetic why `wanted` processes find no place."""
         nodes = ", ".join(f"{amounts(have)} on {node}" for node, have in self.free.items())
         return (
             f"needs {wanted} x {amounts(self.shape)}, the cluster has room for {self.count}: "
@@ -53,50 +54,30 @@ class Room:
 
 
 def amounts(resources: Mapping[str, float]) -> str:
-    """`{CPU: 1, GPU: 2}`."""
+    """Format resources such as `{CPU: 1, GPU: 2}`."""
     return "{" + ", ".join(f"{kind}: {amount:g}" for kind, amount in resources.items()) + "}"
 
 
-def bundles(
-    config: TrainConfig, *, num_ranks: int, num_references: int, num_critics: int = 0
-) -> list[dict[str, float]]:
-    """Resources of every process: engines, learner ranks, reference ranks, critic ranks.
+def bundles(roles: Sequence[PlannedRole]) -> list[dict[str, float]]:
+    """Return the resources of every bundle, each the sum over the processes that run in it.
 
-    A shared critic has no bundle of its own: its rank r takes half of the GPU of learner rank r,
-    in that rank's bundle, which is as many CPUs larger. Colocated roles share: bundle k is for
-    engine k, learner rank k and reference rank k.
+    Example: one engine and two learner ranks, with one critic rank beside the first of them, are
+    `[{"CPU": 1, "GPU": 1}, {"CPU": 2, "GPU": 0.5}, {"CPU": 1, "GPU": 0.5}]`.
     """
-    cluster = config.cluster
-    shared = num_critics if cluster.critic.shared else 0
-    roles = [
-        (config.rollout.num_engines, cluster.rollout, config.rollout.tensor_parallel_size),
-        (num_ranks, cluster.learner, 1),
-        (num_references, cluster.reference, 1),
-        (num_critics - shared, cluster.critic, 1),
-    ]
-    if cluster.colocated:
-        return [
-            {
-                "CPU": sum(role.num_cpus for count, role, _ in roles if k < count),
-                "GPU": sum(role.num_gpus for count, role, _ in roles if k < count),
-            }
-            for k in range(config.rollout.num_engines)
-        ]
-    wanted = [
-        {"CPU": role.num_cpus, "GPU": role.num_gpus * devices}
-        for count, role, devices in roles
-        for _ in range(count)
-    ]
-    for rank in range(shared):
-        wanted[config.rollout.num_engines + rank]["CPU"] += cluster.critic.num_cpus
+    count = max((role.bundles.stop for role in roles), default=0)
+    wanted = [{"CPU": 0.0, "GPU": 0.0} for _ in range(count)]
+    for role in roles:
+        for number in role.bundles:
+            wanted[number]["CPU"] += role.num_cpus
+            wanted[number]["GPU"] += role.bundle_gpus * role.devices
     return wanted
 
 
 def check_resources(config: TrainConfig, wanted: list[dict[str, float]]) -> None:
-    """Refuse a run that the cluster can't hold.
+    """Check that Ray has the resources of all bundles.
 
     Raises:
-        PlacementError: with what is wanted, what there is, and what to lower.
+        PlacementError: with the wanted and the present resources, and the setting to lower.
     """
     have = ray.cluster_resources()
     for kind in ("GPU", "CPU"):

@@ -1,4 +1,7 @@
-"""The launch plan: the batch arithmetic and the placement of a run, as text. Starts nothing."""
+"""Check a run before its launch, and describe its batch arithmetic and placement as text.
+
+Runs in the driver, and for a job also on the user's machine. Starts nothing.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,15 @@ from algorithms.rewards import OverlongPenalty
 from conf import precision
 from conf.schema import AdapterConfig, RoleConfig, TrainConfig
 from orchestrator.planning import capacity
+from orchestrator.planning.roles import roles_of
 from orchestrator.telemetry.counting import counted
 
 
 def check(config: TrainConfig, algorithm: Algorithm) -> None:
-    """What configuration and algorithm must agree on.
+    """Check that configuration and algorithm agree.
 
     Raises:
-        ValueError: names the values and the remedy.
+        ValueError: they disagree; the message names the values and the remedy.
     """
     if not config.trainer.learns:
         capacity.check(config, algorithm)
@@ -62,7 +66,7 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
 
 
 def _check_critic(config: TrainConfig, algorithm: Algorithm) -> None:
-    """A critic that nothing reads, or settings of one that does not exist."""
+    """Raise ValueError for a critic whose values nothing reads, or settings without a critic."""
     if algorithm.needs_critic and "values" not in algorithm.credit_columns:
         raise ValueError(
             f"algorithm={algorithm.name} trains a critic ({algorithm.value_loss!r}) whose values "
@@ -92,7 +96,7 @@ PRODUCED = frozenset(
 
 
 def _notes(config: TrainConfig, algorithm: Algorithm) -> list[str]:
-    """What is allowed and may surprise."""
+    """Return notes about settings that are allowed and may surprise."""
     budget = config.rollout.sampling.max_new_tokens
     return [
         f"reward_shaping.{key} never applies: responses have at most {budget} tokens, its ramp "
@@ -127,13 +131,13 @@ def _adapter(adapter: AdapterConfig) -> str:
 
 
 def describe(config: TrainConfig, algorithm: Algorithm) -> str:
-    """What would run, in a dozen lines."""
+    """Describe the run in about a dozen lines."""
     trainer, rollout, schedule = config.trainer, config.rollout, config.schedule
     sequences = config.sequences_per_step
     rows = [
         ("run", f"{config.run_name}, {counted(trainer.total_steps, 'step')}, seed {config.seed}"),
         *(_algorithm_rows(algorithm) if trainer.learns else []),
-        ("roles", ", ".join(_roles(config, algorithm))),
+        ("roles", ", ".join(role.title for role in roles_of(config, algorithm))),
         ("model", config.model.path or f"{config.model.name} (built on first use)"),
         ("data", config.data.train_path or f"{config.data.name} (generated on first use)"),
         (
@@ -166,31 +170,13 @@ def _algorithm_rows(algorithm: Algorithm) -> list[tuple[str, str]]:
     ]
 
 
-def _roles(config: TrainConfig, algorithm: Algorithm) -> list[str]:
-    """Every role that is launched, and where the less obvious ones live."""
-    cluster = config.cluster
-    roles = [] if config.rollout.replay.replays else ["rollout", "reward"]
-    if not config.trainer.learns:
-        return roles
-    roles.append("learner")
-    if config.trainer.num_updates > 1 or "old_logprobs" in algorithm.credit_columns:
-        roles.append(f"actor ({cluster.actor.placement} with the learner)")
-    if capacity.needs_reference(config, algorithm):
-        roles.append("reference")
-    elif "ref_logprobs" in algorithm.required_columns:
-        roles.append("reference (the learner with its adapter switched off)")
-    if algorithm.needs_critic:
-        roles.append(f"critic ({'beside the learner' if cluster.critic.shared else 'dedicated'})")
-    return roles
-
-
 def _rollout(config: TrainConfig) -> str:
     rollout = config.rollout
     if rollout.replay.replays:
         return f"no engine: the record of {rollout.replay.folder}"
     weights = "the model's weights"
     if config.trainer.learns:
-        weights = f"weights by {capacity.planned_transport(config)}"
+        weights = f"weights by {capacity.planned_transport(config).name}"
     return (
         f"{counted(rollout.num_engines, 'engine')} x "
         f"{counted(rollout.tensor_parallel_size, 'device')}, "
@@ -199,7 +185,7 @@ def _rollout(config: TrainConfig) -> str:
 
 
 def _learner_rows(config: TrainConfig, algorithm: Algorithm) -> list[tuple[str, str]]:
-    """The arithmetic of an update, who computes it, and what may surprise."""
+    """Return the rows of the learner: updates, ranks, adapter, critic and notes."""
     trainer, learner = config.trainer, config.learner
     sequences, updates = config.sequences_per_step, trainer.updates_per_step
     return [
@@ -223,7 +209,7 @@ def _learner_rows(config: TrainConfig, algorithm: Algorithm) -> list[tuple[str, 
 
 
 def _arithmetic(dtype: str, role: RoleConfig) -> str:
-    """Return a type, and what speaks for or against it on this machine."""
+    """Return a type, with the reason for or against it on this machine."""
     why = precision.reason(dtype, role.num_gpus)
     return f"{dtype} ({why})" if why else dtype
 
@@ -233,13 +219,13 @@ def _oversample(config: TrainConfig) -> str:
     if schedule.oversample == 1:
         return ""
     begun = math.ceil(schedule.oversample * config.trainer.prompts_per_step)
-    fate = {"keep": "keep", "again": "begin again", "drop": "drop"}[schedule.leftover]
+    verb = {"keep": "keep", "again": "begin again", "drop": "drop"}[schedule.leftover]
     begun_for = f"{counted(begun, 'group')} begun for {config.trainer.prompts_per_step}"
-    return f"; {begun_for}, {fate} the slowest"
+    return f"; {begun_for}, {verb} the slowest"
 
 
 def _share_of_rows(config: TrainConfig) -> str:
-    """Say how many rows of an update each rank gets, or each group of ranks that share theirs."""
+    """Describe the number of rows of an update per rank, or per group of ranks that share rows."""
     learner = config.learner
     owners, size = learner.num_data_parallel, learner.sequence_parallel_size
     owner = "rank" if size == 1 else f"group of {size} ranks"
@@ -264,7 +250,7 @@ def _critic(config: TrainConfig) -> str:
 
 
 def _profile(config: TrainConfig) -> str | None:
-    """Describe in one line which steps are profiled; None where none is."""
+    """Describe the profiled steps in one line; None where no step is profiled."""
     settings = config.learner.profile
     if not settings.steps:
         return None

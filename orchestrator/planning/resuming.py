@@ -1,8 +1,8 @@
-"""Whether a run that is resumed is still the same run: model, roles, and algorithm key by key.
+"""Check that a resumed run is still the same run: model, roles, and algorithm key by key.
 
-Reads the `config.yaml` that the run wrote; starts nothing. Optimizer moments, a reference and
-adapted coefficients belong to the algorithm that made them, and an override that was not repeated
-would change the run without a word.
+Reads the `config.yaml` that the run wrote. Runs in the driver, before the plan is printed; starts
+nothing. Optimizer moments, a reference and adapted coefficients belong to the algorithm that made
+them, and without these checks a forgotten override would change the run without a word.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ ADAPTER_KEYS = ("name", "rank", "alpha", "target_modules")  # of what the weight
 
 
 def check_same_model(config: TrainConfig) -> None:
-    """Refuse to go on in the folder of a run of another model, or of another adapter beside it.
+    """Raise ValueError where the run's folder belongs to another model, or to another adapter.
 
     Raises:
-        ValueError: names the folder and both models; the folder is as it was.
+        ValueError: the message names the folder and both models; the folder is as it was.
     """
     run_dir = Path(config.output_dir).absolute() / config.run_name
     saved = run_dir / "config.yaml"
@@ -48,12 +48,12 @@ def check_same_model(config: TrainConfig) -> None:
 
 
 def check_same_roles(config: TrainConfig) -> None:
-    """Refuse to go on with engines where a recording was trained, or with a learner where none was.
+    """Raise ValueError where the run had other roles: engines or a recording, a learner or none.
 
-    The ledger of one says nothing that the other could go on from.
+    The ledger of a run of one kind has no state from which a run of the other kind could go on.
 
     Raises:
-        ValueError: names the folder, the key and both values.
+        ValueError: the message names the folder, the key and both values.
     """
     run_dir = Path(config.output_dir).absolute() / config.run_name
     saved = run_dir / "config.yaml"
@@ -70,10 +70,10 @@ def check_same_roles(config: TrainConfig) -> None:
 
 
 def check_same_algorithm(raw: DictConfig, config: TrainConfig) -> None:
-    """Refuse to go on with another algorithm than the run's, unless told to.
+    """Raise ValueError where the run had another algorithm, except under `resume=changed`.
 
     Raises:
-        ValueError: names the file, the keys and both values.
+        ValueError: the message names the file, the keys and both values.
     """
     saved = Path(config.output_dir).absolute() / config.run_name / "config.yaml"
     if config.resume != "auto" or not saved.exists():
@@ -99,7 +99,7 @@ def _shown(values: dict[str, Any], key: str) -> str:
 
 
 def _plain(node: Any) -> dict[str, Any]:
-    """Dotted key -> value of every leaf; an empty mapping is no leaf."""
+    """Map the dotted key of every leaf to its value; an empty mapping is no leaf."""
 
     def walk(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         for key, value in tree.items():

@@ -1,4 +1,7 @@
-"""From configuration to the settings of each engine: the only place where both are known."""
+"""Turn the configuration into the settings of each engine: the only module that imports both.
+
+Runs in the driver. Starts no engine: the settings are arguments of the workers.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from workers.rollout.group_play import EarlyStop
 def vllm_settings(
     config: TrainConfig, model_path: str, *, engine_id: int, transport: str
 ) -> VLLMSettings:
-    """What rollout engine number `engine_id` is told, which gets its weights by `transport`."""
+    """Return the settings of engine number `engine_id`, which gets its weights by `transport`."""
     rollout, timeouts = config.rollout, config.cluster.timeouts
     recompute_kv = config.schedule.kv_cache == "recompute"
     return VLLMSettings(
@@ -41,7 +44,7 @@ def vllm_settings(
 
 
 def policy_settings(config: TrainConfig, model_path: str, *, trains: bool) -> ZeroSettings:
-    """What a rank of the learner, or of a policy that only scores, is told."""
+    """Return the settings of a rank of the learner, or of a policy that only scores."""
     learner, reference = config.learner, config.reference
     return ZeroSettings(
         model=model_path,
@@ -60,7 +63,7 @@ def policy_settings(config: TrainConfig, model_path: str, *, trains: bool) -> Ze
 
 
 def critic_settings(config: TrainConfig, critic_path: str) -> ZeroSettings:
-    """What a rank of the critic is told."""
+    """Return the settings of a rank of the critic."""
     critic = config.critic
     return ZeroSettings(
         model=critic_path,
@@ -78,13 +81,13 @@ def critic_settings(config: TrainConfig, critic_path: str) -> ZeroSettings:
 
 
 def early_stop(config: TrainConfig, algorithm: Algorithm) -> EarlyStop | None:
-    """When the engines may spare a group the rest of its samples; never where nothing is set."""
+    """Return the rule by which engines skip the rest of a group's samples; None if not set."""
     samples = config.rollout.early_stop_samples
     return EarlyStop(settled=algorithm.settled, min_samples=samples) if samples else None
 
 
 def adapter_settings(config: TrainConfig) -> LoraSettings | None:
-    """The learner's adapter, or None where its own weights train."""
+    """Return the settings of the learner's adapter; None where all weights train."""
     adapter = config.model.adapter
     if not adapter.trains:
         return None
@@ -99,7 +102,7 @@ def adapter_settings(config: TrainConfig) -> LoraSettings | None:
 
 
 def _adapter_slots(config: TrainConfig, model_path: str) -> dict[str, Any]:
-    """What an engine keeps free for an adapter that is published by itself."""
+    """Return the slots that an engine reserves for an adapter which is published by itself."""
     adapter = adapter_settings(config)
     if adapter is None or adapter.publish == "merged":
         return {}
@@ -108,7 +111,7 @@ def _adapter_slots(config: TrainConfig, model_path: str) -> dict[str, Any]:
 
 
 def optimizer_settings(config: TrainConfig) -> OptimizerSettings:
-    """The learner's optimizer, whose schedule ends with the run."""
+    """Return the settings of the learner's optimizer, whose schedule ends with the run."""
     trainer = config.trainer
     steps = trainer.total_steps - config.critic.warmup_steps
     return _optimizer(config.learner.optimizer, total_steps=steps * trainer.num_updates)

@@ -1,7 +1,7 @@
-"""The run's inputs on disk: the model folder and the prompt files, built on first use.
+"""Prepare the run's inputs on disk: the model folder and the prompt files, built on first use.
 
-`model.build` and `data.build` name functions that write into a folder and skip what is done;
-everything that can be refused about the inputs is refused here, before a process starts.
+`model.build` and `data.build` name functions that write into a folder and skip finished files. All
+checks of the inputs are made here, in the driver, before a process starts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Sources:
     """Checked inputs of a run."""
 
     model_path: Path
-    critic_path: Path  # what a critic starts from
+    critic_path: Path  # the model from which a critic starts
     train: PromptSet
     heldout: PromptSet | None
 
@@ -33,9 +33,9 @@ def prepare(config: TrainConfig) -> Sources:
     """Build or find the model and the prompts.
 
     Raises:
-        ValueError: on a model folder without weights or without the layers to adapt, a stop token
-            or string that its tokenizer lacks, a missing column, an empty or unreadable Parquet
-            file; names the path and the remedy.
+        ValueError: a model folder without weights or without the layers to adapt, a stop token or
+            string that its tokenizer lacks, a missing column, an empty or unreadable Parquet file;
+            the message names the path and the remedy.
     """
     model_path = model_folder(config.model)
     check_context(model_path, config.rollout.max_model_len)
@@ -54,7 +54,11 @@ def prepare(config: TrainConfig) -> Sources:
 
 
 def model_folder(config: ModelConfig) -> Path:
-    """The policy's Hugging Face folder, with config, weights and tokenizer."""
+    """Return the policy's Hugging Face folder, with config, weights and tokenizer.
+
+    Raises:
+        ValueError: one of them is missing.
+    """
     path = Path(instantiate(config.build) if config.path is None else config.path).absolute()
     if not path.is_dir():
         raise ValueError(f"model.path={path} is not a folder; give a local Hugging Face folder")
@@ -71,7 +75,7 @@ def model_folder(config: ModelConfig) -> Path:
 
 
 def check_context(model_path: Path, max_model_len: int) -> None:
-    """Refuse a context longer than the model's own."""
+    """Raise ValueError where `max_model_len` exceeds the model's own context, in tokens."""
     record = json.loads((model_path / "config.json").read_text())
     limit = record.get("max_position_embeddings")
     if limit is not None and max_model_len > limit:
@@ -82,7 +86,7 @@ def check_context(model_path: Path, max_model_len: int) -> None:
 
 
 def check_sequence_parallel(model_path: Path, size: int) -> None:
-    """Refuse ranks that share a micro-batch but cannot share the model's heads."""
+    """Raise ValueError where `size` ranks of one micro-batch can't share the model's heads."""
     record = json.loads((model_path / "config.json").read_text())
     record = record.get("text_config", record)
     num_heads = record.get("num_attention_heads")
@@ -91,7 +95,7 @@ def check_sequence_parallel(model_path: Path, size: int) -> None:
 
 
 def check_vocabulary(critic_path: Path, model_path: Path) -> None:
-    """Refuse a critic that does not know every token of the policy."""
+    """Raise ValueError where the critic's vocabulary lacks tokens of the policy's."""
     if not (critic_path / "config.json").exists():
         raise ValueError(
             f"critic.model={critic_path} has no config.json; give a local Hugging Face folder, or "
@@ -110,7 +114,7 @@ def check_vocabulary(critic_path: Path, model_path: Path) -> None:
 
 
 def prompt_sets(config: DataConfig) -> tuple[PromptSet, PromptSet | None]:
-    """Training and held-out prompts."""
+    """Return the training prompts, and the held-out prompts or None; build them if need be."""
     train_path, eval_path = config.train_path, config.eval_path
     if train_path is None:
         folder = Path(instantiate(config.build))

@@ -25,7 +25,7 @@ from orchestrator.fleet.pool import RolloutPool
 from orchestrator.loop import Loop
 from orchestrator.outputs import Outputs
 from orchestrator.planning import architecture
-from orchestrator.planning.capacity import needs_reference
+from orchestrator.planning.roles import Place, role_named, roles_of
 from orchestrator.rehearsal.engines import SimulatedEngines
 from orchestrator.rehearsal.learner import (
     Devices,
@@ -137,15 +137,15 @@ class Rehearsal:
         stage, width = config.learner.zero_stage, config.learner.sequence_parallel_size
         ranks = self._ranks(self.learner, cost, zero_stage=stage, width=width)
         policy, reference = SimulatedPolicy(ranks, self._measured()), None
-        if needs_reference(config, algorithm):
-            cluster = config.cluster
-            shared = cluster.learner.num_gpus + cluster.reference.num_gpus <= 1
+        planned = role_named(roles_of(config, algorithm), "reference")
+        if planned is not None and planned.place is Place.IN_LEARNER:
+            reference = policy  # with its adapter switched off
+        elif planned is not None:
+            shared = config.cluster.learner.num_gpus + planned.num_gpus <= 1
             own = self.learner if shared else self._own_devices("reference")
             stage = config.reference.stage(config.learner)
             ranks = self._ranks(own, cost, zero_stage=stage, width=width)
             reference = SimulatedPolicy(ranks, {})
-        elif "ref_logprobs" in algorithm.required_columns:
-            reference = policy  # with its adapter switched off
         pool = RolloutPool(
             self.engines,
             silence_s=config.cluster.timeouts.engine_s,
@@ -191,9 +191,11 @@ class Rehearsal:
 
     def _critic(self, cost: SequenceCost) -> Critic | None:
         config = self._config
-        if not self._algorithm.needs_critic:
+        planned = role_named(roles_of(config, self._algorithm), "critic")
+        if planned is None:
             return None
-        own = self.learner if config.cluster.critic.shared else self._own_devices("critic")
+        beside = planned.place is Place.BESIDE_LEARNER
+        own = self.learner if beside else self._own_devices("critic")
         group = SimulatedCritic(self._ranks(own, cost, zero_stage=config.critic.zero_stage))
         return Critic(group=group, algorithm=self._algorithm, config=config, cost=cost)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from algorithms.algorithm import Algorithm
 from conf.schema import TrainConfig
-from orchestrator.cluster.critic_group import Answers, ValueFunction
+from orchestrator.cluster.critic_group import PendingAnswers, ValueFunction
 from orchestrator.step.batch import StepBatch, plan_updates
 from orchestrator.step.partition import SequenceCost
 from workers.data.plans import RankPlan, StepRows
@@ -25,7 +25,7 @@ from workers.data.plans import RankPlan, StepRows
 class Fit:
     """Updates of the critic in one step, which have begun."""
 
-    pending: Answers
+    pending: PendingAnswers
 
     def result(self) -> dict[str, float]:
         """Wait for all ranks; return the metrics, which are the same on every rank."""

@@ -46,7 +46,7 @@ class Progress:
             self._live.stop()
             self._live = None
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print one line above the table."""
         self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
@@ -60,7 +60,7 @@ class Progress:
                 f"{head} {cell}"
                 for (head, _, _), cell in zip(COLUMNS, self._cells(metrics), strict=True)
             ]
-            self.say(f"step {step}/{self._total}  " + "  ".join(cells))
+            self.print_line(f"step {step}/{self._total}  " + "  ".join(cells))
 
     @staticmethod
     def _cells(metrics: Mapping[str, float]) -> list[str]:

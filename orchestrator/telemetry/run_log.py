@@ -42,7 +42,7 @@ class RunLog:
         self.first_heldout = self.first_heldout or (step, result)
         self.last_heldout = (step, result)
         shown = "  ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())
-        self._progress.say(f"held-out at step {step}: {shown}")
+        self._progress.print_line(f"held-out at step {step}: {shown}")
 
     def __enter__(self) -> RunLog:
         return self

@@ -30,6 +30,7 @@ from conf.compose import compose
 from orchestrator.cluster.cluster import Cluster, Roles
 from orchestrator.fleet.colocation import Colocation
 from orchestrator.fleet.publication import Publisher
+from orchestrator.planning.roles import roles_of
 from orchestrator.planning.settings import vllm_settings
 from orchestrator.planning.sources import prepare
 from orchestrator.supply.producer import draw_settings
@@ -57,7 +58,11 @@ def running(overrides: list[str], *, with_policy: bool) -> Iterator[tuple[Any, A
             environment=instantiate(raw.environment, _convert_="all"),
             scorer=instantiate(raw.reward.scorer, _convert_="all"),
             version=0,
-            with_policy=with_policy,
+            planned=[
+                role
+                for role in roles_of(config, algorithm)
+                if with_policy or role.name in ("rollout", "reward")
+            ],
         )
         yield config, sources, roles
 
@@ -204,7 +209,7 @@ def compare_publication(overrides: list[str], rounds: int, engines: int) -> None
         own = [f"rollout.transport={transport}", f"rollout.num_engines={engines}"]
         with running([*overrides, *own], with_policy=True) as (config, sources, roles):
             if apart:  # every engine receives a copy of its own, as on other nodes
-                roles.launcher.node = lambda number: f"node of {number}"
+                roles.fleet.launcher.node = lambda number: f"node of {number}"
             colocation = Colocation(roles.fleet.workers, roles.learner.workers, config)
             publisher = Publisher(
                 roles.fleet,

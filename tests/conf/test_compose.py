@@ -72,7 +72,7 @@ def test_the_default_run_is_the_quickstart():
         ("rollout.max_engines=0", "max_engines=0: is below rollout.num_engines=1, which the run"),
         ("rollout.num_engines=many", "'many'"),
         ("learner.zero_stage=4", "learner.zero_stage=4: must be 0, 1, 2 or 3"),
-        ("rollout.transport=carrier_pigeon", "one of auto, shm, gloo, nccl, ipc"),
+        ("rollout.transport=carrier_pigeon", "one of auto, ipc, nccl, shm, gloo"),
         ("rollout.sampling.temperature=0", "positive temperature"),
         ("rollout.sampling.top_p=1.5", r"rollout.sampling.top_p=1.5: must be in \(0, 1\]"),
         ("trainer.updates_per_step=3", "must divide trainer.prompts_per_step=16"),
@@ -87,6 +87,14 @@ def test_the_default_run_is_the_quickstart():
         ("critic.updates_per_step=3", "must divide trainer.prompts_per_step=16"),
         ("critic.warmup_steps=20", "leaves none of trainer.total_steps=20 to the policy"),
         ("critic.num_ranks=2", "exceeds learner.num_ranks=1.*placement=dedicated"),
+        (
+            "cluster.actor.placement=shared",
+            "unknown key 'cluster.actor': the learner is the actor .*; leave the key out",
+        ),
+        (
+            ["rollout.max_engines=2", "rollout.transport=ipc"],
+            "transport=ipc reaches engines on the learner's GPU only; choose nccl, shm or gloo",
+        ),
         ("cluster.critic.placement=aside", "must be one of shared, dedicated"),
         ("learner.profile.ranks=[1]", r"profile.ranks=\[1\]: must be ranks of the learner, 0 to 0"),
         ("learner.profile.steps=[99]", r"profile.steps=\[99\]: must be steps of the run, 1 to"),
@@ -103,7 +111,7 @@ def test_the_default_run_is_the_quickstart():
 )
 def test_bad_values_are_named(override, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        compose([override])
+        compose([override] if isinstance(override, str) else override)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -130,6 +138,15 @@ def test_a_saved_configuration_reads_back(tmp_path):
     raw, config = compose(["experiment=tiny", "seed=7"])
     OmegaConf.save(raw, tmp_path / "config.yaml")
     assert complete(OmegaConf.load(tmp_path / "config.yaml"))[1] == config
+
+
+def test_a_saved_configuration_with_a_needless_key_says_why(tmp_path):
+    raw, _ = compose(["experiment=tiny"])
+    OmegaConf.save(raw, tmp_path / "config.yaml")
+    saved = OmegaConf.load(tmp_path / "config.yaml")
+    saved.cluster.actor = {"placement": "shared"}
+    with pytest.raises(ConfigError, match="'cluster.actor': the learner is the actor at the start"):
+        complete(saved)
 
 
 def test_every_shipped_key_is_read_by_code():

@@ -23,7 +23,8 @@ from ray.autoscaler._private.kuberay.autoscaling_config import (
 from conf.compose import compose
 from orchestrator.cli.parser import build_parser
 from orchestrator.planning import plan
-from orchestrator.planning.capacity import gpus_asked, needs_reference
+from orchestrator.planning.placement import bundles
+from orchestrator.planning.roles import roles_of
 
 ROOT = Path(__file__).parents[2]
 KUBERAY = ROOT / "deploy" / "kuberay"
@@ -181,14 +182,8 @@ def fits(config, algorithm, cluster):
         kind: sum(count * resources.get(kind, 0) for count, resources in have.values())
         for kind in ("CPU", "GPU")
     }
-    references = needs_reference(config, algorithm)
-    gpus = sum(count for _, count in gpus_asked(config, references=references))
-    ranks = config.learner.num_ranks
-    cpus = config.rollout.num_engines * config.cluster.rollout.num_cpus
-    cpus += ranks * (
-        config.cluster.learner.num_cpus + references * config.cluster.reference.num_cpus
-    )
-    return gpus <= most["GPU"] and cpus <= most["CPU"]
+    wanted = bundles(roles_of(config, algorithm))
+    return all(sum(bundle[kind] for bundle in wanted) <= most[kind] for kind in ("CPU", "GPU"))
 
 
 def test_the_pods_hold_the_run(overlay):

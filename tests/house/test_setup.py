@@ -28,11 +28,11 @@ def setup_venv() -> ModuleType:
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 def test_the_two_shares_are_the_file(setup_venv: ModuleType, kind: str):
     pins = setup_venv.read_pins(ROOT / "docker" / f"requirements-{kind}.txt")
-    first, second = setup_venv.shares(pins)
+    first, second = setup_venv.divide(pins)
     assert sorted(first + second) == sorted(pins)
     assert abs(len(first) - len(second)) <= 2
     assert first[0].startswith("torch==")
-    assert {"torch", "deepspeed"} <= {setup_venv.name_of(pin) for pin in first}
+    assert {"torch", "deepspeed"} <= {setup_venv.package_name(pin) for pin in first}
 
 
 def test_a_missing_cpu_torch_is_named_with_its_remedy(setup_venv: ModuleType, tmp_path: Path):
@@ -84,15 +84,15 @@ def test_a_clone_at_a_path_where_tools_fail_is_refused_in_one_line(tmp_path: Pat
 
 def test_a_finished_environment_is_left_alone(setup_venv: ModuleType, tmp_path: Path):
     environment = setup_venv.Environment(tmp_path, "cpu")
-    assert environment.stamp() == {}
+    assert environment.read_stamp() == {}
     (tmp_path / "bin").mkdir()
     # An interpreter that fails when it is used: any pip call would raise.
     (tmp_path / "bin" / "python").symlink_to("/bin/false")
     environment.write_stamp(**environment.wanted)
-    environment.ready()
+    environment.update()
     environment.write_stamp(**dict(environment.wanted, project="another"))
     with pytest.raises(setup_venv.SetupError):
-        environment.ready()
+        environment.update()
     assert json.loads(Path(environment.stamp_path).read_text())["project"] == "another"
 
 

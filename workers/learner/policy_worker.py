@@ -174,6 +174,7 @@ class PolicyWorker(RankWorker):
         A second call, after an engine joined or was lost, connects to all of them anew.
         """
         from workers.engines.zero.lora_weights import publication_source
+        from workers.weight_sync.endpoint import Route
         from workers.weight_sync.transport import trainer_endpoint
 
         if self._endpoint is not None:
@@ -190,12 +191,14 @@ class PolicyWorker(RankWorker):
                 dtype=getattr(torch, to.dtype),
             ),
             client=client,
-            run_id=self._run_id,
-            node=ray.get_runtime_context().get_node_id(),
-            engine_nodes=[to.nodes[number] for number in to.engines.ranks],
-            workers_per_engine=to.workers_per_engine,
-            host=ray.util.get_node_ip_address(),
-            timeout_s=to.timeout_s,
+            route=Route(
+                run_id=self._run_id,
+                node=ray.get_runtime_context().get_node_id(),
+                engine_nodes=[to.nodes[number] for number in to.engines.ranks],
+                workers_per_engine=to.workers_per_engine,
+                host=ray.util.get_node_ip_address(),
+                timeout_s=to.timeout_s,
+            ),
         )
         self._endpoint.connect()
 

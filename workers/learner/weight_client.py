@@ -47,7 +47,7 @@ class Destination:
         )
 
     Attributes:
-        transport: name of the weight transport.
+        transport: name of a row of `conf/transports.py`.
         dtype: what the engines compute in.
         engines: the rollout workers, by number.
         nodes: ids of their nodes, by number.

@@ -7,6 +7,7 @@ itself.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from workers.engines.zero.weights import ParameterMeta, ZeroSource
 from workers.weight_sync.endpoint import (
     PublishReport,
+    Route,
     Stopwatch,
     TrainerEndpoint,
     WeightSyncClient,
@@ -24,10 +26,11 @@ from workers.weight_sync.gloo import own_address
 
 #: Bytes of the buffer through which vLLM's `ipc` hands tensors over; it refuses larger tensors.
 IPC_BUFFER_BYTES = 1 << 30
+NCCL_PORT = 29555  # of the rendezvous, on rank 0's node
 
 
 def ipc_buffer_bytes(metas: Sequence[ParameterMeta]) -> int:
-    """Bytes of device memory that `ipc` takes on the sender: room for the largest tensor.
+    """Return the bytes of device memory that `ipc` takes on the sender: room for any tensor.
 
     The embedding of a 7B model with 152 thousand tokens is larger than vLLM's default of 1 GiB.
     """
@@ -73,33 +76,16 @@ class _FingerprintingSource:
 
 
 class BuiltinEndpoint(TrainerEndpoint):
-    """Trainer's end of vLLM's own transports.
-
-    Args:
-        name: "nccl" or "ipc".
-        source: this rank's weights.
-        client: the way to the engines, on rank 0.
-        num_engines: engines, with ids 0 to num_engines - 1.
-        workers_per_engine: tensor-parallel size of each.
-        port: free port on this node for the NCCL rendezvous.
-        host: this node's address as the engines see it; None reads the system's.
-    """
+    """Trainer's end of one of vLLM's own transports."""
 
     def __init__(
         self,
-        name: str,
         *,
         source: ZeroSource,
         client: WeightSyncClient | None,
-        num_engines: int,
-        workers_per_engine: int = 1,
-        port: int = 29555,
-        host: str | None = None,
+        route: Route,
     ) -> None:
-        super().__init__(source=source, client=client)
-        self.name = name
-        self._world_size = 1 + num_engines * workers_per_engine
-        self._host, self._port = host or own_address(), port
+        super().__init__(source=source, client=client, route=route)
         self._labels = _LabellingClient(client) if client is not None else None
         self._stream = _FingerprintingSource(source)
         self._engine: Any = None
@@ -107,27 +93,15 @@ class BuiltinEndpoint(TrainerEndpoint):
     def connect(self) -> None:
         """Connect to all engines."""
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
-        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
-        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-        info: Any
-        if self.name == "nccl":
-            info = NCCLTrainerInitInfo(
-                master_address=self._host,
-                master_port=self._port,
-                world_size=self._world_size,
-                rank=self.rank,
-            )
-        else:
-            info = IPCTrainerInitInfo(
-                packed=True,
-                rank=self.rank,
-                packed_buffer_size_bytes=ipc_buffer_bytes(self.source.metadata()),
-            )
         client: Any = self._labels
         self._engine = WeightTransferTrainerFactory.trainer_init(
-            info, client=client, source=self._stream
+            self._init_info(), client=client, source=self._stream
         )
+
+    @abstractmethod
+    def _init_info(self) -> Any:
+        """Return what vLLM's trainer engine is built from."""
 
     def publish(self, version: int) -> PublishReport:
         """See `TrainerEndpoint.publish`; fingerprints on rank 0 only."""
@@ -152,3 +126,38 @@ class BuiltinEndpoint(TrainerEndpoint):
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.shutdown()
+
+
+class NcclEndpoint(BuiltinEndpoint):
+    """The trainer's end of vLLM's packed NCCL broadcast, from GPU to GPU.
+
+    Reads the route's `engine_nodes`, `workers_per_engine` and `host`.
+    """
+
+    name = "nccl"
+
+    def _init_info(self) -> Any:
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+        route = self.route
+        return NCCLTrainerInitInfo(
+            master_address=route.host or own_address(),
+            master_port=NCCL_PORT,
+            world_size=1 + len(route.engine_nodes) * route.workers_per_engine,
+            rank=self.rank,
+        )
+
+
+class IpcEndpoint(BuiltinEndpoint):
+    """The trainer's end of vLLM's CUDA IPC handles, for engines on the trainer's GPU."""
+
+    name = "ipc"
+
+    def _init_info(self) -> Any:
+        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+
+        return IPCTrainerInitInfo(
+            packed=True,
+            rank=self.rank,
+            packed_buffer_size_bytes=ipc_buffer_bytes(self.source.metadata()),
+        )

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch.distributed as dist
 from torch import Tensor
 
 from workers.engines.zero.weights import ZeroSource
@@ -39,6 +40,32 @@ class WeightSyncClient(Protocol):
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """Close the update and label the weights."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Route:
+    """The way from a trainer rank to the engines, of which each transport reads its part.
+
+    Example: `Route(run_id="run", engine_nodes=["a", "a", "b"], node="a")` has two engines on the
+    trainer's own node.
+
+    Attributes:
+        run_id: labels what the transport creates.
+        engine_nodes: node of every engine, by place.
+        node: of this trainer; whichever engine has the same one shares memory with it.
+        workers_per_engine: tensor-parallel size of each.
+        process_group: the trainer's ranks on CPU tensors (gloo); None is all ranks.
+        host: rank 0's address as the engines see it; None asks the system.
+        timeout_s: longest wait for an engine inside the transport.
+    """
+
+    run_id: str
+    engine_nodes: Sequence[str] = ()
+    node: str = ""
+    workers_per_engine: int = 1
+    process_group: dist.ProcessGroup | None = None
+    host: str | None = None
+    timeout_s: float = 300.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,14 +138,18 @@ class TrainerEndpoint(ABC):
 
     Args:
         source: this rank's weights.
-        client: the way to the engines; used on rank 0 only, None on the others.
+        client: calls the engines; used on rank 0 only, None on the others.
+        route: where the engines are.
     """
 
     name: str
 
-    def __init__(self, *, source: ZeroSource, client: WeightSyncClient | None) -> None:
+    def __init__(
+        self, *, source: ZeroSource, client: WeightSyncClient | None, route: Route
+    ) -> None:
         if source.rank == 0 and client is None:
             raise ValueError("rank 0 drives the engines: pass it a client")
+        self.route = route
         self.source = source
         self.client = client
 

@@ -14,22 +14,20 @@ from typing import Any
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.platforms import current_platform
 
+from conf.transports import TRANSPORTS
 from workers.engines.vllm.cpu_generators import patch_runner
 from workers.engines.vllm.lifeline import follow_owner
 from workers.weight_sync.adapters import apply_adapter
 from workers.weight_sync.diagnosis import stale_weights, unlike_expected
 from workers.weight_sync.receipts import ReceiptRecorder
 
-RECEIVERS = {"shm": "ShmReceiver", "gloo": "GlooReceiver"}
-
 
 def register_receivers() -> None:
-    """Register `shm` and `gloo` with vLLM; vLLM itself refuses to register a name twice."""
-    for name, class_name in RECEIVERS.items():
-        if name not in WeightTransferEngineFactory._registry:
-            WeightTransferEngineFactory.register_engine(
-                name, "workers.weight_sync.receivers", class_name
-            )
+    """Register every transport with vLLM, which knows its own and refuses a name twice."""
+    for row in TRANSPORTS:
+        if row.name not in WeightTransferEngineFactory._registry:
+            module, _, class_name = row.receiver.rpartition(".")
+            WeightTransferEngineFactory.register_engine(row.name, module, class_name)
 
 
 register_receivers()

@@ -9,7 +9,7 @@ end is `receivers.py`.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -19,6 +19,7 @@ from workers.engines.zero.weights import ZeroSource
 from workers.weight_sync.broadcast import TRAINER, Rendezvous, holders, pieces
 from workers.weight_sync.endpoint import (
     PublishReport,
+    Route,
     Stopwatch,
     TrainerEndpoint,
     WeightSyncClient,
@@ -32,14 +33,7 @@ from workers.weight_sync.shm import SharedBuffer
 class GlooEndpoint(TrainerEndpoint):
     """Trainer's end of the gloo transport.
 
-    Args:
-        source: this rank's weights.
-        client: the way to the engines, on rank 0.
-        run_id: labels the buffer.
-        node: this trainer's.
-        engine_nodes: node of every engine, by place.
-        host: this node's address as the engines see it; None reads the system's.
-        timeout_s: longest wait for an engine inside the transport.
+    Reads the route's `run_id`, `node`, `engine_nodes`, `host` and `timeout_s`.
     """
 
     name = "gloo"
@@ -49,19 +43,14 @@ class GlooEndpoint(TrainerEndpoint):
         *,
         source: ZeroSource,
         client: WeightSyncClient | None,
-        run_id: str,
-        node: str,
-        engine_nodes: Sequence[str],
-        host: str | None = None,
-        timeout_s: float = 300.0,
+        route: Route,
     ) -> None:
-        super().__init__(source=source, client=client)
-        if not engine_nodes:
+        super().__init__(source=source, client=client, route=route)
+        if not route.engine_nodes:
             raise ValueError("gloo needs at least one engine, engine_nodes is empty")
-        self._run_id = run_id
-        self._holders = holders(node, engine_nodes)
-        self._host = host or own_address()
-        self._timeout_s = timeout_s
+        self._holders = holders(route.node, route.engine_nodes)
+        self._host = route.host or own_address()
+        self._timeout_s = route.timeout_s
         self._layout = Layout.of(source.metadata())
         self._rendezvous: Rendezvous | None = None
         self._shared: SharedBuffer | None = None
@@ -80,7 +69,7 @@ class GlooEndpoint(TrainerEndpoint):
             timeout_s=self._timeout_s,
         )
         if self._shared is None:
-            label = f"ballast-{self._run_id}"
+            label = f"ballast-{self.route.run_id}"
             self._shared = SharedBuffer.create(label, self._layout.num_bytes)
             self._copy_bytes_per_s = copy_bandwidth(self._shared.data)
         self._rendezvous.set_path(self._shared.path)

@@ -26,6 +26,7 @@ from torch import Tensor
 from workers.engines.zero.weights import ZeroSource
 from workers.weight_sync.endpoint import (
     PublishReport,
+    Route,
     Stopwatch,
     TrainerEndpoint,
     WeightSyncClient,
@@ -94,11 +95,7 @@ class SharedBuffer:
 class ShmEndpoint(TrainerEndpoint):
     """Trainer's end of the shared-memory transport.
 
-    Args:
-        source: this rank's weights.
-        client: the way to the engines, on rank 0.
-        run_id: labels the buffers.
-        process_group: the trainer's ranks on CPU tensors (gloo); None is all ranks.
+    Reads the route's `run_id` and `process_group`.
     """
 
     name = "shm"
@@ -108,12 +105,10 @@ class ShmEndpoint(TrainerEndpoint):
         *,
         source: ZeroSource,
         client: WeightSyncClient | None,
-        run_id: str,
-        process_group: dist.ProcessGroup | None = None,
+        route: Route,
     ) -> None:
-        super().__init__(source=source, client=client)
-        self._run_id = run_id
-        self._group = process_group
+        super().__init__(source=source, client=client, route=route)
+        self._group = route.process_group
         self._layout = Layout.of(source.metadata())
         self._slots: list[SharedBuffer] = []
         self._round = 0
@@ -167,7 +162,7 @@ class ShmEndpoint(TrainerEndpoint):
 
     def _open_slots(self) -> None:
         size = self._layout.num_bytes
-        labels = [f"ballast-{self._run_id}-{i}" for i in range(NUM_SLOTS)]
+        labels = [f"ballast-{self.route.run_id}-{i}" for i in range(NUM_SLOTS)]
         paths: list[Any] = [None]
         if self.rank == 0:
             self._slots = [SharedBuffer.create(label, size) for label in labels]

@@ -1,1 +1,1 @@
-"""`ballast submit | jobs | logs | stop | scale`: training as a Ray job on other machines."""
+"""Train as a Ray job on other machines: `ballast submit | jobs | logs | stop | scale`."""

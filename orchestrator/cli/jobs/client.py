@@ -1,4 +1,7 @@
-"""The connection to a cluster's job server: one clear message for every way it can fail."""
+"""Connect to a cluster's job server, with one clear message for every possible failure.
+
+Runs in the process of the command. Sends no job: `commands.py` does.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,11 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 
 class ClusterError(ValueError):
-    """The cluster can't be used; the message says what to do."""
+    """Fault of a cluster that can't be used; the message names the remedy."""
 
 
 def connect(address: str | None) -> JobSubmissionClient:
-    """A client of the job server at `address`, with Ray's token if authentication is on.
+    """Return a client of the job server at `address`, with Ray's token if authentication is on.
 
     Args:
         address: such as http://head:8265; None reads RAY_API_SERVER_ADDRESS, then this machine's.

@@ -1,4 +1,7 @@
-"""What `ballast submit | jobs | logs | stop | scale` do, in a few lines each."""
+"""Run `ballast submit | jobs | logs | stop | scale`, in a few lines each.
+
+Runs in the process of the command, on the user's machine; the job runs on the cluster.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,18 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 
 from conf.compose import compose
 from orchestrator.cli.jobs.client import ClusterError, connect
-from orchestrator.cli.jobs.following import Follower, ending, folder_of
-from orchestrator.cli.jobs.submission import request
+from orchestrator.cli.jobs.following import Follower, read_ending, read_run_folder
+from orchestrator.cli.jobs.submission import make_request
 from orchestrator.planning import plan
 
 
 def submit(options: Namespace) -> int:
-    """Check the run here, send it, and follow it; the exit code is the run's."""
+    """Check the run here, send it, and follow it; return the exit code of the run."""
     folder = None if options.config_dir is None else str(Path(options.config_dir).absolute())
     raw, config = compose(options.overrides, config_dir=folder)
     algorithm = instantiate(raw.algorithm, _convert_="all")
     plan.check(config, algorithm)
-    job = request(
+    job = make_request(
         config,
         options.overrides,
         working_dir=None if options.working_dir is None else Path(options.working_dir),
@@ -34,7 +37,7 @@ def submit(options: Namespace) -> int:
         secrets=options.secret,
     )
     client = connect(options.address)
-    _refuse_second(client, config.run_name, config.output_dir)
+    _check_no_second_job(client, config.run_name, config.output_dir)
     print(plan.describe(config, algorithm))
     job_id = client.submit_job(
         entrypoint=job.entrypoint,
@@ -46,8 +49,8 @@ def submit(options: Namespace) -> int:
     return 0 if options.no_wait else _follow(options, job_id)
 
 
-def _refuse_second(client: JobSubmissionClient, run_name: str, output_dir: str) -> None:
-    """Two jobs that write to one run's folder would destroy it."""
+def _check_no_second_job(client: JobSubmissionClient, run_name: str, output_dir: str) -> None:
+    """Raise ClusterError where another job writes to the run's folder: two would destroy it."""
     wanted = {"run_name": run_name, "output_dir": output_dir}
     for job in client.list_jobs():
         if wanted.items() <= (job.metadata or {}).items() and not job.status.is_terminal():
@@ -58,7 +61,7 @@ def _refuse_second(client: JobSubmissionClient, run_name: str, output_dir: str) 
 
 
 def jobs(options: Namespace) -> int:
-    """One line per job, the newest last."""
+    """Print one line per job, the newest last."""
     found = connect(options.address).list_jobs()
     submitted = [job for job in found if job.submission_id]
     for job in sorted(submitted, key=lambda job: job.start_time or 0):
@@ -74,9 +77,9 @@ def _duration(job: JobDetails) -> str:
 
 
 def logs(options: Namespace) -> int:
-    """A job's log so far, or to its end."""
+    """Print a job's log up to now, or follow it to the job's end."""
     client = connect(options.address)
-    _known(client, options.job)
+    _check_known(client, options.job)
     if options.follow:
         return _follow(options, options.job)
     print(client.get_job_logs(options.job), end="")
@@ -84,16 +87,16 @@ def logs(options: Namespace) -> int:
 
 
 def stop(options: Namespace) -> int:
-    """Ask a run to stop after its step, with a checkpoint, and wait until it has."""
+    """Request that a run stops after its step, with a checkpoint, and wait until it has."""
     client = connect(options.address)
-    _known(client, options.job)
-    if (done := ending(client, options.job)) is not None:
+    _check_known(client, options.job)
+    if (done := read_ending(client, options.job)) is not None:
         print(f"{options.job} has ended: {done}")
         return 0
     client.stop_job(options.job)
     print(f"{options.job}: asked to stop; its step ends and a checkpoint is written", flush=True)
     deadline = time.monotonic() + options.timeout
-    while (done := ending(client, options.job)) is None:
+    while (done := read_ending(client, options.job)) is None:
         if time.monotonic() > deadline:
             raise ClusterError(
                 f"{options.job} still runs after {options.timeout:g} s: its step is long; ask for "
@@ -105,25 +108,28 @@ def stop(options: Namespace) -> int:
 
 
 def scale(options: Namespace) -> int:
-    """Ask a submitted run for so many engines: a small job does it where the run's folder is."""
+    """Request a number of engines from a submitted run, and follow the request.
+
+    The request is a small job of its own, which runs on the cluster, where the run's folder is.
+    """
     client = connect(options.address)
-    _known(client, options.run)
-    if (done := ending(client, options.run)) is not None:
+    _check_known(client, options.run)
+    if (done := read_ending(client, options.run)) is not None:
         raise ClusterError(f"{options.run} has ended: {done}; submit it again with resume=auto")
-    run_dir = folder_of(client, options.run)
+    run_dir = read_run_folder(client, options.run)
     if run_dir is None:
         raise ClusterError(f"{options.run} has no run folder yet; ask again when it has begun")
     words = ["scale", "--engines", str(options.engines), "--timeout", f"{options.timeout:g}"]
-    asking = client.submit_job(
+    scaling = client.submit_job(
         entrypoint="exec " + shlex.join(["python", "-m", "orchestrator.cli", *words, run_dir]),
         runtime_env=client.get_job_info(options.run).runtime_env,
         metadata={"scales": options.run},
         submission_id=f"scale-{options.run}-{time.strftime('%Y%m%d-%H%M%S')}",
     )
-    return _follow(options, asking)
+    return _follow(options, scaling)
 
 
-def _known(client: JobSubmissionClient, job_id: str) -> None:
+def _check_known(client: JobSubmissionClient, job_id: str) -> None:
     ids = [job.submission_id for job in client.list_jobs() if job.submission_id]
     if job_id not in ids:
         raise ClusterError(f"no job {job_id!r} on this cluster; it has {', '.join(ids) or 'none'}")

@@ -1,7 +1,7 @@
-"""Following a job to its end: its log as it is written, over connections that come and go.
+"""Follow a job to its end: print its log while it is written, over connections that may break.
 
-The log is printed once: after a connection is lost, what was printed already is skipped. To leave
-does not stop the job.
+The log is printed once: after a lost connection the part that was printed already is skipped. Runs
+in the process of the command, on the user's machine. To leave does not stop the job.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ RUN_FOLDER = re.compile(r"^run folder\s+(\S.*)$", re.MULTILINE)
 
 
 class LostError(RuntimeError):
-    """The cluster did not answer for as long as we were told to wait."""
+    """Lack of an answer from the cluster for longer than the limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How a job ended.
+    """End of a job.
 
     Attributes:
         status: SUCCEEDED, FAILED or STOPPED.
-        exit_code: of the command, as the shell would have it.
-        run_dir: the run's folder on the cluster, if it came to that.
-        message: Ray's word on a job that did not run.
+        exit_code: of the command, as a shell would return it.
+        run_dir: the run's folder on the cluster; None where the job ended before it had one.
+        message: Ray's message about a job that did not run.
     """
 
     status: str
@@ -51,13 +51,13 @@ class Ending:
 
 
 class Follower:
-    """One job's log, printed once, whatever the connection does.
+    """Follower of one job's log, which prints the log once although connections break.
 
     Args:
         connect: makes a client; called again after every loss.
         job_id: the submission's id.
-        write: takes text as it comes.
-        patience_s: how long a cluster may be out of reach.
+        write: takes each new part of the log.
+        max_outage_s: longest time, in seconds, for which the cluster may be out of reach.
     """
 
     def __init__(
@@ -66,17 +66,17 @@ class Follower:
         job_id: str,
         write: Callable[[str], Any],
         *,
-        patience_s: float = 300.0,
+        max_outage_s: float = 300.0,
     ) -> None:
         self._connect, self._job_id, self._write = connect, job_id, write
-        self._patience_s = patience_s
+        self._max_outage_s = max_outage_s
         self._printed = 0  # characters
 
     def follow(self) -> Ending:
-        """Print until the job ends.
+        """Print the log until the job ends; return its end.
 
         Raises:
-            LostError: when the cluster stays away longer than `patience_s`.
+            LostError: the cluster is out of reach for longer than `max_outage_s`.
         """
         last_seen = time.monotonic()
         while True:
@@ -88,15 +88,15 @@ class Follower:
                 if (ending := self._ending(client)) is not None:
                     return ending
             except LOST as error:
-                self._give_up_after(last_seen, error)
+                self._raise_if_lost(last_seen, error)
             except ValueError as error:  # ClusterError: it was there when we began
-                self._give_up_after(last_seen, error)
+                self._raise_if_lost(last_seen, error)
             time.sleep(RETRY_S)
 
-    def _give_up_after(self, last_seen: float, error: Exception) -> None:
-        if time.monotonic() - last_seen > self._patience_s:
+    def _raise_if_lost(self, last_seen: float, error: Exception) -> None:
+        if time.monotonic() - last_seen > self._max_outage_s:
             raise LostError(
-                f"lost the cluster for {self._patience_s:g} s ({error}); the job may still run: "
+                f"lost the cluster for {self._max_outage_s:g} s ({error}); the job may still run: "
                 f"ballast logs {self._job_id} --follow"
             ) from error
 
@@ -110,11 +110,11 @@ class Follower:
                 self._printed = max(self._printed, seen)
 
     def _ending(self, client: JobSubmissionClient) -> Ending | None:
-        return ending(client, self._job_id)
+        return read_ending(client, self._job_id)
 
 
-def ending(client: JobSubmissionClient, job_id: str) -> Ending | None:
-    """How the job ended; None while it has not."""
+def read_ending(client: JobSubmissionClient, job_id: str) -> Ending | None:
+    """Return the end of the job, or None while it goes on."""
     details = client.get_job_info(job_id)
     status = details.status
     if not status.is_terminal():
@@ -129,12 +129,12 @@ def ending(client: JobSubmissionClient, job_id: str) -> Ending | None:
     return Ending(
         status=str(status.value),
         exit_code=code,
-        run_dir=folder_of(client, job_id),
+        run_dir=read_run_folder(client, job_id),
         message=(details.message or "").strip().replace("\n", " "),
     )
 
 
-def folder_of(client: JobSubmissionClient, job_id: str) -> str | None:
-    """The run's folder on the cluster, once the job has said where it is."""
+def read_run_folder(client: JobSubmissionClient, job_id: str) -> str | None:
+    """Return the run's folder on the cluster; None until the job has printed its path."""
     folders = RUN_FOLDER.findall(client.get_job_logs(job_id))
     return str(folders[-1]) if folders else None

@@ -1,8 +1,9 @@
-"""What is sent to the cluster: the command, its runtime environment, and the names of its secrets.
+"""Make the request for a job: the command, its runtime environment, and the names of its secrets.
 
-A secret's value is never sent. The cluster has it (an environment variable of its nodes, or a file
-below $BALLAST_SECRETS_DIR), the job names it, and `train` refuses to start without it: what is not
-in the request can't be in a log, a manifest or the dashboard.
+A secret's value is never sent. The cluster has the value (an environment variable of its nodes, or
+a file below $BALLAST_SECRETS_DIR), the job names the secret, and `train` refuses to start without
+its value: a value that is not in the request can't be in a log, a manifest or the dashboard. The
+request is made on the user's machine and sent by `commands.py`; secrets are loaded in the driver.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from conf.schema import TrainConfig
 SECRETS_VARIABLE = "BALLAST_SECRETS"
 SECRETS_DIR_VARIABLE = "BALLAST_SECRETS_DIR"
 DEFAULT_SECRETS_DIR = "/run/secrets"
-# How long Ray waits between its request to stop and its kill: a step and a checkpoint fit in it.
+# Ray waits this long between its request to stop and its kill: a step and a checkpoint fit in it.
 STOP_WAIT_S = 3600
 LEFT_OUT = [".git", ".venv", "runs", "**/__pycache__"]
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -28,15 +29,15 @@ SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY", re
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """One job, as Ray's `submit_job` takes it."""
+class JobRequest:
+    """Request for one job, with the arguments of Ray's `submit_job`."""
 
     entrypoint: str
     runtime_env: dict[str, Any]
     metadata: dict[str, str]
 
 
-def request(
+def make_request(
     config: TrainConfig,
     overrides: Sequence[str],
     *,
@@ -45,12 +46,12 @@ def request(
     config_dir: str | None,
     env: Sequence[str] = (),
     secrets: Sequence[str] = (),
-) -> Request:
-    """The job that trains `config` on the cluster.
+) -> JobRequest:
+    """Make the request for a job that trains `config` on the cluster.
 
     Args:
         config: checked here already, so that a mistake costs no submission.
-        overrides: what `ballast train` is given; the cluster's own address is added.
+        overrides: arguments of `ballast train`; the cluster's own address is added.
         working_dir: a folder to be sent, in which the command runs; modules in it can be imported.
         wheel: of this project, for a cluster that has its requirements and not the project.
         config_dir: of the user's own groups, inside `working_dir`.
@@ -58,7 +59,7 @@ def request(
         secrets: names that the cluster must know.
 
     Raises:
-        ValueError: names what can't be sent.
+        ValueError: an argument can't be sent; the message names it and the remedy.
     """
     if not Path(config.output_dir).is_absolute():
         raise ValueError(
@@ -77,7 +78,7 @@ def request(
         runtime_env |= {"working_dir": str(working_dir.absolute()), "excludes": LEFT_OUT}
     if wheel is not None:
         runtime_env["py_modules"] = [str(wheel.absolute())]
-    return Request(
+    return JobRequest(
         # Without `exec` a shell would stand between Ray's signals and the run.
         entrypoint="exec " + shlex.join(command),
         runtime_env=runtime_env,
@@ -119,10 +120,10 @@ def _env_vars(env: Sequence[str], secrets: Sequence[str]) -> dict[str, str]:
 
 
 def load_secrets() -> None:
-    """Put the named secrets into this process's environment; on the cluster, before training.
+    """Put the named secrets into this process's environment, on the cluster, before training.
 
     Raises:
-        ValueError: names the first that is neither set nor a file.
+        ValueError: a secret is neither set nor a file; the message names the first such secret.
     """
     names = [name for name in os.environ.get(SECRETS_VARIABLE, "").split(",") if name]
     folder = Path(os.environ.get(SECRETS_DIR_VARIABLE, DEFAULT_SECRETS_DIR))

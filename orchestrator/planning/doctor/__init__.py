@@ -1,1 +1,1 @@
-"""`ballast doctor`: whether this machine and a configuration can run together, before they do."""
+"""Check before a run that this machine can run a configuration: `ballast doctor`."""

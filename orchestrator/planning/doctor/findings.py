@@ -1,4 +1,7 @@
-"""What a check says: one finding, with its remedy where something is to be done."""
+"""Hold the result of a check: one finding, with its remedy unless all is well.
+
+Runs in the process of the command. The checks themselves are in the other modules of this folder.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from enum import StrEnum
 
 
 class Level(StrEnum):
-    """How much a finding matters."""
+    """Severity of a finding."""
 
     OK = "ok"
     NOTE = "note"  # the run works, worse than it could
@@ -20,10 +23,10 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        level: how much it matters.
-        subject: what was looked at, a word or two.
-        text: what was found.
-        remedy: what to do; empty for `OK` only.
+        level: severity.
+        subject: the checked thing, in a word or two.
+        text: the observation.
+        remedy: the action to take; empty for `OK` only.
     """
 
     level: Level
@@ -36,27 +39,27 @@ class Finding:
 
 
 def ok(subject: str, text: str) -> Finding:
-    """Nothing to do."""
+    """Make a finding without anything to do."""
     return Finding(level=Level.OK, subject=subject, text=text)
 
 
 def note(subject: str, text: str, remedy: str) -> Finding:
-    """Worth knowing."""
+    """Make a finding about a run that works, but worse than it could."""
     return Finding(level=Level.NOTE, subject=subject, text=text, remedy=remedy)
 
 
 def fault(subject: str, text: str, remedy: str) -> Finding:
-    """In the way of the run."""
+    """Make a finding that prevents the run."""
     return Finding(level=Level.FAULT, subject=subject, text=text, remedy=remedy)
 
 
 def faults(findings: Sequence[Finding]) -> list[Finding]:
-    """Those in the way of the run."""
+    """Return the findings that prevent the run."""
     return [finding for finding in findings if finding.level is Level.FAULT]
 
 
 def table(findings: Sequence[Finding]) -> str:
-    """A line per finding, its remedy below it."""
+    """Format a line per finding, with its remedy on a line below."""
     width = max(len(finding.subject) for finding in findings)
     lines = []
     for finding in findings:

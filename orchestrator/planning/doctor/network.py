@@ -1,25 +1,29 @@
-"""Checks of what processes need of each other: ports, Ray's resources, NCCL."""
+"""Check the links between processes: ports, Ray's resources, NCCL.
+
+Runs in the process of `ballast doctor`. Starts no Ray: it connects to a running one, or counts.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from conf.schema import TrainConfig
 from orchestrator.planning.capacity import planned_transport
 from orchestrator.planning.doctor.findings import Finding, fault, note, ok
+from orchestrator.planning.roles import PlannedRole
 
 CONNECT_S = 3.0
 
 
-def check(config: TrainConfig, *, references: bool, critic: bool = False) -> list[Finding]:
-    """Ports, then Ray, then NCCL."""
-    return [ports(), *ray_resources(config, references=references, critic=critic), *nccl(config)]
+def check(config: TrainConfig, roles: Sequence[PlannedRole]) -> list[Finding]:
+    """Check ports, then Ray, then NCCL."""
+    return [ports(), *ray_resources(config, roles), *nccl(config)]
 
 
 def ports() -> Finding:
-    """Whether a port that is opened on this machine's own address can be reached."""
+    """Check that a port which is opened on this machine's own address can be reached."""
     from ray.util import get_node_ip_address
 
     address = get_node_ip_address()
@@ -37,19 +41,11 @@ def ports() -> Finding:
             )
 
 
-def ray_resources(
-    config: TrainConfig, *, references: bool, critic: bool = False
-) -> Iterator[Finding]:
-    """What every process asks of Ray against what Ray has, or will have."""
+def ray_resources(config: TrainConfig, roles: Sequence[PlannedRole]) -> Iterator[Finding]:
+    """Compare the resources of all processes with those that Ray has, or will have."""
     from orchestrator.planning.placement import bundles
 
-    ranks = config.learner.num_ranks
-    wanted = bundles(
-        config,
-        num_ranks=ranks,
-        num_references=ranks if references else 0,
-        num_critics=config.critic.num_ranks if critic else 0,
-    )
+    wanted = bundles(roles)
     cpus, gpus = (sum(bundle[kind] for bundle in wanted) for kind in ("CPU", "GPU"))
     address = config.cluster.address
     if address is None:
@@ -97,8 +93,8 @@ def _cluster_resources(address: str) -> dict[str, float]:
 
 
 def nccl(config: TrainConfig) -> Iterator[Finding]:
-    """NCCL, where weights or gradients travel by it."""
-    if not (config.cluster.learner.num_gpus or planned_transport(config) == "nccl"):
+    """Check NCCL, where weights or gradients travel through NCCL."""
+    if not (config.cluster.learner.num_gpus or planned_transport(config).uses_nccl):
         return
     import torch
 
@@ -111,8 +107,8 @@ def nccl(config: TrainConfig) -> Iterator[Finding]:
     elif not torch.cuda.is_available():
         yield fault(
             "NCCL",
-            f"rollout.transport={planned_transport(config)}, but torch {torch.__version__} sees no "
-            "CUDA device",
+            f"rollout.transport={planned_transport(config).name}, but torch {torch.__version__} "
+            "sees no CUDA device",
             "choose a cluster= without GPUs, or mend the driver (nvidia-smi)",
         )
     else:

@@ -1,22 +1,25 @@
-"""All checks in order, and the cheap ones that `train` runs by itself."""
+"""Run all checks in order, or only the cheap ones that `train` runs by itself.
+
+Runs in the process of the command. The checks are in the other modules of this folder.
+"""
 
 from __future__ import annotations
 
 from algorithms.algorithm import Algorithm
 from conf.schema import TrainConfig
 from orchestrator.planning import plan
-from orchestrator.planning.capacity import needs_critic, needs_reference
 from orchestrator.planning.doctor import inputs, machine, network
 from orchestrator.planning.doctor.findings import Finding, fault, faults, ok
+from orchestrator.planning.roles import roles_of
 
 
 def examine(config: TrainConfig, algorithm: Algorithm) -> list[Finding]:
-    """Every finding about this machine and this configuration; starts no engine."""
-    references, critic = needs_reference(config, algorithm), needs_critic(config, algorithm)
+    """Return every finding about this machine and this configuration; start no engine."""
+    roles = roles_of(config, algorithm)
     findings = [_plan(config, algorithm)]
-    findings += machine.check(config, references=references, critic=critic)
+    findings += machine.check(config, roles)
     findings += inputs.check(config)
-    findings += network.check(config, references=references, critic=critic)
+    findings += network.check(config, roles)
     return findings
 
 
@@ -28,13 +31,13 @@ def _plan(config: TrainConfig, algorithm: Algorithm) -> Finding:
     return ok("plan", f"{config.run_name}: the configuration fits cluster={config.cluster.name}")
 
 
-def require_machine(config: TrainConfig, algorithm: Algorithm) -> None:
-    """The checks that cost milliseconds.
+def check_machine(config: TrainConfig, algorithm: Algorithm) -> None:
+    """Run the checks that cost milliseconds.
 
     Raises:
-        ValueError: with every fault and its remedy.
+        ValueError: this machine has faults; the message lists each with its remedy.
     """
-    references, critic = needs_reference(config, algorithm), needs_critic(config, algorithm)
-    found = faults(machine.check(config, references=references, critic=critic))
+    roles = roles_of(config, algorithm)
+    found = faults(machine.check(config, roles))
     if found:
         raise ValueError("; ".join(f"{f.subject}: {f.text} ({f.remedy})" for f in found))

@@ -8,9 +8,11 @@ import pytest
 from hydra.utils import instantiate
 
 from conf.compose import ConfigError, compose
-from orchestrator.fleet.colocation import Colocation, make_room
+from conf.schema import TrainConfig
+from orchestrator.fleet.colocation import Colocation, sleep_engines
 from orchestrator.planning import memory, plan
 from orchestrator.planning.placement import bundles
+from orchestrator.planning.roles import PlannedRole, roles_of
 from workers.calls import Call
 
 GIB = 2**30
@@ -67,7 +69,7 @@ def test_one_holds_the_memory_at_a_time() -> None:
 def test_engines_make_room_before_the_learner_loads() -> None:
     _, config = compose(["experiment=tiny", "cluster.colocated=true"])
     _, engines, calls = turns("cluster.colocated=true")
-    make_room(engines, config)  # type: ignore[arg-type]
+    sleep_engines(engines, config)  # type: ignore[arg-type]
     assert calls == [("engines", "sleep", 2)]
 
 
@@ -75,7 +77,7 @@ def test_what_an_adapter_does_not_change_stays_in_host_memory() -> None:
     overrides = ["cluster.colocated=true", "model/adapter=lora"]
     _, config = compose(["experiment=tiny", *overrides])
     taking, engines, calls = turns(*overrides)
-    make_room(engines, config)  # type: ignore[arg-type]
+    sleep_engines(engines, config)  # type: ignore[arg-type]
     taking.learn()
     sleeping = ("engines", "sleep", 1)
     assert calls == [sleeping, sleeping, ("learner", "reload_states")]
@@ -111,21 +113,26 @@ def test_a_critic_has_no_turn() -> None:
         plan.check(config, instantiate(raw.algorithm, _convert_="all"))
 
 
+def planned(*overrides: str) -> tuple[TrainConfig, tuple[PlannedRole, ...]]:
+    raw, config = compose(list(overrides))
+    return config, roles_of(config, instantiate(raw.algorithm, _convert_="all"))
+
+
 def test_engine_rank_and_reference_share_a_bundle() -> None:
     shape = ["rollout.num_engines=2", "learner.num_ranks=2", "cluster.gpus_per_node=2"]
-    _, config = compose(["cluster=gpu_1_colocated", *shape])
+    _, roles = planned("cluster=gpu_1_colocated", *shape)
     alone = {"CPU": 2.0, "GPU": 0.9}
-    assert bundles(config, num_ranks=2, num_references=0) == [alone, alone]
-    placed = bundles(config, num_ranks=2, num_references=2)
-    assert placed == [{"CPU": 3.0, "GPU": pytest.approx(1.0)}] * 2
+    assert bundles(roles) == [alone, alone]
+    _, roles = planned("cluster=gpu_1_colocated", *shape, "algorithm=grpo")
+    assert bundles(roles) == [{"CPU": 3.0, "GPU": pytest.approx(1.0)}] * 2
 
 
 def test_memory_is_that_of_one_turn() -> None:
-    """1.5 B parameters: 36.7 GiB to learn and 38.9 to sample fit 60 GiB in turn, not at once."""
+    """1.5 B parameters: 39.3 GiB to learn and 38.9 to sample fit 60 GiB in turn, not at once."""
     sizes = ["cluster=gpu_1_colocated", "model=qwen25_1_5b", "cluster.gpu_memory_gib=60"]
-    memory.check(compose(sizes)[1], references=False)
-    with pytest.raises(ValueError, match=r"that is 75\.6 GiB on one GPU of 60 GiB"):
-        memory.check(compose([*sizes, "cluster.colocated=false"])[1], references=False)
+    memory.check(*planned(*sizes))
+    with pytest.raises(ValueError, match=r"that is 78\.2 GiB on one GPU of 60 GiB"):
+        memory.check(*planned(*sizes, "cluster.colocated=false"))
     # In the engines' turn the learner keeps weights and gradients: 38.9 + 15.5.
     with pytest.raises(ValueError, match=r"that is 54\.\d GiB on one GPU of 50 GiB"):
-        memory.check(compose([*sizes, "cluster.gpu_memory_gib=50"])[1], references=False)
+        memory.check(*planned(*sizes, "cluster.gpu_memory_gib=50"))

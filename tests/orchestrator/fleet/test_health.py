@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.fleet.health import Event, Health, after
+from orchestrator.fleet.health import Event, Health, next_health
 
 ALLOWED = {
     ("healthy", "answered"): "healthy",
@@ -32,10 +32,10 @@ ALLOWED = {
 @pytest.mark.parametrize("event", Event)
 def test_transitions(health, event):
     if (health, event) in ALLOWED:
-        assert after(health, event) == ALLOWED[health, event]
+        assert next_health(health, event) == ALLOWED[health, event]
     else:
         with pytest.raises(ValueError, match=f"{health} can't be {event}"):
-            after(health, event)
+            next_health(health, event)
 
 
 def test_only_an_engine_with_attested_weights_samples():
@@ -43,10 +43,14 @@ def test_only_an_engine_with_attested_weights_samples():
     health = Health.DEAD
     for event in (Event.RESTART, Event.STARTED, Event.ATTESTED):
         assert not health.samples
-        health = after(health, event)
+        health = next_health(health, event)
     assert health.samples
 
 
 def test_an_engine_that_leaves_is_given_nothing_but_weights():
-    assert [health for health in Health if health.follows] == ["healthy", "suspect", "leaving"]
+    assert [health for health in Health if health.receives_weights] == [
+        "healthy",
+        "suspect",
+        "leaving",
+    ]
     assert not Health.LEAVING.samples

@@ -27,7 +27,7 @@ from orchestrator.fleet.membership import Membership
 from orchestrator.fleet.pool import EnginesLostError, RolloutPool
 from orchestrator.fleet.recovery import EngineRecovery
 from orchestrator.fleet.scaling import ScaleRequests
-from orchestrator.planning.placement import Room
+from orchestrator.planning.placement import FreePlaces
 from workers.calls import bind
 from workers.data.requests import Collected, EngineLoad, GroupRequest, Sampling
 from workers.data.trajectory import TrajectoryMeta
@@ -157,15 +157,15 @@ class Job:
             self.pool,
             self.workers,
             WorkerGroup("reward", []),
-            stands=self.launcher.stands,
+            has_place=self.launcher.has_place,
             republish=self.republish,
             start_s=LIMIT_S,
             place_s=self.config.cluster.timeouts.place_s,
-            say=self.news.append,
+            print_line=self.news.append,
         )
         self.members = Membership(
             *(self.pool, self.workers, self.launcher, recovery, self.requests, self.config),
-            say=self.news.append,
+            print_line=self.news.append,
         )
         self.pool.maintain = self.members.maintain
 
@@ -382,9 +382,9 @@ def test_a_run_ends_where_fewer_engines_would_be_left_than_it_needs(start, broke
 
 def test_room_is_counted_node_by_node():
     free = {"a": {"CPU": 3.0, "GPU": 1.0}, "b": {"CPU": 1.0, "GPU": 4.0}, "c": {"CPU": 9.0}}
-    room = Room.of({"CPU": 1.0, "GPU": 2.0}, free)
-    assert room.count == 1  # only b has two GPUs, and one CPU
-    assert room.refuses(2) == (
+    places = FreePlaces.of({"CPU": 1.0, "GPU": 2.0}, free)
+    assert places.count == 1  # only b has two GPUs, and one CPU
+    assert places.describe_shortage(2) == (
         "needs 2 x {CPU: 1, GPU: 2}, the cluster has room for 1: free are {CPU: 3, GPU: 1} on a, "
         "{CPU: 1, GPU: 4} on b, {CPU: 9, GPU: 0} on c"
     )

@@ -7,6 +7,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from conf.compose import compose
+from conf.transports import transport_named
 from orchestrator.fleet.health import Health
 from orchestrator.fleet.publication import Publisher
 from workers.weight_sync.attestation import AttestationError
@@ -125,7 +126,8 @@ class Stack:
 def publish():
     def run(stack, transport="gloo", received=None, overrides=()):
         _, config = compose(["experiment=tiny", "rollout.num_engines=2", *overrides])
-        launcher = SimpleNamespace(transport=transport, node=lambda number: f"node {number}")
+        row = transport_named(transport)
+        launcher = SimpleNamespace(transport=row, node=lambda number: f"node {number}")
         fleet = SimpleNamespace(launcher=launcher, workers=stack, pool=stack)
         colocation = SimpleNamespace(receive=lambda: None, generate=lambda: None)
         prompts = [SimpleNamespace(prompt="?")]

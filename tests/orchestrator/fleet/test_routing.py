@@ -61,7 +61,7 @@ def test_limits_move_with_reports_of_their_own_engine():
     routing.observe(1, EngineLoad(steps=1, preemptions=1))
     assert (routing.limit(0), routing.limit(1)) == (12, 4)
     assert ids(routing.assign([0, 1])) == {0: ["4"]}
-    assert routing.orphan(1) == 2
+    assert routing.requeue(1) == 2
     assert routing.limit(1) == 8  # a restarted engine starts where all do
 
 
@@ -69,7 +69,7 @@ def test_orphans_go_before_what_waits_in_their_order():
     routing = Routing(concurrency=LIMIT)
     routing.add(request(name) for name in "abcde")
     routing.assign([0, 1])
-    assert routing.orphan(0) == 2  # a and c
+    assert routing.requeue(0) == 2  # a and c
     assert ids(routing.assign([1, 2])) == {2: ["a", "c"]}
     assert routing.finish("b")
     assert ids(routing.assign([1, 2])) == {1: ["e"]}  # it alone still waited
@@ -101,7 +101,7 @@ def test_every_group_is_held_once_whatever_happens():
         elif what < 0.75:
             engine = draw.randrange(4)
             lost = [name for name, (owner, _) in given.items() if owner == engine]
-            assert routing.orphan(engine) == len(lost)
+            assert routing.requeue(engine) == len(lost)
             for name in lost:
                 del given[name]
             alive ^= {engine}

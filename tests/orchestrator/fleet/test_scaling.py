@@ -6,7 +6,12 @@ import threading
 import pytest
 
 from orchestrator.cli.parser import main
-from orchestrator.fleet.scaling import NoAnswerError, ScaleRefusedError, ScaleRequests, ask
+from orchestrator.fleet.scaling import (
+    NoAnswerError,
+    ScaleRefusedError,
+    ScaleRequests,
+    request_engines,
+)
 
 
 @pytest.fixture
@@ -39,7 +44,10 @@ def test_a_request_is_followed_to_its_end(run_dir):
     said = []
     with ScaleRequests(run_dir) as requests:
         driver = Driver(requests, ("done", "3 engines, 3 of them sampling"))
-        assert ask(run_dir, 3, timeout_s=20, say=said.append) == "3 engines, 3 of them sampling"
+        assert (
+            request_engines(run_dir, 3, timeout_s=20, print_line=said.append)
+            == "3 engines, 3 of them sampling"
+        )
         driver.join()
         assert driver.asked == [3]
         assert requests.next() is None  # once is enough
@@ -55,7 +63,7 @@ def test_a_refusal_is_an_exit_code_and_a_reason(run_dir, capsys):
 
 def test_nobody_waits_for_a_job_that_does_not_run(run_dir):
     with pytest.raises(NoAnswerError, match="has not answered after 1 s: does it run?"):
-        ask(run_dir, 2, timeout_s=1, say=print)
+        request_engines(run_dir, 2, timeout_s=1, print_line=print)
     with ScaleRequests(run_dir) as requests:
         assert requests.next() is None  # what was given up is not done later
 
@@ -79,9 +87,9 @@ def test_what_is_open_when_a_job_begins_or_ends_is_refused(run_dir):
 @pytest.mark.parametrize(("engines", "message"), [(0, "needs at least one"), (-1, "--engines -1")])
 def test_no_engine_at_all_is_no_number(run_dir, engines, message):
     with pytest.raises(ScaleRefusedError, match=message):
-        ask(run_dir, engines, timeout_s=1, say=print)
+        request_engines(run_dir, engines, timeout_s=1, print_line=print)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(ScaleRefusedError, match=r"is no run's folder: it has no config\.yaml"):
-        ask(tmp_path, 2, timeout_s=1, say=print)
+        request_engines(tmp_path, 2, timeout_s=1, print_line=print)

@@ -7,11 +7,13 @@ import socket
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hydra.utils import instantiate
 
 from conf.compose import compose
 from orchestrator.cli.parser import main
 from orchestrator.planning.doctor import inputs, machine, network
 from orchestrator.planning.doctor.findings import Level, faults, table
+from orchestrator.planning.roles import roles_of
 from workers.models.tiny import build_tiny
 
 
@@ -25,18 +27,26 @@ def folder(tmp_path):
     return tmp_path
 
 
+def composed(*overrides):
+    """A configuration and its roles."""
+    raw, config = compose(list(overrides))
+    return config, roles_of(config, instantiate(raw.algorithm, _convert_="all"))
+
+
+def planned(folder, *more):
+    return composed(
+        "experiment=tiny",
+        "model.build=null",
+        f"model.path={folder / 'model'}",
+        "data.build=null",
+        f"data.train_path={folder / 'p.parquet'}",
+        f"output_dir={folder}",
+        *more,
+    )
+
+
 def configured(folder, *more):
-    return compose(
-        [
-            "experiment=tiny",
-            "model.build=null",
-            f"model.path={folder / 'model'}",
-            "data.build=null",
-            f"data.train_path={folder / 'p.parquet'}",
-            f"output_dir={folder}",
-            *more,
-        ]
-    )[1]
+    return planned(folder, *more)[0]
 
 
 def one(findings, subject, level):
@@ -149,16 +159,24 @@ def test_gpus_that_the_driver_lists(folder, tmp_path, monkeypatch, sizes, level,
     driver.write_text("#!/bin/sh\ncat <<END\n" + sizes + "END\n")
     driver.chmod(0o755)
     monkeypatch.setenv("PATH", str(driver.parent), prepend=":")
-    findings = list(machine.gpus(configured(folder, "cluster=gpu_2"), references=False))
+    config, roles = planned(folder, "cluster=gpu_2")
+    findings = list(machine.gpus(config, roles))
     assert one(findings, "GPUs", level).text == text
 
 
 def test_a_disk_that_is_too_small(folder):
     """72.7 B parameters x (12 B x (2 kept + 1 being written) + 4 B) = 2708.5 GiB."""
-    config = compose(["model=qwen25_72b", f"output_dir={folder / 'a' / 'b'}"])[1]
-    assert machine.checkpoint_bytes(config) / 2**30 == pytest.approx(2708.5, abs=0.1)
-    (found,) = faults(list(machine.disk(config)))
+    overrides = ["model=qwen25_72b", f"output_dir={folder / 'a' / 'b'}"]
+    config, roles = composed(*overrides)
+    assert machine.checkpoint_bytes(config, roles) / 2**30 == pytest.approx(2708.5, abs=0.1)
+    (found,) = faults(list(machine.disk(config, roles)))
     assert "take 2708.5 GiB" in found.text
+    # A critic is saved as well, and not exported: 72.7 B x (2 x 12 B x 3 + 4 B).
+    with_critic = composed(*overrides, "algorithm=ppo")
+    assert machine.checkpoint_bytes(*with_critic) / 2**30 == pytest.approx(5146.2, abs=0.1)
+    # Nothing is saved of a model that does not train.
+    alone = composed(*overrides, "trainer=rollout_only")
+    assert machine.checkpoint_bytes(*alone) == 0
 
 
 def test_too_few_open_files():
@@ -180,19 +198,19 @@ def test_a_cluster_that_is_not_there(folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    config = configured(folder, f"cluster.address=127.0.0.1:{port}")
-    found = one(network.ray_resources(config, references=False), "Ray", Level.FAULT)
+    config, roles = planned(folder, f"cluster.address=127.0.0.1:{port}")
+    found = one(network.ray_resources(config, roles), "Ray", Level.FAULT)
     assert f"127.0.0.1:{port}" in found.text
     assert "ray start --head" in found.remedy
 
 
 def test_more_cpus_than_rays_own(folder):
-    config = configured(folder, "cluster.num_cpus=1")
-    found = one(network.ray_resources(config, references=False), "Ray", Level.FAULT)
+    config, roles = planned(folder, "cluster.num_cpus=1")
+    found = one(network.ray_resources(config, roles), "Ray", Level.FAULT)
     assert found.text == "the roles take 2 CPUs, cluster.num_cpus=1"
 
 
 def test_the_table_has_a_remedy_below_every_finding_that_needs_one(folder):
-    config = configured(folder, "cluster.num_cpus=1")
-    text = table([network.ports(), *network.ray_resources(config, references=False)])
+    config, roles = planned(folder, "cluster.num_cpus=1")
+    text = table([network.ports(), *network.ray_resources(config, roles)])
     assert text.splitlines()[-1].lstrip().startswith("-> raise cluster.num_cpus")

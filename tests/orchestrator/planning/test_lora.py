@@ -6,8 +6,9 @@ import pytest
 from hydra.utils import instantiate
 
 from conf.compose import ConfigError, compose
-from orchestrator.planning import capacity, memory, plan
+from orchestrator.planning import memory, plan
 from orchestrator.planning.architecture import architecture_of, num_parameters
+from orchestrator.planning.roles import Place, role_named, roles_of
 from orchestrator.planning.settings import policy_settings, vllm_settings
 from workers.models.tiny import build_tiny
 
@@ -20,12 +21,14 @@ def composed(*overrides: str):
 def test_the_reference_is_free_with_an_adapter():
     config, algorithm = composed("algorithm=grpo", "model/adapter=lora")
     assert "ref_logprobs" in algorithm.required_columns
-    assert not capacity.needs_reference(config, algorithm)
+    reference = role_named(roles_of(config, algorithm), "reference")
+    assert (reference.place, reference.num_processes) == (Place.IN_LEARNER, 0)
     text = plan.describe(config, algorithm)
     assert "reference (the learner with its adapter switched off)" in text
     assert "lora, rank 16, alpha 32, on all-linear; published merged" in text
     config, algorithm = composed("algorithm=grpo")
-    assert capacity.needs_reference(config, algorithm)
+    reference = role_named(roles_of(config, algorithm), "reference")
+    assert (reference.place, reference.num_processes) == (Place.OWN, 1)
     assert "adapter" not in plan.describe(config, algorithm)
 
 

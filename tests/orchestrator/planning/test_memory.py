@@ -240,7 +240,10 @@ def test_the_reference_counts_where_it_shares_the_gpu():
             ["learner.num_ranks=3", "learner.sequence_parallel_size=3"],
             "=3 cannot divide 28 attention heads and 4 key-value heads: choose one of 1, 2, 4, 28",
         ),
-        (["cluster=nodes_2", "rollout.transport=shm"], "reaches engines of its own node only"),
+        (
+            ["cluster=nodes_2", "rollout.transport=shm"],
+            "reaches engines on the learner's node only",
+        ),
         (
             ["cluster=gpu_1", "rollout.max_engines=2"],
             "rollout.max_engines=2: weights go by ipc, which reaches engines on the learner's GPU",

@@ -5,6 +5,7 @@ from hydra.utils import instantiate
 
 from conf.compose import compose
 from orchestrator.planning import capacity, plan
+from orchestrator.planning.roles import roles_of
 from orchestrator.planning.settings import vllm_settings
 
 
@@ -108,14 +109,15 @@ def test_a_replay_and_a_rollout_alone_plan_what_they_run():
     ("overrides", "gpus"),
     [
         ([], [4, 3]),
-        (["rollout=replay", "rollout.replay.folder=/r", "learner.num_ranks=8"], [0, 6]),
-        (["trainer=rollout_only", "rollout.num_engines=8"], [8, 0]),
+        (["rollout=replay", "rollout.replay.folder=/r", "learner.num_ranks=8"], [6]),
+        (["trainer=rollout_only", "rollout.num_engines=8"], [8]),
     ],
 )
 def test_who_does_not_run_takes_no_gpu(overrides, gpus):
     raw, config = compose(["cluster=gpu_8", *overrides])
-    plan.check(config, instantiate(raw.algorithm, _convert_="all"))
-    assert [count for _, count in capacity.gpus_asked(config, references=False)] == gpus
+    algorithm = instantiate(raw.algorithm, _convert_="all")
+    plan.check(config, algorithm)
+    assert [count for _, count in capacity.gpus_asked(roles_of(config, algorithm))] == gpus
 
 
 FRACTIONS = ["cluster.rollout.num_gpus=0.4", "cluster.learner.num_gpus=0.5"]
@@ -144,7 +146,7 @@ FRACTIONS = ["cluster.rollout.num_gpus=0.4", "cluster.learner.num_gpus=0.5"]
 )
 def test_weights_go_the_way_that_the_places_allow(overrides, one_node, chosen):
     _, config = compose(overrides)
-    assert capacity.transport(config, one_node=one_node) == chosen
+    assert capacity.choose_transport(config, one_node=one_node).name == chosen
 
 
 def test_stale_keys_and_values_are_shared_with_no_new_prompt():

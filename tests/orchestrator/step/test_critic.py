@@ -9,6 +9,7 @@ from conf.compose import compose
 from orchestrator.cli.parser import main
 from orchestrator.planning import capacity, memory, plan
 from orchestrator.planning.placement import bundles
+from orchestrator.planning.roles import role_named, roles_of
 from orchestrator.planning.settings import critic_settings, optimizer_settings
 from orchestrator.planning.sources import check_vocabulary
 
@@ -55,17 +56,19 @@ def test_what_does_not_belong_together_is_refused(overrides, message):
         plan.check(*composed(*overrides))
 
 
+KL = "+algorithm.regularizers.kl={_target_: algorithms.regularizers.ReferenceKL, coefficient: 0.1}"
 GPUS = ("cluster=gpu_2", "algorithm=ppo", "learner.num_ranks=2", "cluster.learner.num_gpus=0.5")
 
 
 def test_a_shared_critic_takes_half_of_the_learners_gpu():
-    config, _ = composed(*GPUS, "critic.num_ranks=1")
-    assert config.cluster.gpus_of("learner", critic=True) == 0.25
-    assert config.cluster.gpus_of("critic", critic=True) == 0.25
-    assert config.cluster.gpus_of("learner", critic=False) == 0.5
-    assert config.cluster.gpus_of("rollout", critic=True) == 1.0
+    roles = roles_of(*composed(*GPUS, "critic.num_ranks=1"))
+    assert role_named(roles, "learner").num_gpus == 0.25
+    assert role_named(roles, "critic").num_gpus == 0.25
+    assert role_named(roles, "rollout").num_gpus == 1.0
+    alone = roles_of(*composed(*GPUS, "algorithm=grpo"))
+    assert role_named(alone, "learner").num_gpus == 0.5
     # One engine, two learner ranks; the critic's one rank stands in the bundle of the first.
-    assert bundles(config, num_ranks=2, num_references=0, num_critics=1) == [
+    assert bundles(roles) == [
         {"CPU": 1.0, "GPU": 1.0},
         {"CPU": 2.0, "GPU": 0.5},
         {"CPU": 1.0, "GPU": 0.5},
@@ -73,9 +76,11 @@ def test_a_shared_critic_takes_half_of_the_learners_gpu():
 
 
 def test_a_dedicated_critic_has_bundles_of_its_own_after_the_references():
-    config, algorithm = composed(*GPUS, "cluster.critic.placement=dedicated", "critic.num_ranks=3")
-    assert config.cluster.gpus_of("learner", critic=True) == 0.5
-    wanted = bundles(config, num_ranks=2, num_references=2, num_critics=3)
+    dedicated = [*GPUS, "cluster.critic.placement=dedicated", "critic.num_ranks=3"]
+    config, algorithm = composed(*dedicated)
+    assert role_named(roles_of(config, algorithm), "learner").num_gpus == 0.5
+    with_reference = composed(*dedicated, KL)
+    wanted = bundles(roles_of(*with_reference))
     assert [bundle["GPU"] for bundle in wanted] == [1.0, 0.5, 0.5, 0.25, 0.25, 1.0, 1.0, 1.0]
     with pytest.raises(ValueError, match=r"asks for 5: .* \+ 3 critic ranks x 1"):
         capacity.check(config, algorithm)
@@ -84,15 +89,13 @@ def test_a_dedicated_critic_has_bundles_of_its_own_after_the_references():
 def test_a_shared_critic_is_counted_in_the_memory_of_the_learners_gpu():
     model = ["model=qwen25_7b", "model.path=null", "model.build={_target_: x}"]
     overrides = [*model, "cluster=gpu_2", "learner.zero_stage=0", "rollout.max_model_len=64"]
-    config, _ = composed("algorithm=ppo", *overrides, "learner.gradient_checkpointing=true")
-    sizes = config.model.architecture
-    roles = {
-        share.role: share.total
-        for share in memory.shares(config, sizes, references=False, critic=True)
-    }
-    assert roles["critic"] == roles["learner"]
+    config, algorithm = composed("algorithm=ppo", *overrides, "learner.gradient_checkpointing=true")
+    roles = roles_of(config, algorithm)
+    shares = memory.shares(config, config.model.architecture, roles)
+    totals = {share.role: share.total for share in shares}
+    assert totals["critic"] == totals["learner"]
     with pytest.raises(ValueError, match="learner: .*; critic: "):
-        memory.check(config, references=False, critic=True)
+        memory.check(config, roles)
 
 
 def test_schedules_count_the_steps_that_each_takes():

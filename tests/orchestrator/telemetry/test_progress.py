@@ -29,7 +29,7 @@ METRICS = {
 def shown(*, terminal):
     console = Console(file=io.StringIO(), force_terminal=terminal, width=140)
     with Progress(10, console=console) as progress:
-        progress.say("starting [engines]")
+        progress.print_line("starting [engines]")
         progress.step(1, METRICS)
     return console.file.getvalue()
 

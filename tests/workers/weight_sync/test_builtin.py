@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from workers.engines.zero.weights import ParameterMeta, ZeroSource
-from workers.weight_sync.builtin import BuiltinEndpoint, ipc_buffer_bytes
+from workers.weight_sync.builtin import IpcEndpoint, ipc_buffer_bytes
+from workers.weight_sync.endpoint import Route
 
 GIB = 1 << 30
 
@@ -38,7 +39,8 @@ def test_ipc_is_told_the_size_of_its_buffer(monkeypatch: pytest.MonkeyPatch) -> 
     large.weight = nn.Parameter(torch.empty(152_064, 3584, dtype=torch.bfloat16, device="meta"))
     source = ZeroSource(large)
     client: Any = SimpleNamespace()  # not called before the first publication
-    BuiltinEndpoint("ipc", source=source, client=client, num_engines=1).connect()
+    route = Route(run_id="r", node="here", engine_nodes=["here"])
+    IpcEndpoint(source=source, client=client, route=route).connect()
     (info,) = told
     assert info.packed
     assert info.packed_buffer_size_bytes == 1_089_994_752

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from workers.engines.zero.weights import ZeroSource, expected_names
 from workers.weight_sync.attestation import Attestation, Tolerance
 from workers.weight_sync.broadcast import TRAINER, holders
+from workers.weight_sync.endpoint import Route
 from workers.weight_sync.transport import trainer_endpoint
 from workers.worker_group import EngineDiedError
 
@@ -32,11 +33,13 @@ def endpoint_of(client, source, engine_nodes, timeout_s=60.0):
         "gloo",
         source=source,
         client=client,
-        run_id="test",
-        node="here",
-        engine_nodes=engine_nodes,
-        host="127.0.0.1",
-        timeout_s=timeout_s,
+        route=Route(
+            run_id="test",
+            node="here",
+            engine_nodes=engine_nodes,
+            host="127.0.0.1",
+            timeout_s=timeout_s,
+        ),
     )
 
 

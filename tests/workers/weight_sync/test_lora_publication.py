@@ -16,6 +16,7 @@ from workers.engines.vllm.settings import VLLMSettings
 from workers.engines.zero.lora_weights import publication_source, published_name
 from workers.engines.zero.weights import expected_names
 from workers.weight_sync.attestation import Attestation, AttestationError, Tolerance
+from workers.weight_sync.endpoint import Route
 from workers.weight_sync.transport import trainer_endpoint
 
 PROBE = [5, 17, 9, 30, 8, 41, 12, 6, 22, 14]
@@ -37,7 +38,7 @@ class Learner:
         inner = self.peft.base_model.model
         source = publication_source(inner, settings, rank=0, world_size=1, dtype=torch.float32)
         self.endpoint = trainer_endpoint(
-            "shm", source=source, client=engines, run_id="lora", engine_nodes=["here"]
+            "shm", source=source, client=engines, route=Route(run_id="lora", engine_nodes=["here"])
         )
         self.endpoint.connect()
         expected = expected_names(inner, published_name(inner, settings))

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from workers.data.requests import Sampling
 from workers.engines.zero.weights import ZeroSource, expected_names
 from workers.weight_sync.attestation import Attestation, AttestationError, Tolerance
+from workers.weight_sync.endpoint import Route
 from workers.weight_sync.transport import trainer_endpoint
 
 PROBE = [5, 17, 9, 30, 8, 41, 12, 6, 22, 14]
@@ -56,7 +57,10 @@ def publish(shm_engine, model):
     """Publishes the model as it is; judges the result."""
     state = {"version": shm_engine.each("version")[0]}
     endpoint = trainer_endpoint(
-        "shm", source=ZeroSource(model), client=shm_engine, run_id="test", engine_nodes=["here"]
+        "shm",
+        source=ZeroSource(model),
+        client=shm_engine,
+        route=Route(run_id="test", engine_nodes=["here"]),
     )
     endpoint.connect()
     judge = Attestation(expected=expected_names(model), tolerance=Tolerance.absolute(EXACT))
@@ -129,8 +133,7 @@ def test_a_tensor_not_sent_stops_the_run_with_its_name(publish, model, shm_engin
         "shm",
         source=OmittingSource(model),
         client=shm_engine,
-        run_id="broken",
-        engine_nodes=["here"],
+        route=Route(run_id="broken", engine_nodes=["here"]),
     )
     broken.connect()
     with pytest.raises(AttestationError) as caught:
@@ -187,7 +190,10 @@ def test_tokens_carry_the_version_that_sampled_them(publish, model, shm_engine):
 def test_two_runs_of_one_name_share_nothing(model, shm_engine):
     first, second = (
         trainer_endpoint(
-            "shm", source=ZeroSource(model), client=shm_engine, run_id="same", engine_nodes=["here"]
+            "shm",
+            source=ZeroSource(model),
+            client=shm_engine,
+            route=Route(run_id="same", engine_nodes=["here"]),
         )
         for _ in range(2)
     )
@@ -203,7 +209,10 @@ def test_two_runs_of_one_name_share_nothing(model, shm_engine):
 
 def test_an_unreachable_buffer_is_an_error_with_the_remedy(shm_engine, model):
     endpoint = trainer_endpoint(
-        "shm", source=ZeroSource(model), client=shm_engine, run_id="gone", engine_nodes=["here"]
+        "shm",
+        source=ZeroSource(model),
+        client=shm_engine,
+        route=Route(run_id="gone", engine_nodes=["here"]),
     )
     endpoint.connect()
     info = endpoint.init_info()
@@ -213,9 +222,12 @@ def test_an_unreachable_buffer_is_an_error_with_the_remedy(shm_engine, model):
 
 
 def test_an_unknown_transport_names_the_known_ones(model):
-    with pytest.raises(ValueError, match=r"'rdma'.*shm, gloo, nccl, ipc"):
+    with pytest.raises(ValueError, match=r"'rdma'.*ipc, nccl, shm, gloo"):
         trainer_endpoint(
-            "rdma", source=ZeroSource(model), client=None, run_id="x", engine_nodes=["here"]
+            "rdma",
+            source=ZeroSource(model),
+            client=None,
+            route=Route(run_id="x", engine_nodes=["here"]),
         )
 
 
@@ -225,7 +237,10 @@ def test_stale_keys_and_values_are_kept_for_running_responses_only(
     settings = {"recompute_kv": False, "enable_prefix_caching": False}
     with start_engines(tiny_model, "shm", 1, **settings) as engines:
         endpoint = trainer_endpoint(
-            "shm", source=ZeroSource(model), client=engines, run_id="stale", engine_nodes=["here"]
+            "shm",
+            source=ZeroSource(model),
+            client=engines,
+            route=Route(run_id="stale", engine_nodes=["here"]),
         )
         endpoint.connect()
         endpoint.publish(1)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
 from workers.engines.zero.weights import ZeroSource, expected_names
+from workers.weight_sync.endpoint import Route
 from workers.weight_sync.fingerprint import fingerprint
 from workers.weight_sync.shm import ShmEndpoint
 
@@ -57,7 +58,7 @@ def main() -> None:
     for dtype in (None, torch.bfloat16):
         source = ZeroSource(module, rank=rank, world_size=2, dtype=dtype)
         client = Recorder() if rank == 0 else None
-        endpoint = ShmEndpoint(source=source, client=client, run_id="zero3")
+        endpoint = ShmEndpoint(source=source, client=client, route=Route(run_id="zero3"))
         endpoint.connect()
         gathered = {name: tensor.clone() for name, tensor in source}
         assert list(gathered) == expected_names(module)

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from conf.transports import transport_named
+
 EXTENSION_CLASS = "workers.weight_sync.extension.WeightSyncExtension"
 
 #: Positions of a key/value block on CPU, the smallest that vLLM allows there. Its own choice, 128,
@@ -58,7 +60,7 @@ class VLLMSettings:
         gpu_memory_utilization: that share; None keeps vLLM's own default.
         sleeps: `sleep` is to free device memory; vLLM then allocates from pools that it can unmap.
         seed: of the engine; every request carries its own besides.
-        weight_transfer_backend: "shm", "gloo", "nccl" or "ipc".
+        weight_transfer_backend: name of a row of `conf/transports.py`.
         engine_id: number of this engine among those of the run (ranks in a transfer group follow
             from it).
         enforce_eager: no compilation, no CUDA graphs.
@@ -180,6 +182,7 @@ def engine_env(settings: VLLMSettings, num_threads: int) -> dict[str, str]:
     if num_threads < 1:
         raise ValueError(f"an engine needs at least 1 thread, got {num_threads}")
     env = {
+        **transport_named(settings.weight_transfer_backend).engine_env,
         "OMP_NUM_THREADS": str(num_threads),
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
@@ -192,6 +195,4 @@ def engine_env(settings: VLLMSettings, num_threads: int) -> dict[str, str]:
         env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # "auto" pins every engine to the first core
         if settings.tensor_parallel_size == 1:
             env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the executor inside EngineCore's process
-    if settings.weight_transfer_backend == "ipc":
-        env["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # IPC handles travel pickled
     return env

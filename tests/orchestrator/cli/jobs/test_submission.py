@@ -8,7 +8,7 @@ from ray.job_submission import JobStatus
 
 from conf.compose import compose
 from orchestrator.cli.jobs.following import Follower, LostError
-from orchestrator.cli.jobs.submission import load_secrets, request
+from orchestrator.cli.jobs.submission import load_secrets, make_request
 from orchestrator.cli.parser import main
 
 OVERRIDES = ["experiment=tiny", "output_dir=/shared/runs", "rollout.sampling.stop=['\\n', ' ']"]
@@ -16,7 +16,7 @@ OVERRIDES = ["experiment=tiny", "output_dir=/shared/runs", "rollout.sampling.sto
 
 def made(overrides=OVERRIDES, **more):
     arguments = {"working_dir": None, "wheel": None, "config_dir": None, **more}
-    return request(compose(overrides)[1], overrides, **arguments)
+    return make_request(compose(overrides)[1], overrides, **arguments)
 
 
 def test_the_command_is_train_with_the_same_overrides():
@@ -165,4 +165,4 @@ def test_the_exit_code_is_the_runs(status, code, shown):
 
 def test_patience_ends():
     with pytest.raises(LostError, match=r"lost the cluster .* ballast logs job --follow"):
-        followed(Flaky([([], False)] * 3), patience_s=0.0)
+        followed(Flaky([([], False)] * 3), max_outage_s=0.0)
