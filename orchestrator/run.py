@@ -98,7 +98,9 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
             )
             if recording is None:
                 progress.print_line(_describe_engines(config, cluster, roles))
-                supply = from_engines(config, sources, roles, requests, stop.check, progress.print_line)
+                supply = from_engines(
+                    config, sources, roles, requests, stop.check, progress.print_line
+                )
             else:
                 supply = from_recording(config, sources, roles, recording)
             outputs = _outputs(config, roles, run_dir, log)
@@ -115,8 +117,8 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
     return run_dir
 
 
-def _where(config: TrainConfig, cluster: Cluster, roles: Roles) -> str:
-    by = f"; weights by {roles.fleet.launcher.transport}" if config.trainer.learns else ""
+def _describe_engines(config: TrainConfig, cluster: Cluster, roles: Roles) -> str:
+    by = f"; weights by {roles.fleet.launcher.transport.name}" if config.trainer.learns else ""
     return f"{cluster.describe_engines()}{by}"
 
 

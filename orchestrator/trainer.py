@@ -105,7 +105,7 @@ class Trainer:
                 read,
             )
         with clock.span("train"), self._profile(step):
-            computed = [*scored, advantages]
+            computed = [*read, advantages]
             logprobs, trained = self._train(step, plan.ranks, rows, computed, critic)
         try:
             with clock.span("publish"):
@@ -189,7 +189,10 @@ class Trainer:
         computed: list[Any],
         critic: CriticStep | None,
     ) -> tuple[list[Any], dict[str, float]]:
-        """The step's updates: `logprobs` columns and metrics; none while the critic warms up."""
+        """Run the step's updates; return the `logprobs` columns and the metrics.
+
+        While the critic warms up the policy has no update, no columns and no metrics of its own.
+        """
         self.trained = None
         fit = None if critic is None else critic.fit(computed)
         logprobs: list[Any] = []

@@ -29,8 +29,8 @@ __all__ = [
     "Placement",
     "WorkerError",
     "WorkerGroup",
-    "is_death",
     "divide",
+    "is_death",
 ]
 
 W_co = TypeVar("W_co", covariant=True)  # a group of a class is a group of its bases
@@ -188,7 +188,7 @@ class WorkerGroup(Generic[W_co]):
         return self.start_one(0, call, timeout_s=timeout_s).result()[0]
 
     def put(self, value: Any) -> Any:
-        """A reference that many calls can be given: what is behind it is sent once a node."""
+        """Store a value; return a reference for many calls, so that each node gets it once."""
         with named(f"{self.role}, a value for its calls"):
             return ray.put(value)
 

@@ -165,7 +165,7 @@ class Cluster:
         critic = self._launch_critic(role_named(planned, "critic"))
         begin = bind(RolloutWorker.start, version, rewards)
         engines = rollouts.start(begin, timeout_s=limit_s)
-        if config.cluster.colocated and with_policy:
+        if config.cluster.colocated and len(learner):
             lost = self._failed_starts(engines)
             sleep_engines(rollouts.only(set(rollouts.ranks) - set(lost)), config)
         others = [self._connect(group) for group in (learner, reference, critic) if len(group)]
@@ -174,14 +174,14 @@ class Cluster:
         lost = self._failed_starts(engines)
 
         # With an adapter the learner still holds the policy that it started from.
-        free = num_ranks and "ref_logprobs" in self._algorithm.required_columns
-        without_adapter = self._policy(learner, base=True) if free else None
+        in_learner = scores is not None and scores.place is Place.IN_LEARNER
+        without_adapter = self._policy(learner, base=True) if in_learner else None
         pool = RolloutPool(
             rollouts,
             silence_s=config.cluster.timeouts.engine_s,
             together=config.schedule.max_staleness == 0,
             concurrency=concurrency_of(config),
-            keep=None if launcher.one_node else self._keeper(first if num_ranks else None).keep,
+            keep=None if launcher.one_node else self._keeper(role_named(planned, "learner")).keep,
         )
         for number, failure in lost.items():
             pool.kill(number, str(failure))
@@ -194,11 +194,11 @@ class Cluster:
             else None,
         )
 
-    def _keeper(self, bundle: int | None) -> BatchKeeper:
-        """Return the keeper on a bundle's node, or on the driver's."""
+    def _keeper(self, learner: PlannedRole | None) -> BatchKeeper:
+        """Return the keeper on the node of the learner's first rank, or on the driver's."""
         nodes = placement_group_table(self._placement)["bundles_to_node_id"]
         own: str = ray.get_runtime_context().get_node_id()
-        return BatchKeeper(own if bundle is None else nodes[bundle])
+        return BatchKeeper(own if learner is None else nodes[learner.first_bundle])
 
     def _failed_starts(self, engines: Pending[str]) -> dict[int, WorkerError]:
         """Return why engines did not start; they are started again while the others sample.
@@ -212,7 +212,7 @@ class Cluster:
         return failed
 
     def describe_engines(self) -> str:
-        """A line that names the node of every engine."""
+        """Return a line that names the node of every engine."""
         return describe_engines(engine_nodes(self._placement, self._config.rollout.num_engines))
 
     def _policy(self, ranks: WorkerGroup[PolicyWorker], *, base: bool = False) -> PolicyGroup:

@@ -13,13 +13,13 @@ from workers.data.requests import EngineLoad
 
 @dataclass(kw_only=True, slots=True)
 class EngineRecord:
-    """What the pool knows of one engine.
+    """Record of one engine in the pool.
 
     Attributes:
         answered: when it last answered, or was given something to answer.
         load: as it last reported.
         deaths: since its last finished group.
-        asked: whether a `collect` call is open.
+        collecting: whether a `collect` call is open.
         loss_reason: why it died the last time.
     """
 

@@ -58,9 +58,9 @@ class EngineLauncher:
         self._own: dict[int, PlacementGroup] = {}  # of engines that joined later
         nodes = set(placement_group_table(placement)["bundles_to_node_id"].values())
         one_node = len(nodes) == 1 and not capacity.joins_elsewhere(config)
-        self.transport = capacity.transport(config, one_node=one_node)
+        self.transport = capacity.choose_transport(config, one_node=one_node)
         # Over other transports engines may join on other nodes of a running cluster.
-        beside = one_node and self.transport in ("shm", "ipc")
+        beside = one_node and self.transport.reach is not Reach.ANY
         self.one_node = beside or config.cluster.address is None
 
     @property

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from conf.schema import TrainConfig
+from conf.transports import TRANSPORTS, any_of
 from orchestrator.fleet.endings import Endings
 from orchestrator.fleet.fleet import Fleet
 from orchestrator.fleet.health import Health
@@ -67,14 +68,15 @@ class Membership:
         print_line: Callable[[str], None],
     ) -> None:
         self._pool, self._workers, self._launcher = pool, workers, launcher
-        self._recovery, self._requests, self._config, self._print_line = recovery, requests, config, print_line
+        self._recovery, self._requests = recovery, requests
+        self._config, self._print_line = config, print_line
         self._wanted = max(config.rollout.num_engines, config.rollout.max_engines or 0)
         self._next_number = config.rollout.num_engines
         self._request: ScaleRequest | None = None
         self._awaited: _PendingPlaces | None = None  # of the request
         self._requested: list[Any] = []  # from Ray, for missing engines
         self._joining: set[int] = set()  # not yet admitted for the first time
-        self._leaving: dict[int, float] = {}  # number -> when it is waited for no longer
+        self._leaving: dict[int, float] = {}  # number -> deadline for the groups that it holds
         self._endings = Endings(launcher)
         self._maintained = self._places_checked = -MAINTAIN_EVERY_S
 
@@ -121,10 +123,10 @@ class Membership:
     # ---- requests ----
 
     def _begin(self, request: ScaleRequest, now: float) -> None:
-        why_not = self._why_not(request)
-        if why_not is not None:
-            self._print_line(f"asked for {counted(request.engines, 'engine')}, refused: {why_not}")
-            self._requests.answer(request, "refused", why_not)
+        reason = self._reason_to_refuse(request)
+        if reason is not None:
+            self._print_line(f"asked for {counted(request.engines, 'engine')}, refused: {reason}")
+            self._requests.answer(request, "refused", reason)
             return
         self._withdraw()
         self._request = request
@@ -163,7 +165,7 @@ class Membership:
         return None
 
     def _conclude(self) -> None:
-        """Answer the request once everybody is there, or gone."""
+        """Answer the request once all its engines have joined or left."""
         unfinished = self._awaited or self._joining or self._leaving or self._endings
         if self._request is None or unfinished:
             return

@@ -250,7 +250,7 @@ class RolloutPool:
         )
 
     def _resample_groups(self, number: int) -> None:
-        """What an engine holds is for the others to sample."""
+        """Let other engines sample the groups that an engine holds."""
         engine = self.engines[number]
         self._open = {ref: own for ref, own in self._open.items() if own[0] != number}
         engine.collecting, engine.load = False, EngineLoad()
@@ -259,7 +259,7 @@ class RolloutPool:
 
     def admit(self, number: int) -> None:
         """Let an engine sample again, once its weights are attested."""
-        self.engines[number].see(Event.ATTESTED)
+        self.engines[number].apply(Event.ATTESTED)
         self._assign_groups(self.sampling())
 
     def add(self, number: int) -> None:

@@ -31,7 +31,7 @@ from workers.weight_sync.attestation import (
     Tolerance,
 )
 from workers.weight_sync.endpoint import PublishReport
-from workers.worker_group import WorkerError, WorkerGroup, is_death, divide
+from workers.worker_group import WorkerError, WorkerGroup, divide, is_death
 
 PROBE_PROMPTS = 8
 PROBE_TOKENS = 64  # of each prompt, at most
@@ -141,10 +141,10 @@ class Publisher:
     def _deliver(self) -> tuple[PublishReport | None, list[EngineEvidence], list[float]]:
         """Send to all engines that run; without those that end or hang meanwhile, once more.
 
-        Learner and engines meet anew when an engine joined, is gone, or was cut short.
+        Learner and engines connect again when an engine joined, is gone, or was cut short.
         """
-        pool, collective = self._fleet.pool, self._fleet.launcher.transport in COLLECTIVE
-        while numbers := self._running(ask=collective):  # one that is gone would stall all
+        pool, transport = self._fleet.pool, self._fleet.launcher.transport
+        while numbers := self._find_running(ask=transport.collective):  # a lost one would stall all
             joining = any(pool.engines[number].health is Health.STALE for number in numbers)
             try:
                 if joining or numbers != self._connected:
@@ -152,13 +152,13 @@ class Publisher:
                 return self._send(numbers)
             except WorkerError:
                 self._connected = []
-                if self._fleet.launcher.transport == "nccl":
+                if not transport.repeatable:
                     raise  # the learner hangs with the engine that it waits for
-                if self._running(ask=True) == numbers:
-                    raise  # all are there: it was no engine
+                if self._find_running(ask=True) == numbers:
+                    raise  # all run: no engine was at fault
         return None, [], []
 
-    def _running(self, *, ask: bool) -> list[int]:
+    def _find_running(self, *, ask: bool) -> list[int]:
         """Return the engines that run; if they are asked, those that answer. The others are ended.
 
         An engine that hangs is no different from one that is gone: it is left out, comes back
@@ -252,7 +252,7 @@ class Publisher:
 
     def _choose_probe(self) -> list[list[int]]:
         prompts = [self._prompts[row].prompt for row in range(len(self._prompts))[:PROBE_PROMPTS]]
-        encode, number = bind(RolloutWorker.encode, prompts), self._running(ask=False)[0]
+        encode, number = bind(RolloutWorker.encode, prompts), self._find_running(ask=False)[0]
         asked = self._fleet.workers.start_one(number, encode, timeout_s=self._limit_s)
         encoded = asked.result()[0]
         room = min(PROBE_TOKENS, self._config.rollout.max_model_len - 1)

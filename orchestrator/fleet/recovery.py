@@ -60,7 +60,7 @@ class EngineRecovery:
         print_line: Callable[[str], None],
     ) -> None:
         self._pool, self._workers, self._rewards = pool, workers, rewards
-        self._stands, self._republish, self._print_line = stands, republish, say
+        self._has_place, self._republish, self._print_line = has_place, republish, print_line
         self._start_s, self._place_s = start_s, place_s
         self._starting: dict[int, _Start] = {}
 

@@ -66,7 +66,7 @@ def from_engines(
         roles: the running processes.
         requests: requests for another number of engines.
         check_stop: raises where the run was asked to stop; called while it waits for samples.
-        say: prints one line.
+        print_line: prints one line.
     """
     fleet, timeouts = roles.fleet, config.cluster.timeouts
     ledger, colocation = _ledger(config, sources), _colocation(config, roles)
