@@ -14,9 +14,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-
-def _copy(batch: Any) -> tuple[Any, None]:
-    return batch, None
+from workers.data.record_files import copy_batch
 
 
 class BatchKeeper:
@@ -28,7 +26,7 @@ class BatchKeeper:
 
     def __init__(self, node_id: str) -> None:
         where = NodeAffinitySchedulingStrategy(node_id, soft=False)
-        copy = ray.remote(num_cpus=0, num_returns=2, max_retries=2)(_copy)
+        copy = ray.remote(num_cpus=0, num_returns=2, max_retries=2)(copy_batch)
         self._copy = copy.options(scheduling_strategy=where)
 
     def keep(self, batch: Any) -> tuple[Any, Awaitable[None]]:

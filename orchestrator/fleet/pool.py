@@ -207,7 +207,9 @@ class RolloutPool:
         try:
             self._group.answer(ref)
         except ray.exceptions.RayError:
-            self._resampled += self._routing.requeue(number, {meta.group_id for meta in metas})
+            self._resampled += self._routing.requeue_groups(
+                number, {meta.group_id for meta in metas}
+            )
             self._assign_groups(self.sampling())
             return []
         return self._split(metas, copy)
@@ -254,7 +256,7 @@ class RolloutPool:
         engine = self.engines[number]
         self._open = {ref: own for ref, own in self._open.items() if own[0] != number}
         engine.collecting, engine.load = False, EngineLoad()
-        self._resampled += self._routing.orphan(number)
+        self._resampled += self._routing.requeue(number)
         self._assign_groups(self.sampling())
 
     def admit(self, number: int) -> None:

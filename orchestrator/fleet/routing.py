@@ -94,8 +94,8 @@ class Routing:
                 self.finish(group_id)
         return held
 
-    def requeue(self, engine: int, group_ids: Collection[str]) -> int:
-        """Put groups that the engine still holds before all that waits; return their number."""
+    def requeue_groups(self, engine: int, group_ids: Collection[str]) -> int:
+        """Queue groups that the engine still holds before all that wait; return their number."""
         again = [
             request
             for name, (owner, request) in self._held.items()
@@ -106,13 +106,13 @@ class Routing:
         self._queue.extendleft(reversed(again))
         return len(again)
 
-    def orphan(self, engine: int) -> int:
-        """Put what a dead engine held before all that waits; how many groups these are.
+    def requeue(self, engine: int) -> int:
+        """Queue the groups of a lost engine before all that wait; return the number of groups.
 
         The limit of the engine starts again, as the engine does.
         """
         self._limits.pop(engine, None)
-        return self.requeue(engine, self._held)
+        return self.requeue_groups(engine, self._held)
 
     def observe(self, engine: int, load: EngineLoad) -> None:
         """Move the engine's limit after a report, before its finished groups are taken off."""

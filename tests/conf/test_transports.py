@@ -20,9 +20,9 @@ def test_the_rows_say_what_each_can_do():
         for row in TRANSPORTS
     }
     assert rows == {
-        "ipc": (Reach.DEVICE, False, False, True, False),
+        "ipc": (Reach.DEVICE, False, True, True, False),
         "nccl": (Reach.ANY, True, False, True, False),
-        "shm": (Reach.NODE, False, False, False, True),
+        "shm": (Reach.NODE, False, True, False, True),
         "gloo": (Reach.ANY, True, True, False, True),
     }
     assert [row.name for row in TRANSPORTS if row.may_grow] == ["nccl", "shm", "gloo"]

@@ -93,7 +93,7 @@ class Stack:
         )
 
     def ask(self, method, numbers):
-        self.collecting.append(method)
+        self.asked.append(method)
         if method == "attest":
             self.attested.append(numbers)
         return Answer({number: self.outcome(method, number) for number in numbers})
