@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from conf.schema.checks import choose, require
-from conf.transports import AUTO, TRANSPORTS, Transport, any_of, transport_named
+from conf.tables.transports import AUTO, TRANSPORTS, Transport, any_of, transport_named
 
 
 @dataclass(kw_only=True)
@@ -116,7 +116,7 @@ class RolloutConfig:
     early_stop_samples: int = 0  # scored siblings before a settled group may stop; 0: never
     concurrency: ConcurrencyConfig = field(default_factory=ConcurrencyConfig)
     kv_cache_gib: float = 0.25  # per engine
-    transport: str = AUTO  # of weights, a row of conf/transports.py; auto: as places allow
+    transport: str = AUTO  # of weights, a row of conf/tables/transports.py; auto: as places allow
     probe_tolerance: float = 1e-4  # |learner - engine| of a probe token in float32; mean: a tenth
     engine_kwargs: dict[str, Any] = field(default_factory=dict)  # raw, to vLLM
     replay: ReplayConfig = field(default_factory=ReplayConfig)

@@ -23,7 +23,7 @@ from conf.schema.rollout import RolloutConfig
 from conf.schema.schedule import ScheduleConfig
 from conf.schema.tracking import TrackingConfig
 from conf.schema.trainer import TrainerConfig
-from conf.transports import TRANSPORTS, any_of
+from conf.tables.transports import TRANSPORTS, any_of
 
 
 @dataclass(kw_only=True)

@@ -17,7 +17,7 @@ from ray.util import placement_group_table
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from conf.schema import TrainConfig
-from conf.transports import Reach
+from conf.tables.transports import Reach
 from orchestrator.planning import capacity
 from orchestrator.planning.placement import FreePlaces
 from orchestrator.planning.settings import vllm_settings

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from conf.schema import TrainConfig
-from conf.transports import TRANSPORTS, any_of
+from conf.tables.transports import TRANSPORTS, any_of
 from orchestrator.fleet.endings import Endings
 from orchestrator.fleet.fleet import Fleet
 from orchestrator.fleet.health import Health

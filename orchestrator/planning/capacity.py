@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from algorithms.algorithm import Algorithm
 from conf.schema import TrainConfig
-from conf.transports import AUTO, TRANSPORTS, Reach, Transport, any_of
+from conf.tables.transports import AUTO, TRANSPORTS, Reach, Transport, any_of
 from orchestrator.planning import memory
 from orchestrator.planning.architecture import architecture_of
 from orchestrator.planning.roles import Place, PlannedRole, roles_of

@@ -14,7 +14,7 @@ from typing import Any
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.platforms import current_platform
 
-from conf.transports import TRANSPORTS
+from conf.tables.transports import TRANSPORTS
 from workers.engines.vllm.cpu_generators import patch_runner
 from workers.engines.vllm.lifeline import follow_owner
 from workers.weight_sync.adapters import apply_adapter

@@ -7,7 +7,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from conf.compose import compose
-from conf.transports import transport_named
+from conf.tables.transports import transport_named
 from orchestrator.fleet.health import Health
 from orchestrator.fleet.publication import Publisher
 from workers.weight_sync.attestation import AttestationError

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from conf.transports import transport_named
+from conf.tables.transports import transport_named
 
 EXTENSION_CLASS = "workers.weight_sync.extension.WeightSyncExtension"
 
@@ -60,7 +60,7 @@ class VLLMSettings:
         gpu_memory_utilization: that share; None keeps vLLM's own default.
         sleeps: `sleep` is to free device memory; vLLM then allocates from pools that it can unmap.
         seed: of the engine; every request carries its own besides.
-        weight_transfer_backend: name of a row of `conf/transports.py`.
+        weight_transfer_backend: name of a row of `conf/tables/transports.py`.
         engine_id: number of this engine among those of the run (ranks in a transfer group follow
             from it).
         enforce_eager: no compilation, no CUDA graphs.

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from conf.compose import ConfigError, compose
-from conf.transports import AUTO, TRANSPORTS, Reach, any_of, transport_named
+from conf.tables.transports import AUTO, TRANSPORTS, Reach, any_of, transport_named
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 NAMES = {row.name for row in TRANSPORTS}
 # torch.distributed has backends of the same names, which are no transports.
 TORCH_BACKENDS = {"settings.backend", "dist.get_backend()"}
