@@ -43,6 +43,7 @@ class WeightSyncExtension:
 
     weight_transfer_engine: Any
     model_runner: Any
+    init_weight_transfer_engine: Any  # vLLM's
 
     def attempt(self, method: str, argument: Any) -> str:
         """Call a method of vLLM's worker; return the error that it raised, or an empty text.
@@ -56,9 +57,14 @@ class WeightSyncExtension:
             return f"{type(error).__name__}: {error}"
         return ""
 
-    def prepare(self) -> None:
-        """Reset the update and attach the receipts; follows every connection to a trainer."""
+    def connect_to_trainer(self, init_info: dict[str, Any]) -> None:
+        """Leave the last trainer's transport, join the one of `init_info`, attach the receipts.
+
+        vLLM would forget the last connection and leave its sockets and its communicator open.
+        """
         self._weight_update_active = False  # vLLM's: the last update may have been cut short
+        self.weight_transfer_engine.shutdown()
+        self.init_weight_transfer_engine(init_info)
         # What vLLM's own transports load (`nccl`, `ipc`) is fingerprinted as it comes.
         if not hasattr(self.weight_transfer_engine, "fingerprints"):
             ReceiptRecorder.attach(self.weight_transfer_engine)

@@ -43,8 +43,7 @@ class VLLMWeights(VLLMProcess):
             name: init_info[name] + shift for name, shift in own.items() if name in init_info
         }
         async with self._bounded("init_weight_transfer_engine"):
-            await self._attempt("init_weight_transfer_engine", init_info)
-            await self._live().collective_rpc("prepare")
+            await self._attempt("connect_to_trainer", init_info)
 
     async def start_weight_update(self) -> None:
         """Freeze running requests, so that no token is sampled between weights and label."""
