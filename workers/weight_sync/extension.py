@@ -18,7 +18,7 @@ from conf.transports import TRANSPORTS
 from workers.engines.vllm.cpu_generators import patch_runner
 from workers.engines.vllm.lifeline import follow_owner
 from workers.weight_sync.adapters import apply_adapter
-from workers.weight_sync.diagnosis import stale_weights, unlike_expected
+from workers.weight_sync.diagnosis import live_blocks, stale_weights, unlike_expected
 from workers.weight_sync.receipts import ReceiptRecorder
 
 
@@ -73,6 +73,16 @@ class WeightSyncExtension:
         """Return the fingerprint of every tensor of the last publication."""
         return {
             name: list(value) for name, value in self.weight_transfer_engine.fingerprints().items()
+        }
+
+    def attest_used(self) -> dict[str, list[int]]:
+        """Return a fingerprint of the weights in use, as far as parameters show them.
+
+        By name: row, column, plain and weighted sum of this worker's block (`fingerprint.Block`).
+        """
+        return {
+            name: [block.row, block.column, block.plain, block.weighted]
+            for name, block in live_blocks(self.model_runner.get_model()).items()
         }
 
     def apply_adapter(self, adapter_id: int) -> None:

@@ -74,6 +74,7 @@ async def _evidence(engine: VLLMEngine, probe: list[int]) -> EngineEvidence:
         engine_id=engine.settings.engine_id,
         version=await engine.version(),
         received=await engine.attest_received(),
+        used=await engine.attest_used(),
         probe_logprobs=await engine.prompt_logprobs(probe),
     )
 
