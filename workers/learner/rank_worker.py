@@ -136,6 +136,11 @@ class RankWorker(ABC):
         """Move the offloaded optimizer state back to the device."""
         self._zero.reload_states()
 
+    @recorded("switch")
+    def empty_cache(self) -> None:
+        """Give back the device memory that PyTorch keeps for later."""
+        self._zero.empty_cache()
+
     def take_spans(self) -> Recorded:
         """Return the spans of this rank since the last call."""
         return self.spans.take()

@@ -37,11 +37,15 @@ class Group:
         return {}
 
 
-def turns(*overrides: str) -> tuple[Colocation, Group, list[tuple[Any, ...]]]:
+def turns(
+    *overrides: str, reference: bool = False
+) -> tuple[Colocation, Group, list[tuple[Any, ...]]]:
     calls: list[tuple[Any, ...]] = []
     engines, learner = Group("engines", calls), Group("learner", calls)
     _, config = compose(["experiment=tiny", *overrides])
-    return Colocation(engines, learner, config), engines, calls  # type: ignore[arg-type]
+    scoring = Group("reference", calls) if reference else None
+    taking = Colocation(engines, learner, config, scoring)  # type: ignore[arg-type]
+    return taking, engines, calls
 
 
 def test_one_holds_the_memory_at_a_time() -> None:
@@ -59,6 +63,7 @@ def test_one_holds_the_memory_at_a_time() -> None:
         ("engines", "wake", ["weights"]),
         ("publish",),
         ("engines", "wake", ["kv_cache"]),
+        ("learner", "empty_cache"),
     ]
     assert taking.metrics() == {
         "colocation/engines_asleep_bytes": 5 * GIB,
@@ -67,6 +72,32 @@ def test_one_holds_the_memory_at_a_time() -> None:
 
 
 def test_engines_make_room_before_the_learner_loads() -> None:
+def test_a_reference_gives_back_what_it_does_not_need_before_engines_wake() -> None:
+    taking, _, calls = turns("cluster.colocated=true", reference=True)
+    taking.receive()
+    assert calls == [
+        ("learner", "offload_states"),
+        ("reference", "empty_cache"),
+        ("engines", "wake", ["weights"]),
+    ]
+
+
+def test_an_engine_that_loads_has_the_time_of_a_start_before_the_learner_takes_its_turn() -> None:
+    limits: list[float] = []
+
+    class Loading(Group):
+        def start(self, call: Call[Any, Any], *, timeout_s: float) -> Group:
+            limits.append(timeout_s)
+            return super().start(call, timeout_s=timeout_s)
+
+    _, config = compose(["experiment=tiny", "cluster.colocated=true"])
+    engines, learner = Loading("engines", []), Group("learner", [])
+    taking = Colocation(engines, learner, config)  # type: ignore[arg-type]
+    taking.learn()
+    timeouts = config.cluster.timeouts
+    assert limits == [timeouts.start_s + timeouts.publish_s]
+
+
     _, config = compose(["experiment=tiny", "cluster.colocated=true"])
     _, engines, calls = turns("cluster.colocated=true")
     sleep_engines(engines, config)  # type: ignore[arg-type]
