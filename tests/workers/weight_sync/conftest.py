@@ -17,7 +17,7 @@ from workers.engines.vllm.engine import VLLMEngine, VLLMSettings, engine_env
 from workers.models.tiny import build_tiny
 from workers.weight_sync.attestation import EngineEvidence
 
-TIMEOUT_S = 120
+TIMEOUT_S = 300
 
 
 class Engines:
@@ -132,7 +132,7 @@ def gloo_engines(tiny_model: Path) -> Iterator[Engines]:
         yield engines
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def start_engines() -> Callable[..., AbstractContextManager[Engines]]:
     """Starts engines of a test's own, which it may kill."""
     return running

@@ -166,8 +166,8 @@ class VLLMSettings:
             derived["gpu_memory_utilization"] = self.gpu_memory_utilization
         if self.sleeps and self.device == "cuda":
             derived["enable_sleep_mode"] = True
-        if self.tensor_parallel_size == 1:
-            derived["distributed_executor_backend"] = "uni"
+        # Left to itself vLLM takes Ray for its workers inside an actor, and refuses its bundle.
+        derived["distributed_executor_backend"] = "uni" if self.tensor_parallel_size == 1 else "mp"
         if self.device == "cpu":
             derived["block_size"] = CPU_BLOCK_TOKENS
         return {**derived, **self.engine_kwargs}
