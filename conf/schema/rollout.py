@@ -115,7 +115,8 @@ class RolloutConfig:
     max_num_seqs: int = 128  # decoded together by one engine
     early_stop_samples: int = 0  # scored siblings before a settled group may stop; 0: never
     concurrency: ConcurrencyConfig = field(default_factory=ConcurrencyConfig)
-    kv_cache_gib: float = 0.25  # per engine
+    kv_cache_gib: float | None = 0.25  # of each device; null: what is left of the engine's GPU
+    enforce_eager: bool | None = None  # no CUDA graphs, no compilation; null: so on CPU alone
     transport: str = AUTO  # of weights, a row of conf/tables/transports.py; auto: as places allow
     probe_tolerance: float = 1e-4  # |learner - engine| of a probe token in float32; mean: a tenth
     engine_kwargs: dict[str, Any] = field(default_factory=dict)  # raw, to vLLM
@@ -176,7 +177,12 @@ class RolloutConfig:
         )
         self.sampling.check("rollout.sampling")
         self.eval_sampling.check("rollout.eval_sampling")
-        require(self.kv_cache_gib > 0, "rollout.kv_cache_gib", self.kv_cache_gib, "must be > 0")
+        require(
+            self.kv_cache_gib is None or self.kv_cache_gib > 0,
+            "rollout.kv_cache_gib",
+            self.kv_cache_gib,
+            "must be > 0, or null for what is left of the engine's GPU",
+        )
         require(
             self.sampling.temperature > 0,
             "rollout.sampling.temperature",

@@ -29,6 +29,7 @@ from orchestrator.fleet.concurrency import concurrency_of
 from orchestrator.fleet.fleet import Fleet
 from orchestrator.fleet.launcher import EngineLauncher
 from orchestrator.fleet.pool import RolloutPool
+from orchestrator.planning.engine_memory import engine_fraction
 from orchestrator.planning.placement import PlacementError, bundles, check_resources
 from orchestrator.planning.roles import Place, PlannedRole, role_named
 from orchestrator.planning.settings import critic_settings, early_stop, policy_settings
@@ -156,6 +157,7 @@ class Cluster:
             early_stop=early_stop(config, self._algorithm),
             env=self._env(config.cluster.rollout.threads),
             placement=self._placement,
+            gpu_fraction=engine_fraction(config, planned),
         )
         rollouts = launcher.launch_first()
         self._groups.append((rollouts, bind(RolloutWorker.shutdown)))

@@ -39,6 +39,7 @@ class EngineLauncher:
         early_stop: the rule by which a group's remaining samples are not needed.
         env: variables of every process.
         placement: placement group of the run, already reserved; its first bundles are for engines.
+        gpu_fraction: share that an engine may take of a GPU that it shares; None of one of its own.
     """
 
     def __init__(
@@ -51,10 +52,11 @@ class EngineLauncher:
         early_stop: Any,
         env: Mapping[str, str],
         placement: PlacementGroup,
+        gpu_fraction: float | None = None,
     ) -> None:
         self._config, self._run_id, self._model_path = config, run_id, model_path
         self._environment, self._early_stop, self._env = environment, early_stop, dict(env)
-        self._placement = placement
+        self._placement, self._gpu_fraction = placement, gpu_fraction
         self._own: dict[int, PlacementGroup] = {}  # of engines that joined later
         nodes = set(placement_group_table(placement)["bundles_to_node_id"].values())
         one_node = len(nodes) == 1 and not capacity.joins_elsewhere(config)
@@ -86,7 +88,11 @@ class EngineLauncher:
         config, role = self._config, self._config.cluster.rollout
         settings = {
             number: vllm_settings(
-                config, self._model_path, engine_id=number, transport=self.transport.name
+                config,
+                self._model_path,
+                engine_id=number,
+                transport=self.transport.name,
+                gpu_fraction=self._gpu_fraction,
             )
             for number in numbers
         }

@@ -208,9 +208,10 @@ class Publisher:
                 engine_id=number,
                 version=version,
                 received=received,
+                used=used,
                 probe_logprobs=list(chain.from_iterable(probe)),
             )
-            for number, (version, received, probe) in answers.items()
+            for number, (version, received, used, probe) in answers.items()
         ]
         return report, evidence, list(chain.from_iterable(own.result()[0]))
 

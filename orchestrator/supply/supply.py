@@ -118,4 +118,6 @@ def _ledger(config: TrainConfig, sources: Sources) -> Ledger:
 
 
 def _colocation(config: TrainConfig, roles: Roles) -> Colocation:
-    return Colocation(roles.fleet.workers, roles.learner.workers, config)
+    reference = None if roles.reference is None else roles.reference.workers
+    own = None if reference is roles.learner.workers else reference
+    return Colocation(roles.fleet.workers, roles.learner.workers, config, own)

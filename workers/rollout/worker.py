@@ -161,17 +161,24 @@ class RolloutWorker:
 
     async def attest(
         self, probe: list[list[int]]
-    ) -> tuple[int, dict[str, list[int]], list[list[float]]]:
-        """Return evidence of a publication: version, received fingerprints, probe log-probs."""
+    ) -> tuple[int, dict[str, list[int]], dict[str, list[list[int]]], list[list[float]]]:
+        """Return evidence of a publication.
+
+        Returns:
+            Version, fingerprints of what arrived, blocks of the weights in use, probe log-probs.
+        """
         calls = (
             self._engine.prompt_logprobs(tokens, request_id=f"probe/{number}")
             for number, tokens in enumerate(probe)
         )
         with self.spans.doing("attest"):
-            version, received, logprobs = await asyncio.gather(
-                self._engine.version(), self._engine.attest_received(), asyncio.gather(*calls)
+            version, received, used, logprobs = await asyncio.gather(
+                self._engine.version(),
+                self._engine.attest_received(),
+                self._engine.attest_used(),
+                asyncio.gather(*calls),
             )
-        return version, received, logprobs
+        return version, received, used, logprobs
 
     async def encode(self, prompts: list[Any]) -> list[list[int]]:
         """Return the token ids of some prompts, from which a probe is chosen."""

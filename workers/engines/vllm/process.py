@@ -49,6 +49,7 @@ class VLLMProcess:
         self._progress = Progress(settings.request_timeout_s)
         self._paused = False
         self._monitor_task: asyncio.Task[None] | None = None
+        self._loading = asyncio.Lock()
 
     async def start(self, version: int = 0) -> None:
         """Start EngineCore and label the weights of the model folder.
@@ -56,6 +57,10 @@ class VLLMProcess:
         Args:
             version: the label until the first publication.
         """
+        async with self._loading:
+            await self._load(version)
+
+    async def _load(self, version: int) -> None:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -113,6 +118,8 @@ class VLLMProcess:
     async def sleep(self, level: int = 1) -> None:
         """Free device memory: 1 keeps the weights in host memory, 2 drops them."""
         self._paused = True
+        async with self._loading:
+            pass  # an engine that loads sleeps when it has loaded
         async with self._bounded(f"sleep(level={level})"):
             await self._live().sleep(level)
 

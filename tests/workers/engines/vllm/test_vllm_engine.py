@@ -337,14 +337,15 @@ def test_a_response_ends_where_the_context_does(engine, loop):
     assert (len(sample.tokens), sample.finish_reason) == (12, "length")
 
 
-def test_a_killed_owner_leaves_no_process(folder):
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_killed_owner_leaves_no_process(folder, workers):
     script = Path(__file__).with_name("killed_owner.py")
     root = Path(__file__).parents[4]
     owner = subprocess.run(
-        [sys.executable, str(script), str(folder)],
+        [sys.executable, str(script), str(folder), str(workers)],
         env=os.environ | {"PYTHONPATH": str(root)},
         stdout=subprocess.PIPE,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert owner.returncode == -signal.SIGKILL
