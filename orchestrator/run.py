@@ -103,7 +103,7 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
                 )
             else:
                 supply = from_recording(config, sources, roles, recording)
-            outputs = _outputs(config, roles, run_dir, log)
+            outputs = _outputs(config, roles, run_dir, log, node=cluster.first_node)
             loop = _loop(config, algorithm, roles, supply, outputs, run_dir, stop)
             first_step = loop.begin(checkpoint)
             with stop:
@@ -122,7 +122,9 @@ def _describe_engines(config: TrainConfig, cluster: Cluster, roles: Roles) -> st
     return f"{cluster.describe_engines()}{by}"
 
 
-def _outputs(config: TrainConfig, roles: Roles, run_dir: Path, log: RunLog) -> Outputs:
+def _outputs(
+    config: TrainConfig, roles: Roles, run_dir: Path, log: RunLog, *, node: str
+) -> Outputs:
     timeouts = config.cluster.timeouts
     folder = run_dir / "rollouts"
     records = config.tracking.rollouts
@@ -138,7 +140,7 @@ def _outputs(config: TrainConfig, roles: Roles, run_dir: Path, log: RunLog) -> O
             folder=run_dir / "profiles",
             timeout_s=timeouts.train_s,
         ),
-        recorder=Recorder(folder, timeout_s=timeouts.checkpoint_s) if records else None,
+        recorder=Recorder(folder, timeout_s=timeouts.checkpoint_s, node=node) if records else None,
     )
 
 

@@ -28,6 +28,18 @@ class RoleConfig:
 
 
 @dataclass(kw_only=True)
+class PlacedRoleConfig(RoleConfig):
+    """Resources of one process of a role, and how Ray divides the processes among nodes."""
+
+    strategy: str = "PACK"  # as few nodes as possible | SPREAD: as many as possible | STRICT_...
+
+    def check(self, key: str) -> None:
+        """Raise a ValueError for an impossible value that stands under `key`."""
+        super().check(key)
+        choose(f"{key}.strategy", self.strategy, ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"))
+
+
+@dataclass(kw_only=True)
 class CriticRoleConfig(RoleConfig):
     """Placement of the critic, which computes and learns values; algorithms with a critic only."""
 
@@ -74,10 +86,11 @@ class ClusterConfig:
     gpus_per_node: int | None = None  # null: only Ray knows, once it runs
     gpu_memory_gib: float | None = None  # of one GPU; null: not checked
     autoscaled: bool = False  # nodes may be added while a run waits for its placement
-    placement_strategy: str = "PACK"
     colocated: bool = False  # engine k and learner rank k share a GPU and take turns on it
-    rollout: RoleConfig = field(default_factory=RoleConfig)
-    learner: RoleConfig = field(default_factory=RoleConfig)
+    reward_cpus: float = 1.0  # of a reward worker, which so never stands on a head without CPUs
+    rollout: PlacedRoleConfig = field(default_factory=PlacedRoleConfig)
+    # Reference and critic stand where the learner's strategy puts them, together with the learner.
+    learner: PlacedRoleConfig = field(default_factory=PlacedRoleConfig)
     reference: RoleConfig = field(default_factory=RoleConfig)
     critic: CriticRoleConfig = field(default_factory=CriticRoleConfig)
     timeouts: TimeoutConfig = field(default_factory=TimeoutConfig)
@@ -91,10 +104,8 @@ class ClusterConfig:
         for name in ("gpus_per_node", "gpu_memory_gib"):
             value = getattr(self, name)
             require(value is None or value >= 0, f"cluster.{name}", value, "must not be negative")
-        choose(
-            "cluster.placement_strategy",
-            self.placement_strategy,
-            ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"),
+        require(
+            self.reward_cpus >= 0, "cluster.reward_cpus", self.reward_cpus, "must not be negative"
         )
         together = self.rollout.num_gpus + self.learner.num_gpus + self.reference.num_gpus
         require(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from workers.data.plans import Slice
 from workers.data.record_files import write_step
@@ -26,10 +27,13 @@ class Recorder:
     Args:
         folder: for the files; made if missing.
         timeout_s: longest that writing one step may take.
+        node: id of the node that writes while it lives; the driver's node may be a small head.
     """
 
-    def __init__(self, folder: Path, *, timeout_s: float) -> None:
+    def __init__(self, folder: Path, *, timeout_s: float, node: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        near = NodeAffinitySchedulingStrategy(node, soft=True)
+        self._task = _write.options(scheduling_strategy=near)
         self._folder, self._timeout_s = folder, timeout_s
         self._last: Pending[int] | None = None
 
@@ -39,7 +43,7 @@ class Recorder:
         """Begin to write `step_<step>.parquet`; first wait for the step before."""
         self.flush()
         path = str(self._folder / f"step_{step:06d}.parquet")
-        ref = _write.remote(path, slices, len(computed), *computed, *batches)
+        ref = self._task.remote(path, slices, len(computed), *computed, *batches)
         self._last = Pending("recorder", "write", [ref], self._timeout_s)
 
     def flush(self) -> None:

@@ -15,14 +15,13 @@ from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
-from ray.util import placement_group_table
-from ray.util.placement_group import placement_group, remove_placement_group
 
 from algorithms.algorithm import Algorithm
 from conf.schema import ClusterConfig, TrainConfig
 from orchestrator.cluster.batch_keeper import BatchKeeper
 from orchestrator.cluster.critic_group import CriticGroup
 from orchestrator.cluster.nodes import describe_engines, engine_nodes
+from orchestrator.cluster.places import Places, reserve
 from orchestrator.cluster.policy_group import PolicyGroup
 from orchestrator.fleet.colocation import sleep_engines
 from orchestrator.fleet.concurrency import concurrency_of
@@ -30,7 +29,7 @@ from orchestrator.fleet.fleet import Fleet
 from orchestrator.fleet.launcher import EngineLauncher
 from orchestrator.fleet.pool import RolloutPool
 from orchestrator.planning.engine_memory import engine_fraction
-from orchestrator.planning.placement import PlacementError, bundles, check_resources
+from orchestrator.planning.placement import check_resources
 from orchestrator.planning.roles import Place, PlannedRole, role_named
 from orchestrator.planning.settings import critic_settings, early_stop, policy_settings
 from workers import USER_PATH_VARIABLE
@@ -103,7 +102,7 @@ class Cluster:
         self._run_id, self._model_path = run_id, model_path
         self._critic_path = critic_path or model_path
         self._groups: list[tuple[WorkerGroup[Any], Call[Any, None]]] = []
-        self._placement: Any = None
+        self._places: Places | None = None
         self._user_path = os.pathsep.join(path for path in sys.path if path)
 
     def __enter__(self) -> Cluster:
@@ -113,9 +112,9 @@ class Cluster:
     def __exit__(self, *exc: object) -> None:
         for group, last in reversed(self._groups):
             group.stop(last=last)
-        if self._placement is not None:
+        if self._places is not None:
             with contextlib.suppress(RayError):  # what ended the run is what the user shall read
-                remove_placement_group(self._placement)
+                self._places.give_back()
         ray.shutdown()
 
     def launch(
@@ -135,19 +134,10 @@ class Cluster:
             planned: rows of `roles_of`; the first of them where the caller needs fewer roles.
         """
         config = self._config
-        wanted = bundles(planned)
         if not config.cluster.autoscaled:
-            check_resources(config, wanted)
+            check_resources(config, planned)
         limit_s = config.cluster.timeouts.start_s
-        self._placement = placement_group(
-            [{k: v for k, v in bundle.items() if v} for bundle in wanted],
-            strategy=config.cluster.placement_strategy,
-        )
-        if not self._placement.wait(limit_s):
-            raise PlacementError(
-                f"placement_strategy={config.cluster.placement_strategy} can't place {wanted} on "
-                f"this cluster in {limit_s:g} s; choose another strategy or cluster="
-            )
+        self._places = reserve(config, planned)
         rewards = self._launch_rewards(role_named(planned, "reward"), scorer)
         launcher = EngineLauncher(
             config,
@@ -156,8 +146,9 @@ class Cluster:
             environment=environment,
             early_stop=early_stop(config, self._algorithm),
             env=self._env(config.cluster.rollout.threads),
-            placement=self._placement,
+            placement=self._places.engines,
             gpu_fraction=engine_fraction(config, planned),
+            nodes=self._places.nodes,
         )
         rollouts = launcher.launch_first()
         self._groups.append((rollouts, bind(RolloutWorker.shutdown)))
@@ -198,9 +189,8 @@ class Cluster:
 
     def _keeper(self, learner: PlannedRole | None) -> BatchKeeper:
         """Return the keeper on the node of the learner's first rank, or on the driver's."""
-        nodes = placement_group_table(self._placement)["bundles_to_node_id"]
         own: str = ray.get_runtime_context().get_node_id()
-        return BatchKeeper(own if learner is None else nodes[learner.first_bundle])
+        return BatchKeeper(own if learner is None else self.first_node)
 
     def _failed_starts(self, engines: Pending[str]) -> dict[int, WorkerError]:
         """Return why engines did not start; they are started again while the others sample.
@@ -213,9 +203,17 @@ class Cluster:
             raise next(iter(failed.values()))
         return failed
 
+    @property
+    def first_node(self) -> str:
+        """Id of the node of the learner's first rank; where nothing learns, of an engine."""
+        assert self._places is not None, "launch comes first"
+        return self._places.nodes[0]
+
     def describe_engines(self) -> str:
         """Return a line that names the node of every engine."""
-        return describe_engines(engine_nodes(self._placement, self._config.rollout.num_engines))
+        assert self._places is not None, "launch comes first"
+        nodes = engine_nodes(self._places.engines, self._config.rollout.num_engines)
+        return describe_engines(nodes)
 
     def _policy(self, ranks: WorkerGroup[PolicyWorker], *, base: bool = False) -> PolicyGroup:
         return PolicyGroup(
@@ -245,6 +243,7 @@ class Cluster:
                 "timeout_s": reward.timeout_s,
             },
             env=lambda rank: self._env(1),
+            num_cpus=role.num_cpus if role else 0,
             max_concurrency=64,
             restarts=True,
             retries=1,
@@ -272,6 +271,8 @@ class Cluster:
         """Start the ranks of a role, each in its bundle; none where the role has no process."""
         if role is None or not role.bundles:
             return WorkerGroup(name, [])
+        places = self._places
+        assert places is not None, "reserve comes first"
         group = WorkerGroup.launch(
             name,
             worker,
@@ -285,8 +286,8 @@ class Cluster:
             },
             env=lambda rank: self._env(role.threads),
             placement=Placement(
-                group=self._placement,
-                bundles=role.bundles,
+                group=places.ranks,
+                bundles=places.of(role),
                 num_cpus=role.num_cpus,
                 num_gpus=role.num_gpus,
             ),

@@ -1,9 +1,9 @@
 """Launch rollout engines as Ray actors, and reserve places on the cluster for more of them.
 
-The engines of the configuration run in bundles of the run's placement group. An engine that joins
-later has a placement group of its own, with one bundle of the same shape: Ray places the bundle
-when its resources are free, an autoscaler adds a node for it, and the resources go back when the
-engine leaves. Runs in the driver. Which engine joins or leaves is decided in `membership.py`.
+The engines of the configuration run in bundles of one placement group. An engine that joins later
+has a placement group of its own, with one bundle of the same shape: Ray places the bundle when its
+resources are free, an autoscaler adds a node for it, and the resources go back when the engine
+leaves. Runs in the driver. Which engine joins or leaves is decided in `membership.py`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class EngineLauncher:
         environment: the environment that produces the engine's samples.
         early_stop: the rule by which a group's remaining samples are not needed.
         env: variables of every process.
-        placement: placement group of the run, already reserved; its first bundles are for engines.
+        placement: placement group of the configuration's engines, already reserved.
+        nodes: ids of the nodes of all processes of the run, the learner's first rank's first.
         gpu_fraction: share that an engine may take of a GPU that it shares; None of one of its own.
     """
 
@@ -52,14 +53,15 @@ class EngineLauncher:
         early_stop: Any,
         env: Mapping[str, str],
         placement: PlacementGroup,
+        nodes: Sequence[str],
         gpu_fraction: float | None = None,
     ) -> None:
         self._config, self._run_id, self._model_path = config, run_id, model_path
         self._environment, self._early_stop, self._env = environment, early_stop, dict(env)
         self._placement, self._gpu_fraction = placement, gpu_fraction
+        self._learner_node = nodes[0]
         self._own: dict[int, PlacementGroup] = {}  # of engines that joined later
-        nodes = set(placement_group_table(placement)["bundles_to_node_id"].values())
-        one_node = len(nodes) == 1 and not capacity.joins_elsewhere(config)
+        one_node = len(set(nodes)) == 1 and not capacity.joins_elsewhere(config)
         self.transport = capacity.choose_transport(config, one_node=one_node)
         # Over other transports engines may join on other nodes of a running cluster.
         beside = one_node and self.transport.reach is not Reach.ANY
@@ -131,7 +133,7 @@ class EngineLauncher:
         """Return the node of all engines where weights reach no other; None where any will do."""
         if self.transport.reach is not Reach.NODE:
             return None
-        return self._node(self._placement, self._config.rollout.num_engines)
+        return self._learner_node
 
     def is_reserved(self, place: PlacementGroup) -> bool:
         """Return True if Ray has reserved the place."""
@@ -158,7 +160,7 @@ class EngineLauncher:
     def end(self, number: int, handle: Any) -> None:
         """End an engine's process and give back the engine's own placement group.
 
-        A bundle of the run's placement group stays with the run, because Ray cannot divide a group.
+        A bundle of the engines' group stays with the run, because Ray cannot divide a group.
         """
         ray.kill(handle)
         if (own := self._own.pop(number, None)) is not None:

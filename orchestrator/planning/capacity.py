@@ -25,7 +25,7 @@ def gpus_asked(roles: Sequence[PlannedRole]) -> list[tuple[str, float]]:
     """
     terms = []
     for role in roles:
-        if role.bundles and role.place is not Place.BESIDE_LEARNER:
+        if role.bundles and (role.bundle_gpus or role.place is not Place.BESIDE_LEARNER):
             count = counted(role.num_processes, f"{role.name} rank")
             if role.name == "rollout":
                 engines = counted(role.num_processes, "engine")

@@ -73,21 +73,23 @@ def bundles(roles: Sequence[PlannedRole]) -> list[dict[str, float]]:
     return wanted
 
 
-def check_resources(config: TrainConfig, wanted: list[dict[str, float]]) -> None:
-    """Check that Ray has the resources of all bundles.
+def check_resources(config: TrainConfig, roles: Sequence[PlannedRole]) -> None:
+    """Check that Ray has the resources of all roles.
 
     Raises:
         PlacementError: with the wanted and the present resources, and the setting to lower.
     """
-    have = ray.cluster_resources()
+    have, wanted = ray.cluster_resources(), bundles(roles)
+    loose = sum(role.num_cpus * role.num_processes for role in roles if not role.bundles)
     for kind in ("GPU", "CPU"):
-        total = sum(bundle[kind] for bundle in wanted)
+        total = sum(bundle[kind] for bundle in wanted) + (loose if kind == "CPU" else 0)
         if total > have.get(kind, 0.0):
             raise PlacementError(
                 f"cluster={config.cluster.name} asks for {counted(total, kind)}: "
                 f"{counted(config.rollout.num_engines, 'engine')} x tensor_parallel_size "
                 f"{config.rollout.tensor_parallel_size} + "
                 f"{counted(config.learner.num_ranks, 'learner rank')} "
-                f"(+ reference and critic ranks, if any), but Ray has {have.get(kind, 0.0):g}; "
+                f"(+ reference and critic ranks and reward workers, if any), "
+                f"but Ray has {have.get(kind, 0.0):g}; "
                 "lower rollout.num_engines or learner.num_ranks, or choose another cluster="
             )

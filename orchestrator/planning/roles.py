@@ -23,9 +23,9 @@ class Place(Enum):
 
     OWN = auto()  # bundles of the role's own
     TURNS = auto()  # bundle k, which engine k, learner rank k and reference rank k take in turn
-    BESIDE_LEARNER = auto()  # rank r in the bundle of learner rank r, on half of its GPU
+    BESIDE_LEARNER = auto()  # rank r in the bundle of learner rank r, on a share of its GPU
     IN_LEARNER = auto()  # no process: the learner's ranks play the role
-    ANYWHERE = auto()  # no bundle: takes nothing that Ray counts
+    ANYWHERE = auto()  # no bundle: takes CPUs of any node
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +88,7 @@ def roles_of(config: TrainConfig, algorithm: Algorithm) -> tuple[PlannedRole, ..
             note = "the learner at the start of a step"
             roles.append(PlannedRole(name="actor", place=Place.IN_LEARNER, note=note))
         if "ref_logprobs" in algorithm.required_columns:
-            roles.append(_reference(config))
+            roles.append(_reference(config, algorithm))
         if algorithm.needs_critic:
             roles.append(_critic(config, roles))
     return tuple(roles)
@@ -124,7 +124,12 @@ def _rollout(config: TrainConfig) -> PlannedRole:
 
 
 def _reward(config: TrainConfig) -> PlannedRole:
-    return PlannedRole(name="reward", place=Place.ANYWHERE, num_processes=config.reward.num_workers)
+    return PlannedRole(
+        name="reward",
+        place=Place.ANYWHERE,
+        num_processes=config.reward.num_workers,
+        num_cpus=config.cluster.reward_cpus,
+    )
 
 
 def _learner(config: TrainConfig, algorithm: Algorithm) -> PlannedRole:
@@ -137,23 +142,47 @@ def _learner(config: TrainConfig, algorithm: Algorithm) -> PlannedRole:
         first_bundle=_after(config, config.rollout.num_engines),
         num_cpus=role.num_cpus,
         num_gpus=role.num_gpus / 2 if halved else role.num_gpus,
-        bundle_gpus=role.num_gpus,
+        bundle_gpus=_learner_gpus(config, algorithm),
         threads=role.threads,
         trains=True,
     )
 
 
-def _reference(config: TrainConfig) -> PlannedRole:
+def _learner_gpus(config: TrainConfig, algorithm: Algorithm) -> float:
+    """Return what a learner rank adds to its bundle: the rest of a GPU too, where none can use it.
+
+    Ray chooses a node by the sum of its GPUs: where eight ranks leave a quarter of each GPU free,
+    Ray sees room for two bundles more, and waits for them without end.
+    """
+    cluster, own = config.cluster, config.cluster.learner.num_gpus
+    beside = cluster.reference.num_gpus if _references_beside(config, algorithm) else 0.0
+    free = 1 - own - beside
+    shapes = [gpus for gpus in (own + beside, cluster.rollout.num_gpus) if gpus]
+    useless = bool(shapes) and 0 < free < min(shapes) - 1e-6
+    return 1 - beside if useless and not cluster.colocated else own
+
+
+def _references_beside(config: TrainConfig, algorithm: Algorithm) -> bool:
+    """Return True where a reference rank shares the GPU of a learner rank."""
+    cluster, frozen = config.cluster, not config.model.adapter.trains
+    together = cluster.learner.num_gpus + cluster.reference.num_gpus
+    scores = "ref_logprobs" in algorithm.required_columns
+    on_gpus = cluster.learner.num_gpus > 0 and cluster.reference.num_gpus > 0
+    return scores and frozen and on_gpus and together <= 1 + 1e-6 and not cluster.colocated
+
+
+def _reference(config: TrainConfig, algorithm: Algorithm) -> PlannedRole:
     """Return the frozen policy; beside an adapter the learner still holds it."""
     if config.model.adapter.trains:
         note = "the learner with its adapter switched off"
         return PlannedRole(name="reference", place=Place.IN_LEARNER, note=note)
     role, ranks = config.cluster.reference, config.learner.num_ranks
+    beside = _references_beside(config, algorithm)
     return PlannedRole(
         name="reference",
-        place=_place(config),
+        place=Place.BESIDE_LEARNER if beside else _place(config),
         num_processes=ranks,
-        first_bundle=_after(config, config.rollout.num_engines + ranks),
+        first_bundle=_after(config, config.rollout.num_engines + (0 if beside else ranks)),
         num_cpus=role.num_cpus,
         num_gpus=role.num_gpus,
         bundle_gpus=role.num_gpus,

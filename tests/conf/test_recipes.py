@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 import conf
 from conf.compose import compose
 from orchestrator.cli.parser import main
+from orchestrator.telemetry.counting import counted
 
 ROOT = Path(conf.__file__).parent
 EXPERIMENTS = {path.stem: path for path in (ROOT / "experiment").glob("*.yaml")}
@@ -137,7 +138,7 @@ def test_from_one_gpu_to_64_nodes_only_the_cluster_changes(cluster, capsys):
         config.cluster.learner.num_gpus + config.cluster.reference.num_gpus
     )
     assert asked == pytest.approx(have)  # with a reference not a GPU is idle
-    assert f"of {config.cluster.num_nodes} nodes x" in capsys.readouterr().out
+    assert f"of {counted(config.cluster.num_nodes, 'node')} x" in capsys.readouterr().out
     assert (config.cluster.address is None) == (config.cluster.num_nodes == 1)
 
 

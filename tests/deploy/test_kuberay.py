@@ -9,6 +9,7 @@ the RayJob is compared with the nodes that Ray would see. No API server and no o
 import copy
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import (
 )
 
 from conf.compose import compose
+from orchestrator.cli.jobs.submission import STOP_WAIT_S
 from orchestrator.cli.parser import build_parser
 from orchestrator.planning import plan
 from orchestrator.planning.placement import bundles
@@ -168,8 +170,8 @@ def nodes(cluster):
 
 def run_of(job):
     """The entrypoint's overrides, parsed by our own command line."""
-    program, *arguments = shlex.split(job["spec"]["entrypoint"])
-    assert program == "ballast"
+    shell, program, *arguments = shlex.split(job["spec"]["entrypoint"])
+    assert (shell, program) == ("exec", "ballast")  # signals and the exit code are the run's own
     options = build_parser().parse_args(arguments)
     assert options.command == "train"
     return options.overrides
@@ -199,6 +201,61 @@ def test_the_pods_hold_the_run(overlay):
     assert config.cluster.autoscaled
     assert config.resume == "auto"
     assert config.output_dir == "/runs"
+
+
+def pre_stop(group):
+    return group["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+
+
+def test_a_deleted_job_has_an_hour_to_save(overlay):
+    (job,) = kinds(overlay)["RayJob"]
+    sent = yaml.safe_load(job["spec"]["runtimeEnvYAML"])
+    assert sent == {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}}
+    # KubeRay's own validation: a job that selects its cluster is not retried, or not run at all.
+    assert not {"backoffLimit", "suspend"} & set(job["spec"])
+
+
+def test_a_deleted_head_asks_every_run_to_stop(overlay):
+    (cluster,) = kinds(overlay)["RayCluster"]
+    head = cluster["spec"]["headGroupSpec"]
+    program, *arguments = pre_stop(head)
+    options = build_parser().parse_args(arguments)
+    assert (program, options.command, options.all) == ("ballast", "stop", True)
+    assert options.timeout == STOP_WAIT_S
+    (port,) = [
+        port["containerPort"]
+        for port in head["template"]["spec"]["containers"][0]["ports"]
+        if port["name"] == "dashboard"
+    ]
+    assert options.address == f"http://localhost:{port}"
+
+
+def test_no_pod_is_killed_before_its_run_has_saved(overlay):
+    (cluster,) = kinds(overlay)["RayCluster"]
+    for group in groups(cluster):
+        assert group["template"]["spec"]["terminationGracePeriodSeconds"] == STOP_WAIT_S + 60
+
+
+@pytest.mark.parametrize(("name", "asks"), [("learner", True), ("rollout", False)])
+def test_a_deleted_pod_waits_until_ray_on_it_has_ended(overlay, tmp_path, name, asks):
+    (cluster,) = kinds(overlay)["RayCluster"]
+    (group,) = [one for one in cluster["spec"]["workerGroupSpecs"] if one["groupName"] == name]
+    calls = tmp_path / "calls"
+    record = '#!/bin/sh\necho "$(basename "$0") $*" >>"$CALLS"\n'
+    fakes = {
+        "ballast": "exit 2\n",  # the head is gone already: not reached
+        "sleep": "",
+        "wget": '[ "$(grep -c wget "$CALLS")" -ge 3 ] || echo "success"\n',
+    }
+    for program, text in fakes.items():
+        (tmp_path / program).write_text(record + text)
+        (tmp_path / program).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "CALLS": str(calls), "FQ_RAY_IP": "head.default"}
+    subprocess.run(pre_stop(group), env=env, timeout=30, check=False)
+    seen = calls.read_text().splitlines()
+    asked = "ballast stop --all --address http://head.default:8265 --timeout 3600"
+    assert (seen[0] == asked) == asks
+    assert [call.split()[0] for call in seen[asks:]] == ["wget", "sleep", "wget", "sleep", "wget"]
 
 
 def test_a_manifest_that_asks_for_more_is_found_out():

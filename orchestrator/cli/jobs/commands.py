@@ -87,23 +87,40 @@ def logs(options: Namespace) -> int:
 
 
 def stop(options: Namespace) -> int:
-    """Request that a run stops after its step, with a checkpoint, and wait until it has."""
+    """Request that runs stop after their step, with a checkpoint, and wait until they have.
+
+    Raises:
+        ClusterError: no such job; a job that still runs after `options.timeout` seconds, shared by
+            all jobs; or neither a job nor --all.
+    """
+    if options.all == (options.job is not None):
+        raise ClusterError("name one job, as ballast jobs does, or give --all")
     client = connect(options.address)
-    _check_known(client, options.job)
-    if (done := read_ending(client, options.job)) is not None:
-        print(f"{options.job} has ended: {done}")
-        return 0
-    client.stop_job(options.job)
-    print(f"{options.job}: asked to stop; its step ends and a checkpoint is written", flush=True)
+    if options.all:
+        wanted = [
+            str(job.submission_id)
+            for job in client.list_jobs()
+            if job.submission_id and not job.status.is_terminal()
+        ]
+    else:
+        _check_known(client, options.job)
+        wanted = [options.job]
+        if (done := read_ending(client, options.job)) is not None:
+            print(f"{options.job} has ended: {done}")
+            return 0
+    for job_id in wanted:
+        client.stop_job(job_id)
+        print(f"{job_id}: asked to stop; its step ends and a checkpoint is written", flush=True)
     deadline = time.monotonic() + options.timeout
-    while (done := read_ending(client, options.job)) is None:
-        if time.monotonic() > deadline:
-            raise ClusterError(
-                f"{options.job} still runs after {options.timeout:g} s: its step is long; ask for "
-                "it again with ballast jobs"
-            )
-        time.sleep(1.0)
-    print(f"{options.job}: {done}")
+    for job_id in wanted:
+        while (done := read_ending(client, job_id)) is None:
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"{job_id} still runs after {options.timeout:g} s: its step is long; ask for "
+                    "it again with ballast jobs"
+                )
+            time.sleep(1.0)
+        print(f"{job_id}: {done}")
     return 0
 
 

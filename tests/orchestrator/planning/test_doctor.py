@@ -78,7 +78,7 @@ def test_train_runs_the_cheap_part_itself(folder, capsys):
     arguments = ["experiment=tiny", "cluster=gpu_8", f"output_dir={folder / 'runs'}"]
     assert main(["train", *arguments]) == 2
     error = capsys.readouterr().err
-    assert "cluster=gpu_8 asks for 7, nvidia-smi lists" in error
+    assert "cluster=gpu_8 asks for 8, nvidia-smi lists" in error
     assert not (folder / "runs").exists()
 
 
@@ -148,9 +148,9 @@ def test_a_requirement_that_is_not_met(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("sizes", "level", "text"),
     [
-        ("81920\n81920\n", Level.OK, "2 of at least 80 GiB, 1.75 asked"),
+        ("81920\n81920\n", Level.OK, "2 of at least 80 GiB, 2 asked"),
         ("40960\n40960\n", Level.NOTE, "2 of 40 GiB, the plan counts on 80 GiB"),
-        ("81920\n", Level.FAULT, "cluster=gpu_2 asks for 1.75, nvidia-smi lists 1"),
+        ("81920\n", Level.FAULT, "cluster=gpu_2 asks for 2, nvidia-smi lists 1"),
     ],
 )
 def test_gpus_that_the_driver_lists(folder, tmp_path, monkeypatch, sizes, level, text):

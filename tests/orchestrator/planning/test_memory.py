@@ -276,8 +276,8 @@ def test_the_reference_counts_where_it_shares_the_gpu():
     [
         (
             ["learner.num_ranks=8"],
-            "has 1 node x 8 = 8 GPUs, the run asks for 10: 4 engines x 1 device x 1 + "
-            "8 learner ranks x 0.75",
+            "has 1 node x 8 = 8 GPUs, the run asks for 12: 4 engines x 1 device x 1 + "
+            "8 learner ranks x 1",
         ),
         (
             ["algorithm=grpo", "rollout.num_engines=5"],

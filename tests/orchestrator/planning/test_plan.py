@@ -108,8 +108,8 @@ def test_a_replay_and_a_rollout_alone_plan_what_they_run():
 @pytest.mark.parametrize(
     ("overrides", "gpus"),
     [
-        ([], [4, 3]),
-        (["rollout=replay", "rollout.replay.folder=/r", "learner.num_ranks=8"], [6]),
+        ([], [4, 4]),
+        (["rollout=replay", "rollout.replay.folder=/r", "learner.num_ranks=8"], [8]),
         (["trainer=rollout_only", "rollout.num_engines=8"], [8]),
     ],
 )

@@ -7,7 +7,7 @@ from orchestrator.planning.placement import bundles
 from orchestrator.planning.roles import Place, PlannedRole, role_named, roles_of
 
 ROLLOUT = PlannedRole(name="rollout", place=Place.OWN, num_processes=1, num_cpus=1.0, threads=2)
-REWARD = PlannedRole(name="reward", place=Place.ANYWHERE, num_processes=1)
+REWARD = PlannedRole(name="reward", place=Place.ANYWHERE, num_processes=1, num_cpus=1.0)
 LEARNER = PlannedRole(
     name="learner",
     place=Place.OWN,
@@ -103,7 +103,7 @@ def test_wide_engines_take_a_bundle_of_all_their_devices():
     found = roles("cluster=gpu_4", "algorithm=grpo", *shape)
     engine = role_named(found, "rollout")
     assert (engine.num_gpus, engine.devices, engine.bundles) == (1.0, 2, range(1))
-    assert [bundle["GPU"] for bundle in bundles(found)] == [2.0, 0.75, 0.25]
+    assert [bundle["GPU"] for bundle in bundles(found)] == [2.0, 1.0]  # the reference on the rest
 
 
 def test_a_replay_has_no_engine_and_no_reward():

@@ -7,10 +7,13 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
+import yaml
 
 TIMEOUT_S = 300
+ROOT = Path(__file__).parents[4]
 
 
 def command(cluster, *arguments):
@@ -18,7 +21,7 @@ def command(cluster, *arguments):
     return [
         sys.executable,
         "-m",
-        "orchestrator.cli.parser",
+        "orchestrator.cli",
         name,
         "--address",
         cluster.address,
@@ -67,7 +70,7 @@ def test_submitted_followed_and_done_on_both_nodes(cluster):
             cluster,
             "both",
             "rollout.num_engines=3",
-            "cluster.placement_strategy=SPREAD",
+            "cluster.rollout.strategy=SPREAD",
             "trainer.total_steps=2",
         ),
     )
@@ -111,6 +114,38 @@ def test_a_job_that_is_not_there(cluster):
     done = ballast(cluster, "logs", "no-such-job")
     assert done.returncode == 2
     assert "no job 'no-such-job' on this cluster" in done.stderr
+
+
+SAVES = "trap 'sleep 5; echo saved; exit 0' TERM; echo running; while :; do sleep 0.2; done"
+# Submits jobs with the variables of the manifest and without, and returns when both run.
+SUBMIT = """
+import json, sys, time
+from ray.job_submission import JobSubmissionClient
+
+client, entrypoint = JobSubmissionClient(sys.argv[1]), sys.argv[2]
+jobs = {"as-manifest": json.loads(sys.argv[3]), "as-ray": {}}
+for job, env in jobs.items():
+    client.submit_job(
+        entrypoint=entrypoint, submission_id=job, runtime_env={"env_vars": env}
+    )
+for job in jobs:
+    while "running" not in client.get_job_logs(job).splitlines():
+        time.sleep(0.5)
+"""
+
+
+def test_all_jobs_are_stopped_and_wait_as_long_as_the_manifest_of_kuberay_says(cluster):
+    """What the head's preStop hook does; a job without the manifest's variable shows Ray's 3 s."""
+    manifest = yaml.safe_load((ROOT / "deploy/kuberay/base/rayjob.yaml").read_text())
+    env = yaml.safe_load(manifest["spec"]["runtimeEnvYAML"])["env_vars"]
+    words = [sys.executable, "-c", SUBMIT, cluster.address, SAVES, json.dumps(env)]
+    subprocess.run(words, env=cluster.env, timeout=TIMEOUT_S, check=True)
+    stopped = ballast(cluster, "stop", "--all")
+    assert stopped.returncode == 0, stopped.stderr
+    assert "as-manifest: STOPPED" in stopped.stdout
+    assert "as-ray: STOPPED" in stopped.stdout
+    assert "saved" in ballast(cluster, "logs", "as-manifest").stdout.splitlines()
+    assert "saved" not in ballast(cluster, "logs", "as-ray").stdout.splitlines()
 
 
 @pytest.mark.slow

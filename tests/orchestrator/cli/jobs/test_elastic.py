@@ -18,7 +18,7 @@ def ballast(cluster, name, *rest):
         [
             sys.executable,
             "-m",
-            "orchestrator.cli.parser",
+            "orchestrator.cli",
             name,
             "--address",
             cluster.address,

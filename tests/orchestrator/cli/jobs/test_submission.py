@@ -166,3 +166,9 @@ def test_the_exit_code_is_the_runs(status, code, shown):
 def test_patience_ends():
     with pytest.raises(LostError, match=r"lost the cluster .* ballast logs job --follow"):
         followed(Flaky([([], False)] * 3), max_outage_s=0.0)
+
+
+@pytest.mark.parametrize("words", [[], ["some-job", "--all"]])
+def test_stop_wants_one_job_or_all(words, capsys):
+    assert main(["stop", *words]) == 2
+    assert "name one job, as ballast jobs does, or give --all" in capsys.readouterr().err
