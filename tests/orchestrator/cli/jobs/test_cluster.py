@@ -206,4 +206,4 @@ def test_the_quickstart(cluster):
     arguments = [f"output_dir={cluster.folder / 'runs'}", "run_name=quickstart"]
     done = ballast(cluster, "submit", "experiment=quickstart", *arguments, timeout_s=1200)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert steps(cluster, "quickstart")[-1]["step"] == 20
+    assert steps(cluster, "quickstart")[-1]["step"] == 10
