@@ -30,7 +30,8 @@ class Collector:
 
     supply: Supply
     outputs: Outputs
-    version: int = 0
+    version: int = 0  # of the model folder's weights
+    trained: int | None = 0  # the last step that is recorded
 
     def step(self, step: int) -> dict[str, float]:
         """Take groups, begin to write them, and return the metrics.
@@ -50,6 +51,7 @@ class Collector:
         if self.outputs.recorder is not None:
             slices, batches = places(taken.groups)
             self.outputs.recorder.write(step, slices, batches, [])
+        self.trained = step
         metrics = {
             **sample_metrics([meta for group in taken.groups for meta in group.metas]),
             **taken.metrics(),

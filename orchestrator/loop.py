@@ -8,8 +8,10 @@ read that first.
     log its metrics     always
     evaluate            every `trainer.eval_every` steps, and after the last
     save                every `trainer.checkpoint_every` steps, after the last, and before stopping;
-                        after every step where nothing learns, because it costs a small file
-    stop                when SIGTERM came, or the supply is at its end
+                        after every step where nothing learns, because it costs a small file;
+                        before any failure is raised, if the weights are whole
+    stop                when a signal came, or the supply is at its end; a step that still samples
+                        when the signal comes is given back instead of finished
 """
 
 from __future__ import annotations
@@ -21,11 +23,9 @@ from typing import Protocol
 
 from conf.schema import TrainConfig
 from orchestrator.checkpoints.checkpoint import Checkpoint
-from orchestrator.checkpoints.saving import Saver
-from orchestrator.fleet.pool import EnginesLostError
+from orchestrator.checkpoints.saving import CheckpointError, Saver
 from orchestrator.outputs import Outputs
-from orchestrator.step.skipped_steps import NonFiniteGradientsError
-from orchestrator.stop import StoppedError, StopRequest
+from orchestrator.stop import StopRequest
 from orchestrator.supply.source import NothingLeftError
 from orchestrator.supply.supply import Supply
 
@@ -35,17 +35,18 @@ class Stepper(Protocol):
 
     Attributes:
         version: label of the weights that the next step samples from.
+        trained: the last step that the weights hold, all of it; None while they change.
     """
 
     version: int
+    trained: int | None
 
     def step(self, step: int) -> dict[str, float]:
         """Do one step and return its metrics.
 
         Raises:
             NothingLeftError: the supply is at its end; nothing was changed.
-            EnginesLostError: no engine is left; nothing was changed.
-            NonFiniteGradientsError: the last updates were skipped; the weights are as before them.
+            Exception: anything that ends the run; `trained` says what the weights hold.
         """
 
 
@@ -59,6 +60,8 @@ class Loop:
     saver: Saver
     outputs: Outputs
     stop: StopRequest = field(default_factory=StopRequest)
+    _begun: int = 0  # the last step that was begun
+    _saved: int = 0  # the last step of which a checkpoint was taken
 
     def begin(self, checkpoint: Checkpoint | None) -> int:
         """Bring engines and learner to the state before the first step; return that step's number.
@@ -67,7 +70,8 @@ class Loop:
         """
         if checkpoint is not None:
             self.saver.restore(checkpoint)
-            self.stepper.version = checkpoint.version
+            self.stepper.version, self.stepper.trained = checkpoint.version, checkpoint.step
+            self._begun = self._saved = checkpoint.step
         self.supply.publisher.begin(self.stepper.version)
         if checkpoint is not None:
             return checkpoint.step + 1
@@ -81,24 +85,30 @@ class Loop:
             The reason why the run ended before its last step; empty if it reached that step.
 
         Raises:
-            StoppedError: a stop was requested, and everything is on disk.
+            StoppedError: when it was asked to stop, and everything is on disk.
+            Exception: what ended the run; its notes say what was saved before.
         """
         try:
             ended = self._run(first_step)
             self.saver.finish()
+        except Exception as error:
+            self._save_before(error)
+            raise
         except BaseException:
             self.saver.finish_quietly()
             raise
         self.outputs.flush()
         if ended and self.stop.requested:
-            raise StoppedError(ended)
+            raise self.stop.stopped(ended)
         return ended
 
     def _run(self, first_step: int) -> str:
         trainer, last = self.config.trainer, self.config.trainer.total_steps
         for step in range(first_step, last + 1):
+            self._begun = step
+            self.stop.doing = f"step {step} of {last}"
             try:
-                stepped = self._step(step)
+                stepped = self.stepper.step(step)
             except NothingLeftError as reason:
                 if step == first_step:
                     raise
@@ -115,20 +125,28 @@ class Loop:
             if step == last or stopping or _is_due(step, every):
                 self.save(step, metrics)
             if stopping:
-                return f"stopped after step {step}, saved; resume=auto goes on from there"
+                return f"stopped; step {step} is saved; resume=auto goes on from there"
         return ""
 
-    def _step(self, step: int) -> dict[str, float]:
-        """Do one step; save the weights if the step fails and leaves them whole."""
+    def _save_before(self, error: Exception) -> None:
+        """Save the last whole state before a failure is raised, and note on it what is saved.
+
+        The failure is what the user shall read, so nothing that fails here hides it. A step that
+        was begun and not trained is given back to the ledger.
+        """
+        whole = self.stepper.trained
         try:
-            return self.stepper.step(step)
-        except EnginesLostError:
-            if step > 1:
-                self.save(step - 1, {})
-            raise
-        except NonFiniteGradientsError:
-            self.save(step, {})
-            raise
+            if whole is not None and not isinstance(error, CheckpointError):
+                if self._begun > whole:
+                    self.supply.groups.give_back()
+                if whole > self._saved:
+                    self.save(whole, {})
+            self.saver.finish()
+        except Exception as fault:
+            error.add_note(f"no checkpoint could be taken at the end ({fault})")
+        else:
+            if self._saved and not isinstance(error, CheckpointError):
+                error.add_note(f"step {self._saved} is saved; resume=auto goes on from there")
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Score the held-out prompts under the engines' present weights; return `eval/...`.
@@ -137,19 +155,17 @@ class Loop:
         """
         if self.supply.evaluator is None:
             return {}
-        try:
-            result = self.supply.evaluator.run(self.stepper.version)
-        except EnginesLostError:
-            if step > 0:
-                self.save(step, {})
-            raise
+        self.stop.doing = f"the evaluation after step {step}"
+        result = self.supply.evaluator.run(self.stepper.version)
         self.outputs.log.heldout(step, result)
         return {f"eval/{name}": value for name, value in result.metrics.items()}
 
     def save(self, step: int, metrics: Mapping[str, float]) -> None:
         """Take a checkpoint of the state after `step`, written while the next steps run."""
+        self.stop.doing = f"the checkpoint of step {step}"
         score = metrics.get(self.config.trainer.best_metric)
         self.saver.begin(step, version=self.stepper.version, score=score)
+        self._saved = step
 
     def _check_best_metric(self, measured: Mapping[str, float]) -> None:
         """Raise ValueError where no step measures `trainer.best_metric`.

@@ -37,10 +37,12 @@ from orchestrator.step.adaptation import Adaptation
 from orchestrator.step.critic import Critic
 from orchestrator.step.partition import SequenceCost
 from orchestrator.step.roles import TrainingRoles
+from orchestrator.stop import StoppedError, StopRequest
 from orchestrator.supply.replay import check_sources, open_recording
 from orchestrator.supply.supply import Supply, from_engines, from_recording
 from orchestrator.telemetry import summary
 from orchestrator.telemetry.accounting import Accounting
+from orchestrator.telemetry.failure_log import FailureLog
 from orchestrator.telemetry.profiling import StepProfiler
 from orchestrator.telemetry.progress import Progress
 from orchestrator.telemetry.run_log import RunLog
@@ -82,7 +84,9 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
             critic_path=str(sources.critic_path),
         )
         log = RunLog(run_dir, config, progress)
-        with progress, log, cluster, ScaleRequests(run_dir) as requests:
+        stop = StopRequest()
+        failures = FailureLog(run_dir, ignore=(StoppedError,))
+        with failures, progress, log, cluster, ScaleRequests(run_dir) as requests:
             progress.print_line(
                 "starting engines ..." if recording is None else "starting the learner ..."
             )
@@ -94,13 +98,15 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
             )
             if recording is None:
                 progress.print_line(_describe_engines(config, cluster, roles))
-                supply = from_engines(config, sources, roles, requests, progress.print_line)
+                supply = from_engines(
+                    config, sources, roles, requests, stop.check, progress.print_line
+                )
             else:
                 supply = from_recording(config, sources, roles, recording)
             outputs = _outputs(config, roles, run_dir, log, node=cluster.first_node)
-            loop = _loop(config, algorithm, roles, supply, outputs, run_dir)
+            loop = _loop(config, algorithm, roles, supply, outputs, run_dir, stop)
             first_step = loop.begin(checkpoint)
-            with loop.stop:
+            with stop:
                 ended = loop.run(first_step)
             if ended:
                 progress.print_line(ended)
@@ -145,6 +151,7 @@ def _loop(
     supply: Supply,
     outputs: Outputs,
     run_dir: Path,
+    stop: StopRequest,
 ) -> Loop:
     parts: dict[str, Stateful] = {
         "ledger": supply.ledger,
@@ -170,6 +177,7 @@ def _loop(
             before_commit=outputs.flush,
         ),
         outputs=outputs,
+        stop=stop,
     )
 
 

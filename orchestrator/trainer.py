@@ -41,6 +41,7 @@ from orchestrator.supply.source import NothingLeftError, NothingToTrainError, Ta
 from orchestrator.supply.supply import Supply
 from workers.data.plans import CreditPlan, RankPlan, StepRows
 from workers.data.trajectory import RolloutGroup
+from workers.learner.policy_worker import TrainReport
 
 
 @dataclass(kw_only=True)
@@ -55,6 +56,7 @@ class Trainer:
         outputs: record and account for the step.
         adaptation: holds the coefficients and moves the reference.
         version: label of the weights that the engines have.
+        trained: the last step whose updates the weights hold; None while they change.
     """
 
     config: TrainConfig
@@ -64,6 +66,7 @@ class Trainer:
     outputs: Outputs
     adaptation: Adaptation
     version: int = 0
+    trained: int | None = 0
 
     def step(self, step: int) -> dict[str, float]:
         """Take groups, score, credit, train, publish, and adapt; return the metrics of the step."""
@@ -103,11 +106,15 @@ class Trainer:
             )
         with clock.span("train"), self._profile(step):
             computed = [*read, advantages]
-            logprobs, trained = self._train(plan.ranks, rows, computed, critic)
-        with clock.span("publish"):
-            published = self._publish(trained)
-        with clock.span("follow"):
-            followed = self.adaptation.follow({**credit_metrics, **trained}, len(batch.metas))
+            logprobs, trained = self._train(step, plan.ranks, rows, computed, critic)
+        try:
+            with clock.span("publish"):
+                published = self._publish(trained)
+        finally:  # published or not, the weights have moved, and with them what follows them
+            with clock.span("follow"):
+                self.trained = None
+                followed = self.adaptation.follow({**credit_metrics, **trained}, len(batch.metas))
+                self.trained = step
         if self.outputs.recorder is not None:
             self.outputs.recorder.write(step, batch.slices, batch.batches, [*computed, *logprobs])
         metrics = {
@@ -176,6 +183,7 @@ class Trainer:
 
     def _train(
         self,
+        step: int,
         plans: tuple[RankPlan, ...],
         rows: StepRows,
         computed: list[Any],
@@ -185,14 +193,18 @@ class Trainer:
 
         While the critic warms up the policy has no update, no columns and no metrics of its own.
         """
+        self.trained = None
         fit = None if critic is None else critic.fit(computed)
         logprobs: list[Any] = []
-        trained: dict[str, float] = {}
+        reports: list[TrainReport] = []
         if critic is None or not critic.alone:
             logprobs, reports = self.roles.learner.train(plans, rows, computed)
-            trained = training_metrics(reports)
-            check_skipped(reports, limit=self.config.learner.max_skipped_steps)
-        return logprobs, trained if fit is None else {**trained, **fit.result()}
+        fitted = {} if fit is None else fit.result()
+        self.trained = step
+        if not reports:
+            return logprobs, fitted
+        check_skipped(reports, limit=self.config.learner.max_skipped_steps)
+        return logprobs, training_metrics(reports) | fitted
 
     def _publish(self, trained: dict[str, float]) -> dict[str, float]:
         """Publish the next version of the policy, if the policy trained; return the metrics."""

@@ -9,7 +9,6 @@ depends on the work of the methods.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -20,27 +19,24 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from workers.calls import Call
+from workers.failures import EngineDiedError, NoAnswerError, WorkerError, is_death, named
+from workers.pending import Pending, divide
+
+__all__ = [
+    "EngineDiedError",
+    "NoAnswerError",
+    "Pending",
+    "Placement",
+    "WorkerError",
+    "WorkerGroup",
+    "divide",
+    "is_death",
+]
 
 W_co = TypeVar("W_co", covariant=True)  # a group of a class is a group of its bases
 R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
 A = TypeVar("A")
 B = TypeVar("B")
-
-
-class EngineDiedError(RuntimeError):
-    """Death of the process that samples, although the called process lives."""
-
-
-class WorkerError(RuntimeError):
-    """Failure of a remote call, or lack of its answer; names the role, the ranks and the call."""
-
-
-def is_death(error: Exception) -> bool:
-    """Return True if the exception of a remote call means that its process or engine is gone."""
-    if isinstance(error, ray.exceptions.RayTaskError):
-        return isinstance(error.cause, EngineDiedError)
-    return isinstance(error, ray.exceptions.RayActorError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,75 +47,6 @@ class Placement:
     bundles: Sequence[int]
     num_cpus: float
     num_gpus: float
-
-
-@dataclass(frozen=True, slots=True)
-class Pending(Generic[R_co]):
-    """Calls in flight; `result` waits for all of them."""
-
-    role: str
-    method: str
-    refs: Sequence[Awaitable[R_co]]
-    timeout_s: float
-    ranks: Sequence[int] = ()  # of the calls, where these are not their positions
-
-    def result(self) -> list[R_co]:
-        """Wait for all answers; return them in rank order.
-
-        An exception of one rank is raised at once: the others may wait for that rank in a
-        collective.
-
-        Raises:
-            WorkerError: a call failed, a process died or `timeout_s` seconds are over.
-        """
-        waiting, deadline = list(self.refs), time.monotonic() + self.timeout_s
-        while waiting:
-            left_s = max(0.0, deadline - time.monotonic())
-            ready, waiting = ray.wait(waiting, num_returns=1, timeout=left_s)
-            if not ready:
-                ranks = [rank for rank, ref in self._by_rank() if ref in waiting]
-                raise WorkerError(
-                    f"{self.role}.{self.method}: no answer from rank {ranks} in "
-                    f"{self.timeout_s:g} s; look at that process's log, or raise the limit in "
-                    "cluster.timeouts"
-                )
-            self._raise_failure(ready[0])
-        return list(ray.get(list(self.refs))) if self.refs else []
-
-    def survivors(self) -> dict[int, R_co]:
-        """Wait for the answers of the living processes; return them by rank.
-
-        Raises:
-            WorkerError: a living rank failed, or did not answer in time.
-        """
-        answers: dict[int, R_co] = {}
-        for rank, ref in self._by_rank():
-            one = Pending(self.role, self.method, [ref], self.timeout_s, [rank])
-            try:
-                answers[rank] = one.result()[0]
-            except WorkerError as error:
-                if not isinstance(error.__cause__, Exception) or not is_death(error.__cause__):
-                    raise
-        return answers
-
-    def ready(self, *, wait_s: float = 0.0) -> bool:
-        """Return True if `result` would return, or raise, at once; wait up to `wait_s` seconds."""
-        done, _ = ray.wait(list(self.refs), num_returns=len(self.refs), timeout=wait_s)
-        return len(done) == len(self.refs)
-
-    def _by_rank(self) -> list[tuple[int, Awaitable[R_co]]]:
-        return list(zip(self.ranks or range(len(self.refs)), self.refs, strict=True))
-
-    def _raise_failure(self, ref: Any) -> None:
-        rank = next(rank for rank, own in self._by_rank() if own == ref)
-        who = f"{self.role}.{self.method}, rank {rank}"
-        try:
-            ray.get(ref)
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause or error
-            raise WorkerError(f"{who}: {type(cause).__name__}: {cause}") from error
-        except ray.exceptions.RayActorError as error:
-            raise WorkerError(f"{who}: the process died: {error}") from error
 
 
 class WorkerGroup(Generic[W_co]):
@@ -211,7 +138,8 @@ class WorkerGroup(Generic[W_co]):
     def send(self, rank: int, call: Call[W_co, R]) -> Awaitable[R]:
         """Call one rank; return a reference to its answer, whose time limit the caller sets."""
         method = getattr(self._members[rank], call.method)
-        reference: Awaitable[R] = method.remote(*call.args, **call.kwargs)
+        with named(f"{self.role}.{call.method}, rank {rank}"):
+            reference: Awaitable[R] = method.remote(*call.args, **call.kwargs)
         return reference
 
     def send_pair(
@@ -219,7 +147,8 @@ class WorkerGroup(Generic[W_co]):
     ) -> tuple[Awaitable[A], Awaitable[B]]:
         """Call one rank; return a reference to each of the two values that it answers."""
         method = getattr(self._members[rank], call.method).options(num_returns=2)
-        first, second = method.remote(*call.args, **call.kwargs)
+        with named(f"{self.role}.{call.method}, rank {rank}"):
+            first, second = method.remote(*call.args, **call.kwargs)
         return first, second
 
     def start(self, call: Call[W_co, R], *, timeout_s: float) -> Pending[R]:
@@ -263,7 +192,8 @@ class WorkerGroup(Generic[W_co]):
 
     def put(self, value: Any) -> Any:
         """Store a value; return a reference for many calls, so that each node gets it once."""
-        return ray.put(value)
+        with named(f"{self.role}, a value for its calls"):
+            return ray.put(value)
 
     def ready(self, refs: Sequence[Awaitable[R]], *, timeout_s: float) -> list[Awaitable[R]]:
         """Return the references that have an answer; wait up to `timeout_s` s for the first."""
@@ -288,4 +218,5 @@ class WorkerGroup(Generic[W_co]):
             with contextlib.suppress(WorkerError, ray.exceptions.RayError):
                 self.call(last, timeout_s=timeout_s)
         for handle in self.handles:
-            ray.kill(handle)
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(handle)

@@ -61,7 +61,7 @@ class TimeoutConfig:
     """Longest duration of each remote call, in seconds, before the run stops and names the call."""
 
     start_s: float = 600.0
-    request_s: float = 600.0  # one response of an engine
+    request_s: float = 600.0  # two tokens of a running response, two steps of a busy engine
     engine_s: float = 120.0  # a rollout engine without an answer, before it is killed and restarted
     place_s: float = 120.0  # an engine that joins, or whose node is gone, finds a place
     train_s: float = 1800.0

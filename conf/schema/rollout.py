@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from conf.schema.checks import choose, require
-from conf.transports import AUTO, TRANSPORTS, Transport, any_of, transport_named
+from conf.tables.transports import AUTO, TRANSPORTS, Transport, any_of, transport_named
 
 
 @dataclass(kw_only=True)
@@ -103,6 +103,7 @@ class RolloutConfig:
     """Rollout engines (vLLM) and what they sample."""
 
     num_engines: int = 1
+    min_engines: int = 1  # a run goes on without engines that end again and again, down to here
     max_engines: int | None = None  # engines join up to here as the cluster has room; null: none
     tensor_parallel_size: int = 1
     samples_per_prompt: int = 8  # the group size
@@ -114,8 +115,9 @@ class RolloutConfig:
     max_num_seqs: int = 128  # decoded together by one engine
     early_stop_samples: int = 0  # scored siblings before a settled group may stop; 0: never
     concurrency: ConcurrencyConfig = field(default_factory=ConcurrencyConfig)
-    kv_cache_gib: float = 0.25  # per engine
-    transport: str = AUTO  # of weights, a row of conf/transports.py; auto: as places allow
+    kv_cache_gib: float | None = 0.25  # of each device; null: what is left of the engine's GPU
+    enforce_eager: bool | None = None  # no CUDA graphs, no compilation; null: so on CPU alone
+    transport: str = AUTO  # of weights, a row of conf/tables/transports.py; auto: as places allow
     probe_tolerance: float = 1e-4  # |learner - engine| of a probe token in float32; mean: a tenth
     engine_kwargs: dict[str, Any] = field(default_factory=dict)  # raw, to vLLM
     replay: ReplayConfig = field(default_factory=ReplayConfig)
@@ -132,6 +134,12 @@ class RolloutConfig:
             "rollout.num_engines",
             self.num_engines,
             "must be at least 1",
+        )
+        require(
+            1 <= self.min_engines <= max(1, self.num_engines),
+            "rollout.min_engines",
+            self.min_engines,
+            f"must be between 1 and rollout.num_engines={self.num_engines}",
         )
         for name in (
             "tensor_parallel_size",
@@ -169,7 +177,12 @@ class RolloutConfig:
         )
         self.sampling.check("rollout.sampling")
         self.eval_sampling.check("rollout.eval_sampling")
-        require(self.kv_cache_gib > 0, "rollout.kv_cache_gib", self.kv_cache_gib, "must be > 0")
+        require(
+            self.kv_cache_gib is None or self.kv_cache_gib > 0,
+            "rollout.kv_cache_gib",
+            self.kv_cache_gib,
+            "must be > 0, or null for what is left of the engine's GPU",
+        )
         require(
             self.sampling.temperature > 0,
             "rollout.sampling.temperature",

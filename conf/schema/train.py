@@ -23,7 +23,7 @@ from conf.schema.rollout import RolloutConfig
 from conf.schema.schedule import ScheduleConfig
 from conf.schema.tracking import TrackingConfig
 from conf.schema.trainer import TrainerConfig
-from conf.transports import TRANSPORTS, any_of
+from conf.tables.transports import TRANSPORTS, any_of
 
 
 @dataclass(kw_only=True)
@@ -72,6 +72,7 @@ class TrainConfig:
         choose("resume", self.resume, ("never", "auto", "changed"))
         self._check_lengths()
         self._check_roles()
+        self._check_cache()
         if self.trainer.learns:
             self._check_learner()
         if self.cluster.colocated:
@@ -94,6 +95,18 @@ class TrainConfig:
             "learner.token_budget",
             self.learner.token_budget,
             f"is below the longest sequence, {self.longest} tokens; raise it",
+        )
+
+    def _check_cache(self) -> None:
+        """Refuse to measure what is left of a memory that others fill at the same time."""
+        num_gpus = self.cluster.rollout.num_gpus
+        measured = num_gpus >= 1 or (self.cluster.colocated and num_gpus > 0)
+        require(
+            self.rollout.kv_cache_gib is not None or measured or self.rollout.replay.replays,
+            "rollout.kv_cache_gib",
+            self.rollout.kv_cache_gib,
+            "null takes what is left of an engine's own GPU; name a size where engines run on "
+            "CPUs, or share a GPU with a learner that loads beside them",
         )
 
     def _check_roles(self) -> None:

@@ -167,7 +167,7 @@ class Saver:
 
     def finish_quietly(self) -> None:
         """Finish without an error of its own, so that the user reads the failure before it."""
-        with contextlib.suppress(CheckpointError, WorkerError):
+        with contextlib.suppress(Exception):
             self.finish()
 
     def _collect(self, *, wait: bool) -> dict[str, float]:

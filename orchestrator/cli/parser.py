@@ -27,8 +27,8 @@ exit codes:
     0  done
     1  the run failed, or a check did (doctor, check-algorithm)
     2  the input can't be right: an option, an override, a file
-  130  interrupted with Ctrl-C
-  143  asked to stop (SIGTERM, ballast stop); the step was ended and a checkpoint written
+  130  interrupted with Ctrl-C; a run that had begun its steps wrote a checkpoint first
+  143  asked to stop (SIGTERM, ballast stop); a checkpoint was written first
 submit and logs --follow end with the exit code of the job.
 """
 
@@ -117,7 +117,7 @@ def _add_cluster_commands(
     logs = on_cluster("logs", "Print a job's log.")
     logs.add_argument("job", help="the job's id")
     logs.add_argument("--follow", action="store_true", help="to the job's end")
-    stop = on_cluster("stop", "Stop a job after its step, with a checkpoint.")
+    stop = on_cluster("stop", "Stop a job, with a checkpoint.")
     stop.add_argument("job", nargs="?", help="the job's id")
     stop.add_argument("--all", action="store_true", help="every job that has not ended")
     stop.add_argument("--timeout", type=float, default=3600.0, help="longest wait, in seconds")
@@ -168,7 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from hydra.errors import InstantiationException
 
     from orchestrator.cli import commands
-    from orchestrator.stop import EXIT_CODE, StoppedError
+    from orchestrator.stop import StoppedError
+    from orchestrator.telemetry.failure_log import describe, with_notes
 
     run = getattr(commands, options.command.replace("-", "_"))
     try:
@@ -176,15 +177,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InstantiationException as error:  # a part that refuses its values: its own words count
         print(f"ballast {options.command}: {error.__cause__ or error}", file=sys.stderr)
         return 2
-    except ValueError as error:
-        print(f"ballast {options.command}: {error}", file=sys.stderr)
-        return 2
     except StoppedError as error:
-        print(f"ballast {options.command}: {error}", file=sys.stderr)
-        return EXIT_CODE
-    except RuntimeError as error:
-        print(f"ballast {options.command}: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+        print(f"ballast {options.command}: {with_notes(str(error), error)}", file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt:
         print(f"ballast {options.command}: stopped", file=sys.stderr)
         return 130
+    except Exception as error:  # Ray's errors too, of which few are RuntimeErrors
+        print(f"ballast {options.command}: {describe(error)}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1

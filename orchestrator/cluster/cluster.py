@@ -6,6 +6,7 @@ processes is in `workers`. A role without a row in the plan of the run is not la
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,9 +14,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import ray
+from ray.exceptions import RayError
 
 from algorithms.algorithm import Algorithm
 from conf.schema import ClusterConfig, TrainConfig
+from orchestrator.cluster.batch_keeper import BatchKeeper
 from orchestrator.cluster.critic_group import CriticGroup
 from orchestrator.cluster.nodes import describe_engines, engine_nodes
 from orchestrator.cluster.places import Places, reserve
@@ -25,6 +28,7 @@ from orchestrator.fleet.concurrency import concurrency_of
 from orchestrator.fleet.fleet import Fleet
 from orchestrator.fleet.launcher import EngineLauncher
 from orchestrator.fleet.pool import RolloutPool
+from orchestrator.planning.engine_memory import engine_fraction
 from orchestrator.planning.placement import check_resources
 from orchestrator.planning.roles import Place, PlannedRole, role_named
 from orchestrator.planning.settings import critic_settings, early_stop, policy_settings
@@ -36,7 +40,7 @@ from workers.learner.rank_worker import RankWorker
 from workers.reward.worker import RewardWorker
 from workers.rollout.worker import RolloutWorker
 from workers.spans import SpanReporter
-from workers.worker_group import Pending, Placement, WorkerGroup
+from workers.worker_group import Pending, Placement, WorkerError, WorkerGroup, divide
 
 RankT = TypeVar("RankT", bound=RankWorker)
 
@@ -109,7 +113,8 @@ class Cluster:
         for group, last in reversed(self._groups):
             group.stop(last=last)
         if self._places is not None:
-            self._places.give_back()
+            with contextlib.suppress(RayError):  # what ended the run is what the user shall read
+                self._places.give_back()
         ray.shutdown()
 
     def launch(
@@ -142,6 +147,7 @@ class Cluster:
             early_stop=early_stop(config, self._algorithm),
             env=self._env(config.cluster.rollout.threads),
             placement=self._places.engines,
+            gpu_fraction=engine_fraction(config, planned),
             nodes=self._places.nodes,
         )
         rollouts = launcher.launch_first()
@@ -151,35 +157,51 @@ class Cluster:
         reference = self._launch_policy("reference", scores)
         critic = self._launch_critic(role_named(planned, "critic"))
         begin = bind(RolloutWorker.start, version, rewards)
-        starting: list[Pending[object]] = [rollouts.start(begin, timeout_s=limit_s)]
+        engines = rollouts.start(begin, timeout_s=limit_s)
         if config.cluster.colocated and len(learner):
-            starting.pop().result()
-            sleep_engines(rollouts, config)
-        starting += [self._connect(group) for group in (learner, reference, critic) if len(group)]
-        for pending in starting:
+            lost = self._failed_starts(engines)
+            sleep_engines(rollouts.only(set(rollouts.ranks) - set(lost)), config)
+        others = [self._connect(group) for group in (learner, reference, critic) if len(group)]
+        for pending in others:
             pending.result()
+        lost = self._failed_starts(engines)
 
         # With an adapter the learner still holds the policy that it started from.
         in_learner = scores is not None and scores.place is Place.IN_LEARNER
         without_adapter = self._policy(learner, base=True) if in_learner else None
+        pool = RolloutPool(
+            rollouts,
+            silence_s=config.cluster.timeouts.engine_s,
+            together=config.schedule.max_staleness == 0,
+            concurrency=concurrency_of(config),
+            keep=None if launcher.one_node else self._keeper(role_named(planned, "learner")).keep,
+        )
+        for number, failure in lost.items():
+            pool.kill(number, str(failure))
         return Roles(
-            fleet=Fleet(
-                launcher=launcher,
-                workers=rollouts,
-                pool=RolloutPool(
-                    rollouts,
-                    silence_s=config.cluster.timeouts.engine_s,
-                    together=config.schedule.max_staleness == 0,
-                    concurrency=concurrency_of(config),
-                ),
-                rewards=rewards,
-            ),
+            fleet=Fleet(launcher=launcher, workers=rollouts, pool=pool, rewards=rewards),
             learner=self._policy(learner),
             reference=self._policy(reference) if len(reference) else without_adapter,
             critic=CriticGroup(critic, train_s=config.cluster.timeouts.train_s)
             if len(critic)
             else None,
         )
+
+    def _keeper(self, learner: PlannedRole | None) -> BatchKeeper:
+        """Return the keeper on the node of the learner's first rank, or on the driver's."""
+        own: str = ray.get_runtime_context().get_node_id()
+        return BatchKeeper(own if learner is None else self.first_node)
+
+    def _failed_starts(self, engines: Pending[str]) -> dict[int, WorkerError]:
+        """Return why engines did not start; they are started again while the others sample.
+
+        Raises:
+            WorkerError: too few started.
+        """
+        started, failed = divide(engines.outcomes())
+        if failed and len(started) < self._config.rollout.min_engines:
+            raise next(iter(failed.values()))
+        return failed
 
     @property
     def first_node(self) -> str:

@@ -6,6 +6,14 @@
     receive()     their memory for weights is back     in host memory
     generate()    the cache's too                      in host memory
 
+`receive` and `generate` also take from the learner and from the reference what PyTorch keeps for
+later: activations, and the buffer of a publication. No other process could use it.
+
+An engine that died is loaded again while engines sample: the pool, which asks for it, waits for
+groups then and at no other time. It has room for what the learner leaves it at that time
+(`planning/engine_memory.py`). Where it still loads when the learner's turn comes, `learn`
+waits for it to have loaded and to sleep.
+
 `Trainer.step` calls `learn` when it has its groups; the publisher calls `receive` before it sends
 and `generate` before it reads from the engines which weights arrived. Runs in the driver. Every
 call returns when all processes have answered, so that no two of them hold the same memory. Where
@@ -56,6 +64,7 @@ class Colocation:
         engines: the rollout workers.
         learner: the ranks of the learner.
         config: without `cluster.colocated` every turn does nothing.
+        reference: ranks of the reference, where it has its own; they keep their weights.
     """
 
     def __init__(
@@ -63,17 +72,23 @@ class Colocation:
         engines: WorkerGroup[RolloutWorker],
         learner: WorkerGroup[RankWorker],
         config: TrainConfig,
+        reference: WorkerGroup[RankWorker] | None = None,
     ) -> None:
-        self._engines, self._learner = engines, learner
+        self._engines, self._learner, self._reference = engines, learner, reference
         self._colocated = config.cluster.colocated
         self._level = _level(config)
-        self._limit_s = config.cluster.timeouts.publish_s
+        timeouts = config.cluster.timeouts
+        self._limit_s = timeouts.publish_s
+        self._load_s = timeouts.start_s + timeouts.publish_s
         self._metrics: dict[str, float] = {}
 
     def learn(self) -> None:
-        """Drop the engines' weights and cache, then bring the learner's optimizer state back."""
+        """Drop the engines' weights and cache, then bring the learner's optimizer state back.
+
+        An engine that loads answers when it has loaded, and sleeps like the others.
+        """
         if self._colocated:
-            self._call_engines(bind(RolloutWorker.sleep, self._level))
+            self._call_engines(bind(RolloutWorker.sleep, self._level), limit_s=self._load_s)
             self._metrics["colocation/engines_asleep_bytes"] = self._used_bytes()
             self._learner.call(bind(RankWorker.reload_states), timeout_s=self._limit_s)
 
@@ -84,11 +99,14 @@ class Colocation:
         """
         if self._colocated:
             self._learner.call(bind(RankWorker.offload_states), timeout_s=self._limit_s)
+            if self._reference is not None:
+                self._reference.call(bind(RankWorker.empty_cache), timeout_s=self._limit_s)
             self._call_engines(bind(RolloutWorker.wake, WEIGHTS))
 
     def generate(self) -> None:
         """Wake the engines' cache as well, so that they go on sampling."""
         if self._colocated:
+            self._learner.call(bind(RankWorker.empty_cache), timeout_s=self._limit_s)
             self._call_engines(bind(RolloutWorker.wake, CACHE))
             self._metrics["colocation/generating_bytes"] = self._used_bytes()
 
@@ -99,12 +117,14 @@ class Colocation:
         """
         return {name: value for name, value in self._metrics.items() if value}
 
-    def _call_engines(self, call: Call[RolloutWorker, None]) -> None:
+    def _call_engines(
+        self, call: Call[RolloutWorker, None], *, limit_s: float | None = None
+    ) -> None:
         """Call all engines and ignore dead ones, which hold no memory.
 
         The pool restarts a dead engine when it next polls for samples.
         """
-        self._engines.start(call, timeout_s=self._limit_s).survivors()
+        self._engines.start(call, timeout_s=limit_s or self._limit_s).survivors()
 
     def _used_bytes(self) -> float:
         used = self._learner.call(bind(RankWorker.device_bytes), timeout_s=self._limit_s)

@@ -17,7 +17,7 @@ from ray.util import placement_group_table
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from conf.schema import TrainConfig
-from conf.transports import Reach
+from conf.tables.transports import Reach
 from orchestrator.planning import capacity
 from orchestrator.planning.placement import FreePlaces
 from orchestrator.planning.settings import vllm_settings
@@ -40,6 +40,7 @@ class EngineLauncher:
         env: variables of every process.
         placement: placement group of the configuration's engines, already reserved.
         nodes: ids of the nodes of all processes of the run, the learner's first rank's first.
+        gpu_fraction: share that an engine may take of a GPU that it shares; None of one of its own.
     """
 
     def __init__(
@@ -53,13 +54,18 @@ class EngineLauncher:
         env: Mapping[str, str],
         placement: PlacementGroup,
         nodes: Sequence[str],
+        gpu_fraction: float | None = None,
     ) -> None:
         self._config, self._run_id, self._model_path = config, run_id, model_path
         self._environment, self._early_stop, self._env = environment, early_stop, dict(env)
-        self._placement, self._learner_node = placement, nodes[0]
+        self._placement, self._gpu_fraction = placement, gpu_fraction
+        self._learner_node = nodes[0]
         self._own: dict[int, PlacementGroup] = {}  # of engines that joined later
         one_node = len(set(nodes)) == 1 and not capacity.joins_elsewhere(config)
         self.transport = capacity.choose_transport(config, one_node=one_node)
+        # Over other transports engines may join on other nodes of a running cluster.
+        beside = one_node and self.transport.reach is not Reach.ANY
+        self.one_node = beside or config.cluster.address is None
 
     @property
     def shape(self) -> dict[str, float]:
@@ -84,7 +90,11 @@ class EngineLauncher:
         config, role = self._config, self._config.cluster.rollout
         settings = {
             number: vllm_settings(
-                config, self._model_path, engine_id=number, transport=self.transport.name
+                config,
+                self._model_path,
+                engine_id=number,
+                transport=self.transport.name,
+                gpu_fraction=self._gpu_fraction,
             )
             for number in numbers
         }

@@ -18,21 +18,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from conf.schema import TrainConfig
-from conf.transports import TRANSPORTS, any_of
+from conf.tables.transports import TRANSPORTS, any_of
+from orchestrator.fleet.endings import Endings
 from orchestrator.fleet.fleet import Fleet
 from orchestrator.fleet.health import Health
 from orchestrator.fleet.launcher import EngineLauncher
-from orchestrator.fleet.pool import RolloutPool
+from orchestrator.fleet.pool import EnginesLostError, RolloutPool
 from orchestrator.fleet.recovery import EngineRecovery
 from orchestrator.fleet.scaling import ScaleRequest, ScaleRequests
 from orchestrator.telemetry.counting import counted
-from workers.calls import bind
 from workers.rollout.worker import RolloutWorker
-from workers.worker_group import Pending, WorkerGroup
+from workers.worker_group import WorkerGroup
 
 MAINTAIN_EVERY_S = 0.25
 CHECK_PLACES_EVERY_S = 2.0  # for places that Ray has given
-END_S = 20.0  # longest that an engine may take to shut down
+MAX_DEATHS = 3  # of one engine without a finished group in between, before it is given up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +40,6 @@ class _PendingPlaces:
     """Places of the engines that a request adds, all of them or none."""
 
     places: Sequence[Any]
-    deadline: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Ending:
-    """An engine that shuts down."""
-
-    number: int
-    handle: Any
-    pending: Pending[None]
     deadline: float
 
 
@@ -87,7 +77,7 @@ class Membership:
         self._requested: list[Any] = []  # from Ray, for missing engines
         self._joining: set[int] = set()  # not yet admitted for the first time
         self._leaving: dict[int, float] = {}  # number -> deadline for the groups that it holds
-        self._ending: list[_Ending] = []
+        self._endings = Endings(launcher)
         self._maintained = self._places_checked = -MAINTAIN_EVERY_S
 
     @property
@@ -99,7 +89,7 @@ class Membership:
         """Take every step that is possible now for engines that join, leave or died.
 
         Raises:
-            EnginesLostError: no engine is left, or one keeps dying.
+            EnginesLostError: fewer are left than `rollout.min_engines`.
         """
         now = time.monotonic()
         if now - self._maintained < MAINTAIN_EVERY_S:
@@ -110,11 +100,14 @@ class Membership:
             self._drop_joining(
                 number, self._pool.engines[number].loss_reason or "it lost its place"
             )
+        for number in self._dead():
+            if self._pool.engines[number].deaths > MAX_DEATHS:
+                self._give_up(number)
         for number, why in self._recovery.maintain().items():
             if number in self._joining:
                 self._drop_joining(number, why)
             else:
-                self._pool.lose(number, why)
+                self._pool.kill(number, why)  # it may be loading still
         self._joining -= set(self._pool.sampling())
         if self._request is None and (request := self._requests.next()) is not None:
             self._begin(request, now)
@@ -173,7 +166,8 @@ class Membership:
 
     def _conclude(self) -> None:
         """Answer the request once all its engines have joined or left."""
-        if self._request is None or self._awaited or self._joining or self._leaving or self._ending:
+        unfinished = self._awaited or self._joining or self._leaving or self._endings
+        if self._request is None or unfinished:
             return
         count, asked = len(self.staying), self._request.engines
         message = f"{counted(count, 'engine')}, {len(self._pool.sampling())} of them sampling"
@@ -249,28 +243,36 @@ class Membership:
         else:
             self._end(number)
 
+    def _give_up(self, number: int) -> None:
+        """Go on without an engine that ends again and again: its GPU may be broken.
+
+        Raises:
+            EnginesLostError: too few are left.
+        """
+        report, least = self._pool.loss_report(number), self._config.rollout.min_engines
+        left = len(self.staying) - 1
+        if left < least:
+            raise EnginesLostError(
+                f"{report}; without it {counted(left, 'engine')} would be left, fewer than "
+                f"rollout.min_engines={least}"
+            )
+        self._end(number)
+        self._wanted -= 1  # its place in the run's reservation stays empty
+        self._print_line(f"{report}; going on with {counted(left, 'engine')}")
+
     def _end_leaving(self, now: float) -> None:
         for number, deadline in list(self._leaving.items()):
             engine = self._pool.engines[number]
             if engine.health is not Health.LEAVING or self._pool.idle(number) or now > deadline:
                 del self._leaving[number]
                 self._end(number)
-        for ending in list(self._ending):
-            if ending.pending.ready() or now > ending.deadline:
-                self._ending.remove(ending)
-                self._launcher.end(ending.number, ending.handle)
+        self._endings.finish()
 
     def _end(self, number: int) -> None:
         self._print_line(f"rollout engine {number} leaves")
         self._pool.remove(number)
         self._recovery.forget(number)
-        handle = self._workers.remove(number)
-        gone: WorkerGroup[RolloutWorker] = WorkerGroup("rollout", {number: handle})
-        pending = gone.start(bind(RolloutWorker.shutdown), timeout_s=END_S)
-        deadline = time.monotonic() + END_S
-        self._ending.append(
-            _Ending(number=number, handle=handle, pending=pending, deadline=deadline)
-        )
+        self._endings.begin(number, self._workers.remove(number))
 
 
 def membership_of(

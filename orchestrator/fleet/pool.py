@@ -15,55 +15,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray.exceptions
 
 from orchestrator.fleet.concurrency import Concurrency
-from orchestrator.fleet.health import Event, Health, next_health
+from orchestrator.fleet.engine_record import EngineRecord
+from orchestrator.fleet.health import Event, Health
 from orchestrator.fleet.routing import Routing
 from orchestrator.telemetry.counting import counted
 from workers.calls import bind
 from workers.data.requests import Collected, EngineLoad, GroupRequest
 from workers.data.trajectory import RolloutGroup, TrajectoryMeta
+from workers.failures import worker_error
 from workers.rollout.worker import RolloutWorker
 from workers.worker_group import WorkerError, WorkerGroup, is_death
 
 HEARTBEAT_S = 5.0  # longest that a worker may hold an open `collect` without a finished group
 HEARTBEATS_PER_S = 20.0  # of all workers: each costs the driver about a millisecond
 CHECK_HEARTBEATS_EVERY_S = 1.0
-NO_ENGINE_WAIT_S = 0.2  # wait of a poll while no engine samples
-MAX_DEATHS = 3  # of one worker without a finished group in between
+NO_ENGINE_WAIT_S = 0.2  # how long a poll waits while no engine samples
 
 
 class EnginesLostError(WorkerError):
-    """End of all sampling: no engine is left, or one keeps dying; the run's state is whole."""
-
-
-@dataclass(kw_only=True, slots=True)
-class EngineRecord:
-    """Record of one engine in the pool.
-
-    Attributes:
-        answered: time of the last answer or, where later, of the last call, in seconds.
-        health: decides the engine's use.
-        load: of the last report.
-        deaths: since the last finished group.
-        collecting: True while a `collect` call is open.
-        loss_reason: the reason of the last death.
-    """
-
-    answered: float
-    health: Health = Health.HEALTHY
-    load: EngineLoad = field(default_factory=EngineLoad)
-    deaths: int = 0
-    collecting: bool = False
-    loss_reason: str = ""
-
-    def apply(self, event: Event) -> None:
-        """Set the health to the state after `event`."""
-        self.health = next_health(self.health, event)
+    """Too few engines are left to sample; the run itself is whole."""
 
 
 class RolloutPool:
@@ -77,8 +52,10 @@ class RolloutPool:
         silence_s: a worker without an answer for this long, in seconds, is killed.
         together: groups submitted at once are sampled in one batch, so that equal submissions give
             equal bits; for schedules in which nothing else is in flight then.
-        concurrency: the first limit of every engine; None sets no limit, as `together` needs.
-        clock: returns seconds that never go back.
+        concurrency: where the limit of every engine starts; None sets none, as `together` needs.
+        keep: begins to copy a batch to where it outlives its engine's node; returns references to
+            the copy and to its end. None leaves batches where they are.
+        clock: seconds that never go back.
     """
 
     def __init__(
@@ -88,19 +65,23 @@ class RolloutPool:
         silence_s: float,
         together: bool,
         concurrency: Concurrency | None = None,
+        keep: Callable[[Any], tuple[Any, Awaitable[None]]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         assert not (together and concurrency), "one batch can't be held back in parts"
         self._group, self._together, self._clock = group, together, clock
-        self._silence_s = silence_s
+        self._silence_s, self._keep = silence_s, keep
         self.engines = {number: EngineRecord(answered=clock()) for number in group.ranks}
         self.maintain: Callable[[], None] = self._raise_if_one_died
-        self._heartbeats_checked = clock()  # time of the last check
+        self._heartbeats_checked = clock()  # when silence was last looked at
+        self._fault: WorkerError | None = None  # why no more can be sampled
         self._lost = self._resampled = self._preemptions = 0
         self._routing = Routing(concurrency=concurrency)
         # reference to metadata -> engine, reference to the batch
         self._open: dict[Awaitable[Collected], tuple[int, Any]] = {}
-        self._kept: list[RolloutGroup] = []  # finished while `wait` waited for other groups
+        self._kept: list[RolloutGroup] = []  # finished while somebody waited for other groups
+        # reference to the end of a copy -> engine, metadata, reference to the copied batch
+        self._copying: dict[Awaitable[None], tuple[int, Sequence[TrajectoryMeta], Any]] = {}
 
     @property
     def num_in_flight(self) -> int:
@@ -163,19 +144,25 @@ class RolloutPool:
         Waits `HEARTBEAT_S` at most; without `wait`, not at all.
 
         Raises:
-            WorkerError: a worker keeps dying, or sampling fails for another reason.
+            WorkerError: when a worker keeps dying, or sampling fails for another reason; only where
+                it waits, so that what is finished can be saved before the run ends.
         """
         if self._kept:
             kept, self._kept = self._kept, []
             return kept
+        if wait and self._fault is not None:
+            raise self._fault
         if wait:
             self.maintain()
-        if not self._open:
+        if not self._open and not self._copying:
             if wait and self.num_in_flight:
                 time.sleep(NO_ENGINE_WAIT_S)
             return []
-        ready = self._group.ready(list(self._open), timeout_s=HEARTBEAT_S if wait else 0.0)
-        finished = [group for ref in ready for group in self._take_answer(ref)]
+        waiting: list[Awaitable[Any]] = [*self._open, *self._copying]
+        ready = self._group.ready(waiting, timeout_s=HEARTBEAT_S if wait else 0.0)
+        finished: list[RolloutGroup] = []
+        for ref in ready:
+            finished += self._copied(ref) if ref in self._copying else self._take_answer(ref)
         self._check_heartbeats()
         return finished
 
@@ -187,8 +174,13 @@ class RolloutPool:
             collected = self._group.answer(ref)
         except ray.exceptions.RayError as error:
             if not is_death(error):
-                raise WorkerError(f"rollout.collect, engine {number}: {error}") from error
-            self.lose(number, str(getattr(error, "cause", None) or error))
+                self._fault = worker_error(f"rollout.collect, engine {number}", error)
+                self._fault.__cause__ = error
+                return []
+            # Of some errors Ray does not know, and of others it does not say, that it has ended.
+            ended = isinstance(error, (ray.exceptions.ActorDiedError, ray.exceptions.RayTaskError))
+            end = self.lose if ended else self.kill
+            end(number, str(getattr(error, "cause", None) or error))
             return []
         engine.answered = self._clock()
         engine.apply(Event.ANSWERED)
@@ -197,12 +189,30 @@ class RolloutPool:
         if collected.metas:
             engine.deaths = 0
         self._routing.observe(number, collected.load)
-        groups = self._split(collected.metas, batch)
+        groups = []
+        if self._keep is None or not collected.metas:
+            groups = self._split(collected.metas, batch)
+        else:
+            copy, copied = self._keep(batch)
+            self._copying[copied] = (number, collected.metas, copy)
         if engine.health.samples:
             self._assign_groups([number])
         if self._routing.outstanding(number):
             self._ensure_open(number)
         return groups
+
+    def _copied(self, ref: Awaitable[None]) -> list[RolloutGroup]:
+        """Return groups that are where they stay; sample those again that were lost before."""
+        number, metas, copy = self._copying.pop(ref)
+        try:
+            self._group.answer(ref)
+        except ray.exceptions.RayError:
+            self._resampled += self._routing.requeue_groups(
+                number, {meta.group_id for meta in metas}
+            )
+            self._assign_groups(self.sampling())
+            return []
+        return self._split(metas, copy)
 
     def _check_heartbeats(self) -> None:
         if self._clock() - self._heartbeats_checked < CHECK_HEARTBEATS_EVERY_S:
@@ -212,9 +222,7 @@ class RolloutPool:
             engine = self.engines[number]
             silence_s = self._clock() - engine.answered
             if silence_s > self._silence_s:
-                # The process may hang rather than be gone; Ray constructs it anew.
-                self._group.kill(number)
-                self.lose(number, f"no heartbeat for {silence_s:.0f} s")
+                self.kill(number, f"no heartbeat for {silence_s:.0f} s")
             elif silence_s > 2 * self.heartbeat_s:
                 engine.apply(Event.SILENT)
 
@@ -227,6 +235,14 @@ class RolloutPool:
         engine.deaths += 1
         self._resample_groups(number)
 
+    def kill(self, number: int, why: str) -> None:
+        """End the process of an engine, which may hang or live on, and lose the engine.
+
+        Ray constructs the process anew; nothing else of it is waited for.
+        """
+        self._group.kill(number)
+        self.lose(number, why)
+
     def loss_report(self, number: int) -> str:
         """Describe the deaths of an engine since its last finished group, with the last reason."""
         engine = self.engines[number]
@@ -236,7 +252,7 @@ class RolloutPool:
         )
 
     def _resample_groups(self, number: int) -> None:
-        """Return the groups that an engine holds to the queue, for other engines to sample."""
+        """Let other engines sample the groups that an engine holds."""
         engine = self.engines[number]
         self._open = {ref: own for ref, own in self._open.items() if own[0] != number}
         engine.collecting, engine.load = False, EngineLoad()
@@ -244,7 +260,7 @@ class RolloutPool:
         self._assign_groups(self.sampling())
 
     def admit(self, number: int) -> None:
-        """Let an engine sample, once its weights are attested."""
+        """Let an engine sample again, once its weights are attested."""
         self.engines[number].apply(Event.ATTESTED)
         self._assign_groups(self.sampling())
 
@@ -262,7 +278,7 @@ class RolloutPool:
         return self._routing.outstanding(number) == 0
 
     def remove(self, number: int) -> None:
-        """Remove an engine that gets no prompts; other engines sample its groups again."""
+        """Forget an engine that is given no prompts; what it holds is sampled again elsewhere."""
         self._resample_groups(number)
         del self.engines[number]
 

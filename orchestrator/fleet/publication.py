@@ -31,7 +31,7 @@ from workers.weight_sync.attestation import (
     Tolerance,
 )
 from workers.weight_sync.endpoint import PublishReport
-from workers.worker_group import WorkerError, WorkerGroup
+from workers.worker_group import WorkerError, WorkerGroup, divide, is_death
 
 PROBE_PROMPTS = 8
 PROBE_TOKENS = 64  # of each prompt, at most
@@ -76,17 +76,15 @@ class Publisher:
         self._attestation: Attestation | None = None
 
     def begin(self, version: int) -> dict[str, float]:
-        """Connect learner and engines, publish the present weights, and set the tolerance."""
+        """Publish the present weights to all engines that run, and set the tolerance."""
         config = self._config
-        numbers = self._fleet.workers.ranks
-        self._connect(numbers)
         self._probe = self._choose_probe()
         names = bind(PolicyWorker.parameter_names)
         expected = self._learner.call_first(names, timeout_s=self._limit_s)
         tolerance = Tolerance.rounding(config.rollout.probe_tolerance)
         if config.rollout.dtype != "float32" or config.model.dtype != "float32":
             self._version = version
-            _, engines, own = self._send(numbers)
+            _, engines, own = self._deliver()
             if not engines:
                 raise WorkerError("no rollout engine outlived the first publication; see its log")
             tolerance = self._above_noise(version, engines, own)
@@ -123,39 +121,48 @@ class Publisher:
     def republish(self) -> dict[str, float]:
         """Send the last version to all running engines, and admit those that had none yet.
 
-        Learner and engines connect again when an engine joined or is gone. With no running engine
-        nothing is sent: the first that starts is given the last version.
+        With no engine there is nothing to do: the first that starts is given the last version.
 
         Raises:
             AttestationError: with the names of the tensors.
+            WorkerError: it failed, and no engine was the cause.
         """
         pool = self._fleet.pool
-        numbers = self._find_running()
-        if not numbers:
-            return {}
-        joining = [number for number in numbers if pool.engines[number].health is Health.STALE]
-        try:
-            if joining or numbers != self._connected:
-                self._connect(numbers)
-            report, engines, own = self._send(numbers)
-        except WorkerError:
-            self._connected = []
-            if not self._fleet.launcher.transport.repeatable or self._find_running() == numbers:
-                raise  # the transport can't repeat it; or all run, and no engine was at fault
-            return self.republish()
-        if not engines:
+        report, engines, own = self._deliver()
+        if report is None or not engines:
             return {}
         metrics = self._attest(report, engines, own, stepped=self._stepped)
         self._stepped = False
-        for number in joining:
-            if pool.engines[number].health is Health.STALE:  # it outlived the publication
-                pool.admit(number)
+        for engine in engines:
+            if pool.engines[engine.engine_id].health is Health.STALE:
+                pool.admit(engine.engine_id)
         return metrics
 
-    def _find_running(self) -> list[int]:
-        """Return the numbers of the engines that run.
+    def _deliver(self) -> tuple[PublishReport | None, list[EngineEvidence], list[float]]:
+        """Send to all engines that run; without those that end or hang meanwhile, once more.
 
-        Before a collective transport every engine is called: one that is gone would stall all.
+        Learner and engines connect again when an engine joined, is gone, or was cut short.
+        """
+        pool, transport = self._fleet.pool, self._fleet.launcher.transport
+        while numbers := self._find_running(ask=transport.collective):  # a lost one would stall all
+            joining = any(pool.engines[number].health is Health.STALE for number in numbers)
+            try:
+                if joining or numbers != self._connected:
+                    self._connect(numbers)
+                return self._send(numbers)
+            except WorkerError:
+                self._connected = []
+                if not transport.repeatable:
+                    raise  # the learner hangs with the engine that it waits for
+                if self._find_running(ask=True) == numbers:
+                    raise  # all run: no engine was at fault
+        return None, [], []
+
+    def _find_running(self, *, ask: bool) -> list[int]:
+        """Return the engines that run; if they are asked, those that answer. The others are ended.
+
+        An engine that hangs is no different from one that is gone: it is left out, comes back
+        under `recovery.py`, and the others need not wait for it again.
         """
         pool, workers = self._fleet.pool, self._fleet.workers
         numbers = [
@@ -163,14 +170,14 @@ class Publisher:
             for number, engine in pool.engines.items()
             if engine.health.receives_weights or engine.health is Health.STALE
         ]
-        if not self._fleet.launcher.transport.collective:
+        if not ask:
             return numbers
-        asked = workers.only(numbers).start(bind(RolloutWorker.version), timeout_s=self._limit_s)
-        alive = asked.survivors()
-        for number in numbers:
-            if number not in alive:
-                pool.lose(number, "it did not answer before a publication")
-        return list(alive)
+        limit_s = min(self._limit_s, self._config.cluster.timeouts.engine_s)
+        asked = workers.only(numbers).start(bind(RolloutWorker.version), timeout_s=limit_s)
+        answers, failures = divide(asked.outcomes())
+        for number, why in failures.items():
+            pool.kill(number, str(why))
+        return list(answers)
 
     def _send(self, numbers: list[int]) -> tuple[PublishReport, list[EngineEvidence], list[float]]:
         """Send the weights and collect the evidence of their arrival.
@@ -188,19 +195,23 @@ class Publisher:
         attest = bind(RolloutWorker.attest, self._probe)
         engines = rollouts.start(attest, timeout_s=self._limit_s)
         own = learner.start(bind(PolicyWorker.probe, self._probe), timeout_s=self._limit_s)
-        answers = engines.survivors()
-        for number in numbers:
-            if number in report.lost or number not in answers:
-                answers.pop(number, None)
-                self._fleet.pool.lose(number, "it did not outlive a publication")
+        answers, failures = divide(engines.outcomes())
+        if not answers and not any(map(is_death, failures.values())):
+            raise next(iter(failures.values()))  # the fault of none of them
+        for number in report.lost - set(failures):
+            del answers[number]
+            failures[number] = WorkerError("the learner lost it in a publication")
+        for number, why in failures.items():
+            self._fleet.pool.kill(number, str(why))
         evidence = [
             EngineEvidence(
                 engine_id=number,
                 version=version,
                 received=received,
+                used=used,
                 probe_logprobs=list(chain.from_iterable(probe)),
             )
-            for number, (version, received, probe) in answers.items()
+            for number, (version, received, used, probe) in answers.items()
         ]
         return report, evidence, list(chain.from_iterable(own.result()[0]))
 
@@ -242,8 +253,9 @@ class Publisher:
 
     def _choose_probe(self) -> list[list[int]]:
         prompts = [self._prompts[row].prompt for row in range(len(self._prompts))[:PROBE_PROMPTS]]
-        encode = bind(RolloutWorker.encode, prompts)
-        encoded = self._fleet.workers.call_first(encode, timeout_s=self._limit_s)
+        encode, number = bind(RolloutWorker.encode, prompts), self._find_running(ask=False)[0]
+        asked = self._fleet.workers.start_one(number, encode, timeout_s=self._limit_s)
+        encoded = asked.result()[0]
         room = min(PROBE_TOKENS, self._config.rollout.max_model_len - 1)
         return [tokens[:room] for tokens in encoded if len(tokens) > 1]
 
@@ -259,38 +271,3 @@ class Publisher:
             )
             raise AttestationError(version, {}, [fault])
         return Tolerance.above_noise(floor)
-
-
-class FixedWeights:
-    """Weights that nothing trains: a `Publishing` to engines that keep what they loaded.
-
-    Args:
-        fleet: the rollout side of the run.
-        timeout_s: longest that the engines may take to label their weights.
-    """
-
-    def __init__(self, fleet: Fleet, *, timeout_s: float) -> None:
-        self._fleet, self._timeout_s, self._version = fleet, timeout_s, 0
-
-    def begin(self, version: int) -> dict[str, float]:
-        """Store the label with which the engines were started."""
-        self._version = version
-        return {}
-
-    def publish(self, version: int, *, stepped: bool) -> dict[str, float]:
-        """Raise AssertionError: there are no other weights to publish."""
-        raise AssertionError(f"version {version} (stepped={stepped}) of weights that never change")
-
-    def republish(self) -> dict[str, float]:
-        """Label the weights of engines that started since, and admit these engines."""
-        pool = self._fleet.pool
-        started = [number for number, own in pool.engines.items() if own.health is Health.STALE]
-        label = bind(RolloutWorker.set_version, self._version)
-        labels = self._fleet.workers.only(started).start(label, timeout_s=self._timeout_s)
-        answers = labels.survivors()
-        for number in started:
-            if number in answers:
-                pool.admit(number)
-            else:
-                pool.lose(number, "it died while its weights were labelled")
-        return {}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ray.exceptions import ActorUnavailableError
 
 from orchestrator.fleet.health import Event, Health
-from orchestrator.fleet.pool import MAX_DEATHS, EnginesLostError, RolloutPool
+from orchestrator.fleet.pool import EnginesLostError, RolloutPool
 from workers.calls import bind
 from workers.reward.worker import RewardWorker
 from workers.rollout.worker import RolloutWorker
@@ -72,12 +72,10 @@ class EngineRecovery:
             or reports its loss to the pool, after which the next call starts it again.
 
         Raises:
-            EnginesLostError: an engine keeps dying, or none has a place.
+            EnginesLostError: none has a place.
         """
         for number, engine in self._pool.engines.items():
             if engine.health is Health.DEAD:
-                if engine.deaths > MAX_DEATHS:
-                    raise EnginesLostError(self._pool.loss_report(number))
                 words = engine.loss_reason.partition("\n")[0]
                 self._print_line(f"rollout engine {number} is started again; it was lost: {words}")
                 engine.apply(Event.RESTART)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from orchestrator.fleet.concurrency import Concurrency
 from workers.data.requests import EngineLoad, GroupRequest
@@ -94,17 +94,25 @@ class Routing:
                 self.finish(group_id)
         return held
 
+    def requeue_groups(self, engine: int, group_ids: Collection[str]) -> int:
+        """Queue groups that the engine still holds before all that wait; return their number."""
+        again = [
+            request
+            for name, (owner, request) in self._held.items()
+            if owner == engine and name in group_ids
+        ]
+        for request in again:
+            self.finish(request.group_id)
+        self._queue.extendleft(reversed(again))
+        return len(again)
+
     def requeue(self, engine: int) -> int:
         """Queue the groups of a lost engine before all that wait; return the number of groups.
 
         The limit of the engine starts again, as the engine does.
         """
-        requests = [request for owner, request in self._held.values() if owner == engine]
-        for request in requests:
-            self.finish(request.group_id)
-        self._queue.extendleft(reversed(requests))
         self._limits.pop(engine, None)
-        return len(requests)
+        return self.requeue_groups(engine, self._held)
 
     def observe(self, engine: int, load: EngineLoad) -> None:
         """Move the engine's limit after a report, before its finished groups are taken off."""

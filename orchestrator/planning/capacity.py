@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from algorithms.algorithm import Algorithm
 from conf.schema import TrainConfig
-from conf.transports import AUTO, TRANSPORTS, Reach, Transport, any_of
-from orchestrator.planning import memory
+from conf.tables.transports import AUTO, TRANSPORTS, Reach, Transport, any_of
+from orchestrator.planning import engine_memory, memory
 from orchestrator.planning.architecture import architecture_of
 from orchestrator.planning.roles import Place, PlannedRole, roles_of
 from orchestrator.telemetry.counting import counted
@@ -141,4 +141,5 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
         text += f" of {counted(cluster.num_nodes, 'node')} x {cluster.gpus_per_node}"
     if cluster.gpu_memory_gib is not None:
         text += f", {cluster.gpu_memory_gib:g} GiB each"
-    return "\n".join([text, *memory.describe(config, roles)])
+    cache = engine_memory.describe_cache(config, roles)
+    return "\n".join([text, *memory.describe(config, roles), *cache])

@@ -17,13 +17,13 @@ from typing import Any
 from conf.schema import AdapterConfig, ArchitectureConfig, TrainConfig
 from orchestrator.planning.architecture import architecture_of, num_parameters
 from orchestrator.planning.roles import PlannedRole
-from orchestrator.telemetry.counting import counted
 from workers.engines.model.head_rows import head_bytes
 
 GIB = 2**30
 # CUDA context, buffers of NCCL and cuBLAS, what the allocator can't reuse, and the chunk of a
-# weight publication: of every process, by experience with 80 GB devices.
+# weight publication, 1 GiB: of every process, by experience with 80 GB devices.
 RESERVE_BYTES = 4 * GIB
+PUBLISHED_CHUNK_BYTES = GIB  # of it; workers/weight_sync/builtin.py takes more for a larger tensor
 LIVE_PARAMETERS = 100_000_000  # that ZeRO-3 keeps gathered, workers/engines/zero/settings.py
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # What a role that takes turns keeps on the GPU out of turn, orchestrator/fleet/colocation.py.
@@ -129,9 +129,22 @@ def policy_share(
         kept = one_layer * model.num_layers
     gpu = config.cluster.gpu_memory_gib
     gpu_bytes = None if gpu is None else int(gpu * GIB)
+    if trains:
+        parts["publication"] = publication_bytes(config, model)
     parts["activations"] = kept + head_bytes(model.vocab_size, gpu_bytes, learner.head_chunk)
     parts["reserve"] = float(RESERVE_BYTES)
     return Share(role="learner" if trains else "reference", parts=parts)
+
+
+def publication_bytes(config: TrainConfig, model: ArchitectureConfig) -> float:
+    """Return the bytes of a publication's buffer above what every process has in reserve.
+
+    Over vLLM's own transports a tensor is sent in one piece; the largest is the embedding.
+    """
+    if not config.cluster.learner.num_gpus:
+        return 0.0
+    widest = max(model.vocab_size, model.intermediate_size) * model.hidden_size
+    return max(0.0, float(ELEMENT_BYTES[config.rollout.dtype] * widest - PUBLISHED_CHUNK_BYTES))
 
 
 def critic_share(config: TrainConfig, model: ArchitectureConfig) -> Share:
@@ -146,20 +159,23 @@ def critic_share(config: TrainConfig, model: ArchitectureConfig) -> Share:
     whole = replace(config.model, adapter=AdapterConfig())
     alike = replace(config, learner=learner, model=whole)
     share = policy_share(alike, model, num_ranks=config.critic.num_ranks, trains=True)
-    return replace(share, role="critic")
+    parts = {name: size for name, size in share.parts.items() if name != "publication"}
+    return Share(role="critic", parts=parts)
 
 
 def engine_share(config: TrainConfig, model: ArchitectureConfig) -> Share:
-    """Return the share of an engine on one of its devices."""
+    """Return the share of an engine on one of its devices.
+
+    A cache that takes what is left of the GPU is counted as one sequence of the greatest length.
+    """
     rollout = config.rollout
     weights = ELEMENT_BYTES[rollout.dtype] * num_parameters(model) / rollout.tensor_parallel_size
+    cache = kv_bytes_per_token(model, config) * rollout.max_model_len
+    if rollout.kv_cache_gib is not None:
+        cache = rollout.kv_cache_gib * GIB
     return Share(
         role="rollout",
-        parts={
-            "weights": weights,
-            "KV cache": rollout.kv_cache_gib * GIB,
-            "reserve": float(RESERVE_BYTES),
-        },
+        parts={"weights": weights, "KV cache": cache, "reserve": float(RESERVE_BYTES)},
     )
 
 
@@ -225,7 +241,7 @@ def check(config: TrainConfig, roles: Sequence[PlannedRole]) -> None:
 def _check_cache(config: TrainConfig, model: ArchitectureConfig) -> None:
     rollout = config.rollout
     needed = kv_bytes_per_token(model, config) * rollout.max_model_len / GIB
-    if rollout.kv_cache_gib < needed:
+    if rollout.kv_cache_gib is not None and rollout.kv_cache_gib < needed:
         raise ValueError(
             f"rollout.kv_cache_gib={rollout.kv_cache_gib:g} can't hold one sequence: "
             f"{kv_bytes_per_token(model, config) / 1024:g} KiB per token x rollout.max_model_len="
@@ -265,18 +281,6 @@ def _remedy(config: TrainConfig, model: ArchitectureConfig, together: list[Share
 
 
 def describe(config: TrainConfig, roles: Sequence[PlannedRole]) -> list[str]:
-    """Describe each role with a GPU, and the capacity of an engine's cache, in a line each.
-
-    Returns no line where the model's sizes are unknown.
-    """
+    """Describe each role with a GPU in a line; no line where the model's sizes are unknown."""
     model = architecture_of(config.model)
-    if model is None:
-        return []
-    lines = [str(share) for share in shares(config, model, roles)]
-    longest = kv_bytes_per_token(model, config) * config.rollout.max_model_len
-    if lines and config.cluster.rollout.num_gpus:
-        fit = config.rollout.kv_cache_gib * GIB / longest
-        lines.append(
-            f"an engine's cache holds {counted(round(fit), 'sequence')} of the greatest length"
-        )
-    return lines
+    return [] if model is None else [str(share) for share in shares(config, model, roles)]

@@ -17,10 +17,19 @@ from workers.rollout.group_play import EarlyStop
 
 
 def vllm_settings(
-    config: TrainConfig, model_path: str, *, engine_id: int, transport: str
+    config: TrainConfig,
+    model_path: str,
+    *,
+    engine_id: int,
+    transport: str,
+    gpu_fraction: float | None = None,
 ) -> VLLMSettings:
-    """Return the settings of engine number `engine_id`, which gets its weights by `transport`."""
+    """Return the settings of engine number `engine_id`, which gets its weights by `transport`.
+
+    `gpu_fraction` is the share of a GPU with others on it (`engine_memory.engine_fraction`).
+    """
     rollout, timeouts = config.rollout, config.cluster.timeouts
+    cache_gib = rollout.kv_cache_gib
     recompute_kv = config.schedule.kv_cache == "recompute"
     return VLLMSettings(
         model_path=model_path,
@@ -29,7 +38,9 @@ def vllm_settings(
         max_model_len=rollout.max_model_len,
         max_num_seqs=rollout.max_num_seqs,
         tensor_parallel_size=rollout.tensor_parallel_size,
-        kv_cache_memory_bytes=int(rollout.kv_cache_gib * 2**30),
+        kv_cache_memory_bytes=None if cache_gib is None else int(cache_gib * 2**30),
+        gpu_memory_utilization=gpu_fraction,
+        enforce_eager=rollout.enforce_eager,
         sleeps=config.cluster.colocated,
         recompute_kv=recompute_kv,
         enable_prefix_caching=recompute_kv,  # or a new prompt would be given stale keys and values

@@ -35,6 +35,7 @@ class Ledger:
         # epoch -> row -> trained:<step>, dropped:<why>
         self._statuses: dict[int, dict[int, str]] = {}
         self._settled: Counter[str] = Counter()  # how many are trained, dropped
+        self._of_step: list[tuple[int, int]] = []  # settled since the step began
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Yield (epoch, row) of the next prompts, without end; each is in flight from then on."""
@@ -78,6 +79,8 @@ class Ledger:
                 f"prompt {row} of epoch {epoch} is {self.status(epoch, row)} already; its group is "
                 "there twice, and a prompt trains once per epoch"
             )
+        if (epoch, row) in self._returned:
+            self._returned.remove((epoch, row))
         self._in_flight[(epoch, row)] = None
 
     def give_back(self, epoch: int, row: int) -> None:
@@ -99,20 +102,26 @@ class Ledger:
         """Mark a prompt as dropped: its group will not be trained in this epoch."""
         self._settle(epoch, row, f"dropped:{why}")
 
-    def unmark_trained(self, step: int) -> None:
-        """Make the prompts of `step` pending again, because the step could not be trained."""
-        status = f"trained:{step}"
-        for epoch, rows in self._statuses.items():
-            for row in [row for row, own in rows.items() if own == status]:
-                del rows[row]
-                self._returned.append((epoch, row))
-                self._settled[_kind(status)] -= 1
+    def begin_step(self) -> None:
+        """Begin to count which prompts are trained or dropped for a step."""
+        self._of_step = []
+
+    def reopen_step(self) -> None:
+        """Put what was trained or dropped since `begin_step` back in flight: nothing was trained.
+
+        The prompts come before those that were begun later, as they did.
+        """
+        for epoch, row in self._of_step:
+            self._settled[_kind(self._statuses[epoch].pop(row))] -= 1
+        self._in_flight = {**dict.fromkeys(self._of_step), **self._in_flight}
+        self._of_step = []
 
     def _settle(self, epoch: int, row: int, status: str) -> None:
         if (epoch, row) not in self._in_flight:
             raise ValueError(f"prompt {row} of epoch {epoch} is not in flight; can't be {status}")
         del self._in_flight[(epoch, row)]
         self._statuses.setdefault(epoch, {})[row] = status
+        self._of_step.append((epoch, row))
         self._settled[_kind(status)] += 1
 
     def status(self, epoch: int, row: int) -> str:

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from conf.schema import SamplingConfig, TrainConfig
-from orchestrator.fleet.pool import EnginesLostError, RolloutPool
+from orchestrator.fleet.pool import RolloutPool
 from orchestrator.supply.ledger import Ledger
 from orchestrator.supply.source import Taken, group_name, prompt_of
 from workers.data.prompts import PromptSet
@@ -50,6 +50,7 @@ class Producer:
         self._aborted: Counter[tuple[int, int]] = Counter()  # how often, by (epoch, row)
         self._overdue: dict[str, None] = {}  # groups in flight whose prompt was aborted too often
         self._finished: dict[str, RolloutGroup] = {}
+        self._chosen: list[RolloutGroup] = []  # of a `take` that has not ended
 
     def run_ahead(self, version: int) -> None:
         """Keep the engines sampling while the learner trains, as far as staleness allows.
@@ -108,22 +109,11 @@ class Producer:
             step: recorded in the ledger as the step that trained the groups.
             version: of the learner's weights.
             may_train: returns the reason against training a group with usable rows, or None.
-
-        Raises:
-            EnginesLostError: no engine is left; the ledger is as if nothing had been taken.
         """
-        try:
-            return self._take(step, version, may_train)
-        except EnginesLostError:
-            self._ledger.unmark_trained(step)
-            raise
-
-    def _take(
-        self, step: int, version: int, may_train: Callable[[RolloutGroup], str | None]
-    ) -> Taken:
+        self._ledger.begin_step()
         wanted = self._config.trainer.prompts_per_step
         budget = wanted * self._config.schedule.max_refill_rounds
-        chosen: list[RolloutGroup] = []
+        chosen = self._chosen = []
         num_late = 0
         rewards: list[float] = []
         dropped: Counter[str] = Counter()
@@ -148,14 +138,31 @@ class Producer:
             else:
                 dropped[why] += 1
                 self._ledger.dropped(epoch, row, why)
+        num_aborted = self._abort_excess()
+        self._chosen = []
         return Taken(
             groups=tuple(chosen),
             dropped=dropped,
             failed=failed,
             num_late=num_late,
-            num_aborted=self._abort_excess(),
+            num_aborted=num_aborted,
             rewards=tuple(rewards),
         )
+
+    def give_back(self) -> None:
+        """Undo the last `take` in the ledger; its prompts are sampled again after a resume.
+
+        The groups of a `take` that was cut short are kept for the checkpoint, unless the schedule
+        samples a whole batch at once, whose bits then repeat.
+        """
+        self._ledger.reopen_step()
+        if self._config.schedule.max_staleness == 0:
+            self._finished.clear()
+        else:
+            kept = {group.group_id: group for group in self._chosen}
+            self._entries = {name: prompt_of(name) for name in kept} | self._entries
+            self._finished |= kept
+        self._chosen = []
 
     def _abort_excess(self) -> int:
         """Abort the slowest groups that over-sampling began; return their number.

@@ -101,6 +101,7 @@ class Replay:
     def __init__(self, recording: Recording, ledger: Ledger, config: TrainConfig) -> None:
         self._recording, self._ledger, self._config = recording, ledger, config
         self._position = 0  # steps taken from the recording
+        self._taken_from = 0  # position before the last `take`
         self._ahead: PendingStep | None = None
 
     def run_ahead(self, version: int) -> None:  # noqa: ARG002 - the signature of GroupSource
@@ -117,6 +118,8 @@ class Replay:
         Raises:
             NothingLeftError: the recording is at its end.
         """
+        self._ledger.begin_step()
+        self._taken_from = self._position
         siblings = self._config.rollout.samples_per_prompt
         chosen: list[RolloutGroup] = []
         num_late = 0
@@ -144,6 +147,11 @@ class Replay:
             num_late=num_late,
             rewards=tuple(rewards),
         )
+
+    def give_back(self) -> None:
+        """Undo the last `take` in the ledger, and go back to its place in the recording."""
+        self._ledger.reopen_step()
+        self._position, self._ahead = self._taken_from, None
 
     def _next_step(self, version: int, dropped: Counter[str]) -> list[RolloutGroup]:
         self.run_ahead(version)

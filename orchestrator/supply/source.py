@@ -98,6 +98,9 @@ class GroupSource(Protocol):
             NothingLeftError: there are no more groups.
         """
 
+    def give_back(self) -> None:
+        """Undo the last `take` in the ledger, because none of its groups was trained."""
+
     def run_ahead(self, version: int) -> None:
         """Prepare the groups of later steps while this one trains; return at once."""
 

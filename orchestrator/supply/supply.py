@@ -13,8 +13,9 @@ from conf.schema import TrainConfig
 from orchestrator.checkpoints.saving import Keeper, Stateful
 from orchestrator.cluster.cluster import Roles
 from orchestrator.fleet.colocation import Colocation
+from orchestrator.fleet.fixed_weights import FixedWeights
 from orchestrator.fleet.membership import membership_of
-from orchestrator.fleet.publication import FixedWeights, Publisher, Publishing
+from orchestrator.fleet.publication import Publisher, Publishing
 from orchestrator.fleet.scaling import ScaleRequests
 from orchestrator.planning.sources import Sources
 from orchestrator.supply.buffered import BufferedGroups
@@ -54,6 +55,7 @@ def from_engines(
     sources: Sources,
     roles: Roles,
     requests: ScaleRequests,
+    check_stop: Callable[[], None],
     print_line: Callable[[str], None],
 ) -> Supply:
     """Compose engines that sample, with the learner's weights or, if none learns, fixed weights.
@@ -63,6 +65,7 @@ def from_engines(
         sources: model and prompts.
         roles: the running processes.
         requests: requests for another number of engines.
+        check_stop: raises where the run was asked to stop; called while it waits for samples.
         print_line: prints one line.
     """
     fleet, timeouts = roles.fleet, config.cluster.timeouts
@@ -77,7 +80,12 @@ def from_engines(
             colocation=colocation,
         )
     membership = membership_of(fleet, publisher.republish, requests, config, print_line=print_line)
-    fleet.pool.maintain = membership.maintain
+
+    def maintain() -> None:
+        check_stop()
+        membership.maintain()
+
+    fleet.pool.maintain = maintain
     producer = Producer(fleet.pool, sources.train, ledger, config)
     heldout = sources.heldout if config.trainer.learns else None
     return Supply(
@@ -110,4 +118,6 @@ def _ledger(config: TrainConfig, sources: Sources) -> Ledger:
 
 
 def _colocation(config: TrainConfig, roles: Roles) -> Colocation:
-    return Colocation(roles.fleet.workers, roles.learner.workers, config)
+    reference = None if roles.reference is None else roles.reference.workers
+    own = None if reference is roles.learner.workers else reference
+    return Colocation(roles.fleet.workers, roles.learner.workers, config, own)

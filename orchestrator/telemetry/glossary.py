@@ -282,6 +282,11 @@ PUBLICATION = (
         ),
         ("publication/probe_gap_mean", "1", "the same, mean of the worst engine"),
         ("publication/unchanged_tensors", "tensors", "equal to the last ones, bit for bit"),
+        (
+            "publication/shown_in_use_frac",
+            "share",
+            "of the tensors sent, those whose bytes were found where engines compute",
+        ),
     ),
     *_metrics(
         "publications by shm or gloo",

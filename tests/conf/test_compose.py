@@ -85,7 +85,7 @@ def test_the_default_run_is_the_quickstart():
         ("critic.optimizer.lr=0", "critic.optimizer.lr=0.0: must be positive"),
         ("critic.token_budget=30", "critic.token_budget=30: is below the longest sequence"),
         ("critic.updates_per_step=3", "must divide trainer.prompts_per_step=16"),
-        ("critic.warmup_steps=20", "leaves none of trainer.total_steps=20 to the policy"),
+        ("critic.warmup_steps=10", "leaves none of trainer.total_steps=10 to the policy"),
         ("critic.num_ranks=2", "exceeds learner.num_ranks=1.*placement=dedicated"),
         (
             "cluster.actor.placement=shared",

@@ -22,11 +22,13 @@ import asyncio
 import itertools
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from workers.engines.vllm.answers import AnswerCheck
 from workers.rollout.environments.single_turn import SingleTurn
 
 ANSWERS, CALLS = AnswerCheck("the engine"), itertools.count(1)
+SLOW = Path(__file__).with_name("slow_from_now")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class Faulty(SingleTurn):
     garbage_every: int
 
     async def play(self, prompt_tokens, draw):
-        await asyncio.sleep(self.seconds)
+        await asyncio.sleep(600.0 if SLOW.exists() else self.seconds)
 
         async def faulty_draw(tokens):
             sample = await draw(tokens)
@@ -154,3 +156,71 @@ def test_a_run_without_engines_stops_with_a_checkpoint_and_resumes(tmp_path):
     lines = (tmp_path / "lost" / "metrics.jsonl").read_text().splitlines()
     steps = [line["step"] for line in map(json.loads, lines) if "time/step_s" in line]
     assert steps == [1, 2, 3, 4, 5]
+
+
+REWARD = """
+from pathlib import Path
+
+
+def reward(prompt, response, ground_truth, **columns):
+    if Path(__file__).with_name("broken").exists():
+        raise RuntimeError("the verifier is down")
+    return float(len(response))
+"""
+
+
+@pytest.mark.slow
+def test_a_reward_that_starts_to_fail_leaves_a_checkpoint_and_the_run_resumes(tmp_path):
+    (tmp_path / "my_reward.py").write_text(REWARD)
+    kept = ["trainer.checkpoint_every=0", "trainer.total_steps=5"]  # none but the one at the end
+    scored = ["reward=function", f"reward.scorer.path={tmp_path}/my_reward.py:reward"]
+    sound = {"seconds": 0.3, "garbage_every": 1_000_000, "overrides": [*kept, *scored]}
+    process = start(tmp_path, "down", **sound)
+    output = []
+    for line in process.stdout:
+        output.append(line)
+        if line.startswith("step 2/"):
+            (tmp_path / "broken").touch()
+            break
+    assert finish(process, tmp_path, output) == 1, "".join(output)[-3000:]
+    last = "".join(output).splitlines()[-1]
+    assert "no group may train" in last
+    assert "the verifier is down" in last
+    (saved,) = (tmp_path / "down" / "checkpoints").glob("step_*")
+    step = int(saved.name.removeprefix("step_"))
+    assert step in (2, 3)
+    assert f"step {step} is saved; resume=auto goes on from there; traceback: " in last
+    assert "Traceback" not in "".join(output)
+    assert "NothingToTrainError" in (tmp_path / "down" / "failure.log").read_text()
+    (tmp_path / "broken").unlink()
+    again = start(tmp_path, "down", **sound | {"overrides": [*kept, *scored, "resume=auto"]})
+    rest = []
+    assert finish(again, tmp_path, rest) == 0, "".join(rest)[-3000:]
+    lines = (tmp_path / "down" / "metrics.jsonl").read_text().splitlines()
+    steps = [line for line in map(json.loads, lines) if "time/step_s" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5]
+    assert steps[-1]["ledger/trained"] == 5 * 8  # nothing dropped, nothing trained twice
+    assert steps[-1]["ledger/dropped"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_samples_for_hours_stops_at_once_when_it_is_asked(tmp_path, number, code):
+    """With 600 s of sampling a step; the first steps are quick because nothing slows them down."""
+    kept = ["trainer.checkpoint_every=0", "trainer.total_steps=5"]
+    process = start(tmp_path, "asked", seconds=0.0, garbage_every=1_000_000, overrides=kept)
+    output = []
+    for line in process.stdout:
+        output.append(line)
+        if line.startswith("step 2/"):
+            (tmp_path / "slow_from_now").touch()
+            break
+    time.sleep(3)
+    began = time.monotonic()
+    process.send_signal(number)
+    assert finish(process, tmp_path, output) == code, "".join(output)[-3000:]
+    assert time.monotonic() - began < 60
+    text = "".join(output)
+    assert "asked to stop in step" in text
+    assert "resume=auto goes on from there" in text.splitlines()[-1]
+    assert len(list((tmp_path / "asked" / "checkpoints").glob("step_*"))) == 1

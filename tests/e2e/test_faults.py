@@ -12,6 +12,7 @@ from collections import Counter
 
 import psutil
 import pyarrow.parquet as pq
+import pytest
 
 
 def victim(driver, *words):
@@ -133,3 +134,20 @@ def test_the_same_while_the_engines_run_ahead(tmp_path):
     assert dropped == sum(line["groups/dropped"] for line in steps)
     assert settled.total() == len(steps) * 16 + dropped
     assert all(settled[f"trained:{step}"] == 16 for step in range(1, len(steps) + 1))
+
+
+@pytest.mark.slow
+def test_a_worker_and_the_core_of_a_wide_engine_die(tmp_path):
+    """The only engine, of two workers: each death takes it along, and it comes back."""
+    run = run_with_faults(
+        tmp_path,
+        "wide",
+        [["VLLM::Worker_TP1"], ["EngineCore"]],
+        "trainer.prompts_per_step=16",
+        "rollout.tensor_parallel_size=2",
+    )
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "time/step_s" in line]
+    assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
+    assert steps[-1]["rollout/engines_lost"] == 2
+    assert steps[-1]["rollout/engines_healthy"] == 1

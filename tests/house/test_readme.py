@@ -19,7 +19,7 @@ PATH = re.compile(r"[\w.*-]+(?:/[\w.*-]+)*/?")
 SUFFIXES = (".py", ".yaml", ".sh", ".sbatch", ".md", ".png", ".txt", "/")
 # Files of a reader, and parts of a run's folder.
 NOT_OURS = {"my_rewards.py", "my_losses.py", "config.yaml", "scale/", "final/", "final/adapter/"}
-NOT_OURS |= {"profiles/", "checkpoints/step_000010/"}
+NOT_OURS |= {"profiles/", "checkpoints/step_000010/", "tensorboard/"}
 
 
 def test_sizes() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import ObjectLostError
 
 from conf.schema import TrainConfig, TrainerConfig
+from orchestrator.checkpoints.saving import CheckpointError
 from orchestrator.fleet.pool import EnginesLostError
 from orchestrator.loop import Loop
 from orchestrator.outputs import Outputs
@@ -16,6 +18,8 @@ from orchestrator.supply.source import NothingLeftError, NothingToTrainError
 from orchestrator.supply.supply import Supply
 from orchestrator.telemetry.accounting import Accounting
 from orchestrator.telemetry.heldout import HeldoutResult
+from workers.weight_sync.attestation import AttestationError
+from workers.worker_group import WorkerError
 
 
 class Run:
@@ -30,7 +34,9 @@ class Run:
 
     def __init__(self, *, faults=None, stop_in=0, heldout=True, **trainer):
         self.events, self.version, self.faults, self.stop_in = [], 0, dict(faults or {}), stop_in
-        self.fault_of_evaluation = None
+        self.trained, self.trained_at_fault = 0, "the step before"
+        self.samples_when_asked = 0
+        self.fault_of_evaluation = self.fault_of_log = self.fault_of_saving = None
         settings = {"total_steps": 3, "checkpoint_every": 0, **trainer}
         config = TrainConfig(trainer=TrainerConfig(**settings))
         self.loop = Loop(
@@ -38,7 +44,7 @@ class Run:
             stepper=self,
             supply=Supply(
                 ledger=None,
-                groups=None,
+                groups=SimpleNamespace(give_back=lambda: self.events.append("give back")),
                 publisher=SimpleNamespace(begin=lambda v: self.events.append(f"publish {v}")),
                 colocation=None,
                 evaluator=SimpleNamespace(run=self.evaluate) if heldout else None,
@@ -56,9 +62,14 @@ class Run:
         self.events.append(f"step {step}")
         if step == self.stop_in:
             self.loop.stop.requested = True
+        if step == self.samples_when_asked:
+            self.loop.stop.requested = True
+            self.loop.stop.check()
         if step in self.faults:
+            if self.trained_at_fault != "the step before":
+                self.trained = self.trained_at_fault
             raise self.faults[step]
-        self.version += 1
+        self.version, self.trained = self.version + 1, step
         return {"reward/mean": step / 10}
 
     # The evaluator and the log.
@@ -70,6 +81,8 @@ class Run:
 
     def log_step(self, step, metrics):
         self.events.append(f"log step {step}: {sorted(metrics)}")
+        if self.fault_of_log is not None:
+            raise self.fault_of_log
 
     def log_heldout(self, step, result):
         self.events.append(f"log held-out {step}")
@@ -80,6 +93,8 @@ class Run:
 
     def begin(self, step, *, version, score):
         self.events.append(f"save step {step}, weights {version}, score {score}")
+        if self.fault_of_saving is not None:
+            raise self.fault_of_saving
 
     def poll(self):
         return {}
@@ -160,7 +175,7 @@ def test_a_resumed_run_restores_before_it_publishes_and_goes_on_after_its_checkp
 
 def test_a_run_that_is_asked_to_stop_ends_its_step_and_saves():
     run = Run(stop_in=2, heldout=False)
-    with pytest.raises(StoppedError, match="stopped after step 2, saved; resume=auto goes on"):
+    with pytest.raises(StoppedError, match="stopped; step 2 is saved; resume=auto goes on"):
         run.from_the_start()
     assert run.last(5) == [
         "step 2",
@@ -169,6 +184,20 @@ def test_a_run_that_is_asked_to_stop_ends_its_step_and_saves():
         "finish saving",
         "flush the record",
     ]
+
+
+def test_a_step_that_samples_when_the_run_is_asked_to_stop_is_given_back():
+    run = Run()
+    run.samples_when_asked = 3
+    with pytest.raises(StoppedError, match="stopped in step 3 of 3") as caught:
+        run.from_the_start()
+    assert run.last(4) == [
+        "step 3",
+        "give back",
+        "save step 2, weights 2, score None",
+        "finish saving",
+    ]
+    assert caught.value.__notes__ == ["step 2 is saved; resume=auto goes on from there"]
 
 
 def test_a_request_to_stop_in_the_last_step_changes_nothing():
@@ -198,18 +227,19 @@ def test_a_run_that_never_trained_fails_and_saves_nothing(fault):
     run = Run(faults={1: fault})
     with pytest.raises(type(fault), match=str(fault)):
         run.from_the_start()
-    assert run.last(2) == ["step 1", "finish saving, quietly"]
+    assert run.last(3) == ["step 1", "give back", "finish saving"]
 
 
 def test_engines_that_are_lost_leave_a_checkpoint_of_the_step_before():
     run = Run(faults={3: EnginesLostError("none is left")})
     with pytest.raises(EnginesLostError, match="none is left"):
         run.from_the_start()
-    assert run.last(3) == ["step 3", "save step 2, weights 2, score None", "finish saving, quietly"]
+    saved = ["give back", "save step 2, weights 2, score None", "finish saving"]
+    assert run.last(4) == ["step 3", *saved]
     first = Run(faults={1: EnginesLostError("none is left")})
     with pytest.raises(EnginesLostError):
         first.from_the_start()
-    assert first.last(2) == ["step 1", "finish saving, quietly"]  # there is nothing to keep
+    assert first.last(3) == ["step 1", "give back", "finish saving"]  # there is nothing to keep
 
 
 def test_engines_that_are_lost_in_an_evaluation_leave_a_checkpoint_of_its_step():
@@ -221,16 +251,85 @@ def test_engines_that_are_lost_in_an_evaluation_leave_a_checkpoint_of_its_step()
     assert run.last(3) == [
         "evaluate weights 3",
         "save step 3, weights 3, score None",
-        "finish saving, quietly",
+        "finish saving",
     ]
 
 
 def test_skipped_updates_leave_a_checkpoint_of_their_step():
     """The weights are those before the updates, which were skipped, and are whole."""
     run = Run(faults={2: NonFiniteGradientsError("3 in a row")})
+    run.trained_at_fault = 2
     with pytest.raises(NonFiniteGradientsError, match="3 in a row"):
         run.from_the_start()
-    assert run.last(3) == ["step 2", "save step 2, weights 1, score None", "finish saving, quietly"]
+    assert run.last(3) == ["step 2", "save step 2, weights 1, score None", "finish saving"]
+
+
+FAULTS = [
+    NothingToTrainError("no group may train: samples failed {'failed:KeyError': 32}"),
+    WorkerError("rollout.collect, engine 1: RuntimeError: 64 unusable answers in a row"),
+    ObjectLostError("ab" * 28, None, ""),
+    AttestationError(3, {}, ["engine 0 has version 2"]),
+    KeyError("reward"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
+def test_whatever_ends_a_run_the_last_whole_state_is_saved_first(fault):
+    before = Run(faults={3: fault})
+    with pytest.raises(type(fault)):
+        before.from_the_start()
+    assert before.last(3) == ["give back", "save step 2, weights 2, score None", "finish saving"]
+    assert fault.__notes__ == ["step 2 is saved; resume=auto goes on from there"]
+    fault.__notes__.clear()
+
+    after = Run(faults={3: fault})  # of a publication, for example
+    after.trained_at_fault = 3
+    with pytest.raises(type(fault)):
+        after.from_the_start()
+    assert after.last(3) == ["step 3", "save step 3, weights 2, score None", "finish saving"]
+    fault.__notes__.clear()
+
+    meanwhile = Run(faults={3: fault}, checkpoint_every=2)
+    meanwhile.trained_at_fault = None
+    with pytest.raises(type(fault)):
+        meanwhile.from_the_start()
+    assert meanwhile.last(2) == ["step 3", "finish saving"]  # what was being written is whole
+    assert fault.__notes__ == ["step 2 is saved; resume=auto goes on from there"]
+    fault.__notes__.clear()
+
+
+def test_a_tracker_that_fails_loses_no_step():
+    run = Run(heldout=False)
+    run.fault_of_log = ConnectionError("the tracker is down")
+    with pytest.raises(ConnectionError):
+        run.from_the_start()
+    assert run.last(2) == ["save step 1, weights 1, score None", "finish saving"]
+
+
+def test_a_step_that_is_saved_already_is_not_saved_again():
+    run = Run(faults={3: KeyError("reward")}, checkpoint_every=2)
+    with pytest.raises(KeyError):
+        run.from_the_start()
+    assert run.last(3) == ["step 3", "give back", "finish saving"]
+
+
+def test_a_checkpoint_that_fails_at_the_end_does_not_hide_the_failure():
+    run = Run(faults={3: KeyError("reward")})
+    run.fault_of_saving = WorkerError("learner.begin_save, rank 0: the process died")
+    with pytest.raises(KeyError) as caught:
+        run.from_the_start()
+    assert caught.value.__notes__ == [
+        "no checkpoint could be taken at the end (learner.begin_save, rank 0: the process died)"
+    ]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_not_tried_again():
+    run = Run(checkpoint_every=1)
+    run.fault_of_saving = CheckpointError("the disk is full; there is no earlier one")
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        run.from_the_start()
+    assert run.last(2) == ["save step 1, weights 1, score 0.1", "finish saving"]
 
 
 def test_a_run_that_learns_nothing_saves_after_every_step():
@@ -255,5 +354,5 @@ def test_a_metric_that_no_checkpoint_could_be_judged_by_is_refused_after_the_fir
         ValueError, match="'reward/maen' is not measured by this run; did you mean reward/mean?"
     ):
         run.from_the_start()
-    assert run.last(2) == ["log step 1: ['reward/mean']", "finish saving, quietly"]
+    assert run.last(2) == ["save step 1, weights 1, score None", "finish saving"]
     assert Run(best_metric="reward/maen", keep_best=0).from_the_start() == ""

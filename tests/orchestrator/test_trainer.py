@@ -23,6 +23,17 @@ from workers.data.trajectory import RolloutGroup, TrajectoryMeta
 from workers.learner.policy_worker import TrainReport
 
 
+class Events(list):
+    """Events of a step, of which the one that holds `fails` is an error."""
+
+    fails = "nothing"
+
+    def append(self, event):
+        super().append(event)
+        if self.fails in event:
+            raise OSError(event)
+
+
 class Ranks:
     """The ranks of one role: every call is an event, every answer is named by its column."""
 
@@ -141,11 +152,12 @@ def made(number, rewards):
     return RolloutGroup(group_id=f"g{number}", metas=metas, batch="batch", start=2 * number)
 
 
-def step_of(*overrides, step=3, rewards=((1.0, 0.0), (0.0, 1.0)), **learns):
+def step_of(*overrides, step=3, rewards=((1.0, 0.0), (0.0, 1.0)), fails="nothing", **learns):
     """Do one step with `overrides`, from weights 4; its events and its trainer."""
     raw, config = compose(["experiment=tiny", *overrides])
     algorithm = instantiate(raw.algorithm, _convert_="all")
-    events = []
+    events = Events()
+    events.fails = fails
     learner = Learner(events, "learner", **learns)
     reads = algorithm.required_columns
     reference = Ranks(events, "reference") if "ref_logprobs" in reads else None
@@ -167,6 +179,7 @@ def step_of(*overrides, step=3, rewards=((1.0, 0.0), (0.0, 1.0)), **learns):
         outputs=Outputs(log=None, accounting=Accounting(), recorder=Recorder(events)),
         adaptation=Adaptation(algorithm, learner=learner, reference=reference),
         version=4,
+        trained=2,
     )
     try:
         metrics = trainer.step(step)
@@ -308,3 +321,44 @@ def test_a_step_without_a_group_ends_before_any_process_is_asked():
     assert done.events == ["take for step 3 with weights 4", "run ahead with weights 4"]
     empty = step_of("algorithm=cpgd", rewards=())
     assert type(empty.error) is NothingToTrainError
+
+
+MOVING = (
+    "algorithm=grpo",
+    "algorithm/reference=moving_average",
+    "algorithm.reference.decay=0.75",
+)
+BESIDE = (*CRITIC, "cluster.critic.placement=dedicated")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fails", "holds", "version"),
+    [
+        (MOVING, "take for step", 2, 4),
+        (MOVING, "learner's turn", 2, 4),
+        (MOVING, "reference computes", 2, 4),
+        (MOVING, "learner credits", 2, 4),
+        (BESIDE, "critic begins", None, 4),
+        (BESIDE, "learner trains", None, 4),
+        (BESIDE, "critic is waited for", None, 4),
+        (MOVING, "publish 5", 3, 5),
+        (MOVING, "reference follows", None, 5),
+        (MOVING, "record step", 3, 5),
+    ],
+)
+def test_a_step_that_fails_says_which_step_the_weights_hold(overrides, fails, holds, version):
+    done = step_of(*overrides, fails=fails)
+    assert isinstance(done.error, OSError)
+    assert fails in str(done.error)
+    assert (done.trainer.trained, done.trainer.version) == (holds, version)
+
+
+def test_the_reference_follows_weights_that_could_not_be_published():
+    done = step_of(*MOVING, fails="publish 5")
+    assert done.events[-1] == "reference follows the learner by 0.25"
+
+
+def test_a_step_that_ends_well_and_skipped_updates_leave_whole_weights():
+    assert step_of("algorithm=cpgd").trainer.trained == 3
+    skipped = step_of("algorithm=cpgd", "learner.max_skipped_steps=3", steps=0, skipped=3)
+    assert skipped.trainer.trained == 3

@@ -165,6 +165,7 @@ def test_actors_are_called_in_one_module():
     }
     tasks = {  # functions that run beside the actors, without one
         "orchestrator/checkpoints/recorder.py",
+        "orchestrator/cluster/batch_keeper.py",
         "orchestrator/supply/group_files.py",
         "orchestrator/supply/recording.py",
     }

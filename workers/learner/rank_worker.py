@@ -19,6 +19,7 @@ import pyarrow as pa
 import ray
 import ray.util
 
+from workers.addresses import join_port, split_port
 from workers.data.durable_files import FileRecord
 from workers.data.plans import StepRows, step_table
 from workers.data.trajectory import join_computed
@@ -54,10 +55,15 @@ class RankWorker(ABC):
         self.spans = SpanLog()
 
     def open_port(self) -> str:
-        """Return `host:port` of a free port on this node, at which the ranks may meet."""
-        with socket.socket() as listener:
+        """Return `host:port` of a free port on this node, at which the ranks may meet.
+
+        An IPv6 address stands in brackets.
+        """
+        host = ray.util.get_node_ip_address()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family) as listener:
             listener.bind(("", 0))
-            return f"{ray.util.get_node_ip_address()}:{listener.getsockname()[1]}"
+            return join_port(host, listener.getsockname()[1])
 
     @staticmethod
     def _table(rows: StepRows, computed: Sequence[pa.RecordBatch] = ()) -> pa.Table:
@@ -68,12 +74,12 @@ class RankWorker(ABC):
         """Join the other ranks at `host:port` and load the model."""
         from workers.engines.zero.process_group import ProcessGroupSettings
 
-        host, port = address.rsplit(":", 1)
+        host, port = split_port(address)
         group = ProcessGroupSettings(
             rank=self._rank,
             world_size=self._world_size,
             address=host,
-            port=int(port),
+            port=port,
             backend="nccl" if ray.get_gpu_ids() else "gloo",
             timeout_s=self._timeout_s,
         )
@@ -129,6 +135,11 @@ class RankWorker(ABC):
     def reload_states(self) -> None:
         """Move the offloaded optimizer state back to the device."""
         self._zero.reload_states()
+
+    @recorded("switch")
+    def empty_cache(self) -> None:
+        """Give back the device memory that PyTorch keeps for later."""
+        self._zero.empty_cache()
 
     def take_spans(self) -> Recorded:
         """Return the spans of this rank since the last call."""

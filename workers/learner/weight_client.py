@@ -47,7 +47,7 @@ class Destination:
         )
 
     Attributes:
-        transport: name of a row of `conf/transports.py`.
+        transport: name of a row of `conf/tables/transports.py`.
         dtype: what the engines compute in.
         engines: the rollout workers, by number.
         nodes: ids of their nodes, by number.

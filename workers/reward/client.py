@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from workers.calls import bind
 from workers.reward.base import RewardResult, RewardSample
 from workers.reward.worker import RewardWorker
-from workers.worker_group import WorkerGroup
+from workers.worker_group import WorkerError, WorkerGroup
 
 
 class RewardClient:
@@ -74,7 +74,7 @@ class RewardClient:
         try:
             call = self._workers.send(worker, bind(RewardWorker.score, samples))
             return await asyncio.wait_for(call, limit_s)
-        except (TimeoutError, ray.exceptions.RayError):
+        except (TimeoutError, WorkerError, ray.exceptions.RayError):
             return [None] * len(samples)
 
 

@@ -54,6 +54,8 @@ class RolloutWorker:
     async def start(self, version: int, rewards: WorkerGroup[RewardWorker]) -> str:
         """Load the model, whose weights are called `version`; return this node's address.
 
+        What this process still holds of an engine that was given up is ended first.
+
         Args:
             version: label until the first publication.
             rewards: processes that score.
@@ -67,8 +69,9 @@ class RolloutWorker:
             early_stop=self._early_stop,
             spans=self.spans,
         )
-        # Groups that the driver submitted before it knew that this worker had died were submitted
-        # to other workers since.
+        # Groups that the driver submitted before it gave this engine up were submitted to other
+        # workers since.
+        await self.shutdown()
         self._groups.clear()
         self._fault = None
         self._finished = asyncio.Queue()
@@ -158,17 +161,24 @@ class RolloutWorker:
 
     async def attest(
         self, probe: list[list[int]]
-    ) -> tuple[int, dict[str, list[int]], list[list[float]]]:
-        """Return evidence of a publication: version, received fingerprints, probe log-probs."""
+    ) -> tuple[int, dict[str, list[int]], dict[str, list[list[int]]], list[list[float]]]:
+        """Return evidence of a publication.
+
+        Returns:
+            Version, fingerprints of what arrived, blocks of the weights in use, probe log-probs.
+        """
         calls = (
             self._engine.prompt_logprobs(tokens, request_id=f"probe/{number}")
             for number, tokens in enumerate(probe)
         )
         with self.spans.doing("attest"):
-            version, received, logprobs = await asyncio.gather(
-                self._engine.version(), self._engine.attest_received(), asyncio.gather(*calls)
+            version, received, used, logprobs = await asyncio.gather(
+                self._engine.version(),
+                self._engine.attest_received(),
+                self._engine.attest_used(),
+                asyncio.gather(*calls),
             )
-        return version, received, logprobs
+        return version, received, used, logprobs
 
     async def encode(self, prompts: list[Any]) -> list[list[int]]:
         """Return the token ids of some prompts, from which a probe is chosen."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from workers.weight_sync.endpoint import PublishReport
-from workers.weight_sync.fingerprint import Fingerprint
+from workers.weight_sync.fingerprint import Block, Fingerprint, join_blocks
 
 
 class AttestationError(RuntimeError):
@@ -115,6 +115,8 @@ class EngineEvidence:
         engine_id: number of the engine.
         version: label of the weights it samples from.
         received: fingerprint by name of what arrived.
+        used: blocks by name of the weights in use, [row, column, plain, weighted] each; without
+            those that kernels have packed.
         probe_logprobs: [T] of the probe's tokens under its live weights.
     """
 
@@ -122,10 +124,26 @@ class EngineEvidence:
     version: int
     received: Mapping[str, Sequence[int]] = field(repr=False)
     probe_logprobs: Sequence[float] = field(repr=False)
+    used: Mapping[str, Sequence[Sequence[int]]] = field(repr=False, default_factory=dict)
+
+    def in_use(self) -> dict[str, Fingerprint]:
+        """Return the fingerprint of every tensor in use that this engine shows."""
+        return {
+            name: join_blocks(
+                Block(row=row, column=column, plain=plain, weighted=weighted)
+                for row, column, plain, weighted in blocks
+            )
+            for name, blocks in self.used.items()
+        }
 
 
 class Attestation:
     """Check of publications one after the other, which keeps the last one's fingerprints.
+
+    That tensors are in use is shown by the engines' own memory. An engine may hold a tensor in
+    another layout or type than it is sent in; such tensors show themselves in the first
+    publication, whose weights the engines may have had before, and are judged by arrival and probe
+    alone.
 
     Args:
         expected: every tensor a publication must contain, derived from the learner's module
@@ -140,6 +158,7 @@ class Attestation:
         self.expected = tuple(expected)
         self.tolerance = tolerance
         self._previous: dict[str, Fingerprint] = {}
+        self._shown: frozenset[str] | None = None  # tensors that engines hold as they are sent
 
     def check(
         self,
@@ -183,11 +202,24 @@ class Attestation:
         if reasons or faults:
             raise AttestationError(report.version, reasons, faults)
         self._previous = dict(report.fingerprints)
+        if self._shown is None:
+            self._shown = self._alike(report, engines)
         return {
             "publication/probe_gap_max": max(gap.max for gap in gaps),
             "publication/probe_gap_mean": max(gap.mean for gap in gaps),
             "publication/unchanged_tensors": float(unchanged),
+            "publication/shown_in_use_frac": len(self._shown) / max(1, len(report.fingerprints)),
         }
+
+    @staticmethod
+    def _alike(report: PublishReport, engines: Sequence[EngineEvidence]) -> frozenset[str]:
+        """Name the tensors that every engine uses as they were sent."""
+        used = [engine.in_use() for engine in engines]
+        return frozenset(
+            name
+            for name, sent in report.fingerprints.items()
+            if all(each.get(name) == tuple(sent) for each in used)
+        )
 
     def _unchanged(self, report: PublishReport) -> int:
         previous = self._previous
@@ -211,6 +243,11 @@ class Attestation:
                 reasons.setdefault(name, f"did not arrive at {label}")
             elif tuple(arrived) != tuple(sent):
                 reasons.setdefault(name, f"arrived at {label} with other bytes than were sent")
+        used = engine.in_use() if self._shown else {}
+        for name in self._shown or ():
+            wanted = report.fingerprints.get(name)
+            if wanted is not None and used.get(name) != tuple(wanted):
+                reasons.setdefault(name, f"arrived, but {label} computes with other weights")
         if not self.tolerance.allows(gap):
             faults.append(
                 f"{label} and the learner disagree about the probe: mean {gap.mean:.3g} (allowed "

@@ -19,6 +19,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from workers.addresses import address_towards
+
 TRAINER = -1  # its place among the engines, which count from 0
 CHUNK_BYTES = 32 << 20
 CHECK_INTERVAL_S = 5.0  # between two looks at a holder
@@ -52,12 +54,16 @@ class Rendezvous:
         holders: of every engine's copy, by place.
         place: of this engine, or TRAINER.
         timeout_s: longest wait for any other.
+
+    Attributes:
+        address: of this process, at which the others connect to it.
     """
 
     def __init__(
         self, *, host: str, port: int, holders: Sequence[int], place: int, timeout_s: float
     ) -> None:
         self._timeout = timedelta(seconds=timeout_s)
+        self.address = host if place == TRAINER else address_towards(host)
         self._place = place
         self._members = [TRAINER, *sorted(set(holders) - {TRAINER})]
         self._store = dist.TCPStore(
@@ -77,11 +83,16 @@ class Rendezvous:
     def join(self) -> None:
         """Connect the holders; block until all are there."""
         if len(self._members) > 1:
-            self._group = dist.ProcessGroupGloo(
+            gloo: Any = dist.ProcessGroupGloo
+            options = gloo._Options()
+            # gloo itself takes the address of the hostname, 127.0.1.1 on Ubuntu.
+            options._devices = [gloo.create_device(hostname=self.address)]
+            options._timeout = self._timeout
+            self._group = gloo(
                 dist.PrefixStore("ballast", self._store),
                 self._members.index(self._place),
                 len(self._members),
-                self._timeout,
+                options,
             )
 
     def leave(self) -> None:

@@ -1,16 +1,23 @@
 """Publication through vLLM's own transports, `nccl` (packed broadcast) and `ipc` (same device).
 
-Adds the two things that they lack: the label of a publication, and fingerprints of what was sent.
+Adds what they lack: the label of a publication, fingerprints of what was sent, and for `nccl` a
+rendezvous without a port of ours. vLLM's own rendezvous is a TCP store on a port that the caller
+names: a second run on the node finds the port taken, its engines may read the store of the first,
+and they unpickle what they read. Here NCCL chooses interface and port by itself, in the id that it
+makes for every connection; the id reaches the engines through Ray.
+
 Runs in the learner's ranks; needs CUDA, and imports vLLM into these processes. Moves no tensor
 itself.
 """
 
 from __future__ import annotations
 
+import base64
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from workers.engines.zero.weights import ParameterMeta, ZeroSource
@@ -20,13 +27,12 @@ from workers.weight_sync.endpoint import (
     Stopwatch,
     TrainerEndpoint,
     WeightSyncClient,
+    run_in_thread,
 )
 from workers.weight_sync.fingerprint import Fingerprint, fingerprint
-from workers.weight_sync.gloo import own_address
 
 #: Bytes of the buffer through which vLLM's `ipc` hands tensors over; it refuses larger tensors.
 IPC_BUFFER_BYTES = 1 << 30
-NCCL_PORT = 29555  # of the rendezvous, on rank 0's node
 
 
 def ipc_buffer_bytes(metas: Sequence[ParameterMeta]) -> int:
@@ -91,17 +97,13 @@ class BuiltinEndpoint(TrainerEndpoint):
         self._engine: Any = None
 
     def connect(self) -> None:
-        """Connect to all engines."""
-        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
-
-        client: Any = self._labels
-        self._engine = WeightTransferTrainerFactory.trainer_init(
-            self._init_info(), client=client, source=self._stream
-        )
+        """Connect to all engines; a second call leaves the first connection before."""
+        self.shutdown()
+        self._engine = self._open(self._labels, self._stream)
 
     @abstractmethod
-    def _init_info(self) -> Any:
-        """Return what vLLM's trainer engine is built from."""
+    def _open(self, client: Any, source: Any) -> Any:
+        """Return vLLM's trainer engine, connected."""
 
     def publish(self, version: int) -> PublishReport:
         """See `TrainerEndpoint.publish`; fingerprints on rank 0 only."""
@@ -129,35 +131,55 @@ class BuiltinEndpoint(TrainerEndpoint):
 
 
 class NcclEndpoint(BuiltinEndpoint):
-    """The trainer's end of vLLM's packed NCCL broadcast, from GPU to GPU.
+    """Trainer's end of vLLM's packed NCCL broadcast, from GPU to GPU.
 
-    Reads the route's `engine_nodes`, `workers_per_engine` and `host`.
+    Reads the route's `engine_nodes` and `workers_per_engine`.
     """
 
     name = "nccl"
 
-    def _init_info(self) -> Any:
-        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+    def _open(self, client: Any, source: Any) -> Any:
+        from vllm.distributed.device_communicators.pynccl_wrapper import NCCLLibrary
+        from vllm.distributed.weight_transfer import nccl_common
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerWeightTransferEngine
 
-        route = self.route
-        return NCCLTrainerInitInfo(
-            master_address=route.host or own_address(),
-            master_port=NCCL_PORT,
-            world_size=1 + len(route.engine_nodes) * route.workers_per_engine,
-            rank=self.rank,
+        sender = NCCLTrainerWeightTransferEngine(
+            client=client, source=source, is_sender=self.rank == 0
         )
+        if self.rank != 0:
+            return sender  # gathers together with rank 0, which alone sends
+        world_size = 1 + len(self.route.engine_nodes) * self.route.workers_per_engine
+        identity = bytes(NCCLLibrary().ncclGetUniqueId().internal)
+        info = nccl_common.NCCLWeightTransferInitInfo(
+            nccl_unique_id_b64=base64.b64encode(identity).decode(),
+            rank_offset=1,  # of the engine in place 0 (VLLMWeights)
+            world_size=world_size,
+            packed=sender.packed,
+            packed_buffer_size_bytes=sender.packed_buffer_size_bytes,
+            packed_num_buffers=sender.packed_num_buffers,
+        )
+        answer = run_in_thread(
+            client.init_weight_transfer_engine, nccl_common.worker_init_payload(info)
+        )
+        sender.model_update_group = nccl_common.uid_init_process_group(
+            identity, 0, world_size, torch.accelerator.current_device_index()
+        )
+        answer.result()
+        return sender
 
 
 class IpcEndpoint(BuiltinEndpoint):
-    """The trainer's end of vLLM's CUDA IPC handles, for engines on the trainer's GPU."""
+    """Trainer's end of vLLM's CUDA IPC handles, for engines on the trainer's GPU."""
 
     name = "ipc"
 
-    def _init_info(self) -> Any:
+    def _open(self, client: Any, source: Any) -> Any:
+        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 
-        return IPCTrainerInitInfo(
+        info = IPCTrainerInitInfo(
             packed=True,
             rank=self.rank,
             packed_buffer_size_bytes=ipc_buffer_bytes(self.source.metadata()),
         )
+        return WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)

@@ -1,26 +1,37 @@
 """Search for live weights of a vLLM model that are not the ones that arrived.
 
-Kernels keep packed copies that no parameter shows, so linear layers are compared by what they
-compute: their output on a fixed random input against `F.linear` with the received weight.
-Other parameters are compared directly. Only for engines of one worker, which hold whole tensors.
-Runs inside vLLM's workers, after a probe that failed. Repairs nothing.
+After every publication the tensors that a worker holds in the layout of a checkpoint are
+fingerprinted where the kernels read them (`live_blocks`): on GPUs these are all of an unquantised
+model. One of several tensor-parallel workers holds a block of each tensor, and the fingerprints of
+the blocks add up to the whole tensor's.
+
+After a probe that failed, more is looked at (`stale_weights`). Kernels keep packed copies that no
+parameter shows, so linear layers are compared by what they compute: their output on a fixed random
+input against `F.linear` with the received weight. Other parameters are compared directly. Only for
+engines of one worker, which hold whole tensors. Runs inside vLLM's workers. Repairs nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.linear import (
+    ColumnParallelLinear,
+    LinearBase,
+    RowParallelLinear,
+    UnquantizedLinearMethod,
+)
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     ParallelLMHead,
     UnquantizedEmbeddingMethod,
+    VocabParallelEmbedding,
 )
 
-from workers.weight_sync.fingerprint import Fingerprint
+from workers.weight_sync.fingerprint import Block, Fingerprint, fingerprint_block
 
 _UNPACKED = (UnquantizedLinearMethod, UnquantizedEmbeddingMethod)
 _RELATIVE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -37,6 +48,84 @@ def unlike_expected(
         elif tuple(value) != tuple(received[name]):
             found[name] = "arrived with other bytes than were sent"
     return found
+
+
+@torch.no_grad()
+def live_blocks(model: nn.Module) -> dict[str, Block]:
+    """Fingerprint what this worker computes with, by checkpoint name.
+
+    Left out is what no parameter shows: quantised layers, and those that a CPU kernel has packed.
+    """
+    packed: Mapping[str, Sequence[str]] = getattr(model, "packed_modules_mapping", {}) or {}
+    found: dict[str, Block] = {}
+    for path, module in model.named_modules():
+        for name, part, row, column, num_columns in _live_parts(path, module, packed):
+            block = fingerprint_block(
+                part if part.dim() == 2 else part.view(1, -1),
+                row=row if part.dim() == 2 else 0,
+                column=column if part.dim() == 2 else row,
+                num_columns=num_columns,
+            )
+            if block is not None:
+                found[name] = block
+    return found
+
+
+#: Checkpoint name, this worker's part [r, c] or [r], its first row and column, whole columns.
+_Part = tuple[str, Tensor, int, int, int]
+
+
+def _live_parts(
+    path: str, module: nn.Module, packed: Mapping[str, Sequence[str]]
+) -> Iterator[_Part]:
+    """Yield the tensors that a module itself holds in the layout of a checkpoint."""
+    if isinstance(module, LinearBase | VocabParallelEmbedding):
+        if not isinstance(getattr(module, "quant_method", None), _UNPACKED):
+            return
+        looked_up = isinstance(module, VocabParallelEmbedding) and not isinstance(
+            module, ParallelLMHead
+        )
+        if not looked_up and getattr(module, "cpu_linear", F.linear) is not F.linear:
+            return  # the kernel has a packed copy
+        if isinstance(module, VocabParallelEmbedding):
+            indices = module.shard_indices
+            begin, end = indices.org_vocab_start_index, indices.org_vocab_end_index
+            rows = module.weight[: end - begin]  # vLLM pads the vocabulary
+            yield f"{path}.weight", rows, begin, 0, rows.shape[1]
+        else:
+            yield from _linear_parts(path, module, packed)
+        return
+    for name, parameter in module.named_parameters(path, recurse=False):
+        if parameter.dim() == 1:
+            yield name, parameter, 0, 0, parameter.numel()
+
+
+def _linear_parts(path: str, module: Any, packed: Mapping[str, Sequence[str]]) -> Iterator[_Part]:
+    weight, bias = module.weight, getattr(module, "bias", None)
+    if isinstance(module, RowParallelLinear):
+        column = module.tp_rank * module.input_size_per_partition
+        yield f"{path}.weight", weight, 0, column, module.input_size
+        if bias is not None:
+            yield f"{path}.bias", bias, 0, 0, bias.numel()
+        return
+    prefix, _, leaf = path.rpartition(".")
+    stem = f"{prefix}." if prefix else ""
+    names = packed.get(leaf, [leaf])
+    sizes = module.output_partition_sizes
+    if len(names) != len(sizes):
+        return  # not the layout of this model's checkpoint
+    shares = module.tp_size if isinstance(module, ColumnParallelLinear) else 1
+    begin = 0
+    for place, (name, size) in enumerate(zip(names, sizes, strict=True)):
+        # Few heads of keys and values: several workers hold copies of one.
+        copies = getattr(module, "num_kv_head_replicas", 1) if place else 1
+        own = module.tp_rank // copies if shares > 1 else 0
+        rows = weight[begin : begin + size]
+        yield f"{stem}{name}.weight", rows, own * size, 0, rows.shape[1]
+        if bias is not None:
+            whole = size * shares // copies
+            yield f"{stem}{name}.bias", bias[begin : begin + size], own * size, 0, whole
+        begin += size
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -131,6 +132,14 @@ def copy_bandwidth(buffer: Tensor) -> float:
         buffer[:half].copy_(buffer[half : 2 * half])
         seconds = time.perf_counter() - began
     return half / seconds
+
+
+def run_in_thread(call: Any, argument: dict[str, Any]) -> Future[None]:
+    """Run a blocking client call in a thread that is not joined if the transfer fails first."""
+    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weight-sync")
+    future: Future[None] = executor.submit(call, argument)
+    executor.shutdown(wait=False)
+    return future
 
 
 class TrainerEndpoint(ABC):

@@ -14,11 +14,11 @@ from typing import Any
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.platforms import current_platform
 
-from conf.transports import TRANSPORTS
+from conf.tables.transports import TRANSPORTS
 from workers.engines.vllm.cpu_generators import patch_runner
 from workers.engines.vllm.lifeline import follow_owner
 from workers.weight_sync.adapters import apply_adapter
-from workers.weight_sync.diagnosis import stale_weights, unlike_expected
+from workers.weight_sync.diagnosis import live_blocks, stale_weights, unlike_expected
 from workers.weight_sync.receipts import ReceiptRecorder
 
 
@@ -43,6 +43,7 @@ class WeightSyncExtension:
 
     weight_transfer_engine: Any
     model_runner: Any
+    init_weight_transfer_engine: Any  # vLLM's
 
     def attempt(self, method: str, argument: Any) -> str:
         """Call a method of vLLM's worker; return the error that it raised, or an empty text.
@@ -56,9 +57,14 @@ class WeightSyncExtension:
             return f"{type(error).__name__}: {error}"
         return ""
 
-    def prepare(self) -> None:
-        """Reset the update and attach the receipts; follows every connection to a trainer."""
+    def connect_to_trainer(self, init_info: dict[str, Any]) -> None:
+        """Leave the last trainer's transport, join the one of `init_info`, attach the receipts.
+
+        vLLM would forget the last connection and leave its sockets and its communicator open.
+        """
         self._weight_update_active = False  # vLLM's: the last update may have been cut short
+        self.weight_transfer_engine.shutdown()
+        self.init_weight_transfer_engine(init_info)
         # What vLLM's own transports load (`nccl`, `ipc`) is fingerprinted as it comes.
         if not hasattr(self.weight_transfer_engine, "fingerprints"):
             ReceiptRecorder.attach(self.weight_transfer_engine)
@@ -67,6 +73,16 @@ class WeightSyncExtension:
         """Return the fingerprint of every tensor of the last publication."""
         return {
             name: list(value) for name, value in self.weight_transfer_engine.fingerprints().items()
+        }
+
+    def attest_used(self) -> dict[str, list[int]]:
+        """Return a fingerprint of the weights in use, as far as parameters show them.
+
+        By name: row, column, plain and weighted sum of this worker's block (`fingerprint.Block`).
+        """
+        return {
+            name: [block.row, block.column, block.plain, block.weighted]
+            for name, block in live_blocks(self.model_runner.get_model()).items()
         }
 
     def apply_adapter(self, adapter_id: int) -> None:

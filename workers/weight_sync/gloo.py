@@ -8,13 +8,12 @@ end is `receivers.py`.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import Future
 
 from torch import Tensor
 
+from workers.addresses import own_address
 from workers.engines.zero.weights import ZeroSource
 from workers.weight_sync.broadcast import TRAINER, Rendezvous, holders, pieces
 from workers.weight_sync.endpoint import (
@@ -24,6 +23,7 @@ from workers.weight_sync.endpoint import (
     TrainerEndpoint,
     WeightSyncClient,
     copy_bandwidth,
+    run_in_thread,
 )
 from workers.weight_sync.fingerprint import Fingerprint, fingerprint
 from workers.weight_sync.layout import Layout
@@ -81,7 +81,7 @@ class GlooEndpoint(TrainerEndpoint):
             "timeout_s": self._timeout_s,
             "layout": self._layout.to_dict(),
         }
-        answer = _run_in_thread(self._require_client().init_weight_transfer_engine, init_info)
+        answer = run_in_thread(self._require_client().init_weight_transfer_engine, init_info)
         self._rendezvous.join()
         answer.result()
 
@@ -102,7 +102,7 @@ class GlooEndpoint(TrainerEndpoint):
             with watch.phase("update"):
                 self._round += 1
                 names = [meta.name for meta in self._layout.metas]
-                answer = _run_in_thread(
+                answer = run_in_thread(
                     client.update_weights, {"names": names, "number": self._round}
                 )
                 try:
@@ -178,21 +178,3 @@ class GlooEndpoint(TrainerEndpoint):
             fingerprints[name] = fingerprint(flat[name])
             yield ends[name]
         yield self._layout.num_bytes
-
-
-def own_address() -> str:
-    """Return this node's address on its default route; loopback if there is none."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # a documentation address; nothing is sent
-            return str(probe.getsockname()[0])
-        except OSError:
-            return "127.0.0.1"
-
-
-def _run_in_thread(call: Any, argument: dict[str, Any]) -> Future[None]:
-    """Run a blocking client call in a thread that is not joined if the transfer fails first."""
-    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weight-sync")
-    future: Future[None] = executor.submit(call, argument)
-    executor.shutdown(wait=False)
-    return future

@@ -217,8 +217,6 @@ class GlooReceiver(FlatReceiver):
             timeout_s=init_info.timeout_s,
         )
         size = self._layout.num_bytes
-        if self._shared is not None:
-            self._shared.close()
         if self._holds:
             self._shared = SharedBuffer.create("ballast-received", size)
             self._path = self._shared.path
@@ -244,5 +242,7 @@ class GlooReceiver(FlatReceiver):
         return self._shared.data
 
     def shutdown(self) -> None:
-        """Leave the rendezvous."""
+        """Leave the rendezvous, and give back the memory."""
+        if self._shared is not None:
+            self._shared.close()
         self._rendezvous, self._shared, self._buffer, self._layout = None, None, None, None

@@ -108,7 +108,7 @@ class ShmEndpoint(TrainerEndpoint):
         route: Route,
     ) -> None:
         super().__init__(source=source, client=client, route=route)
-        self._group = route.process_group
+        self._group, self._owns_group = route.process_group, False
         self._layout = Layout.of(source.metadata())
         self._slots: list[SharedBuffer] = []
         self._round = 0
@@ -155,10 +155,13 @@ class ShmEndpoint(TrainerEndpoint):
         )
 
     def shutdown(self) -> None:
-        """Close the buffers."""
+        """Close the buffers, and end the process group that this endpoint made."""
         for slot in self._slots:
             slot.close()
         self._slots = []
+        if self._owns_group:
+            dist.destroy_process_group(self._group)
+            self._group, self._owns_group = None, False
 
     def _open_slots(self) -> None:
         size = self._layout.num_bytes
@@ -171,6 +174,7 @@ class ShmEndpoint(TrainerEndpoint):
         if self.source.world_size > 1:
             if self._group is None and dist.get_backend() != "gloo":
                 self._group = dist.new_group(backend="gloo")  # fingerprints are on the CPU
+                self._owns_group = True
             source_rank = dist.get_global_rank(self._group, 0) if self._group else 0
             dist.broadcast_object_list(paths, src=source_rank, group=self._group)
         if self.rank != 0:

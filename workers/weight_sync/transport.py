@@ -1,6 +1,6 @@
 """Build the trainer's end of a transport, in every rank of the learner.
 
-Not the table of transports, which is `conf/transports.py`. Must be given the name that
+Not the table of transports, which is `conf/tables/transports.py`. Must be given the name that
 `VLLMSettings.weight_transfer_backend` has, which chooses the engines' end.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from conf.transports import transport_named
+from conf.tables.transports import transport_named
 from workers.engines.zero.weights import ZeroSource
 from workers.weight_sync.endpoint import Route, TrainerEndpoint, WeightSyncClient
 

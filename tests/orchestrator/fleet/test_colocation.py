@@ -10,9 +10,10 @@ from hydra.utils import instantiate
 from conf.compose import ConfigError, compose
 from conf.schema import TrainConfig
 from orchestrator.fleet.colocation import Colocation, sleep_engines
-from orchestrator.planning import memory, plan
+from orchestrator.planning import engine_memory, memory, plan
 from orchestrator.planning.placement import bundles
 from orchestrator.planning.roles import PlannedRole, roles_of
+from orchestrator.planning.settings import vllm_settings
 from workers.calls import Call
 
 GIB = 2**30
@@ -37,11 +38,15 @@ class Group:
         return {}
 
 
-def turns(*overrides: str) -> tuple[Colocation, Group, list[tuple[Any, ...]]]:
+def turns(
+    *overrides: str, reference: bool = False
+) -> tuple[Colocation, Group, list[tuple[Any, ...]]]:
     calls: list[tuple[Any, ...]] = []
     engines, learner = Group("engines", calls), Group("learner", calls)
+    scoring = Group("reference", calls) if reference else None
     _, config = compose(["experiment=tiny", *overrides])
-    return Colocation(engines, learner, config), engines, calls  # type: ignore[arg-type]
+    taking = Colocation(engines, learner, config, scoring)  # type: ignore[arg-type]
+    return taking, engines, calls
 
 
 def test_one_holds_the_memory_at_a_time() -> None:
@@ -58,12 +63,39 @@ def test_one_holds_the_memory_at_a_time() -> None:
         ("learner", "offload_states"),
         ("engines", "wake", ["weights"]),
         ("publish",),
+        ("learner", "empty_cache"),
         ("engines", "wake", ["kv_cache"]),
     ]
     assert taking.metrics() == {
         "colocation/engines_asleep_bytes": 5 * GIB,
         "colocation/generating_bytes": 5 * GIB,
     }
+
+
+def test_a_reference_gives_back_what_it_does_not_need_before_engines_wake() -> None:
+    taking, _, calls = turns("cluster.colocated=true", reference=True)
+    taking.receive()
+    assert calls == [
+        ("learner", "offload_states"),
+        ("reference", "empty_cache"),
+        ("engines", "wake", ["weights"]),
+    ]
+
+
+def test_an_engine_that_loads_has_the_time_of_a_start_before_the_learner_takes_its_turn() -> None:
+    limits: list[float] = []
+
+    class Loading(Group):
+        def start(self, call: Call[Any, Any], *, timeout_s: float) -> Group:
+            limits.append(timeout_s)
+            return super().start(call, timeout_s=timeout_s)
+
+    _, config = compose(["experiment=tiny", "cluster.colocated=true"])
+    engines, learner = Loading("engines", []), Group("learner", [])
+    taking = Colocation(engines, learner, config)  # type: ignore[arg-type]
+    taking.learn()
+    timeouts = config.cluster.timeouts
+    assert limits == [timeouts.start_s + timeouts.publish_s]
 
 
 def test_engines_make_room_before_the_learner_loads() -> None:
@@ -130,9 +162,28 @@ def test_engine_rank_and_reference_share_a_bundle() -> None:
 def test_memory_is_that_of_one_turn() -> None:
     """1.5 B parameters: 39.3 GiB to learn and 38.9 to sample fit 60 GiB in turn, not at once."""
     sizes = ["cluster=gpu_1_colocated", "model=qwen25_1_5b", "cluster.gpu_memory_gib=60"]
+    sizes += ["rollout.kv_cache_gib=32"]
     memory.check(*planned(*sizes))
     with pytest.raises(ValueError, match=r"that is 78\.2 GiB on one GPU of 60 GiB"):
         memory.check(*planned(*sizes, "cluster.colocated=false"))
     # In the engines' turn the learner keeps weights and gradients: 38.9 + 15.5.
     with pytest.raises(ValueError, match=r"that is 54\.\d GiB on one GPU of 50 GiB"):
         memory.check(*planned(*sizes, "cluster.gpu_memory_gib=50"))
+
+
+def test_an_engine_takes_what_the_resting_learner_leaves_it() -> None:
+    """80 GiB less the learner's weights, gradients and reserve: 80 - 5.75 - 5.75 - 4 = 64.5."""
+    sizes = ["cluster=gpu_1_colocated", "model=qwen25_1_5b"]
+    config, roles = planned(*sizes)
+    assert config.rollout.kv_cache_gib is None
+    assert engine_memory.engine_fraction(config, roles) == 0.8  # 64.5 / 80
+    settings = vllm_settings(config, "m", engine_id=0, transport="ipc", gpu_fraction=0.8)
+    assert settings.kv_cache_memory_bytes is None
+    assert settings.engine_args()["gpu_memory_utilization"] == 0.8
+    # A named cache: weights 2.9, cache 32, reserve 4.
+    named = planned(*sizes, "rollout.kv_cache_gib=32")
+    assert engine_memory.engine_fraction(*named) == 0.48  # 38.9 / 80
+    # Of unknown sizes: what Ray counts.
+    assert engine_memory.engine_fraction(*planned("cluster=gpu_1_colocated", "model=tiny")) == 0.45
+    # Of its own GPU: what vLLM takes by itself.
+    assert engine_memory.engine_fraction(*planned("cluster=gpu_8", "model=qwen25_1_5b")) is None

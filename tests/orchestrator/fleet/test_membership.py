@@ -6,6 +6,7 @@ were given weights.
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import time
@@ -14,9 +15,12 @@ from collections import Counter
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.exceptions import ObjectLostError
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from conf.compose import compose
+from orchestrator.cluster.batch_keeper import BatchKeeper
+from orchestrator.fleet import membership
 from orchestrator.fleet.health import Health
 from orchestrator.fleet.launcher import NODE_LABEL, EngineLauncher
 from orchestrator.fleet.membership import Membership
@@ -33,14 +37,15 @@ LIMIT_S = 90
 
 
 class SmallEngine:
-    """Finishes a group `seconds` after it was submitted."""
+    """Finishes a group `seconds` after it was submitted; cannot be started where it is broken."""
 
-    def __init__(self, seconds):
-        self._seconds, self._armed = seconds, False
+    def __init__(self, seconds, broken):
+        self._seconds, self._broken, self._armed = seconds, broken, False
         self._finished = asyncio.Queue()
 
     async def start(self, version, rewards):
-        pass
+        if self._broken:
+            raise RuntimeError("CUDA error: uncorrectable ECC error")
 
     async def give_weights(self):
         self._armed = True
@@ -59,7 +64,8 @@ class SmallEngine:
             request = await asyncio.wait_for(self._finished.get(), wait_s)
         except TimeoutError:
             return Collected(metas=[], load=EngineLoad()), None
-        return Collected(metas=[meta(request.group_id)], load=EngineLoad()), None
+        # Beyond 100 kB an answer stays on the node of the actor that gave it.
+        return Collected(metas=[meta(request.group_id)], load=EngineLoad()), bytes(200_000)
 
     async def node(self):
         return ray.get_runtime_context().get_node_id()
@@ -105,13 +111,14 @@ class SmallLauncher(EngineLauncher):
     """Real places, small engines."""
 
     seconds = 0.05
+    broken = ()
 
     def _launch(self, numbers, place, bundles):
         return WorkerGroup.launch(
             "rollout",
             SmallEngine,
             ranks=numbers,
-            arguments=lambda number: {"seconds": self.seconds},
+            arguments=lambda number: {"seconds": self.seconds, "broken": number in self.broken},
             env=lambda number: {},
             restarts=True,
             placement=Placement(group=place, bundles=bundles, num_cpus=1, num_gpus=0),
@@ -122,7 +129,7 @@ class SmallLauncher(EngineLauncher):
 class Job:
     """The engines of a job without its learner."""
 
-    def __init__(self, folder, *overrides, node=None):
+    def __init__(self, folder, *overrides, node=None, keep=None):
         common = ["rollout.transport=gloo", "cluster.timeouts.place_s=2"]
         _, self.config = compose(["experiment=tiny", *common, *overrides])
         count = self.config.rollout.num_engines
@@ -143,7 +150,7 @@ class Job:
         )
         self.workers = self.launcher.launch_first()
         self.workers.call(bind(SmallEngine.give_weights), timeout_s=LIMIT_S)
-        self.pool = RolloutPool(self.workers, silence_s=60, together=False)
+        self.pool = RolloutPool(self.workers, silence_s=60, together=False, keep=keep)
         self.folder, self.news, self.sent, self.done = folder, [], 0, Counter()
         self.requests = ScaleRequests(folder).__enter__()
         recovery = EngineRecovery(
@@ -227,8 +234,8 @@ def cluster():
 def start(cluster, tmp_path):
     jobs = []
 
-    def begin(*overrides, node=None):
-        jobs.append(Job(tmp_path, *overrides, node=node))
+    def begin(*overrides, node=None, keep=None):
+        jobs.append(Job(tmp_path, *overrides, node=node, keep=keep))
         return jobs[-1]
 
     yield begin
@@ -327,7 +334,53 @@ def test_a_run_whose_last_engine_has_no_place_ends_with_that_word(cluster, start
         job.until(lambda: False)
 
 
-def test_free_places_are_counted_node_by_node():
+@pytest.mark.parametrize("kept", [True, False])
+def test_finished_groups_outlive_the_node_of_their_engine(cluster, start, kept):
+    """Without a copy the step that trains them would find nothing: the test can fail."""
+    node = cluster.add_node(num_cpus=1)
+    keep = BatchKeeper(ray.get_runtime_context().get_node_id()).keep if kept else None
+    job = start("rollout.num_engines=1", node=node.node_id, keep=keep)
+    job.sample(3)
+    finished = []
+    while len(finished) < 3:
+        finished += job.pool.poll()
+    cluster.remove_node(node)
+    batches = [group.batch for group in finished]
+    if kept:
+        assert [len(batch) for batch in ray.get(batches)] == [200_000] * 3
+    else:
+        with pytest.raises(ObjectLostError):
+            ray.get(batches)
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """Engine 1 samples until it dies, and can't be started any more; and is tried once."""
+    monkeypatch.setattr(SmallLauncher, "broken", (1,))
+    monkeypatch.setattr(membership, "MAX_DEATHS", 1)
+
+
+REPORT = "rollout engine 1 died 2 times without finishing a group, the last time because: .* ECC"
+
+
+def test_an_engine_that_cannot_be_brought_back_is_given_up_and_the_others_go_on(start, broken):
+    job = start("rollout.num_engines=3")
+    job.until(lambda: job.done.total() > 4)
+    job.workers.kill(1)
+    job.until(lambda: list(job.pool.engines) == [0, 2])
+    assert re.search(f"{REPORT}.*; going on with 2 engines", job.news[-1])
+    assert job.pool.sampling() == job.workers.ranks == [0, 2]
+    job.until(lambda: not job.members._endings)  # no other place is asked for
+
+
+def test_a_run_ends_where_fewer_engines_would_be_left_than_it_needs(start, broken):
+    job = start("rollout.num_engines=3", "rollout.min_engines=3")
+    job.workers.kill(1)
+    with pytest.raises(EnginesLostError, match=f"{REPORT}.* 2 engines would .*min_engines=3"):
+        job.until(lambda: False)
+
+
+def test_room_is_counted_node_by_node():
     free = {"a": {"CPU": 3.0, "GPU": 1.0}, "b": {"CPU": 1.0, "GPU": 4.0}, "c": {"CPU": 9.0}}
     places = FreePlaces.of({"CPU": 1.0, "GPU": 2.0}, free)
     assert places.count == 1  # only b has two GPUs, and one CPU

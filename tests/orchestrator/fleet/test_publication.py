@@ -1,17 +1,18 @@
-"""What a publication does when an engine dies in it, without engines: who is asked, and when."""
+"""What a publication does when an engine dies or hangs in it, without engines."""
 
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import ActorDiedError
 
 from conf.compose import compose
-from conf.transports import transport_named
+from conf.tables.transports import transport_named
 from orchestrator.fleet.health import Health
 from orchestrator.fleet.publication import Publisher
 from workers.weight_sync.attestation import AttestationError
 from workers.weight_sync.endpoint import PublishReport
-from workers.worker_group import WorkerError
+from workers.worker_group import NoAnswerError, WorkerError
 
 TENSOR = {"weight": (1, 2)}
 PROBED = [0.0, -1.0, -1.0]
@@ -21,7 +22,7 @@ PROBED = [0.0, -1.0, -1.0]
 class Answer:
     answers: object
 
-    def survivors(self):
+    def outcomes(self):
         return self.answers
 
     def result(self):
@@ -30,15 +31,21 @@ class Answer:
 
 @dataclass
 class Stack:
-    """Two engines and a learner, whose first publications fail; `dies` dies in each of them."""
+    """Two engines and a learner, whose first publications fail; `dies` dies in each of them.
+
+    Engines in `hangs` answer nothing; those in `refuses` raise when they are asked for evidence.
+    """
 
     fails: int = 0
     dies: tuple[int, ...] = ()
+    hangs: tuple[int, ...] = ()
+    refuses: tuple[int, ...] = ()
     alive: list[int] = field(default_factory=lambda: [0, 1])
     connected: list[list[int]] = field(default_factory=list)
     version: int = -1  # published last
     received: dict = field(default_factory=lambda: TENSOR)
     attested: list[list[int]] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
 
     def __post_init__(self):
         self.dying = list(self.dies)
@@ -70,10 +77,15 @@ class Stack:
         return [report]
 
     def call_first(self, call, *, timeout_s):
-        return list(TENSOR) if call.method == "parameter_names" else [[1, 2, 3]]
+        assert call.method == "parameter_names"
+        return list(TENSOR)
 
     # the engines
     ranks = (0, 1)
+
+    def start_one(self, number, call, *, timeout_s):
+        assert call.method == "encode"
+        return Answer([[[1, 2, 3]]])
 
     def only(self, numbers):
         return SimpleNamespace(
@@ -81,18 +93,33 @@ class Stack:
         )
 
     def ask(self, method, numbers):
+        self.asked.append(method)
         if method == "attest":
             self.attested.append(numbers)
-        what = 0 if method == "version" else (self.version, self.received, [PROBED])
-        return Answer({n: what for n in numbers if n in self.alive})
+        return Answer({number: self.outcome(method, number) for number in numbers})
+
+    def outcome(self, method, number):
+        if number not in self.alive:
+            error = WorkerError(f"rollout.{method}, rank {number}: the process died")
+            error.__cause__ = ActorDiedError()
+            return error
+        if number in self.hangs:
+            return NoAnswerError(f"rollout.{method}: no answer from rank [{number}]")
+        if method == "attest" and number in self.refuses:
+            return WorkerError(f"rollout.attest, rank {number}: KeyError: 'weight'")
+        return 0 if method == "version" else (self.version, self.received, [PROBED])
 
     def start(self, call, *, timeout_s):
         assert call.method == "probe"
         return Answer([[PROBED]])
 
     # the pool
-    def lose(self, number, why):
+    def kill(self, number, why):
         self.engines[number].health = Health.DEAD
+        self.why = why
+
+    def admit(self, number):
+        self.engines[number].health = Health.HEALTHY
 
 
 @pytest.fixture
@@ -105,9 +132,11 @@ def publish():
         colocation = SimpleNamespace(receive=lambda: None, generate=lambda: None)
         prompts = [SimpleNamespace(prompt="?")]
         publisher = Publisher(fleet, stack, config, probe_prompts=prompts, colocation=colocation)
-        fails, stack.fails = stack.fails, 0
+        faults = (stack.fails, stack.hangs, stack.refuses)
+        stack.fails, stack.hangs, stack.refuses = 0, (), ()
         publisher.begin(0)
-        stack.fails, stack.received = fails, received or TENSOR
+        stack.fails, stack.hangs, stack.refuses = faults
+        stack.received = received or TENSOR
         return publisher.publish(1, stepped=False)
 
     return run
@@ -134,9 +163,44 @@ def test_a_failure_with_all_engines_there_is_the_runs_end(publish):
         publish(Stack(fails=1))
 
 
-def test_over_shared_memory_nobody_is_asked_and_a_failure_ends_the_run(publish):
+@pytest.mark.parametrize(("transport", "fails"), [("shm", 1), ("ipc", 1), ("gloo", 0)])
+def test_an_engine_that_hangs_is_ended_and_the_others_get_their_weights(publish, transport, fails):
+    """Over gloo engines are asked before, and without it nothing fails."""
+    stack = Stack(fails=fails, hangs=(0,))
+    metrics = publish(stack, transport=transport)
+    assert metrics["publication/probe_gap_max"] == 0.0
+    assert stack.connected == [[0, 1], [1]]
+    assert [own.health for own in stack.engines.values()] == [Health.DEAD, Health.HEALTHY]
+    assert stack.why == "rollout.version: no answer from rank [0]"
+
+
+def test_an_engine_that_hangs_before_it_gives_evidence_is_ended(publish):
+    stack = Stack(hangs=(1,))
+    publish(stack, transport="shm")
+    assert stack.connected == [[0, 1]]  # nothing is sent again
+    assert [own.health for own in stack.engines.values()] == [Health.HEALTHY, Health.DEAD]
+    assert stack.why == "rollout.attest: no answer from rank [1]"
+
+
+def test_what_no_engine_can_give_evidence_of_is_the_runs_end_and_no_engines(publish):
+    stack = Stack(refuses=(0, 1))
+    with pytest.raises(WorkerError, match="KeyError: 'weight'"):
+        publish(stack, transport="shm")
+    assert all(own.health is Health.HEALTHY for own in stack.engines.values())
+
+
+def test_over_shared_memory_nobody_is_asked_before_something_fails(publish):
+    stack = Stack()
+    publish(stack, transport="shm")
+    assert stack.asked == ["attest", "attest"]
+    stack = Stack(fails=1, dies=(0,))
+    publish(stack, transport="shm")
+    assert stack.asked == ["attest", "version", "attest"]
+
+
+def test_over_nccl_the_learner_hangs_too_and_the_run_ends(publish):
     with pytest.raises(WorkerError, match="connection closed"):
-        publish(Stack(fails=1, dies=(0,)), transport="shm")
+        publish(Stack(fails=1, dies=(0,)), transport="nccl")
 
 
 def test_the_attestation_is_not_skipped_after_a_failure(publish):

@@ -10,10 +10,12 @@ from hydra.utils import instantiate
 from torch.nn import Module
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
 
-from conf.compose import compose
+from conf.compose import ConfigError, compose
 from conf.schema import ArchitectureConfig
-from orchestrator.planning import capacity, memory, plan
+from orchestrator.planning import capacity, engine_memory, memory, plan
 from orchestrator.planning.architecture import architecture_of, num_parameters
+from orchestrator.planning.roles import roles_of
+from orchestrator.planning.settings import vllm_settings
 from workers.engines.model.head_rows import default_chunk_rows
 from workers.engines.model.policy_model import PolicyModel
 
@@ -205,6 +207,54 @@ def test_a_model_too_large_is_refused_with_the_sum():
     )
     assert "on one GPU of 80 GiB" in message
     assert "learner.num_ranks=4 would fit" in message
+
+
+def test_a_cache_of_what_is_left_needs_room_for_one_sequence():
+    raw, config = compose(["experiment=cpgd_qwen25_7b"])
+    roles = roles_of(config, instantiate(raw.algorithm, _convert_="all"))
+    assert config.rollout.kv_cache_gib is None
+    # 14.2 GiB of weights, 56 KiB x 7,096 tokens = 0.38 GiB, reserve 4.
+    share = memory.engine_share(config, config.model.architecture)
+    assert str(share) == "rollout: weights 14.2 + KV cache 0.4 + reserve 4.0 = 18.6 GiB"
+    # vLLM takes 0.92 x 80 = 73.6 GiB: 73.6 - 14.2 - 4 = 55.4 GiB / 0.379 = 146 sequences.
+    (line,) = engine_memory.describe_cache(config, roles)
+    assert line == ("an engine's cache, about 55.4 GiB, holds 146 sequences of the greatest length")
+
+
+def test_the_buffer_of_a_large_embedding_counts_beside_the_reserve():
+    """Qwen2.5-7B: 152,064 x 3,584 x 2 = 1,089,994,752 bytes, 16 MB above the reserve's chunk."""
+    _, config = compose(["experiment=cpgd_qwen25_7b"])
+    model = config.model.architecture
+    assert memory.publication_bytes(config, model) == 1_089_994_752 - (1 << 30)
+    assert "publication" in memory.share_of(config, model, "learner").parts
+    assert "publication" not in memory.share_of(config, model, "reference").parts
+    assert "publication" not in memory.share_of(config, model, "critic").parts
+    _, small = compose(["experiment=cpgd_qwen25_7b", "model=qwen25_1_5b"])
+    assert memory.publication_bytes(small, small.model.architecture) == 0.0
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["experiment=tiny", "rollout.kv_cache_gib=null"],  # on CPUs
+        ["cluster=gpu_1", "rollout.kv_cache_gib=null"],  # beside a learner that loads
+    ],
+)
+def test_what_others_fill_at_the_same_time_is_not_measured(overrides):
+    with pytest.raises(ConfigError, match=r"rollout.kv_cache_gib=None: .* name a size"):
+        compose(overrides)
+
+
+def test_gpus_decode_by_graphs_and_cpus_do_not():
+    for overrides, eager in [
+        (["experiment=tiny"], True),
+        (["experiment=cpgd_qwen25_7b"], False),
+        (["experiment=cpgd_qwen25_7b", "rollout.enforce_eager=true"], True),
+        (["experiment=tiny", "rollout.enforce_eager=false"], False),
+    ]:
+        _, config = compose(overrides)
+        settings = vllm_settings(config, "m", engine_id=0, transport="shm")
+        assert settings.engine_args()["enforce_eager"] is eager, overrides
 
 
 def test_the_remedy_is_a_remedy():

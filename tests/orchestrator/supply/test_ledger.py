@@ -81,15 +81,19 @@ def test_a_kept_group_is_not_handed_out_again(prompts):
         resumed.claim(*entries[1])
 
 
-def test_a_step_that_found_no_engine_gives_its_prompts_back(prompts):
+def test_a_step_that_could_not_be_trained_gives_its_prompts_back_in_their_order(prompts):
     ledger = Ledger(prompts, seed=1, shuffle=True)
     entries = take(ledger, 4)
-    for entry, step in zip(entries, (1, 2, 2), strict=False):
-        ledger.trained(*entry, step=step)
-    ledger.unmark_trained(2)
-    assert ledger.counts() == {"trained": 1, "dropped": 0, "in_flight": 1}
+    ledger.trained(*entries[0], step=1)
+    ledger.begin_step()
+    ledger.trained(*entries[1], step=2)
+    ledger.dropped(*entries[2], "failed")
+    ledger.reopen_step()
+    assert ledger.counts() == {"trained": 1, "dropped": 0, "in_flight": 3}
+    assert ledger.status(*entries[2]) == "in_flight"
+    ledger.reopen_step()  # once is enough
     resumed = Ledger(prompts, seed=1, shuffle=True)
     resumed.load_state_dict(ledger.state_dict())
     again = take(resumed, 4)
-    assert sorted(again[:3]) == sorted(entries[1:4])  # the one in flight, and those of step 2
+    assert again[:3] == entries[1:4]  # those of step 2, then the one that was in flight
     assert again[3] not in entries

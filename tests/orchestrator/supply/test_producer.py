@@ -262,3 +262,57 @@ def test_training_stale_groups_needs_a_correction():
     raw, config = compose(["experiment=tiny", "algorithm=grpo", "schedule.stale=train"])
     with pytest.raises(ValueError, match=r"schedule.stale=train .* add algorithm/correction=tis"):
         check(config, instantiate(raw.algorithm, _convert_="all"))
+
+
+def test_a_step_that_was_not_trained_is_given_back(prompts):
+    source, _, ledger = producer(prompts, "schedule=sync", "schedule.max_refill_rounds=2")
+    source.take(1, 0, keep_all)
+    source.take(2, 0, lambda group: "filtered" if group.group_id == "0-4" else None)
+    assert ledger.counts() == {"trained": 8, "dropped": 1, "in_flight": 0}
+    source.give_back()
+    assert ledger.counts() == {"trained": 4, "dropped": 0, "in_flight": 5}
+
+
+class CutError(Exception):
+    """What ends a wait for groups."""
+
+
+def cut_after(engines, count):
+    """Poll `count` groups, then fail."""
+    poll, left = engines.poll, iter([True] * count)
+
+    def limited(*, wait=True):
+        if wait and not next(left, False):
+            raise CutError
+        return poll(wait=wait)
+
+    engines.poll = limited
+
+
+def test_what_was_sampled_of_a_step_that_was_cut_short_is_kept_for_the_checkpoint(prompts):
+    source, engines, ledger = producer(prompts, "schedule=async", "schedule.max_staleness=1")
+    cut_after(engines, 3)
+    with pytest.raises(CutError):
+        source.take(1, 0, lambda group: "filtered" if group.group_id == "0-6" else None)
+    source.give_back()
+    assert [group.group_id for group in source.finished_groups()] == ["0-7", "0-5"]
+    assert ledger.counts() == {"trained": 0, "dropped": 0, "in_flight": 8}
+    resumed, _, ledger_of_resumed = producer(prompts, "schedule=async", "schedule.max_staleness=1")
+    ledger_of_resumed.load_state_dict(ledger.state_dict())
+    resumed.restore_groups(source.finished_groups())
+    assert ids(resumed.take(1, 0, keep_all))[:2] == ["0-7", "0-5"]
+    assert ledger_of_resumed.counts() == {"trained": 4, "dropped": 0, "in_flight": 4}
+
+
+def test_a_batch_that_is_sampled_at_once_is_sampled_again_as_a_whole(prompts):
+    source, engines, ledger = producer(prompts, "schedule=sync")
+    cut_after(engines, 4)  # the oldest finishes last, so that nothing was chosen before
+    source.take(1, 0, keep_all)
+    engines.version = 1
+    engines.poll = Engines.poll.__get__(engines)
+    cut_after(engines, 2)
+    with pytest.raises(CutError):
+        source.take(2, 1, keep_all)
+    source.give_back()
+    assert source.finished_groups() == []
+    assert ledger.counts() == {"trained": 4, "dropped": 0, "in_flight": 4}

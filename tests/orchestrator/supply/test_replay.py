@@ -242,3 +242,19 @@ def test_engines_do_not_go_on_where_a_recording_was_trained(run, tmp_path, capsy
     overrides = [f"output_dir={tmp_path / 'runs'}", "run_name=mine", "resume=auto"]
     assert main(["train", "experiment=tiny", *overrides]) == 2
     assert f"is a run with rollout.replay.folder={run}, not None" in capsys.readouterr().err
+
+
+def test_a_step_that_was_not_trained_is_read_again_after_a_resume(prompts):
+    steps = [group(1)], [group(2)], [group(3)]
+    source, ledger, _ = replay(prompts, *steps)
+    source.take(1, 0, lambda one: None)
+    source.take(2, 1, lambda one: None)
+    source.run_ahead(1)
+    source.give_back()
+    state, statuses = source.state_dict(), ledger.state_dict()
+    resumed, ledger, _ = replay(prompts, *steps)
+    resumed.load_state_dict(state)
+    ledger.load_state_dict(statuses)
+    assert rows(resumed.take(2, 1, lambda one: None)) == [2]
+    assert [ledger.status(0, row) for row in (1, 2, 3)] == ["trained:1", "trained:2", "pending"]
+    assert ledger.epoch_frac == pytest.approx(2 / len(prompts))

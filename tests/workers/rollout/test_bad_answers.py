@@ -20,14 +20,36 @@ from workers.rollout.worker import RolloutWorker
 from workers.worker_group import EngineDiedError, WorkerGroup
 
 
-class StandIn:
-    """What of `AsyncLLM` a worker touches; answers with `outputs`, or not at all."""
+class Watch:
+    """An engine's scheduler, which makes a step between any two looks at it, or none."""
 
-    def __init__(self, output=None):
+    num_waiting = 0
+
+    def __init__(self, *, steps):
+        self._steps, self._made = steps, 0
+
+    @property
+    def num_steps(self):
+        self._made += self._steps
+        return self._made
+
+    def report(self):
+        return EngineLoad()
+
+
+class StandIn:
+    """What of `AsyncLLM` a worker touches; answers with `outputs`, or not at all.
+
+    With `sampled` every request has so many tokens and the engine goes on without it.
+    """
+
+    def __init__(self, output=None, *, sampled=None):
         self.output, self.ended = output, False
+        self.output_processor = SimpleNamespace(request_states={})
+        self.sampled = sampled
         self.errored, self.tokenizer = False, None
         self.model_config = SimpleNamespace(max_model_len=32, get_vocab_size=lambda: 64)
-        self.logger_manager = SimpleNamespace(stat_loggers=[SimpleNamespace(report=EngineLoad)])
+        self.logger_manager = SimpleNamespace(stat_loggers=[Watch(steps=int(sampled is not None))])
         self.engine_core = SimpleNamespace(pause_scheduler_async=self.hang)
 
     async def hang(self, **kwargs):
@@ -37,6 +59,11 @@ class StandIn:
         pass
 
     async def generate(self, prompt, params, request_id, **kwargs):
+        if self.sampled is not None:
+            self.output_processor.request_states[request_id] = SimpleNamespace(
+                external_req_id=request_id,
+                detokenizer=SimpleNamespace(num_output_tokens=lambda: self.sampled),
+            )
         if self.output is None:
             await self.hang()
         yield SimpleNamespace(finished=True, outputs=[self.output])
@@ -150,3 +177,45 @@ def test_garbage_without_end_ends_the_run(run):
             await collect_to_the_end(worker)
 
     run(StandIn(output(logprobs=(math.inf, math.nan))), play)
+
+
+def test_a_response_that_stands_still_is_a_failed_sample_and_the_engine_lives(run):
+    stand_in = StandIn(sampled=3)
+
+    async def play(worker):
+        await worker.submit([group()], False)
+        return await worker.collect(5.0)
+
+    collected, _ = run(stand_in, play)
+    assert [meta.outcome for meta in collected.metas] == ["failed:stalled"] * 2
+    assert [meta.reward for meta in collected.metas] == [None, None]
+    assert not stand_in.ended
+
+
+def test_a_response_that_waits_for_a_place_takes_as_long_as_it_takes(run):
+    async def play(worker):
+        await worker.submit([group()], False)
+        collected, _ = await worker.collect(1.5)  # seven times the limit
+        return collected
+
+    assert run(StandIn(sampled=0), play).metas == []
+
+
+def test_a_worker_that_is_started_again_ends_what_it_held(run, monkeypatch):
+    """The driver may have given up a worker that lives: one engine, not two."""
+    first, second = StandIn(), StandIn(output(tokens=(), logprobs=()))
+
+    async def play(worker):
+        await worker.submit([group(1)], False)
+        await asyncio.sleep(0)
+        (_, task), *_ = worker._groups.values()
+        monkeypatch.setattr(AsyncLLM, "from_engine_args", lambda args, **kwargs: second)
+        await worker.start(-1, WorkerGroup("reward", []))
+        assert first.ended
+        await worker.submit([group(2)], False)
+        collected, _ = await worker.collect(5.0)
+        assert task.cancelled()
+        return collected
+
+    collected = run(first, play)
+    assert {meta.group_id for meta in collected.metas} == {"0-2"}

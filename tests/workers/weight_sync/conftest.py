@@ -17,7 +17,7 @@ from workers.engines.vllm.engine import VLLMEngine, VLLMSettings, engine_env
 from workers.models.tiny import build_tiny
 from workers.weight_sync.attestation import EngineEvidence
 
-TIMEOUT_S = 120
+TIMEOUT_S = 300
 
 
 class Engines:
@@ -74,6 +74,7 @@ async def _evidence(engine: VLLMEngine, probe: list[int]) -> EngineEvidence:
         engine_id=engine.settings.engine_id,
         version=await engine.version(),
         received=await engine.attest_received(),
+        used=await engine.attest_used(),
         probe_logprobs=await engine.prompt_logprobs(probe),
     )
 
@@ -131,7 +132,7 @@ def gloo_engines(tiny_model: Path) -> Iterator[Engines]:
         yield engines
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def start_engines() -> Callable[..., AbstractContextManager[Engines]]:
     """Starts engines of a test's own, which it may kill."""
     return running

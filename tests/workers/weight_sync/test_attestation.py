@@ -25,9 +25,13 @@ def report(version=1, fingerprints=SENT):
     )
 
 
-def evidence(version=1, received=SENT, probe=(0.0, -1.0), engine_id=0):
+def evidence(version=1, received=SENT, probe=(0.0, -1.0), engine_id=0, used=None):
     return EngineEvidence(
-        engine_id=engine_id, version=version, received=received, probe_logprobs=list(probe)
+        engine_id=engine_id,
+        version=version,
+        received=received,
+        probe_logprobs=list(probe),
+        used=used or {},
     )
 
 
@@ -49,6 +53,23 @@ def test_a_sound_publication_gives_its_metrics():
 
 def test_lists_from_the_wire_equal_tuples():
     check(report(), evidence(received={"embed": [1, 2], "head": [3, 4]}))
+
+
+def test_what_an_engine_shows_in_the_first_publication_it_must_show_in_every_one():
+    judge = attestation()
+    # head is held in another layout: its bytes are never those that were sent.
+    first = {"embed": [[0, 0, 1, 2]], "head": [[0, 0, 9, 9]], "other": [[0, 0, 5, 5]]}
+    metrics = check(report(), evidence(used=first), judge=judge)
+    assert metrics["publication/shown_in_use_frac"] == 0.5
+    moved = {"embed": (5, 6), "head": (7, 8)}
+    halves = {"embed": [[0, 0, 2, 2], [1, 0, 3, 4]]}  # of two tensor-parallel workers
+    check(report(2, moved), evidence(2, moved, used=halves), judge=judge)
+    with pytest.raises(AttestationError) as caught:
+        check(report(3, SENT), evidence(3, SENT, used=halves), judge=judge)
+    assert caught.value.reasons == {
+        "embed": "arrived, but engine 0 computes with other weights",
+    }
+    assert caught.value.faults == []
 
 
 def test_a_tensor_not_sent_is_named():

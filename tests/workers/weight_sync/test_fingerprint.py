@@ -5,7 +5,13 @@ from itertools import pairwise
 import pytest
 import torch
 
-from workers.weight_sync.fingerprint import combine, fingerprint
+from workers.weight_sync.fingerprint import (
+    Block,
+    combine,
+    fingerprint,
+    fingerprint_block,
+    join_blocks,
+)
 
 
 def test_words_are_summed_plainly_and_by_position():
@@ -61,3 +67,36 @@ def test_a_matrix_and_its_transpose_differ():
 def test_a_matrix_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"\(2, 3\).*contiguous\(\)\.view\(-1\)"):
         fingerprint(torch.zeros(2, 3))
+
+
+def test_a_block_of_a_matrix_by_hand():
+    right = torch.tensor([[5], [9]])  # of [[3 5] [7 9]]: words 1 and 3
+    block = fingerprint_block(right, row=0, column=1, num_columns=2)
+    assert block == Block(row=0, column=1, plain=14, weighted=2 * 5 + 4 * 9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_blocks_of_every_split_add_up_to_the_matrix(dtype):
+    matrix = (torch.randn(12, 16) * 100).to(dtype)
+    whole = fingerprint(matrix.view(-1))
+    rows = [
+        fingerprint_block(part, row=6 * k, column=0, num_columns=16)
+        for k, part in enumerate(matrix.split(6))
+    ]
+    columns = [
+        fingerprint_block(part, row=0, column=8 * k, num_columns=16)
+        for k, part in enumerate(matrix.split(8, dim=1))
+    ]
+    assert join_blocks(rows) == whole
+    assert join_blocks(columns) == whole
+    assert join_blocks([*rows, rows[1]]) == whole  # two workers with the same heads
+    assert join_blocks(rows[:1]) != whole
+    other = matrix[6:].clone()
+    other[0, 0] += 1
+    wrong = fingerprint_block(other, row=6, column=0, num_columns=16)
+    assert join_blocks([*rows, wrong]) != whole  # one of two copies differs
+
+
+def test_rows_that_end_within_a_word_are_not_shown():
+    part = torch.zeros(4, 3, dtype=torch.bfloat16)  # 6 bytes
+    assert fingerprint_block(part, row=0, column=3, num_columns=6) is None

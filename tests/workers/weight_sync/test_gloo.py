@@ -1,5 +1,6 @@
 """Publication over gloo into two real vLLM engines that get the same init info."""
 
+import gc
 import os
 import signal
 import sys
@@ -79,6 +80,27 @@ def test_two_engines_receive_every_publication(gloo_engines, model, engine_nodes
         assert metrics["publication/probe_gap_max"] <= 1e-5
     assert report.copy_bytes_per_s > report.num_bytes / report.seconds["total"]
     endpoint.shutdown()
+
+
+def descriptors():
+    """Open files of this process and of the engines below it."""
+    gc.collect()
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return {process.pid: process.num_fds() for process in processes}
+
+
+def test_twenty_connections_leave_no_descriptor_open(gloo_engines, model):
+    def connect_and_publish(version):
+        endpoint = endpoint_of(gloo_engines, ZeroSource(model), APART)
+        endpoint.connect()
+        endpoint.publish(version)
+        endpoint.shutdown()
+
+    connect_and_publish(100)
+    before = descriptors()
+    for version in range(101, 121):
+        connect_and_publish(version)
+    assert descriptors() == before
 
 
 class KillingSource(ZeroSource):

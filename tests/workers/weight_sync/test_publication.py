@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 
 import cloudpickle
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -205,6 +207,32 @@ def test_two_runs_of_one_name_share_nothing(model, shm_engine):
     second.shutdown()
     with pytest.raises(RuntimeError, match="call connect"):
         second.publish(2)
+
+
+def descriptors():
+    """Open files of this process and of the engines below it."""
+    gc.collect()
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return {process.pid: process.num_fds() for process in processes}
+
+
+def test_twenty_connections_leave_no_descriptor_open(model, shm_engine):
+    def connect_and_publish(version):
+        endpoint = trainer_endpoint(
+            "shm",
+            source=ZeroSource(model),
+            client=shm_engine,
+            route=Route(run_id="again", engine_nodes=["here"]),
+        )
+        endpoint.connect()
+        endpoint.publish(version)
+        endpoint.shutdown()
+
+    connect_and_publish(100)
+    before = descriptors()
+    for version in range(101, 121):
+        connect_and_publish(version)
+    assert descriptors() == before
 
 
 def test_an_unreachable_buffer_is_an_error_with_the_remedy(shm_engine, model):

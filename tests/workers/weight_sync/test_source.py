@@ -68,16 +68,16 @@ def test_layout_survives_the_wire_and_aligns_every_tensor():
         Layout.of([])
 
 
-def test_zero3_slices_of_two_ranks_are_the_gathered_parameters(tiny_model):
-    """Two processes with real DeepSpeed; see `zero3_rank.py`."""
+def two_ranks(script, *arguments):
+    """What two processes of a script print, which must end well."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    script = Path(__file__).with_name("zero3_rank.py")
+    path = Path(__file__).with_name(script)
     root = Path(__file__).parents[3]
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(script), str(tiny_model)],
+            [sys.executable, str(path), *arguments],
             env=os.environ
             | {
                 "RANK": str(rank),
@@ -102,4 +102,16 @@ def test_zero3_slices_of_two_ranks_are_the_gathered_parameters(tiny_model):
             rank.kill()
     for rank, output in zip(ranks, outputs, strict=True):
         assert rank.returncode == 0, output[-3000:]
+    return outputs
+
+
+def test_zero3_slices_of_two_ranks_are_the_gathered_parameters(tiny_model):
+    """Two processes with real DeepSpeed; see `zero3_rank.py`."""
+    for output in two_ranks("zero3_rank.py", str(tiny_model)):
         assert "slices equal" in output
+
+
+def test_twenty_connections_of_two_ranks_leave_no_process_group():
+    """Two processes whose own group is not gloo's; see `shm_rank.py`."""
+    for output in two_ranks("shm_rank.py"):
+        assert "as before" in output

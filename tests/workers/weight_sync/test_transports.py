@@ -7,7 +7,7 @@ import pytest
 from vllm.distributed.weight_transfer.base import WeightTransferEngine
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-from conf.transports import TRANSPORTS
+from conf.tables.transports import TRANSPORTS
 from workers.weight_sync.endpoint import TrainerEndpoint
 
 every_row = pytest.mark.parametrize("row", TRANSPORTS, ids=lambda row: row.name)

@@ -54,8 +54,9 @@ class VLLMEngine(VLLMWeights):
             seed: of this request alone; the response does not depend on what else is batched.
 
         Raises:
-            EngineTimeoutError: no response within `request_timeout_s`; the request is aborted.
-            UnusableAnswerError: the answer is no response of this model.
+            EngineTimeoutError: the engine made no step for `request_timeout_s`.
+            UnusableAnswerError: the answer is no response of this model, or gained no token for
+                `request_timeout_s` while the engine went on; the request is aborted.
             ValueError: a prompt that leaves no room for a response.
         """
         self._check_prompt(prompt_token_ids, request_id)
@@ -125,7 +126,7 @@ class VLLMEngine(VLLMWeights):
 
         call = f"request {request_id!r} ({len(prompt_token_ids)} prompt tokens)"
         last: RequestOutput | None = None
-        async with self._bounded(call, self.settings.request_timeout_s):
+        async with self._progressing(request_id, call):
             outputs = self._live().generate(
                 tokens_input(prompt_token_ids), params, request_id, lora_request=self._adapter
             )

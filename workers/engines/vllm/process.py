@@ -13,7 +13,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from workers.data.requests import EngineLoad
+from workers.engines.vllm.answers import UnusableAnswerError
 from workers.engines.vllm.lifeline import declare_owner
+from workers.engines.vllm.progress import Progress
 from workers.engines.vllm.settings import VLLMSettings
 from workers.worker_group import EngineDiedError
 
@@ -43,7 +45,11 @@ class VLLMProcess:
         self._engine: AsyncLLM | None = None
         self._watch: SchedulerWatch | None = None
         self._limits: set[asyncio.Timeout] = set()  # of the calls in flight
+        self._requests: dict[str, asyncio.Timeout] = {}  # those of requests, which may take long
+        self._progress = Progress(settings.request_timeout_s)
+        self._paused = False
         self._monitor_task: asyncio.Task[None] | None = None
+        self._loading = asyncio.Lock()
 
     async def start(self, version: int = 0) -> None:
         """Start EngineCore and label the weights of the model folder.
@@ -51,19 +57,23 @@ class VLLMProcess:
         Args:
             version: the label until the first publication.
         """
+        async with self._loading:
+            await self._load(version)
+
+    async def _load(self, version: int) -> None:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
         from workers.engines.vllm.scheduler_watch import SchedulerWatch
 
+        await self.shutdown()  # beside the first engine a second one would find no memory
         declare_owner()
         arguments = AsyncEngineArgs(**self.settings.engine_args())
         self._engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[SchedulerWatch])
         assert self._engine.logger_manager is not None
         (self._watch,) = self._engine.logger_manager.stat_loggers
-        if self._monitor_task is not None:
-            self._monitor_task.cancel()  # of an engine that died, whose end is not this one's
-        self._limits = set()
+        self._limits, self._requests, self._paused = set(), {}, False
+        self._progress = Progress(self.settings.request_timeout_s)
         self._monitor_task = asyncio.get_running_loop().create_task(self._monitor(self._engine))
         await self.set_version(version)
 
@@ -71,8 +81,26 @@ class VLLMProcess:
         """End the calls in flight once EngineCore is gone, which vLLM leaves pending."""
         while not engine.errored:
             await asyncio.sleep(MONITOR_INTERVAL_S)
+            self._end_standing(engine)
         for limit in self._limits:
             limit.reschedule(asyncio.get_running_loop().time())
+
+    def _end_standing(self, engine: AsyncLLM) -> None:
+        """End the requests that stand still, which are all of them where EngineCore hangs."""
+        assert self._watch is not None
+        sampled = {
+            state.external_req_id: state.detokenizer.num_output_tokens()
+            for state in engine.output_processor.request_states.values()
+            if state.detokenizer is not None
+        }
+        standing = self._progress.observe(
+            {name: sampled.get(name, 0) for name in self._requests},
+            steps=self._watch.num_steps,
+            waiting=self._watch.num_waiting,
+            paused=self._paused,
+        )
+        for name in list(self._requests) if self._progress.hangs else standing:
+            self._requests[name].reschedule(asyncio.get_running_loop().time())
 
     async def set_version(self, version: int) -> None:
         """Label the weights in use without changing them."""
@@ -82,13 +110,16 @@ class VLLMProcess:
     async def shutdown(self) -> None:
         """End EngineCore and its workers; safe to call twice."""
         if self._monitor_task is not None:
-            self._monitor_task.cancel()
+            self._monitor_task.cancel()  # or it would end the calls of the next engine
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.shutdown(timeout=SHUTDOWN_TIMEOUT_S)
 
     async def sleep(self, level: int = 1) -> None:
         """Free device memory: 1 keeps the weights in host memory, 2 drops them."""
+        self._paused = True
+        async with self._loading:
+            pass  # an engine that loads sleeps when it has loaded
         async with self._bounded(f"sleep(level={level})"):
             await self._live().sleep(level)
 
@@ -96,6 +127,7 @@ class VLLMProcess:
         """Take device memory back ("weights", "kv_cache", or both with None)."""
         async with self._bounded(f"wake(tags={tags})"):
             await self._live().wake_up(tags)
+        self._paused = tags is not None and "kv_cache" not in tags
 
     def load(self) -> EngineLoad:
         """Return what the scheduler measured since the last call; EngineCore is not called."""
@@ -119,17 +151,42 @@ class VLLMProcess:
         return self._engine
 
     @asynccontextmanager
-    async def _bounded(self, call: str, timeout_s: float | None = None) -> AsyncIterator[None]:
+    async def _progressing(self, request_id: str, call: str) -> AsyncIterator[None]:
+        """Bound a request by its progress: it may take as long as it gains tokens.
+
+        Raises:
+            UnusableAnswerError: it stands still while the engine goes on.
+            EngineTimeoutError: the engine itself stands still.
+        """
+        try:
+            async with self._bounded(call, self._progress.limit_s, runs=False) as limit:
+                self._requests[request_id] = limit  # for `_end_standing`
+                yield
+        except EngineTimeoutError:
+            if self._progress.hangs:
+                raise
+            raise UnusableAnswerError("stalled") from None
+        finally:
+            self._requests.pop(request_id, None)
+
+    @asynccontextmanager
+    async def _bounded(
+        self, call: str, timeout_s: float | None = None, *, runs: bool = True
+    ) -> AsyncIterator[asyncio.Timeout]:
+        """Bound a call by a time limit, which is `control_timeout_s` if none is given.
+
+        With `runs` False the time does not run: whoever is given the limit ends the call.
+        """
         from vllm.v1.engine.exceptions import EngineDeadError
 
         seconds = timeout_s or self.settings.control_timeout_s
         engine = self._live()
         try:
-            async with asyncio.timeout(seconds) as limit:
+            async with asyncio.timeout(seconds if runs else None) as limit:
                 limits = self._limits
                 limits.add(limit)
                 try:
-                    yield
+                    yield limit
                 finally:
                     limits.discard(limit)
         except EngineTimeoutError:

@@ -22,7 +22,7 @@ from workers.data.requests import EngineLoad
 
 
 class SchedulerWatch(PrometheusStatLogger):
-    """Recorder of the load since the last `report`.
+    """Recorder of the load since the last `report`, and of where the engine is.
 
     The class takes the place of vLLM's Prometheus exporter, whose histograms cost more per step
     than a small model; of its base class it uses nothing.
@@ -31,10 +31,15 @@ class SchedulerWatch(PrometheusStatLogger):
     preemptions are excused by the statistics alone, because reports reach this process later than
     the scheduler made them: the first report after a reset says so, the report before it holds the
     number of requests that ran, and each of them tells its preemption with its next token.
+
+    Attributes:
+        num_steps: since the start of the engine.
+        num_waiting: requests that waited inside the engine at the last step.
     """
 
     def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:
         del vllm_config, engine_indexes
+        self.num_steps = self.num_waiting = 0
         self._running = 0  # after the last step
         self._reset_from = 0  # requests that ran at the last reset
         self._excused = 0  # preemptions by a reset that are still to be told
@@ -79,7 +84,8 @@ class SchedulerWatch(PrometheusStatLogger):
     def _record_step(self, stats: SchedulerStats, told: IterationStats | None) -> None:
         if self._all_told(stats, told):
             self._excused = 0  # requests that were aborted tell nothing
-        self._running = stats.num_running_reqs
+        self._running, self.num_waiting = stats.num_running_reqs, stats.num_waiting_reqs
+        self.num_steps += 1
         self._steps += 1
         self._kv_usage = max(self._kv_usage, stats.kv_cache_usage)
         # What a reset preempted waits for its keys and values to be computed again.

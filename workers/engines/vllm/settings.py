@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from conf.transports import transport_named
+from conf.tables.transports import transport_named
 
 EXTENSION_CLASS = "workers.weight_sync.extension.WeightSyncExtension"
 
@@ -56,14 +56,17 @@ class VLLMSettings:
         max_model_len: longest prompt and response together, in tokens; None reads the model's.
         max_num_seqs: sequences decoded together.
         tensor_parallel_size: devices (or CPU processes) of one engine.
-        kv_cache_memory_bytes: key/value cache; None lets vLLM take a share of the memory.
-        gpu_memory_utilization: that share; None keeps vLLM's own default.
+        kv_cache_memory_bytes: key/value cache of each device; None: what the engine measures to be
+            left of its share of the memory.
+        gpu_memory_utilization: that share, of a whole GPU; vLLM starts only where so much is free.
+            None keeps vLLM's own default.
         sleeps: `sleep` is to free device memory; vLLM then allocates from pools that it can unmap.
         seed: of the engine; every request carries its own besides.
-        weight_transfer_backend: name of a row of `conf/transports.py`.
+        weight_transfer_backend: name of a row of `conf/tables/transports.py`.
         engine_id: number of this engine among those of the run (ranks in a transfer group follow
             from it).
-        enforce_eager: no compilation, no CUDA graphs.
+        enforce_eager: no compilation, no CUDA graphs; None: so on a CPU, where compiling takes
+            longer than it saves, and not on a GPU.
         enable_prefix_caching: shares the prompt's keys and values within a group.
         recompute_kv: an update in mid-generation recomputes the running requests' keys and values
             under the new weights; without it they continue on stale ones.
@@ -72,7 +75,8 @@ class VLLMSettings:
         adapter_layers: last parts of the names of the layers that it adapts. vLLM gets this list,
             because it would adapt the head as well, and then cannot score prompts beside other
             requests.
-        request_timeout_s: longest wait for one response.
+        request_timeout_s: longest time between two tokens of a response that runs, and between two
+            steps of an engine that holds requests.
         control_timeout_s: longest wait for anything else.
         engine_kwargs: raw `AsyncEngineArgs` keywords; they win over what is derived here.
     """
@@ -89,7 +93,7 @@ class VLLMSettings:
     seed: int = 0
     weight_transfer_backend: str = "shm"
     engine_id: int = 0
-    enforce_eager: bool = True
+    enforce_eager: bool | None = None
     enable_prefix_caching: bool = True
     recompute_kv: bool = True
     adapter_rank: int | None = None
@@ -139,7 +143,9 @@ class VLLMSettings:
             "tensor_parallel_size": self.tensor_parallel_size,
             "kv_cache_memory_bytes": self.kv_cache_memory_bytes,
             "seed": self.seed,
-            "enforce_eager": self.enforce_eager,
+            "enforce_eager": (
+                self.device == "cpu" if self.enforce_eager is None else self.enforce_eager
+            ),
             "enable_prefix_caching": self.enable_prefix_caching,
             "logprobs_mode": "processed_logprobs",
             "generation_config": "vllm",  # a model folder must not change how responses are sampled
@@ -161,8 +167,8 @@ class VLLMSettings:
             derived["gpu_memory_utilization"] = self.gpu_memory_utilization
         if self.sleeps and self.device == "cuda":
             derived["enable_sleep_mode"] = True
-        if self.tensor_parallel_size == 1:
-            derived["distributed_executor_backend"] = "uni"
+        # Left to itself vLLM takes Ray for its workers inside an actor, and refuses its bundle.
+        derived["distributed_executor_backend"] = "uni" if self.tensor_parallel_size == 1 else "mp"
         if self.device == "cpu":
             derived["block_size"] = CPU_BLOCK_TOKENS
         return {**derived, **self.engine_kwargs}

@@ -43,8 +43,7 @@ class VLLMWeights(VLLMProcess):
             name: init_info[name] + shift for name, shift in own.items() if name in init_info
         }
         async with self._bounded("init_weight_transfer_engine"):
-            await self._attempt("init_weight_transfer_engine", init_info)
-            await self._live().collective_rpc("prepare")
+            await self._attempt("connect_to_trainer", init_info)
 
     async def start_weight_update(self) -> None:
         """Freeze running requests, so that no token is sampled between weights and label."""
@@ -97,6 +96,7 @@ class VLLMWeights(VLLMProcess):
         """Continue frozen requests."""
         async with self._bounded("resume"):
             await self._live().resume_generation()
+        self._paused = False
 
     async def reset_prefix_cache(self) -> None:
         """Drop shared prefixes, which hold keys and values of older weights.
@@ -132,6 +132,20 @@ class VLLMWeights(VLLMProcess):
                 )
         return {name: list(value) for name, value in per_worker[0].items()}
 
+    async def attest_used(self) -> dict[str, list[list[int]]]:
+        """Return the blocks of the weights in use that the workers hold, by tensor.
+
+        Each is [row, column, plain, weighted] of a `fingerprint.Block`; a tensor that a kernel has
+        packed is left out.
+        """
+        async with self._bounded("attest_used"):
+            per_worker = await self._live().collective_rpc("attest_used")
+        blocks: dict[str, list[list[int]]] = {}
+        for used in per_worker:
+            for name, block in used.items():
+                blocks.setdefault(name, []).append(list(block))
+        return blocks
+
     async def diagnose(self, expected: dict[str, list[int]] | None = None) -> dict[str, str]:
         """Name the weights in use that differ from what was last received.
 
@@ -150,4 +164,5 @@ class VLLMWeights(VLLMProcess):
 
     async def _freeze(self, *, clear_cache: bool) -> None:
         # AsyncLLM.pause_generation adds a sleep of 20 ms that is only for its callers' comfort.
+        self._paused = True
         await self._live().engine_core.pause_scheduler_async(mode="keep", clear_cache=clear_cache)

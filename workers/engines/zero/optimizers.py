@@ -57,5 +57,3 @@ def move_states(engine: Any, device: torch.device, *, stage: int) -> None:
         for key, value in state.items():
             if isinstance(value, Tensor) and value.dim():
                 state[key] = value.to(device)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -14,6 +14,8 @@ import deepspeed.ops
 import torch
 import torch.distributed as dist
 
+from workers.addresses import address_towards, interface_of
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProcessGroupSettings:
@@ -60,6 +62,7 @@ def join(settings: ProcessGroupSettings) -> bool:
         store: dist.Store = dist.HashStore()
         timeout = timedelta(seconds=settings.timeout_s)
         if settings.world_size > 1:
+            use_interface_towards(settings.address)
             store = dist.TCPStore(
                 settings.address,
                 settings.port,
@@ -77,6 +80,17 @@ def join(settings: ProcessGroupSettings) -> bool:
     os.environ["LOCAL_RANK"] = str(settings.local_rank)
     deepspeed.init_distributed(dist_backend=settings.backend, auto_mpi_discovery=False)
     return joined
+
+
+def use_interface_towards(address: str) -> None:
+    """Let gloo connect ranks over the interface that leads to rank 0, unless one is named already.
+
+    gloo would take the address of the hostname, which is 127.0.1.1 on Ubuntu: ranks of other nodes
+    would connect to themselves.
+    """
+    interface = interface_of(address_towards(address))
+    if interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
 def leave() -> None:

@@ -226,12 +226,18 @@ class ZeroRank(ABC):
         self.progress = checkpoint_files.load(folder, self._engine, self.module, self.settings)
 
     def offload_states(self) -> None:
-        """Move optimizer state to the host; do nothing where it is there already."""
+        """Move optimizer state to the host where it is not there, and empty PyTorch's cache."""
         self._move_states(torch.device("cpu"))
+        self.empty_cache()
 
     def reload_states(self) -> None:
         """Bring back what `offload_states` moved."""
         self._move_states(self.device)
+
+    def empty_cache(self) -> None:
+        """Give back what PyTorch keeps on the GPU for later: no other process could use it."""
+        if self.device.type != "cpu":
+            torch.cuda.empty_cache()
 
     def _move_states(self, device: torch.device) -> None:
         settings = self.settings

@@ -17,6 +17,10 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    settings = VLLMSettings(model_path=sys.argv[1], kv_cache_memory_bytes=64 << 20)
+    settings = VLLMSettings(
+        model_path=sys.argv[1],
+        kv_cache_memory_bytes=64 << 20,
+        tensor_parallel_size=int(sys.argv[2]),
+    )
     os.environ.update(engine_env(settings, 1))
     asyncio.run(main())

@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workers.data.requests import Sampling
+from workers.engines.vllm.answers import UnusableAnswerError
 from workers.engines.vllm.engine import (
     EngineTimeoutError,
     VLLMEngine,
@@ -229,13 +230,22 @@ def test_an_aborted_request_returns_what_it_has(engine, loop):
     assert len(sample.logprobs) == len(sample.tokens) < 450
 
 
-def test_a_paused_engine_times_out_with_the_name_of_the_request(engine, loop):
+def test_a_pause_may_last_and_an_engine_that_stands_still_is_named(engine, loop, monkeypatch):
+    monkeypatch.setattr(engine._progress, "limit_s", 0.3)
+
     async def run():
+        sampling = Sampling(max_tokens=400, ignore_eos=True)
+        paused = asyncio.create_task(
+            engine.generate(PROMPT, request_id="paused", sampling=sampling, seed=1)
+        )
+        await asyncio.sleep(0.2)
         await engine.pause()
-        hurried = VLLMEngine(VLLMSettings(model_path="hurried", request_timeout_s=0.3))
-        hurried._engine = engine._engine
+        await asyncio.sleep(1.5)
+        await engine.resume()
+        assert len((await paused).tokens) == 400
+        await engine._live().pause_generation(mode="keep")  # of which the account is not told
         try:
-            await hurried.generate(PROMPT, request_id="slow", sampling=Sampling(), seed=1)
+            await engine.generate(PROMPT, request_id="slow", sampling=Sampling(), seed=1)
         finally:
             await engine.resume()
 
@@ -244,6 +254,31 @@ def test_a_paused_engine_times_out_with_the_name_of_the_request(engine, loop):
     loop.run_until_complete(
         engine.generate(PROMPT, request_id="next", sampling=Sampling(max_tokens=2), seed=1)
     )
+
+
+def test_a_response_that_the_scheduler_forgets_is_a_failed_sample(engine, loop, monkeypatch):
+    """As if a request had been lost inside vLLM, while another one goes on."""
+    monkeypatch.setattr(engine._progress, "limit_s", 0.6)
+    reported = {"lost": 7}
+
+    async def run():
+        sampling = Sampling(max_tokens=450, ignore_eos=True)
+        other = asyncio.create_task(
+            engine.generate(PROMPT, request_id="other", sampling=sampling, seed=1)
+        )
+        observe = engine._progress.observe
+        monkeypatch.setattr(
+            engine._progress,
+            "observe",
+            lambda tokens, **more: observe(
+                {**tokens, **{n: 7 for n in reported if n in tokens}}, **more
+            ),
+        )
+        with pytest.raises(UnusableAnswerError, match="stalled"):
+            await engine.generate(PROMPT, request_id="lost", sampling=sampling, seed=2)
+        return await other
+
+    loop.run_until_complete(run())
 
 
 def test_an_engine_samples_only_when_all_its_memory_is_back(engine, loop):
@@ -302,14 +337,15 @@ def test_a_response_ends_where_the_context_does(engine, loop):
     assert (len(sample.tokens), sample.finish_reason) == (12, "length")
 
 
-def test_a_killed_owner_leaves_no_process(folder):
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_killed_owner_leaves_no_process(folder, workers):
     script = Path(__file__).with_name("killed_owner.py")
     root = Path(__file__).parents[4]
     owner = subprocess.run(
-        [sys.executable, str(script), str(folder)],
+        [sys.executable, str(script), str(folder), str(workers)],
         env=os.environ | {"PYTHONPATH": str(root)},
         stdout=subprocess.PIPE,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert owner.returncode == -signal.SIGKILL

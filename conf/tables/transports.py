@@ -40,8 +40,8 @@ class Transport:
         endpoint: dotted path of the trainer's end, a `TrainerEndpoint`.
         receiver: dotted path of the engine's end, a `WeightTransferEngine` of vLLM.
         collective: every engine waits for the others, so one that is gone stalls all.
-        repeatable: a publication that an engine's death broke can be made again without that
-            engine.
+        repeatable: a publication that an engine's end or hang broke can be made again without
+            that engine.
         needs_cuda: learner and engines have GPUs.
         uses_nccl: tensors travel through NCCL, which refuses two processes on one GPU and takes
             room in /dev/shm.
@@ -76,6 +76,7 @@ TRANSPORTS = (
     Transport(
         name="ipc",
         reach=Reach.DEVICE,
+        repeatable=True,
         endpoint="workers.weight_sync.builtin.IpcEndpoint",
         receiver="vllm.distributed.weight_transfer.ipc_engine.IPCWeightTransferEngine",
         needs_cuda=True,
@@ -93,6 +94,7 @@ TRANSPORTS = (
     Transport(
         name="shm",
         reach=Reach.NODE,
+        repeatable=True,
         endpoint="workers.weight_sync.shm.ShmEndpoint",
         receiver="workers.weight_sync.receivers.ShmReceiver",
         carries_adapter=True,

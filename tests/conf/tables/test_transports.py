@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from conf.compose import ConfigError, compose
-from conf.transports import AUTO, TRANSPORTS, Reach, any_of, transport_named
+from conf.tables.transports import AUTO, TRANSPORTS, Reach, any_of, transport_named
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 NAMES = {row.name for row in TRANSPORTS}
 # torch.distributed has backends of the same names, which are no transports.
 TORCH_BACKENDS = {"settings.backend", "dist.get_backend()"}
@@ -20,9 +20,9 @@ def test_the_rows_say_what_each_can_do():
         for row in TRANSPORTS
     }
     assert rows == {
-        "ipc": (Reach.DEVICE, False, False, True, False),
+        "ipc": (Reach.DEVICE, False, True, True, False),
         "nccl": (Reach.ANY, True, False, True, False),
-        "shm": (Reach.NODE, False, False, False, True),
+        "shm": (Reach.NODE, False, True, False, True),
         "gloo": (Reach.ANY, True, True, False, True),
     }
     assert [row.name for row in TRANSPORTS if row.may_grow] == ["nccl", "shm", "gloo"]

@@ -1,0 +1,1 @@
+"""List the choices that other packages read as rows of facts; imports nothing."""

@@ -1,0 +1,36 @@
+"""A run begins with the engines that start, if they are enough."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from conf.compose import ConfigError, compose
+from orchestrator.cluster.cluster import Cluster
+from workers.worker_group import NoAnswerError, WorkerError
+
+BROKEN = WorkerError("rollout.start, rank 2: RuntimeError: CUDA error: uncorrectable ECC error")
+SLOW = NoAnswerError("rollout.start: no answer from rank [3] in 600 s")
+
+
+def failed_starts(outcomes, *overrides):
+    _, config = compose(["experiment=tiny", "rollout.num_engines=4", *overrides])
+    cluster = Cluster(config, None, run_id="run", model_path="model")
+    return cluster._failed_starts(SimpleNamespace(outcomes=lambda: outcomes))
+
+
+def test_engines_that_do_not_start_are_left_for_later():
+    assert failed_starts({0: "a", 1: "a", 2: BROKEN, 3: SLOW}) == {2: BROKEN, 3: SLOW}
+    assert failed_starts({0: "a", 1: "a", 2: "b", 3: "b"}) == {}
+    assert failed_starts({}) == {}  # a replay has none
+
+
+def test_too_few_that_start_are_the_end_with_the_first_failure():
+    with pytest.raises(WorkerError, match="rank 2: RuntimeError: CUDA error"):
+        failed_starts({0: "a", 1: "a", 2: BROKEN, 3: SLOW}, "rollout.min_engines=3")
+    with pytest.raises(WorkerError, match="ECC"):
+        failed_starts({0: BROKEN, 1: SLOW, 2: SLOW, 3: SLOW})
+
+
+def test_a_run_cannot_need_more_engines_than_it_begins_with():
+    with pytest.raises(ConfigError, match="rollout.min_engines=5: must be between 1 and"):
+        compose(["experiment=tiny", "rollout.num_engines=4", "rollout.min_engines=5"])

@@ -1,0 +1,81 @@
+"""DeepSpeed's own reading of our configuration, and the attributes that moves of states rely on."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import deepspeed
+import pytest
+from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.zero import stage3, stage_1_and_2
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from deepspeed.runtime.zero.offload_config import OffloadDeviceEnum, OffloadStateTypeEnum
+
+from workers.engines.zero.optimizers import MASTER_WEIGHTS
+from workers.engines.zero.settings import OptimizerSettings, ZeroSettings, deepspeed_config
+
+CASES = {
+    "stage 0": {"zero_stage": 0},
+    "stage 2": {"zero_stage": 2},
+    "stage 2, optimizer on the host": {"zero_stage": 2, "offload_optimizer": True},
+    "stage 3": {"zero_stage": 3},
+    "stage 3, all on the host": {
+        "zero_stage": 3,
+        "offload_optimizer": True,
+        "offload_params": True,
+    },
+    "reference": {"zero_stage": 3, "offload_params": True, "optimizer": None},
+}
+
+
+def settings_of(case: dict[str, Any]) -> ZeroSettings:
+    optimizer = case.get("optimizer", OptimizerSettings(lr=1e-6))
+    return ZeroSettings(**{"model": "m", "dtype": "bf16", **case, "optimizer": optimizer})
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_deepspeed_reads_what_we_mean(case: dict[str, Any]) -> None:
+    read = DeepSpeedConfig(deepspeed_config(settings_of(case)))
+    assert read.zero_config.stage == case["zero_stage"]
+    assert read.gradient_accumulation_steps == 1
+    assert read.train_micro_batch_size_per_gpu == 1
+    for name, part in (("offload_optimizer", "optimizer"), ("offload_params", "param")):
+        found = getattr(read.zero_config, f"offload_{part}")
+        wanted = case.get(name, False)
+        assert (found is not None and found.device == OffloadDeviceEnum.cpu) == wanted, name
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_no_key_of_ours_is_one_that_deepspeed_does_not_read(case: dict[str, Any]) -> None:
+    """DeepSpeed passes over a key that it does not know, and a memory plan with it."""
+    config = deepspeed_config(settings_of(case))
+    fields = DeepSpeedZeroConfig.model_fields
+    known = set(fields) | {field.alias for field in fields.values() if field.alias}
+    assert set(config["zero_optimization"]) <= known
+    constants = inspect.getmodule(DeepSpeedConfig)
+    from deepspeed.runtime import constants as names
+    from deepspeed.runtime.zero import config as zero_names
+
+    values = {
+        value
+        for module in (constants, names, zero_names)
+        for value in vars(module).values()
+        if isinstance(value, str)
+    }
+    source = inspect.getsource(constants) if constants else ""
+    unread = [key for key in config if key not in values and f'"{key}"' not in source]
+    assert unread == []
+
+
+def test_states_of_stage_3_are_moved_by_these_names() -> None:
+    engine = deepspeed.DeepSpeedEngine
+    buffers = [OffloadStateTypeEnum.lp_grads, OffloadStateTypeEnum.contiguous_grad_buffer]
+    inspect.signature(engine.offload_states).bind(object(), include=buffers, pin_memory=False)
+    inspect.signature(engine.reload_states).bind(object())
+
+
+def test_master_weights_have_these_names() -> None:
+    sources = {1: stage_1_and_2, 2: stage_1_and_2, 3: stage3}
+    for stage, name in MASTER_WEIGHTS.items():
+        assert f"self.{name}" in inspect.getsource(sources[stage]), (stage, name)
