@@ -107,7 +107,7 @@ class Stack:
             return NoAnswerError(f"rollout.{method}: no answer from rank [{number}]")
         if method == "attest" and number in self.refuses:
             return WorkerError(f"rollout.attest, rank {number}: KeyError: 'weight'")
-        return 0 if method == "version" else (self.version, self.received, [PROBED])
+        return 0 if method == "version" else (self.version, self.received, {}, [PROBED])
 
     def start(self, call, *, timeout_s):
         assert call.method == "probe"
