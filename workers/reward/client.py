@@ -8,7 +8,7 @@ The module runs in the rollout worker and scores nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from workers.calls import bind
 from workers.reward.base import RewardResult, RewardSample
@@ -28,6 +28,8 @@ class RewardClient:
         self._workers = workers
         self._timeout_s = timeout_s
         self._in_flight = [0] * len(workers)
+        self._last_call = [0] * len(workers)  # number of the last call of each worker
+        self._num_calls = 0
         self._waiting: list[tuple[RewardSample, asyncio.Future[RewardResult]]] = []
         self._calls: set[asyncio.Task[None]] = set()
         self._scheduled = False
@@ -43,7 +45,7 @@ class RewardClient:
 
     def _dispatch(self) -> None:
         self._scheduled = False
-        worker = min(range(len(self._workers)), key=self._in_flight.__getitem__)
+        worker = self._least_busy(range(len(self._workers)))
         if self._waiting and self._in_flight[worker] < 2:
             batch, self._waiting = self._waiting, []
             self._in_flight[worker] += 1
@@ -51,18 +53,31 @@ class RewardClient:
             self._calls.add(call)
             call.add_done_callback(self._calls.discard)
 
+    def _least_busy(self, workers: Iterable[int]) -> int:
+        """Return the worker with the fewest calls in flight; of several the longest unused."""
+        return min(workers, key=lambda worker: (self._in_flight[worker], self._last_call[worker]))
+
     async def _call(
         self, worker: int, batch: list[tuple[RewardSample, asyncio.Future[RewardResult]]]
     ) -> None:
         samples = [sample for sample, _ in batch]
-        results = await self._results(worker, samples)
-        if any(result is None for result in results):  # one retry for a worker that died
+        futures = [future for _, future in batch]
+        try:
             results = await self._results(worker, samples)
-        self._in_flight[worker] -= 1
-        for (_, future), result in zip(batch, results, strict=True):
-            if not future.done():
-                future.set_result(result or _failure("reward worker unavailable"))
-        self._dispatch()
+            if any(result is None for result in results):  # one retry, by another worker if any
+                others = [other for other in range(len(self._workers)) if other != worker]
+                results = await self._results(self._least_busy(others or [worker]), samples)
+        except Exception as error:  # whatever it is, no sample may wait for ever
+            for future in futures:
+                if not future.done():
+                    future.set_exception(error)
+        else:
+            for future, result in zip(futures, results, strict=True):
+                if not future.done():
+                    future.set_result(result or _failure("reward worker unavailable"))
+        finally:
+            self._in_flight[worker] -= 1
+            self._dispatch()
 
     async def _results(
         self, worker: int, samples: list[RewardSample]
@@ -71,6 +86,8 @@ class RewardClient:
 
         # Every sample may in turn run into its own time limit before the last is scored.
         limit_s = self._timeout_s * (len(samples) + 1) + 30.0
+        self._num_calls += 1
+        self._last_call[worker] = self._num_calls
         try:
             call = self._workers.send(worker, bind(RewardWorker.score, samples))
             return await asyncio.wait_for(call, limit_s)

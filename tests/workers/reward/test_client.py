@@ -7,6 +7,7 @@ import ray.exceptions
 
 from workers.reward.base import RewardResult, RewardSample
 from workers.reward.client import RewardClient
+from workers.worker_group import WorkerGroup
 
 
 class Worker:
@@ -37,7 +38,9 @@ async def scored(client, numbers):
 def test_samples_of_one_turn_are_one_call_and_keep_their_order():
     async def run():
         worker = Worker()
-        results = await scored(RewardClient([worker], timeout_s=1.0), [3, 1, 2])
+        results = await scored(
+            RewardClient(WorkerGroup("reward", [worker]), timeout_s=1.0), [3, 1, 2]
+        )
         return worker.calls, [result.reward for result in results]
 
     assert asyncio.run(run()) == ([["3", "1", "2"]], [3.0, 1.0, 2.0])
@@ -47,7 +50,7 @@ def test_what_finishes_while_two_calls_are_in_flight_waits_for_the_first_answer(
     async def run():
         worker = Worker()
         worker.open.clear()
-        client = RewardClient([worker], timeout_s=1.0)
+        client = RewardClient(WorkerGroup("reward", [worker]), timeout_s=1.0)
         tasks = []
         for number in range(5):
             tasks.append(asyncio.create_task(client.score(sample(number))))
@@ -66,7 +69,7 @@ def test_the_worker_with_fewer_calls_is_next():
     async def run():
         one, other = Worker(), Worker()
         one.open.clear()
-        client = RewardClient([one, other], timeout_s=1.0)
+        client = RewardClient(WorkerGroup("reward", [one, other]), timeout_s=1.0)
         held = asyncio.create_task(client.score(sample(0)))
         await asyncio.sleep(0.01)
         await scored(client, [1, 2])
@@ -80,8 +83,43 @@ def test_the_worker_with_fewer_calls_is_next():
 def test_a_worker_that_dies_is_asked_once_more():
     async def run(deaths):
         worker = Worker(deaths=deaths)
-        results = await scored(RewardClient([worker], timeout_s=1.0), [4])
+        results = await scored(RewardClient(WorkerGroup("reward", [worker]), timeout_s=1.0), [4])
         return len(worker.calls), results[0].outcome, results[0].reward
 
     assert asyncio.run(run(1)) == (2, "scored", 4.0)
     assert asyncio.run(run(2)) == (2, "failed:reward worker unavailable", None)
+
+
+def test_samples_that_finish_one_by_one_are_spread_over_all_workers():
+    async def run():
+        workers = [Worker() for _ in range(4)]
+        client = RewardClient(WorkerGroup("reward", workers), timeout_s=1.0)
+        for number in range(8):
+            await client.score(sample(number))
+        return [len(worker.calls) for worker in workers]
+
+    assert asyncio.run(run()) == [2, 2, 2, 2]
+
+
+def test_the_retry_goes_to_another_worker():
+    async def run():
+        dying, other = Worker(deaths=9), Worker()
+        client = RewardClient(WorkerGroup("reward", [dying, other]), timeout_s=1.0)
+        results = await scored(client, [4])
+        return len(dying.calls), len(other.calls), results[0].reward
+
+    assert asyncio.run(run()) == (1, 1, 4.0)
+
+
+def test_an_error_of_another_kind_reaches_every_sample_and_leaves_none_waiting():
+    class Broken(Worker):
+        async def _score(self, samples):
+            raise KeyError("a fault of our own")
+
+    async def run():
+        client = RewardClient(WorkerGroup("reward", [Broken()]), timeout_s=1.0)
+        asked = [client.score(sample(number)) for number in range(2)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    errors = asyncio.run(asyncio.wait_for(run(), 10))
+    assert [type(error) for error in errors] == [KeyError, KeyError]
