@@ -73,16 +73,24 @@ def bundles(roles: Sequence[PlannedRole]) -> list[dict[str, float]]:
     return wanted
 
 
+def total_resources(roles: Sequence[PlannedRole]) -> dict[str, float]:
+    """Return the CPUs and GPUs of all processes, in bundles and outside of them."""
+    wanted = bundles(roles)
+    loose = sum(role.num_cpus * role.num_processes for role in roles if not role.bundles)
+    return {
+        "GPU": sum(bundle["GPU"] for bundle in wanted),
+        "CPU": sum(bundle["CPU"] for bundle in wanted) + loose,
+    }
+
+
 def check_resources(config: TrainConfig, roles: Sequence[PlannedRole]) -> None:
     """Check that Ray has the resources of all roles.
 
     Raises:
         PlacementError: with the wanted and the present resources, and the setting to lower.
     """
-    have, wanted = ray.cluster_resources(), bundles(roles)
-    loose = sum(role.num_cpus * role.num_processes for role in roles if not role.bundles)
-    for kind in ("GPU", "CPU"):
-        total = sum(bundle[kind] for bundle in wanted) + (loose if kind == "CPU" else 0)
+    have = ray.cluster_resources()
+    for kind, total in total_resources(roles).items():
         if total > have.get(kind, 0.0):
             raise PlacementError(
                 f"cluster={config.cluster.name} asks for {counted(total, kind)}: "

@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 
 
 def tiny(folder, name, *overrides):
-    """`ballast train experiment=tiny model/adapter=lora` in `folder`, on two CPUs of Ray's.
+    """`ballast train experiment=tiny model/adapter=lora` in `folder`, on three CPUs of Ray's.
 
-    One engine and one rank take both: a reference of its own would be refused.
+    One engine, one rank and a reward worker take all: a reference of its own would be refused.
     """
     fixed = ["algorithm=grpo", "trainer.prompts_per_step=8", "trainer.checkpoint_every=2"]
-    fixed += [f"output_dir={folder}", "data.eval_limit=16", "cluster.num_cpus=2"]
+    fixed += [f"output_dir={folder}", "data.eval_limit=16", "cluster.num_cpus=3"]
     command = [sys.executable, "-m", "orchestrator.cli", "train", "experiment=tiny"]
     return subprocess.run(
         [*command, "model/adapter=lora", f"run_name={name}", *fixed, *overrides],

@@ -43,10 +43,10 @@ def ports() -> Finding:
 
 def ray_resources(config: TrainConfig, roles: Sequence[PlannedRole]) -> Iterator[Finding]:
     """Compare the resources of all processes with those that Ray has, or will have."""
-    from orchestrator.planning.placement import bundles
+    from orchestrator.planning.placement import total_resources
 
-    wanted = bundles(roles)
-    cpus, gpus = (sum(bundle[kind] for bundle in wanted) for kind in ("CPU", "GPU"))
+    total = total_resources(roles)
+    cpus, gpus = total["CPU"], total["GPU"]
     address = config.cluster.address
     if address is None:
         if cpus > config.cluster.num_cpus:

@@ -207,7 +207,7 @@ def test_a_cluster_that_is_not_there(folder):
 def test_more_cpus_than_rays_own(folder):
     config, roles = planned(folder, "cluster.num_cpus=1")
     found = one(network.ray_resources(config, roles), "Ray", Level.FAULT)
-    assert found.text == "the roles take 2 CPUs, cluster.num_cpus=1"
+    assert found.text == "the roles take 3 CPUs, cluster.num_cpus=1"  # the reward worker has one
 
 
 def test_the_table_has_a_remedy_below_every_finding_that_needs_one(folder):
