@@ -356,6 +356,6 @@ def _marked():
 def test_more_gpus_than_the_cluster_has_is_refused(folder):
     done = tiny(folder, "greedy", "cluster=gpu_2")
     assert done.returncode == 2
-    assert "cluster=gpu_2 asks for 1.75, nvidia-smi lists 0" in done.stderr
+    assert "cluster=gpu_2 asks for 2, nvidia-smi lists 0" in done.stderr
     assert "choose a smaller cluster=" in done.stderr
     assert not Path(folder / "greedy" / "metrics.jsonl").exists()

@@ -28,4 +28,5 @@ def test_two_steps_with_an_engine_of_two_workers(tmp_path):
         assert line["mismatch/abs_max"] <= 1e-4  # learner and engine on what was sampled
         assert 0 < line["publication/shown_in_use_frac"] < 1  # linear layers are packed on a CPU
     second = pq.read_table(run / "rollouts" / "step_000002.parquet")
-    assert set(second.column("weight_versions").combine_chunks().flatten().to_pylist()) == {1}
+    drawn = {v for row in second.column("weight_versions").to_pylist() for v in row if v >= 0}
+    assert drawn == {1}  # every token that was sampled; prompts have no version
