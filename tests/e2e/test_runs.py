@@ -294,7 +294,7 @@ def test_ranks_that_share_their_micro_batches_train_as_one(folder):
     recorded = ["learner.profile.steps=[2]", "learner.profile.ranks=[1]"]
     two = tiny(folder, "shared", *common, *shared, *recorded)
     assert two.returncode == 0, two.stdout[-3000:] + two.stderr[-3000:]
-    assert "1 groups of 2 ranks" in two.stdout
+    assert "one group of 2 ranks" in two.stdout
     for own, other in zip(metrics(folder / "alone"), metrics(folder / "shared"), strict=True):
         assert own["learner/micro_batches"] == other["learner/micro_batches"] > 1
         for name in ("reward/mean", "rollout/tokens", "learner/num_tokens", "learner/updates"):
