@@ -147,6 +147,7 @@ class Job:
             early_stop=None,
             env={},
             placement=self.place,
+            nodes=[ray.get_runtime_context().get_node_id()],
         )
         self.workers = self.launcher.launch_first()
         self.workers.call(bind(SmallEngine.give_weights), timeout_s=LIMIT_S)
