@@ -40,18 +40,18 @@ def test_the_folder_of_a_dead_process_of_this_host_is_taken_at_once(tmp_path):
 
 def test_another_process_under_the_same_number_is_not_the_owner(tmp_path):
     started = psutil.Process().create_time()
-    write(tmp_path, host=socket.gethostname(), pid=os.getpid(), started=started - 3600)
+    path = write(tmp_path, host=socket.gethostname(), pid=os.getpid(), started=started - 3600)
     with OwnerFile(tmp_path):
-        pass
+        assert json.loads(path.read_text())["started"] == started
 
 
 def test_the_driver_of_another_host_is_waited_for_a_minute(tmp_path):
     write(tmp_path, host="elsewhere", pid=1, started=0.0, age_s=50)
     with pytest.raises(FolderInUseError, match=r"process 1 on elsewhere.*try again in 60 s"):
         OwnerFile(tmp_path).__enter__()
-    write(tmp_path, host="elsewhere", pid=1, started=0.0, age_s=70)
+    path = write(tmp_path, host="elsewhere", pid=1, started=0.0, age_s=70)
     with OwnerFile(tmp_path):
-        pass
+        assert json.loads(path.read_text())["host"] == socket.gethostname()
 
 
 def test_a_living_driver_touches_its_file(tmp_path, monkeypatch):
