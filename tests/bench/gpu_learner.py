@@ -97,19 +97,22 @@ class Measured:
 
 @contextmanager
 def attention_by(name: str) -> Iterator[None]:
-    """`auto` is the project's choice; `blocks` and `cudnn` are padded blocks even on a GPU.
+    """`auto` is the project's choice; `flash` is always the packed kernel.
 
-    `cudnn` names the kernel that has to compute them; for `blocks` torch chooses it.
+    `blocks` and `cudnn` are padded blocks even on a GPU. `cudnn` names the kernel that has to
+    compute them; for `blocks` torch chooses it.
     """
-    chosen = attention.flash_computes
-    if name != "auto":
+    chosen = attention.flash_computes, attention.dense_is_faster
+    if name in ("blocks", "cudnn"):
         attention.flash_computes = lambda *_, **__: False
+    if name == "flash":
+        attention.dense_is_faster = lambda *_, **__: False
     backend = sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if name == "cudnn" else nullcontext()
     try:
         with backend:
             yield
     finally:
-        attention.flash_computes = chosen
+        attention.flash_computes, attention.dense_is_faster = chosen
 
 
 def build(case: Case, device: torch.device) -> PolicyModel:
@@ -248,12 +251,13 @@ def cases(device: torch.device) -> list[Case]:
     bf16 = torch.bfloat16
     return [
         Case(shape=small, lengths=one),
-        Case(shape=small, lengths=one, attention="blocks"),
-        Case(shape=small, lengths=one, attention="blocks", rows=110),
+        Case(shape=small, lengths=one, attention="flash"),
+        Case(shape=small, lengths=one, rows=110),
         Case(shape=small, lengths=one, rows=512),
         Case(shape=small, lengths=mixed),
         Case(shape=small, lengths=mixed, attention="blocks"),
         Case(shape=small, lengths=(4 * n,)),
+        Case(shape=small, lengths=(4 * n,), attention="flash"),
         Case(shape=small, lengths=one, rank=16),
         Case(shape=large, lengths=one, rank=16),
         Case(shape=large, lengths=one, rank=16, frozen=bf16),
@@ -388,10 +392,11 @@ def attention_table(device: torch.device, repeats: int) -> None:
         "| peak MiB |\n|---|---|---|---|---|---|---|---|"
     )
     tried = [
-        (torch.bfloat16, (n,), None, ("auto", "blocks", "cudnn")),
-        (torch.bfloat16, reasoning_lengths(n), None, ("auto", "blocks", "cudnn")),
+        (torch.bfloat16, (n,), None, ("auto", "flash", "blocks", "cudnn")),
+        (torch.bfloat16, reasoning_lengths(n), None, ("auto", "flash", "blocks", "cudnn")),
         (torch.bfloat16, (n,), n // 16, ("auto", "blocks")),
         (torch.float32, (n,), None, ("auto",)),
+        (torch.bfloat16, (n // 4,) * 4, None, ("auto", "flash")),
     ]
     for dtype, lengths, window, names in tried:
         # Causal: half of 4 L^2 D a head forward, and two and a half times that backward.

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from workers.engines.model.attention import attention_arguments, varlen_sdpa
-from workers.engines.model.attention_kernels import flash_computes, tiled_attention
+from workers.engines.model.attention_kernels import (
+    dense_is_faster,
+    dense_varlen,
+    flash_computes,
+    tiled_attention,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -80,7 +85,32 @@ def test_equals_float64(
     expected = torch.autograd.grad((want * weights).sum(), tensors)
     bound = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
     for one, other in zip((got, *gradients), (want, *expected), strict=True):
-        assert float((one.double() - other).norm() / other.double().norm()) < bound
+        assert float((one.double() - other).detach().norm() / other.double().norm()) < bound
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_sequence_after_the_other_equals_float64(
+    device: torch.device, dtype: torch.dtype
+) -> None:
+    tensors = draw(LENGTHS, (4, 2), 64, dtype, device)
+    flat = [tensor[0].transpose(0, 1) for tensor in tensors]
+    got = dense_varlen(*flat, lengths=LENGTHS, scale=64**-0.5)[None]
+    gradients = torch.autograd.grad(got.float().square().sum(), tensors)
+    want = reference(tensors, LENGTHS, None, None)
+    expected = torch.autograd.grad(want.square().sum(), tensors)
+    bound = 2e-5 if dtype == torch.float32 else 2e-2
+    for one, other in zip((got, *gradients), (want, *expected), strict=True):
+        assert float((one.double() - other).detach().norm() / other.double().norm()) < bound
+
+
+def test_long_sequences_are_not_packed_on_a_hopper(device: torch.device) -> None:
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0):
+        pytest.skip("the kernel that is faster there is a Hopper's")
+    query = torch.empty(1, 8, device=device)
+    assert dense_is_faster(query, (4096,), window=None)
+    assert dense_is_faster(query, (16, 8200), window=9000)
+    assert not dense_is_faster(query, (4096,), window=4095)
+    assert not dense_is_faster(query, (4096, 4000), window=None)
 
 
 def test_tiles_equal_one_tile(device: torch.device) -> None:

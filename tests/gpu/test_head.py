@@ -119,13 +119,18 @@ def test_memory_is_that_of_a_chunk(
     targets = targets.repeat(12)
     planned = head_bytes(vocab, torch.cuda.get_device_properties(device).total_memory, None)
     weights = 4 * 2 * vocab * H  # the gradient, and what rounds and adds it
-    for entropy in (False, True):
+    for entropy, softcap in ((False, None), (True, None), (False, 30.0), (True, 30.0)):
 
-        def step(entropy: bool = entropy) -> None:
+        def step(entropy: bool = entropy, softcap: float | None = softcap) -> None:
             with torch.autocast(device.type, torch.bfloat16):
-                logprobs, values = chunked_logprobs(hidden, weight, targets, entropy=entropy)
+                logprobs, values = chunked_logprobs(
+                    hidden, weight, targets, entropy=entropy, softcap=softcap
+                )
             (logprobs.sum() + (values.sum() if values is not None else 0)).backward()
 
         taken = peak(step)
-        say(f"head, entropy {entropy}: peak {taken / planned:.2f} of {planned / 2**20:.0f} MiB")
+        say(
+            f"head, entropy {entropy}, cap {softcap}: "
+            f"peak {taken / planned:.2f} of {planned / 2**20:.0f} MiB"
+        )
         assert taken < 1.1 * planned + weights

@@ -155,7 +155,8 @@ def test_state_leaves_the_device_and_comes_back(
             for parameter in AutoModelForCausalLM.from_pretrained(folder).parameters()
         )
         say(f"stage {stage}: {freed / weights:.2f} times the weights left the device")
-        assert freed >= 2 * weights  # two moments
+        # Two moments, and above stage 0 the master weights.
+        assert freed >= (2 if stage == 0 else 3) * weights
     else:
         moves.offload_states()
     moves.reload_states()

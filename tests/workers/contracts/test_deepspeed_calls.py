@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import typing
 from typing import Any
 
 import deepspeed
 import pytest
+import torch
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.zero import stage3, stage_1_and_2
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.runtime.zero.offload_config import OffloadDeviceEnum, OffloadStateTypeEnum
+from deepspeed.utils.tensor_fragment import tensor_fragment
 
 from workers.engines.zero.optimizers import MASTER_WEIGHTS
 from workers.engines.zero.settings import OptimizerSettings, ZeroSettings, deepspeed_config
@@ -73,6 +77,18 @@ def test_states_of_stage_3_are_moved_by_these_names() -> None:
     buffers = [OffloadStateTypeEnum.lp_grads, OffloadStateTypeEnum.contiguous_grad_buffer]
     inspect.signature(engine.offload_states).bind(object(), include=buffers, pin_memory=False)
     inspect.signature(engine.reload_states).bind(object())
+
+
+def test_every_tensor_of_a_parameters_mapping_is_moved_or_none_of_the_optimizers() -> None:
+    """Views that `move_states` does not know would keep the device's memory."""
+    held = {
+        field.name
+        for field in dataclasses.fields(tensor_fragment)
+        if field.type in (torch.Tensor, dict, typing.Dict)
+    }
+    moved = {"hp_fragment", "optim_fragment"}
+    gradients_and_weights = {"lp_fragment", "gradient_dict", "offload_gradient_dict"}
+    assert held == moved | gradients_and_weights
 
 
 def test_master_weights_have_these_names() -> None:

@@ -23,7 +23,13 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.utils import is_flash_attn_2_available
 
-from workers.engines.model.attention_kernels import block_attention, flash_computes, flash_varlen
+from workers.engines.model.attention_kernels import (
+    block_attention,
+    dense_is_faster,
+    dense_varlen,
+    flash_computes,
+    flash_varlen,
+)
 
 VARLEN_SDPA = "varlen_sdpa"
 ATTENTION_NAMES = (VARLEN_SDPA, "flash_attention_2")
@@ -57,6 +63,7 @@ class SequenceBlocks:
         places: [N] int64, where token i is in the blocks laid end to end.
         in_order: one unpadded block that already is the flat batch: no gather at all.
         cu_seqlens: [S+1] int32, where each sequence of the flat batch begins.
+        lengths: tokens of each sequence of the flat batch.
         longest: tokens of the longest sequence.
     """
 
@@ -64,6 +71,7 @@ class SequenceBlocks:
     places: Tensor
     in_order: bool
     cu_seqlens: Tensor
+    lengths: tuple[int, ...]
     longest: int
 
 
@@ -98,6 +106,7 @@ def sequence_blocks(cu_seqlens: Tensor) -> SequenceBlocks:
         places=torch.from_numpy(places).to(device),
         in_order=len(blocks) == 1 and blocks[0].real is None,
         cu_seqlens=cu_seqlens,
+        lengths=tuple(lengths.tolist()),
         longest=int(lengths.max()),
     )
 
@@ -151,6 +160,8 @@ def varlen_sdpa(
         # Rotary embeddings leave float32 behind under autocast; what is gathered is rounded first.
         flat = [_autocast(tensor) for tensor in flat]
     if flash_computes(flat[0], softcap=softcap):
+        if dense_is_faster(flat[0], sequence_blocks.lengths, window=sliding_window):
+            return dense_varlen(*flat, lengths=sequence_blocks.lengths, scale=scale)[None], None
         out = flash_varlen(
             *flat,
             cu_seqlens=sequence_blocks.cu_seqlens,

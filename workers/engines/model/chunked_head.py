@@ -35,7 +35,6 @@ class _ChunkedLogprobs(torch.autograd.Function):
         chunk_rows: int,
         product_dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(hidden, weight, bias, targets)
         # An output that nothing differentiates (entropies that only gate) then costs nothing.
         ctx.set_materialize_grads(False)
         ctx.temperature, ctx.softcap, ctx.with_entropy = temperature, softcap, with_entropy
@@ -46,17 +45,24 @@ class _ChunkedLogprobs(torch.autograd.Function):
         for rows in _chunks(hidden.shape[0], chunk_rows):
             z = _logits(hidden[rows], factor, bias)  # [m, V]
             _cap_and_divide_(z, temperature=temperature, softcap=softcap)
-            logprobs[rows], uncertainty = _scores_(z, targets[rows], entropy=with_entropy)
-            if uncertainty is not None:
-                entropies[rows] = uncertainty
+            picked = targets[rows, None]  # [m, 1]
+            if with_entropy or z.is_cuda:
+                z = _log_softmax_(z)
+                logprobs[rows] = z.gather(1, picked)[:, 0]
+            else:
+                logprobs[rows] = z.gather(1, picked)[:, 0] - z.logsumexp(dim=-1)
+            if with_entropy:
+                # From log p: logsumexp(z) - sum(p * z) would cancel where the logits are large.
+                entropies[rows] = z.exp().mul_(z).sum(dim=-1).neg_()
             del z  # or the next chunk's logits would lie beside it
         if not with_entropy:
             ctx.mark_non_differentiable(entropies)
+        ctx.save_for_backward(hidden, weight, bias, targets, entropies)
         return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        hidden, weight, bias, targets = ctx.saved_tensors
+        hidden, weight, bias, targets, entropies = ctx.saved_tensors
         grad_logprobs: Tensor | None = grads[0]  # [M]
         grad_entropies = grads[1] if ctx.with_entropy else None  # [M]
         if grad_logprobs is None:
@@ -69,22 +75,24 @@ class _ChunkedLogprobs(torch.autograd.Function):
         for rows in _chunks(hidden.shape[0], ctx.chunk_rows):
             z = _logits(hidden[rows], factor, bias)  # [m, V]
             slope = _cap_and_divide_(z, temperature=ctx.temperature, softcap=ctx.softcap)
-            grad_z = _gradient_(
+            z = _log_softmax_(z)
+            _gradient_(
                 z,
                 targets[rows],
                 grad_logprobs[rows],
                 None if grad_entropies is None else grad_entropies[rows],
+                entropies[rows],
             )
             if isinstance(slope, Tensor) or slope != 1.0:
-                grad_z.mul_(slope)
+                z.mul_(slope)
             if grad_bias is not None:
-                grad_bias.add_(grad_z.sum(dim=0))
-            grad_raw = grad_z.to(ctx.product_dtype)
+                grad_bias.add_(z.sum(dim=0))
+            grad_raw = z.to(ctx.product_dtype)
             grad_hidden[rows] = _product(grad_raw, factor)
             if trains:
                 chunk = hidden[rows].to(ctx.product_dtype)
                 grad_weight = _add_product_(grad_weight, grad_raw.t(), chunk)
-            del z, slope, grad_z, grad_raw  # or the next chunk's would lie beside them
+            del z, slope, grad_raw  # or the next chunk's would lie beside them
         if grad_weight is None and trains:
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
@@ -131,18 +139,6 @@ def _logits(hidden: Tensor, factor: Tensor, bias: Tensor | None) -> Tensor:
     return logits if bias is None else logits.add_(bias.float())
 
 
-def _scores_(z: Tensor, targets: Tensor, *, entropy: bool) -> tuple[Tensor, Tensor | None]:
-    """Return log-probs [m] and, if asked for, entropies [m] of `z` [m, V]; may overwrite `z`."""
-    if not entropy and not z.is_cuda:
-        return z.gather(1, targets[:, None])[:, 0] - z.logsumexp(dim=-1), None
-    log_p = _log_softmax_(z)
-    logprobs = log_p.gather(1, targets[:, None])[:, 0]
-    if not entropy:
-        return logprobs, None
-    # From log p: logsumexp(z) - sum(p * z) would cancel where the logits are large.
-    return logprobs, log_p.exp().mul_(log_p).sum(dim=-1).neg_()
-
-
 def _log_softmax_(z: Tensor) -> Tensor:
     """Return log p [m, V], in the memory of `z` where that costs nothing."""
     # On a GPU one kernel reads z and writes log p; the steps in place would pass over it six times.
@@ -150,21 +146,20 @@ def _log_softmax_(z: Tensor) -> Tensor:
 
 
 def _gradient_(
-    z: Tensor,  # [m, V], may be overwritten
+    log_p: Tensor,  # [m, V]
     targets: Tensor,  # [m]
     grad_logprobs: Tensor,  # [m]
     grad_entropies: Tensor | None,  # [m]
-) -> Tensor:
-    """Return the gradient by `z` [m, V], with one buffer beside it for entropies."""
-    log_p = _log_softmax_(z)
+    entropies: Tensor,  # [m], read where they have a gradient
+) -> None:
+    """Turn log p [m, V] into the gradient by the logits, with one buffer beside it for entropies."""
     if grad_entropies is None:
-        grad_z = log_p.exp_().mul_(-grad_logprobs[:, None])
+        log_p.exp_().mul_(-grad_logprobs[:, None])
     else:
         p = log_p.exp()
-        entropy = -torch.linalg.vecdot(p, log_p)[:, None]  # [m, 1]
-        grad_z = log_p.add_(entropy).mul_(grad_entropies[:, None]).add_(grad_logprobs[:, None])
-        grad_z.mul_(p).neg_()
-    return grad_z.scatter_add_(1, targets[:, None], grad_logprobs[:, None])
+        log_p.add_(entropies[:, None]).mul_(grad_entropies[:, None]).add_(grad_logprobs[:, None])
+        log_p.mul_(p).neg_()
+    log_p.scatter_add_(1, targets[:, None], grad_logprobs[:, None])
 
 
 def _cap_and_divide_(

@@ -3,6 +3,7 @@
 Runs in every rank that trains. Takes no step: `rank.py` does.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -40,8 +41,8 @@ def build_optimizer(settings: OptimizerSettings, policy: PackedModel) -> torch.o
 def move_states(engine: Any, device: torch.device, *, stage: int) -> None:
     """Move the tensors that only an optimizer step needs to `device`: its state and master weights.
 
-    DeepSpeed moves them by itself for its own FusedAdam alone; its gradient buffer of stage 3 it
-    does move. Parameters stay where they are.
+    DeepSpeed moves them by itself in stage 3 and for its own FusedAdam alone; its gradient buffer
+    of stage 3 it does move. Parameters stay where they are.
     """
     if stage == 3:
         from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
@@ -51,9 +52,34 @@ def move_states(engine: Any, device: torch.device, *, stage: int) -> None:
             engine.offload_states(include=buffers, pin_memory=False)
         else:
             engine.reload_states()
-    for master in getattr(engine.optimizer, MASTER_WEIGHTS.get(stage, ""), []):
-        master.data = master.data.to(device)
-    for state in engine.optimizer.state.values():
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.dim():
-                state[key] = value.to(device)
+    states = (value for state in engine.optimizer.state.values() for value in state.values())
+    _move(
+        [
+            *getattr(engine.optimizer, MASTER_WEIGHTS.get(stage, ""), []),
+            *(value for value in states if isinstance(value, Tensor) and value.dim()),
+            *(_fragments(engine.module) if stage in (1, 2) else ()),
+        ],
+        device,
+    )
+
+
+def _fragments(module: nn.Module) -> Iterator[Tensor]:
+    """Yield the views of master weights and moments that ZeRO 1 and 2 keep at every parameter."""
+    for parameter in module.parameters():
+        mapping = getattr(parameter, "_hp_mapping", None)
+        if mapping is not None:
+            yield mapping.hp_fragment
+            yield from (mapping.optim_fragment or {}).values()
+
+
+def _move(tensors: Sequence[Tensor], device: torch.device) -> None:
+    """Move tensors to `device`; those that share memory share it there, so that none stays behind."""
+    moved: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+    for tensor in tensors:
+        here = tensor.untyped_storage()
+        if here.data_ptr() not in moved:
+            there = torch.UntypedStorage(here.nbytes(), device=device).copy_(here)
+            moved[here.data_ptr()] = here, there  # kept: the address of freed memory comes again
+        view = torch.empty(0, dtype=tensor.dtype, device=device)
+        view.set_(moved[here.data_ptr()][1], tensor.storage_offset(), tensor.size(), tensor.stride())
+        tensor.data = view

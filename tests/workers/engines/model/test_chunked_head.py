@@ -147,9 +147,9 @@ def test_entropies_that_nothing_differentiates_cost_no_gradient(
     seen = []
     original = chunked_head._gradient_
 
-    def gradient(z, targets, grad_logprobs, grad_entropies):
+    def gradient(log_p, targets, grad_logprobs, grad_entropies, entropies):
         seen.append(grad_entropies is not None)
-        return original(z, targets, grad_logprobs, grad_entropies)
+        return original(log_p, targets, grad_logprobs, grad_entropies, entropies)
 
     monkeypatch.setattr(chunked_head, "_gradient_", gradient)
     gradients = []

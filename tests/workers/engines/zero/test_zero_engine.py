@@ -1,5 +1,6 @@
 """The ZeRO engine against plain autograd, and its checkpoint, export and refusals."""
 
+import gc
 import math
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import zero_matrix  # noqa: E402
 from rank_processes import run_ranks  # noqa: E402
 
 from workers.data.packing import pack  # noqa: E402
-from workers.engines.zero.optimizers import move_states  # noqa: E402
+from workers.engines.zero.optimizers import MASTER_WEIGHTS, move_states  # noqa: E402
 from workers.engines.zero.policy_engine import PolicyEngine  # noqa: E402
 from workers.engines.zero.process_group import ProcessGroupSettings  # noqa: E402
 from workers.engines.zero.settings import OptimizerSettings, ZeroSettings, deepspeed_config  # noqa: E402
@@ -263,6 +264,30 @@ def test_state_that_was_moved_away_and_back_trains_the_same(model: Path, stage: 
     assert want.tobytes() == got.tobytes()
     moved.close()
     plain.close()
+
+
+def addresses(tensors) -> set[int]:
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_nothing_holds_the_memory_that_state_was_moved_from(model: Path, stage: int) -> None:
+    """Under ZeRO 1 and 2 every parameter has views of its moments and of its master weights."""
+    engine = engine_of(model, stage)
+    take_steps(engine, 1)
+    optimizer = engine._engine.optimizer
+    state = [v for s in optimizer.state.values() for v in s.values() if v.dim()]
+    state += getattr(optimizer, MASTER_WEIGHTS.get(stage, ""), [])
+    left = [tensor.untyped_storage() for tensor in state]  # kept, or their addresses came again
+    move_states(engine._engine, torch.device("cpu"), stage=stage)
+    alive = [item for item in gc.get_objects() if type(item) in (torch.Tensor, torch.nn.Parameter)]
+    assert not addresses(alive) & {storage.data_ptr() for storage in left}
+    if stage in (1, 2):
+        mappings = [p._hp_mapping for p in engine.module.parameters()]
+        views = [m.hp_fragment for m in mappings]
+        views += [v for m in mappings for v in (m.optim_fragment or {}).values()]
+        assert addresses(views) <= addresses(state)
+    engine.close()
 
 
 def test_raw_deepspeed_settings_win(model: Path) -> None:
