@@ -86,6 +86,7 @@ class Trainer:
             num_ranks=self.config.learner.num_data_parallel,
             token_budget=self.config.learner.token_budget,
             cost=self.roles.cost,
+            share_prefixes=self.roles.share_prefixes,
             coefficients=self.adaptation.coefficients,
         )
         critic = None if self.roles.critic is None else self.roles.critic.step(step, batch, rows)

@@ -20,7 +20,8 @@ import torch
 
 from algorithms.algorithm import Algorithm
 from algorithms.inputs import BatchMetadata, RewardInputs
-from orchestrator.step.partition import SequenceCost, partition
+from orchestrator.step.partition import Partition, SequenceCost, partition
+from orchestrator.step.siblings import siblings_of
 from workers.data.plans import MicroBatchPlan, RankPlan, Slice
 from workers.data.trajectory import RolloutGroup, TrajectoryMeta
 
@@ -137,6 +138,7 @@ def plan_updates(
     num_ranks: int,
     token_budget: int,
     cost: SequenceCost,
+    share_prefixes: bool = False,
     num_passes: int = 1,
     seed: tuple[int, ...] = (0,),
     coefficients: Mapping[str, float] | None = None,
@@ -154,53 +156,101 @@ def plan_updates(
         num_ranks: of the learner.
         token_budget: of a micro-batch.
         cost: of a sequence.
+        share_prefixes: True to compute the prompt of siblings once in a micro-batch.
         num_passes: over the batch.
         seed: of the order of later passes; distinct for every step.
         coefficients: of the algorithm, for this step.
     """
-    tokens = np.asarray([meta.num_tokens for meta in batch.metas], dtype=np.int64)  # [S]
-    trained = batch.lengths  # [S]
-    updates: list[list[list[MicroBatchPlan]]] = []  # [U][R][K]
-    imbalance, fill = 1.0, 0.0
     # A filtered batch may hold fewer groups than a full one; every update keeps one at least.
     num_updates = max(1, min(num_updates, batch.num_groups))
-    for part in _parts(batch.num_groups, num_updates, num_passes, seed):
-        rows = np.flatnonzero(np.isin(batch.group_ids, part))  # [rows of this update]
-        weights = algorithm.sequence_weights(
-            BatchMetadata(
-                lengths=torch.from_numpy(trained[rows]),
-                group_ids=torch.from_numpy(batch.group_ids[rows]),
-                rewards=torch.from_numpy(batch.rewards[rows]),
-            )
+    trained = batch.lengths  # [S]
+    updates = [
+        _spread(
+            batch,
+            trained,
+            np.flatnonzero(np.isin(batch.group_ids, part)),
+            algorithm,
+            share_prefixes=share_prefixes,
+            num_ranks=num_ranks,
+            token_budget=token_budget,
+            cost=cost,
         )
-        active = np.flatnonzero(trained[rows] > 0)
-        spread = partition(
-            tokens[rows[active]], num_ranks=num_ranks, token_budget=token_budget, cost=cost
-        )
-        imbalance, fill = max(imbalance, spread.imbalance), fill + spread.fill_frac
-        updates.append(
-            [
-                [_micro_batch(rows, active[chosen], weights) for chosen in rank]
-                for rank in spread.rows
-            ]
-        )
+        for part in _parts(batch.num_groups, num_updates, num_passes, seed)
+    ]
     ranks = tuple(
         RankPlan(
-            updates=tuple(tuple(update[rank]) for update in updates),
+            updates=tuple(tuple(update.micro_batches[rank]) for update in updates),
             num_passes=num_passes,
             coefficients=dict(coefficients or {}),
         )
         for rank in range(num_ranks)
     )
-    num_micro = sum(len(update[0]) for update in updates)
+    whole = sum(update.num_tokens for update in updates)
+    computed = sum(update.spread.num_tokens for update in updates)
+    fill = sum(update.spread.fill_frac for update in updates)
     return BatchPlan(
         ranks=ranks,
         metrics={
-            "learner/rank_imbalance": imbalance,
+            "learner/rank_imbalance": max(update.spread.imbalance for update in updates),
             "learner/micro_batch_fill_frac": fill / len(updates),
-            "learner/micro_batches": float(num_micro),
+            "learner/micro_batches": float(sum(len(u.micro_batches[0]) for u in updates)),
+            "learner/shared_prefix_frac": 1.0 - computed / whole if whole else 0.0,
             "learner/updates": float(len(updates)),
         },
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Update:
+    """One optimizer update of all ranks."""
+
+    micro_batches: list[list[MicroBatchPlan]]  # [R][K]
+    spread: Partition
+    num_tokens: int  # of the rows that train, each row's prompt counted
+
+
+def _spread(
+    batch: StepBatch,
+    trained: npt.NDArray[np.int64],  # [S]
+    rows: npt.NDArray[np.int64],
+    algorithm: Algorithm,
+    *,
+    share_prefixes: bool,
+    num_ranks: int,
+    token_budget: int,
+    cost: SequenceCost,
+) -> _Update:
+    """Divide the rows of one update among ranks and micro-batches."""
+    weights = algorithm.sequence_weights(
+        BatchMetadata(
+            lengths=torch.from_numpy(trained[rows]),
+            group_ids=torch.from_numpy(batch.group_ids[rows]),
+            rewards=torch.from_numpy(batch.rewards[rows]),
+        )
+    )
+    trains = trained[rows] > 0
+    active = rows[trains]  # [A]
+    metas = [batch.metas[row] for row in active]
+    tokens = np.asarray([meta.num_tokens for meta in metas], dtype=np.int64)  # [A]
+    siblings = siblings_of(metas, batch.group_ids[active]) if share_prefixes else None
+    spread = partition(
+        tokens, num_ranks=num_ranks, token_budget=token_budget, cost=cost, siblings=siblings
+    )
+    multipliers = {name: weight.numpy()[trains] for name, weight in weights.items()}
+    return _Update(
+        micro_batches=[
+            [
+                MicroBatchPlan(
+                    rows=active[chosen],
+                    weights={name: weight[chosen] for name, weight in multipliers.items()},
+                    groups=None if siblings is None else siblings.groups[chosen],
+                )
+                for chosen in rank
+            ]
+            for rank in spread.rows
+        ],
+        spread=spread,
+        num_tokens=int(tokens.sum()),
     )
 
 
@@ -213,17 +263,6 @@ def _parts(
         if number:
             order = np.random.default_rng([*seed, number]).permutation(num_groups)
         yield from np.array_split(order, num_updates)
-
-
-def _micro_batch(
-    rows: npt.NDArray[np.int64],
-    chosen: npt.NDArray[np.int64],
-    weights: Mapping[str, torch.Tensor],
-) -> MicroBatchPlan:
-    return MicroBatchPlan(
-        rows=rows[chosen],
-        weights={name: weight.numpy()[chosen] for name, weight in weights.items()},
-    )
 
 
 def batch_metrics(batch: StepBatch, version: int) -> dict[str, float]:

@@ -73,12 +73,14 @@ class Critic:
         algorithm: gives the loss of values and the weights of sequences.
         config: of the run.
         cost: of a sequence.
+        share_prefixes: True if the critic computes the prompt of siblings once.
     """
 
     group: ValueFunction
     algorithm: Algorithm
     config: TrainConfig
     cost: SequenceCost
+    share_prefixes: bool = False
 
     def step(self, step: int, batch: StepBatch, rows: StepRows) -> CriticStep:
         """Divide a step among the ranks."""
@@ -92,6 +94,7 @@ class Critic:
             num_ranks=critic.num_ranks,
             token_budget=critic.token_budget,
             cost=self.cost,
+            share_prefixes=self.share_prefixes,
         )
         return CriticStep(
             group=self.group,
