@@ -71,14 +71,16 @@ def _check_and_print_plan(options: Namespace) -> tuple[DictConfig, TrainConfig, 
     from orchestrator.planning.resuming import (
         check_same_algorithm,
         check_same_model,
+        check_same_rate,
         check_same_roles,
     )
 
     algorithm = instantiate(raw.algorithm, _convert_="all")
-    plan.check(config, algorithm)
+    plan.check_launch(config, algorithm)
     check_same_model(config)
     check_same_roles(config)
     check_same_algorithm(raw, config)
+    check_same_rate(config, algorithm)
     print(plan.describe(config, algorithm))
     return raw, config, algorithm
 

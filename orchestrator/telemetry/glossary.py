@@ -189,7 +189,7 @@ CREDIT = (
 
 POLICY = (
     *_metrics(
-        TRAINED + "; per update",
+        TRAINED + ", where a part reads old_logprobs; per update",
         ("policy/ratio", "1", "pi_theta / pi_old, mean over trained tokens"),
         ("policy/ratio_max", "1", "largest of a token"),
         ("policy/ratio_min", "1", "smallest of a token"),
@@ -199,6 +199,7 @@ POLICY = (
         "steps of an algorithm with a part that does it; per update",
         ("policy/entropy", "nats", "of the full vocabulary, mean over trained tokens"),
         ("policy/kl_ref_<estimator>", "nats", "estimate of the KL against the reference"),
+        ("policy/kl_ref_limit_frac", "share", "tokens whose estimate of that KL is at its bound"),
         ("policy/clip_frac", "share", "trained tokens whose gradient the clip cuts"),
         ("policy/clip_low_frac", "share", "of these, ratio below the lower bound"),
         ("policy/clip_high_frac", "share", "of these, ratio above the upper bound"),
@@ -226,6 +227,7 @@ LEARNER = (
     *_metrics(
         TRAINED,
         ("learner/steps", "updates", "applied; one with a non-finite gradient is skipped"),
+        ("learner/skipped_updates", "updates", "skipped; other metrics leave these out"),
         ("learner/loss", "1", "weighted sum over ranks and micro-batches, per update"),
         ("learner/grad_norm", "1", "before clipping, per update"),
         ("learner/lr", "1", "learning rate, per update"),
@@ -243,6 +245,8 @@ CRITIC = _metrics(
         "1 - var(returns - values) / var(returns): 1 foretold, 0 no better than a constant",
     ),
     ("critic/steps", "updates", "applied"),
+    ("critic/skipped_updates", "updates", "skipped; other metrics leave these out"),
+    ("critic/num_tokens", "tokens", "trained, per update"),
     ("critic/loss", "1", "weighted sum over ranks and micro-batches, per update"),
     ("critic/grad_norm", "1", "before clipping, per update"),
     ("critic/lr", "1", "learning rate, per update"),
