@@ -107,6 +107,7 @@ class EngineLauncher:
                 "settings": settings[number],
                 "max_prompt_tokens": config.data.max_prompt_tokens,
                 "environment": self._environment,
+                "environment_s": config.cluster.timeouts.environment_s,
                 "reward_timeout_s": config.reward.timeout_s,
                 "early_stop": self._early_stop,
             },
