@@ -59,6 +59,12 @@ SCHEMA = pa.schema(
 
 SCORED = "scored"
 STOPPED_EARLY = "dropped:early_stop"  # the sample could no longer change its group's verdict
+MAX_REASON_CHARS = 300
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an error as the reason of an outcome, in one line of at most `MAX_REASON_CHARS`."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:MAX_REASON_CHARS]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,14 +18,18 @@ from typing import Any
 
 from workers.reward.base import RewardSample
 
+TAKEN = frozenset({"prompt", "response", "ground_truth"})  # arguments of every call
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Function:
     """Scorer that calls a function with prompt, response, ground truth and every other column.
 
+    A column named prompt, response or ground_truth is not handed over: the names are taken.
+
     Attributes:
         path: "package.module.function", or "/folder/file.py:function".
-        arguments: further keyword arguments of every call.
+        arguments: further keyword arguments of every call, which win over columns.
     """
 
     path: str
@@ -33,6 +37,11 @@ class Function:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arguments", dict(self.arguments))
+        if taken := sorted(TAKEN & set(self.arguments)):
+            raise ValueError(
+                f"reward function {self.path!r}: arguments named {', '.join(taken)} are those of "
+                "every call; choose other names"
+            )
         if ".py:" in self.path:  # the scoring process need not share this one's directory
             object.__setattr__(self, "path", os.path.abspath(os.path.expanduser(self.path)))
         resolve(self.path)
@@ -43,11 +52,12 @@ class Function:
 
     def __call__(self, sample: RewardSample) -> float | Mapping[str, float]:
         """Call the function and return its result unchecked."""
+        given = {**sample.columns, **self.arguments}
         return resolve(self.path)(
             prompt=sample.prompt,
             response=sample.response,
             ground_truth=sample.ground_truth,
-            **{**sample.columns, **self.arguments},
+            **{name: value for name, value in given.items() if name not in TAKEN},
         )
 
 
