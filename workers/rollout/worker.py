@@ -38,6 +38,7 @@ class RolloutWorker:
         max_prompt_tokens: int,
         environment: Environment,
         reward_timeout_s: float,
+        scores_together: bool = False,
         early_stop: EarlyStop | None = None,
     ) -> None:
         self._run_id = run_id
@@ -45,6 +46,7 @@ class RolloutWorker:
         self._encoder = PromptEncoder(settings.model_path, max_prompt_tokens)
         self._environment = environment
         self._reward_timeout_s, self._early_stop = reward_timeout_s, early_stop
+        self._scores_together = scores_together
         self._context: RolloutContext
         self._finished: asyncio.Queue[list[Trajectory]] = asyncio.Queue()
         self._groups: dict[str, tuple[GroupPlay, asyncio.Task[None]]] = {}
@@ -66,6 +68,7 @@ class RolloutWorker:
             encoder=self._encoder,
             environment=self._environment,
             rewards=RewardClient(rewards, timeout_s=self._reward_timeout_s),
+            scores_together=self._scores_together,
             early_stop=self._early_stop,
             spans=self.spans,
         )

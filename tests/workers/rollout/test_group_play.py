@@ -73,7 +73,7 @@ class TwoTurns(SingleTurn):
         return await super().play([*prompt_tokens, *first.tokens, 9], draw)
 
 
-def play(engine, rewards, *, samples, environment=None, early_stop=None):
+def play(engine, rewards, *, samples, environment=None, early_stop=None, scores_together=False):
     request = GroupRequest(
         group_id="g",
         prompt_uid="p",
@@ -94,6 +94,7 @@ def play(engine, rewards, *, samples, environment=None, early_stop=None):
         rewards=rewards,
         early_stop=early_stop,
         spans=SpanLog(),
+        scores_together=scores_together,
     )
     return GroupPlay(request, context)
 
@@ -197,3 +198,26 @@ def test_a_cancelled_group_says_what_the_engine_still_holds():
         return held, task.cancelled()
 
     assert asyncio.run(run()) == ({"g/1/1"}, True)
+
+
+def test_a_scorer_of_whole_groups_gets_all_siblings_that_finished_once():
+    """Siblings of 9, 5 and 7 turns finish in another order and arrive in their own."""
+
+    class Ranks:
+        calls = ()
+
+        async def score_group(self, siblings):
+            self.calls = (*self.calls, [len(sample.response) for sample in siblings])
+            longest = max(len(sample.response) for sample in siblings)
+            rewards = [float(len(sample.response) == longest) for sample in siblings]
+            return [RewardResult(outcome="scored", reward=reward) for reward in rewards]
+
+    rewards = Ranks()
+    engine = Engine({"g/0/1": 9, "g/1/1": 5, "g/2/1": 7})
+    group = play(engine, rewards, samples=3, scores_together=True)
+    assert outcomes(asyncio.run(group.run())) == [
+        ("scored", 1.0, 9),
+        ("scored", 0.0, 5),
+        ("scored", 0.0, 7),
+    ]
+    assert rewards.calls == ([9, 5, 7],)
