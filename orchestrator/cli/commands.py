@@ -193,7 +193,10 @@ def scale(options: Namespace) -> int:
 
 
 def data(options: Namespace) -> int:
-    """Generate or find the prompt files."""
+    """Generate or find the prompt files; with the word `inspect`, show their rows as sent."""
+    if options.overrides[:1] == ["inspect"]:
+        options.overrides = options.overrides[1:]
+        return _inspect_data(options)
     _, config = _compose(options)
     from orchestrator.planning.sources import prompt_sets
 
@@ -201,6 +204,17 @@ def data(options: Namespace) -> int:
     print(f"{counted(len(train_set), 'training prompt')}: {train_set.path}")
     if heldout is not None:
         print(f"{counted(len(heldout), 'held-out prompt')}: {heldout.path}")
+    return 0
+
+
+def _inspect_data(options: Namespace) -> int:
+    raw, config = _compose(options)
+    from orchestrator.planning.inspection import inspect
+    from orchestrator.planning.sources import prepare
+
+    scorer = instantiate(raw.reward.scorer, _convert_="all")
+    for line in inspect(config, scorer, prepare(config)):
+        print(line)
     return 0
 
 
