@@ -123,7 +123,12 @@ class ZeroRank(ABC):
         """Run the module on a batch on this device, through DeepSpeed where there is an engine."""
         model = self.module if self._engine is None else self._engine
         return model(
-            batch.tokens, batch.position_ids, batch.cu_seqlens, batch.loss_mask, *arguments
+            batch.tokens,
+            batch.position_ids,
+            batch.cu_seqlens,
+            batch.loss_mask,
+            *arguments,
+            prefixes=batch.prefixes,
         )
 
     def take_steps(
