@@ -35,6 +35,7 @@ from orchestrator.planning import shared_prefix
 from orchestrator.planning.roles import roles_of
 from orchestrator.planning.shared_prefix import SharedPrefix
 from orchestrator.planning.sources import prepare
+from orchestrator.planning.trial import try_scorer
 from orchestrator.run_folder import open_run, write_run_manifest
 from orchestrator.step.adaptation import Adaptation
 from orchestrator.step.critic import Critic
@@ -78,6 +79,9 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
     )
     if recording is not None:
         check_sources(recording, sources)
+    else:
+        for note in try_scorer(config, scorer, sources):
+            progress.print_line(f"note: {note}")
     with open_run(config) as (run_dir, checkpoint):
         progress.print_line(f"run folder  {run_dir}")
         write_run_manifest(run_dir, raw, sources)

@@ -95,7 +95,14 @@ def describe_rows(batch: pa.RecordBatch) -> list[TrajectoryMeta]:
     versions = batch["weight_versions"].flatten().to_numpy()
     tokens = batch["tokens"].flatten().to_numpy()
     plain = batch.drop_columns(
-        ["tokens", "loss_mask", "rollout_logprobs", "weight_versions", "response_text"]
+        [
+            "tokens",
+            "loss_mask",
+            "rollout_logprobs",
+            "weight_versions",
+            "reward_notes",
+            "response_text",
+        ]
     )
     metas = []
     for row, length, end in zip(plain.to_pylist(), lengths, ends, strict=True):

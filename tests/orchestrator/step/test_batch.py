@@ -81,7 +81,7 @@ def test_every_row_once_and_weights_sum_to_one(num_ranks, num_updates, token_bud
     plan = plan_updates(
         batch,
         ALGORITHM,
-        num_updates=num_updates,
+        groups_per_update=4 // num_updates,
         num_ranks=num_ranks,
         token_budget=token_budget,
         cost=SequenceCost(linear=1.0, quadratic=0.01),
@@ -112,7 +112,7 @@ def test_every_pass_holds_every_row_once_in_an_order_of_its_own(num_ranks):
         return plan_updates(
             batch,
             ALGORITHM,
-            num_updates=4,
+            groups_per_update=2,
             num_passes=3,
             num_ranks=num_ranks,
             token_budget=1000,
@@ -161,7 +161,7 @@ def test_shared_prompts_are_counted_once_in_a_micro_batch(num_ranks, token_budge
         shared: plan_updates(
             batch,
             ALGORITHM,
-            num_updates=2,
+            groups_per_update=2,
             num_ranks=num_ranks,
             token_budget=token_budget,
             cost=SequenceCost(linear=1.0),
@@ -184,12 +184,46 @@ def test_shared_prompts_are_counted_once_in_a_micro_batch(num_ranks, token_budge
     assert sorted(rows) == list(range(11))
     whole = sum(item.num_tokens for item in batch.metas)
     saved = plans[True].metrics["learner/shared_prefix_frac"]
-    assert (
-        0 < saved <= 1 - computed / whole + 1e-9
-    )  # two pieces of a group may meet in a micro-batch
+    # Less than what is saved where two pieces of a group meet in a micro-batch.
+    assert 0 < saved <= 1 - computed / whole + 1e-9
     assert plans[False].metrics["learner/shared_prefix_frac"] == 0
     for rank in plans[False].ranks:
         for micro in rank.micro_batches:
             assert micro.groups is None
             for row, weight in zip(micro.rows, micro.weights["policy"], strict=True):
                 assert weights[int(row)] == weight  # the division changes no weight
+
+
+def updates_of(batch, **more):
+    """Groups of each update of a plan for one rank."""
+    plan = plan_updates(
+        batch,
+        ALGORITHM,
+        num_ranks=1,
+        token_budget=1000,
+        cost=SequenceCost(),
+        **more,
+    )
+    return [
+        sorted({int(batch.group_ids[row]) for micro in update for row in micro.rows})
+        for update in plan.ranks[0].updates
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(16, [16]), (2, [2]), (23, [23]), (24, [12, 12]), (64, [16] * 4)]
+)
+def test_a_batch_of_few_groups_has_fewer_updates_and_not_smaller_ones(count, sizes):
+    updates = updates_of(assemble(groups(count=count), ALGORITHM), groups_per_update=16)
+    assert [len(update) for update in updates] == sizes
+
+
+def test_groups_that_came_in_the_order_of_their_length_are_shuffled_by_the_seed():
+    batch = assemble(groups(count=8), ALGORITHM)
+    in_order = [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert updates_of(batch, groups_per_update=2) == in_order
+    shuffled = updates_of(batch, groups_per_update=2, shuffled=True, seed=(0, 1))
+    assert shuffled != in_order
+    assert sorted(group for update in shuffled for group in update) == list(range(8))
+    assert shuffled == updates_of(batch, groups_per_update=2, shuffled=True, seed=(0, 1))
+    assert shuffled != updates_of(batch, groups_per_update=2, shuffled=True, seed=(0, 2))
