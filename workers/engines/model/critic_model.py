@@ -67,8 +67,8 @@ class CriticModel(PackedModel):
         return picked.new_zeros(tokens.shape[0]).index_copy(0, trained, picked)
 
     def hf_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Iterate over the backbone's parameters (`model.`) and the head's (`value_head.`)."""
-        return self.named_parameters()
+        """Iterate over those that train of the backbone (`model.`) and head (`value_head.`)."""
+        return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
 
 def load_critic_model(
