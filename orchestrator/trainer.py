@@ -95,6 +95,7 @@ class Trainer:
             num_ranks=self.config.learner.num_data_parallel,
             token_budget=self.config.learner.token_budget,
             cost=self.roles.cost,
+            share_prefixes=self.roles.share_prefixes,
             coefficients=self.adaptation.coefficients,
         )
         critic = None

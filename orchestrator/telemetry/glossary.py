@@ -223,6 +223,7 @@ LEARNER = (
         ("learner/updates", "updates", "of the optimizer that were planned, over all passes"),
         ("learner/micro_batches", "micro-batches", "of each rank in the step"),
         ("learner/micro_batch_fill_frac", "share", "tokens over what learner.token_budget holds"),
+        ("learner/shared_prefix_frac", "share", "tokens that siblings' shared prompts save"),
         ("learner/rank_imbalance", "1", "cost of the slowest rank over the mean"),
     ),
     *_metrics(
