@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import typing
 from typing import Any
 
 import deepspeed
@@ -84,7 +83,7 @@ def test_every_tensor_of_a_parameters_mapping_is_moved_or_none_of_the_optimizers
     held = {
         field.name
         for field in dataclasses.fields(tensor_fragment)
-        if field.type in (torch.Tensor, dict, typing.Dict)
+        if field.type in (torch.Tensor, dict, dict)
     }
     moved = {"hp_fragment", "optim_fragment"}
     gradients_and_weights = {"lp_fragment", "gradient_dict", "offload_gradient_dict"}

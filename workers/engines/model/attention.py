@@ -153,7 +153,11 @@ def varlen_sdpa(
     """
     _refuse(module, query, attention_mask, dropout=dropout, extras=kwargs)
     if sequence_blocks is None:
-        raise ValueError(f"{VARLEN_SDPA} needs the model called with sequence_blocks=...")
+        raise ValueError(
+            f"{type(module).__name__} was not given the lengths of the packed sequences: its model "
+            f"does not pass them on, and learner.attention={VARLEN_SDPA} needs them; use another "
+            "model"
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     flat = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [N, H, D]
     if query.is_cuda:
@@ -181,7 +185,8 @@ def varlen_sdpa(
         out = block_attention(q, k, v, scale=scale, sliding_window=sliding_window, softcap=softcap)
         parts.append(out.transpose(1, 2).flatten(0, 1))  # [B*L, H, D]
     if sequence_blocks.in_order:
-        return parts[0].unsqueeze(0), None
+        # Some models take a view of it, and one sequence leaves its heads outside its tokens.
+        return parts[0].contiguous().unsqueeze(0), None
     padded = parts[0] if len(parts) == 1 else torch.cat(parts)
     return _FromBlocks.apply(padded, sequence_blocks.places).unsqueeze(0), None
 
@@ -231,7 +236,7 @@ def _refuse(
     if found:
         raise ValueError(
             f"{VARLEN_SDPA} does not compute {', '.join(found)} (asked by "
-            f"{type(module).__name__}): use another model or model.attention=flash_attention_2"
+            f"{type(module).__name__}): use another model or learner.attention=flash_attention_2"
         )
 
 
