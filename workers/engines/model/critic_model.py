@@ -83,8 +83,8 @@ class CriticModel(PackedModel):
         return _scaled(hidden[0])
 
     def hf_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Iterate over the backbone's parameters (`model.`) and the head's (`value_head.`)."""
-        return self.named_parameters()
+        """Iterate over those that train of the backbone (`model.`) and head (`value_head.`)."""
+        return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
 
 def _scaled(hidden: Tensor) -> Tensor:

@@ -157,7 +157,18 @@ class PackedModel(nn.Module, ABC):
 
     def hf_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Iterate over the parameters that train, under stable names; a tied weight comes once."""
-        return self.model.named_parameters()
+        return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+
+    def freeze_unread(self) -> None:
+        """Freeze the parameters that no packed batch reads, such as those of a vision tower.
+
+        Nothing gives them a gradient, and weight decay alone would change them.
+        """
+        modules = (self.model.get_decoder(), self.model.get_output_embeddings())
+        read = {id(p) for module in modules if module is not None for p in module.parameters()}
+        for parameter in self.model.parameters():
+            if id(parameter) not in read:
+                parameter.requires_grad_(False)
 
     def enable_gradient_checkpointing(self, *, reentrant: bool) -> None:
         """Keep layer inputs only and recompute the rest in the backward pass."""

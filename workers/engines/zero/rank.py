@@ -71,6 +71,7 @@ class ZeroRank(ABC):
         self.module = self._load(config)
         optimizer = None
         if settings.optimizer is not None:
+            self.module.freeze_unread()
             optimizer = build_optimizer(settings.optimizer, self.module)
         elif settings.engine_stage != 3:
             self.module.requires_grad_(False)
