@@ -92,6 +92,21 @@ def eval(options: Namespace) -> int:  # noqa: A001 - the command's name
     return 0
 
 
+def report(options: Namespace) -> int:
+    """Write the report of one or several runs and print its path."""
+    from orchestrator.report.page import FILE
+    from orchestrator.report.writing import write_report
+
+    folders = [Path(run).absolute() for run in options.runs]
+    default = folders[0] / FILE if len(folders) == 1 else Path(FILE).absolute()
+    path = Path(options.output).absolute() if options.output else default
+    if options.output and not path.parent.is_dir():
+        raise ValueError(f"--output {path}: its folder does not exist; make it, or choose another")
+    write_report(folders, path)
+    print(f"report  {path}  ({path.stat().st_size / 2**20:.1f} MiB)")
+    return 0
+
+
 def rehearse(options: Namespace) -> int:
     """Rehearse a run in simulated time and print its steps, or compare schedules."""
     from orchestrator.planning import plan

@@ -20,6 +20,7 @@ EPILOG = """examples:
   ballast train --config-dir my_conf algorithm=my_loss dry_run=true
   ballast eval runs/quickstart/final rollout.eval_samples_per_prompt=8
   ballast submit --address http://head:8265 experiment=tiny output_dir=/shared/runs
+  ballast report runs/quickstart                       one HTML file that opens offline
   ballast scale --engines 4 runs/quickstart
   ballast metrics time                                 metrics with "time" in their name
 
@@ -80,6 +81,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     overrides(rehearse)
     _add_cluster_commands(command, overrides)
+    report = command("report", "Write one HTML file about a run, or about several.")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder")
+    report.add_argument(
+        "--output", help="the file to write (RUN/report.html; of several runs ./report.html)"
+    )
     check = command("check-algorithm", "Run the conformance kit on an algorithm.")
     overrides(check)
     metrics = command("metrics", "List what a run measures: name, unit, meaning, and when.")

@@ -68,6 +68,7 @@ ELSEWHERE = {
     "ballast data experiment=rpg_qwen3_4b_4k": (
         "tests/workers/tasks/test_local_copy.py::test_the_recipes_data_group_reads_the_copy"
     ),
+    "ballast report *": "tests/orchestrator/cli/test_report.py::test_one_run_and_two_runs",
     "ballast scale --engines *": (
         "tests/e2e/test_scaling.py::test_one_engine_two_engines_one_engine"
     ),
