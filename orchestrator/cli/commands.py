@@ -107,6 +107,29 @@ def report(options: Namespace) -> int:
     return 0
 
 
+def diff(options: Namespace) -> int:
+    """Compare two runs to the bit; return 1 if they differ."""
+    from orchestrator.comparison.difference import compare_two
+    from orchestrator.report.run_record import read_run
+
+    found = compare_two(
+        read_run(Path(options.left).absolute()), read_run(Path(options.right).absolute())
+    )
+    print(found.text)
+    return 0 if found.equal else 1
+
+
+def compare(options: Namespace) -> int:
+    """Print a table of runs."""
+    from orchestrator.comparison.overview import as_csv, row, runs_in, table
+    from orchestrator.report.run_record import read_run
+
+    runs = runs_in([Path(run).absolute() for run in options.runs])
+    rows = [row(read_run(run), goal=options.goal) for run in runs]
+    print(as_csv(rows) if options.csv else table(rows))
+    return 0
+
+
 def rehearse(options: Namespace) -> int:
     """Rehearse a run in simulated time and print its steps, or compare schedules."""
     from orchestrator.planning import plan

@@ -26,7 +26,7 @@ EPILOG = """examples:
 
 exit codes:
     0  done
-    1  the run failed, or a check did (doctor, check-algorithm)
+    1  the run failed, or a check did (doctor, check-algorithm), or two runs differ (diff)
     2  the input can't be right: an option, an override, a file
   130  interrupted with Ctrl-C; a run that had begun its steps wrote a checkpoint first
   143  asked to stop (SIGTERM, ballast stop); a checkpoint was written first
@@ -86,6 +86,13 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--output", help="the file to write (RUN/report.html; of several runs ./report.html)"
     )
+    diff = command("diff", "Say where two runs part; the exit code is 1 if they do.")
+    diff.add_argument("left", metavar="RUN_A", help="a run's folder")
+    diff.add_argument("right", metavar="RUN_B", help="another one")
+    compare = command("compare", "Make a table of runs: results, samples, tokens, seconds.")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or one of runs")
+    compare.add_argument("--goal", type=float, help="a score; adds the samples trained to reach it")
+    compare.add_argument("--csv", action="store_true", help="with full numbers, for programs")
     check = command("check-algorithm", "Run the conformance kit on an algorithm.")
     overrides(check)
     metrics = command("metrics", "List what a run measures: name, unit, meaning, and when.")

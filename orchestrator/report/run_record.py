@@ -116,9 +116,9 @@ def read_run(folder: Path, *, state: str | None = None) -> RunRecord:
 def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; name the folder of a run, such as runs/tiny")
-    if _is_run(folder):
+    if is_run(folder):
         return
-    runs = sorted(path.name for path in folder.iterdir() if path.is_dir() and _is_run(path))
+    runs = sorted(path.name for path in folder.iterdir() if path.is_dir() and is_run(path))
     if runs:
         shown = " ".join(str(folder / name) for name in runs[:3])
         raise ValueError(
@@ -131,7 +131,8 @@ def _check_folder(folder: Path) -> None:
     )
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
+    """Return True for a folder with a file that only a run writes."""
     return any((folder / mark).is_file() for mark in MARKS)
 
 
