@@ -38,8 +38,13 @@ from orchestrator.step.batch import StepBatch, assemble, batch_metrics, plan_upd
 from orchestrator.step.critic import CriticStep
 from orchestrator.step.roles import TrainingRoles
 from orchestrator.step.skipped_steps import check_skipped
-from orchestrator.supply.source import NothingLeftError, NothingToTrainError, Taken
+from orchestrator.supply.source import (
+    NothingLeftError,
+    NothingToTrainError,
+    Taken,
+)
 from orchestrator.supply.supply import Supply
+from orchestrator.telemetry.counting import describe_reasons
 from workers.data.plans import CreditPlan, RankPlan, StepRows
 from workers.data.trajectory import RolloutGroup
 from workers.learner.policy_worker import TrainReport
@@ -90,6 +95,7 @@ class Trainer:
             num_ranks=self.config.learner.num_data_parallel,
             token_budget=self.config.learner.token_budget,
             cost=self.roles.cost,
+            share_prefixes=self.roles.share_prefixes,
             coefficients=self.adaptation.coefficients,
         )
         critic = None
@@ -218,8 +224,8 @@ def _assemble(taken: Taken, algorithm: Algorithm) -> StepBatch:
         only_filters = set(taken.dropped) == {"filtered"} and not taken.failed
         error = NothingLeftError if only_filters else NothingToTrainError
         raise error(
-            f"no group may train: groups dropped {dict(taken.dropped)}, samples failed "
-            f"{dict(taken.failed)}. Check the reward and the prompts, or the algorithm's "
-            "filters"
+            f"no group may train: groups dropped: {describe_reasons(taken.dropped)}; samples "
+            f"failed: {describe_reasons(taken.failed)}. Check the reward and the prompts, or "
+            "the algorithm's filters"
         )
     return batch

@@ -141,6 +141,7 @@ GROUPS = (
             "without a score: time limit, exception, prompt too long, unusable answer of an "
             "engine; never a reward of 0",
         ),
+        ("samples/abstained", "samples", "for which the scorer gave no score (None)"),
         ("staleness/groups_late", "groups", "staler than the bound that trained all the same"),
     ),
     *_metrics(
@@ -226,6 +227,7 @@ LEARNER = (
         ("learner/updates", "updates", "of the optimizer that were planned, over all passes"),
         ("learner/micro_batches", "micro-batches", "of each rank in the step"),
         ("learner/micro_batch_fill_frac", "share", "tokens over what learner.token_budget holds"),
+        ("learner/shared_prefix_frac", "share", "tokens that siblings' shared prompts save"),
         ("learner/rank_imbalance", "1", "cost of the slowest rank over the mean"),
     ),
     *_metrics(
@@ -371,12 +373,16 @@ EVAL = (
         EVALUATION,
         ("eval/mean", "reward", "of all held-out samples; a failed one counts as 0"),
         ("eval/pass@<k>", "share", "chance that one of k samples is right, unbiased (2107.03374)"),
-        ("eval/failed_frac", "share", "samples without a score"),
+        ("eval/failed_frac", "share", "samples whose scoring failed"),
         ("eval/response_tokens_mean", "tokens", "sampled in one response, mean"),
     ),
     *_metrics(
         EVALUATION + ", with several samples of a prompt",
         ("eval/maj@<k>", "reward", "score of the most frequent of k responses"),
+    ),
+    *_metrics(
+        EVALUATION + ", of a scorer that abstained",
+        ("eval/abstained_frac", "share", "samples for which the scorer gave no score (None)"),
     ),
 )
 

@@ -82,6 +82,7 @@ def trajectories(
         "reward": random.integers(0, 2, count).astype(np.float64),
         "outcome": ["scored"] * count,
         "reward_parts": [[("exact", 1.0)]] * count,
+        "reward_notes": [[]] * count,
         "timings": [[("generate", 1.0)]] * count,
         "begun_version": [0] * count,
         "num_turns": [1] * count,

@@ -327,7 +327,7 @@ def test_groups_that_the_algorithm_filters_do_not_train():
 def test_a_step_without_a_group_ends_before_any_process_is_asked():
     done = step_of("algorithm=dapo", rewards=((1.0, 1.0), (0.0, 0.0)))
     assert isinstance(done.error, NothingLeftError)
-    assert "groups dropped {'filtered': 2}" in str(done.error)
+    assert "groups dropped: 2 x filtered; samples failed: none" in str(done.error)
     assert done.events == ["take for step 3 with weights 4", "run ahead with weights 4"]
     empty = step_of("algorithm=cpgd", rewards=())
     assert type(empty.error) is NothingToTrainError

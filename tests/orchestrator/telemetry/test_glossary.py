@@ -6,6 +6,7 @@ the run puts there. Where the hole has a fixed list of fillings, the test fills 
 
 import ast
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,9 @@ def heldout_scores():
             prompt_uid="p", prompt="", response="", ground_truth="", reward=1.0, outcome="scored"
         )
     ] * 2
-    return {*summarise(answers), "response_tokens_mean"}  # the last by the evaluator itself
+    abstained = [replace(answer, reward=None, outcome="dropped:abstained") for answer in answers]
+    scores = {*summarise(answers), *summarise(abstained)}
+    return {*scores, "response_tokens_mean"}  # the last by the evaluator itself
 
 
 FILLINGS = {

@@ -29,6 +29,7 @@ from algorithms.inputs import TokenLoss
 from workers.data.packing import PackedBatch
 from workers.data.results import Rows, StepCounts, UpdateResult
 from workers.engines.model.packed_model import PackedModel
+from workers.engines.model.self_test import check_model
 from workers.engines.zero import checkpoint_files
 from workers.engines.zero.gradients import GradientGuard, non_finite_tensors
 from workers.engines.zero.optimizers import build_optimizer, move_states
@@ -78,16 +79,17 @@ class ZeroRank(ABC):
         self._guard: GradientGuard | None = None
         if optimizer is None and settings.engine_stage != 3:
             self.module.to(self.device)
-            return
-        self._engine, *_ = deepspeed.initialize(
-            model=self.module,
-            optimizer=optimizer,
-            config=config,
-            dist_init_required=False,
-        )
+        else:
+            self._engine, *_ = deepspeed.initialize(
+                model=self.module,
+                optimizer=optimizer,
+                config=config,
+                dist_init_required=False,
+            )
         if optimizer is not None and settings.engine_stage == 0:
             assert settings.optimizer is not None
             self._guard = GradientGuard(optimizer, settings.optimizer.max_grad_norm)
+        check_model(self.module, self.device)
 
     @abstractmethod
     def build_module(self) -> PackedModel:
@@ -124,7 +126,12 @@ class ZeroRank(ABC):
         """Run the module on a batch on this device, through DeepSpeed where there is an engine."""
         model = self.module if self._engine is None else self._engine
         return model(
-            batch.tokens, batch.position_ids, batch.cu_seqlens, batch.loss_mask, *arguments
+            batch.tokens,
+            batch.position_ids,
+            batch.cu_seqlens,
+            batch.loss_mask,
+            *arguments,
+            prefixes=batch.prefixes,
         )
 
     def take_steps(
