@@ -27,6 +27,7 @@ from algorithms.composition import (
     check_finite_tensor,
     check_kind,
     check_known,
+    check_metric_names,
     check_reference,
     check_shape,
     plain_mapping,
@@ -318,10 +319,14 @@ class Algorithm:
 
     @torch.no_grad()
     def _metrics(self, inputs: LossInputs) -> Mapping[str, Tensor]:
-        """Collect the metrics [N] of the ratio, and of every part."""
-        metrics = ratio_metrics(inputs)
+        """Collect the metrics [N] of the ratio, and of every part; refuse a name given twice."""
+        old_is_known = "old_logprobs" in union(self.trained_parts())
+        metrics = ratio_metrics(inputs, old_is_known=old_is_known)
+        measured_by = dict.fromkeys(metrics, "every algorithm")
         for part in self._token_parts():
-            metrics.update(part.metrics(inputs))
+            own = part.metrics(inputs)
+            check_metric_names(own, type(part).__name__, measured_by)
+            metrics.update(own)
         return {name: value.detach() for name, value in metrics.items()}
 
     def __repr__(self) -> str:

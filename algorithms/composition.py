@@ -16,6 +16,8 @@ from algorithms.inputs import COLUMNS, CreditInputs, LossInputs
 from algorithms.parts import Correction, Part
 from algorithms.references import ReferenceRule
 
+RESERVED_AREAS = ("learner", "critic")  # of the metrics that every update has
+
 PartT = TypeVar("PartT", bound=Part)
 
 
@@ -61,6 +63,29 @@ def check_controllers(
             raise ValueError(f"controllers.{key}: {path} has a controller already; remove one")
         steered.add(path)
         controller.check_start(start_of(path))
+
+
+def check_metric_names(names: Iterable[str], part: str, measured_by: dict[str, str]) -> None:
+    """Raise ValueError where two parts measure one name, or a name has no area of its own.
+
+    Args:
+        names: of the metrics of `part`.
+        part: the name of its class.
+        measured_by: metric -> class, of the parts before; `part` is added.
+    """
+    for name in names:
+        if name in measured_by:
+            raise ValueError(
+                f"{part} and {measured_by[name]} both measure {name!r}, and one would overwrite "
+                "the other; leave one of the parts out, or rename the metric in a subclass"
+            )
+        area, slash, _ = name.partition("/")
+        if not slash or area in RESERVED_AREAS:
+            raise ValueError(
+                f"{part} measures {name!r}, a name that the framework uses; call it "
+                f"policy/{name.replace('/', '_')}"
+            )
+        measured_by[name] = part
 
 
 def check_known(part: Part) -> None:

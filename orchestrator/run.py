@@ -33,6 +33,7 @@ from orchestrator.loop import Loop
 from orchestrator.outputs import Outputs
 from orchestrator.planning.roles import roles_of
 from orchestrator.planning.sources import prepare
+from orchestrator.planning.trial import try_scorer
 from orchestrator.report.at_end import ReportAtEnd
 from orchestrator.run_folder import open_run, write_run_manifest
 from orchestrator.step.adaptation import Adaptation
@@ -74,6 +75,9 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
     sources = prepare(config)
     if recording is not None:
         check_sources(recording, sources)
+    else:
+        for note in try_scorer(config, scorer, sources):
+            progress.print_line(f"note: {note}")
     with open_run(config) as (run_dir, checkpoint):
         progress.print_line(f"run folder  {run_dir}")
         write_run_manifest(run_dir, raw, sources)

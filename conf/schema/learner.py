@@ -29,6 +29,12 @@ class OptimizerConfig:
         choose(f"{key}.name", self.name, ("adamw", "sgd"))
         choose(f"{key}.schedule", self.schedule, ("constant", "linear", "cosine"))
         require(len(self.betas) == 2, f"{key}.betas", self.betas, "must be two numbers")
+        require(
+            all(0 <= beta < 1 for beta in self.betas),
+            f"{key}.betas",
+            self.betas,
+            "must be from 0 up to, and below, 1",
+        )
         for name in ("lr", "eps", "max_grad_norm"):
             value = getattr(self, name)
             require(value > 0, f"{key}.{name}", value, "must be positive")

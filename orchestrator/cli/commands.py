@@ -71,14 +71,16 @@ def _check_and_print_plan(options: Namespace) -> tuple[DictConfig, TrainConfig, 
     from orchestrator.planning.resuming import (
         check_same_algorithm,
         check_same_model,
+        check_same_rate,
         check_same_roles,
     )
 
     algorithm = instantiate(raw.algorithm, _convert_="all")
-    plan.check(config, algorithm)
+    plan.check_launch(config, algorithm)
     check_same_model(config)
     check_same_roles(config)
     check_same_algorithm(raw, config)
+    check_same_rate(config, algorithm)
     print(plan.describe(config, algorithm))
     return raw, config, algorithm
 
@@ -229,7 +231,10 @@ def scale(options: Namespace) -> int:
 
 
 def data(options: Namespace) -> int:
-    """Generate or find the prompt files."""
+    """Generate or find the prompt files; with the word `inspect`, show their rows as sent."""
+    if options.overrides[:1] == ["inspect"]:
+        options.overrides = options.overrides[1:]
+        return _inspect_data(options)
     _, config = _compose(options)
     from orchestrator.planning.sources import prompt_sets
 
@@ -237,6 +242,17 @@ def data(options: Namespace) -> int:
     print(f"{counted(len(train_set), 'training prompt')}: {train_set.path}")
     if heldout is not None:
         print(f"{counted(len(heldout), 'held-out prompt')}: {heldout.path}")
+    return 0
+
+
+def _inspect_data(options: Namespace) -> int:
+    raw, config = _compose(options)
+    from orchestrator.planning.inspection import inspect
+    from orchestrator.planning.sources import prepare
+
+    scorer = instantiate(raw.reward.scorer, _convert_="all")
+    for line in inspect(config, scorer, prepare(config)):
+        print(line)
     return 0
 
 

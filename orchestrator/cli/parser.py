@@ -62,7 +62,11 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("path", help="a Hugging Face folder, a run's folder or a checkpoint")
     evaluate.add_argument("--output", default="eval.json", help="where to write the scores")
     overrides(evaluate)
-    data = command("data", "Generate a data group's prompt files and say where they are.")
+    data = command(
+        "data",
+        "Generate a data group's prompt files and say where they are. `ballast data inspect` shows "
+        "their rows as they are sent, their lengths, and the reward of every ground truth.",
+    )
     overrides(data)
     model = command("model", "Build a model group's folder and say where it is.")
     overrides(model)

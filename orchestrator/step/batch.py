@@ -10,6 +10,7 @@ Legend: S sequences of a step, G groups, U optimizer updates, R ranks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -133,38 +134,45 @@ def plan_updates(
     batch: StepBatch,
     algorithm: Algorithm,
     *,
-    num_updates: int,
+    groups_per_update: int,
     num_ranks: int,
     token_budget: int,
     cost: SequenceCost,
     num_passes: int = 1,
     seed: tuple[int, ...] = (0,),
+    shuffled: bool = False,
     coefficients: Mapping[str, float] | None = None,
 ) -> BatchPlan:
     """Divide a step into passes, optimizer updates, ranks and micro-batches.
 
     Whole groups go to one update, and a pass holds every group once: the first in the order in
-    which they came, later ones shuffled by `seed`. Weights are computed once per update over all of
-    its sequences, so the gradient depends neither on ranks nor on micro-batches.
+    which they came unless `shuffled`, later ones shuffled by `seed`. A batch of fewer groups than a
+    full one has fewer updates, not smaller ones: the learning rate is made for their size. Weights
+    are computed once per update over all of its sequences, so the gradient depends neither on ranks
+    nor on micro-batches.
 
     Args:
         batch: the step's rows.
         algorithm: its aggregation gives the weights of sequences.
-        num_updates: optimizer updates of a pass.
+        groups_per_update: groups that one optimizer update is made for; the nearest whole number
+            of updates divides the groups that train.
         num_ranks: of the learner.
         token_budget: of a micro-batch.
         cost: of a sequence.
         num_passes: over the batch.
-        seed: of the order of later passes; distinct for every step.
+        seed: of the order of shuffled passes; distinct for every step.
+        shuffled: shuffle the first pass too, where groups came in an order that depends on them,
+            such as the short ones first.
         coefficients: of the algorithm, for this step.
     """
     tokens = np.asarray([meta.num_tokens for meta in batch.metas], dtype=np.int64)  # [S]
     trained = batch.lengths  # [S]
     updates: list[list[list[MicroBatchPlan]]] = []  # [U][R][K]
     imbalance, fill = 1.0, 0.0
-    # A filtered batch may hold fewer groups than a full one; every update keeps one at least.
-    num_updates = max(1, min(num_updates, batch.num_groups))
-    for part in _parts(batch.num_groups, num_updates, num_passes, seed):
+    training = len(np.unique(batch.group_ids[trained > 0]))  # groups with a token that trains
+    num_updates = max(1, math.floor(training / groups_per_update + 0.5))
+    first = 0 if shuffled else 1  # pass that is shuffled
+    for part in _parts(batch.num_groups, num_updates, num_passes, seed, first=first):
         rows = np.flatnonzero(np.isin(batch.group_ids, part))  # [rows of this update]
         weights = algorithm.sequence_weights(
             BatchMetadata(
@@ -205,12 +213,12 @@ def plan_updates(
 
 
 def _parts(
-    num_groups: int, num_updates: int, num_passes: int, seed: tuple[int, ...]
+    num_groups: int, num_updates: int, num_passes: int, seed: tuple[int, ...], *, first: int
 ) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield the groups of every update, pass after pass."""
+    """Yield the groups of every update, pass after pass, shuffled from pass `first` on."""
     for number in range(num_passes):
         order = np.arange(num_groups)
-        if number:
+        if number >= first:
             order = np.random.default_rng([*seed, number]).permutation(num_groups)
         yield from np.array_split(order, num_updates)
 

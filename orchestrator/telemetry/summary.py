@@ -67,7 +67,12 @@ def _next_command(config: TrainConfig, run_dir: Path) -> str:
         return f"the same without trainer=, rollout=replay rollout.replay.folder={run_dir}"
     if config.run_name in ("quickstart", "tiny"):
         return f"ballast train experiment={config.run_name} algorithm=dapo"
-    return f"the same command with resume=auto trainer.total_steps={config.trainer.total_steps * 2}"
+    longer = f"trainer.total_steps={config.trainer.total_steps * 2}"
+    optimizers = (config.learner.optimizer, config.critic.optimizer)
+    if any(optimizer.schedule != "constant" for optimizer in optimizers):
+        # The rate has fallen to 0 with this run, and would jump if the same run went on.
+        return f"the same command with run_name={config.run_name}-longer {longer}"
+    return f"the same command with resume=auto {longer}"
 
 
 def _answers(before: HeldoutResult, after: HeldoutResult, count: int = 3) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from algorithms.advantages.outcome import BatchRelative, GroupRelative
 from algorithms.advantages.returns import GeneralizedAdvantage, ReinforcePlusPlus
@@ -195,6 +196,31 @@ def test_kl_estimators_by_hand() -> None:
         assert estimate(kind, p, q).item() == pytest.approx(expected, abs=1e-6)
 
 
+def far_below(**fields: Any) -> tuple[Tensor, Tensor]:
+    """Penalty and gradient of 2 tokens: at the reference, and 15 nats below it."""
+    logprobs = torch.tensor([-1.0, -16.0], requires_grad=True)
+    inputs = LossInputs(
+        logprobs=logprobs,
+        old_logprobs=logprobs.detach(),
+        advantages=torch.zeros(2),
+        loss_mask=torch.tensor([True, True]),
+        sequence_ids=torch.tensor([0, 0]),
+        ref_logprobs=torch.tensor([-1.0, -1.0]),
+    )
+    penalty = ReferenceKL(coefficient=1.0, **fields)(inputs)
+    (gradient,) = torch.autograd.grad(penalty.sum(), logprobs)
+    return penalty.detach(), gradient
+
+
+def test_one_token_far_below_the_reference_does_not_outweigh_the_batch() -> None:
+    penalty, gradient = far_below()
+    assert penalty.tolist() == [0.0, 10.0]
+    assert gradient.tolist() == [0.0, 0.0]  # beyond the bound k3 does not change
+    penalty, gradient = far_below(limit=math.inf)
+    assert penalty[1].item() == pytest.approx(math.exp(15) - 16, rel=1e-5)  # 3.3 million
+    assert far_below(estimator="k2")[0].tolist() == [0.0, 112.5]  # 15^2 / 2, unbounded
+
+
 def test_metrics_are_detached_tokens() -> None:
     algorithm = composed(
         gates={"erc": EntropyRatioClip()},
@@ -211,6 +237,7 @@ def test_metrics_are_detached_tokens() -> None:
         "policy/clip_frac",
         "policy/entropy",
         "policy/kl_ref_k3",
+        "policy/kl_ref_limit_frac",
         "drift/kl_k3",
         "erc/mask_frac",
         "mismatch/factor",
@@ -231,6 +258,7 @@ BAD: list[tuple[Callable[[], object], str]] = [
     (lambda: PolicyDrift(coefficient=-1.0), "coefficient=-1.0"),
     (lambda: PolicyDrift(cap=0.0), "cap=0.0"),
     (lambda: ReferenceKL(estimator="k4"), "estimator='k4' is unknown"),
+    (lambda: ReferenceKL(limit=0.0), "limit=0.0 is not positive"),
     (lambda: ReferenceKL(importance="some"), "importance='some' is unknown"),
     (lambda: EntropyBonus(coefficient=math.inf), "coefficient=inf is not finite"),
     (lambda: EntropyRatioClip(low=-0.1), "low=-0.1"),

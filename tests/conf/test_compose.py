@@ -168,3 +168,16 @@ def test_every_shipped_key_is_read_by_code():
         if f".{item.name}" not in sources and item.name != "name"
     ]
     assert unread == []
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("experiment=null", "experiment=null: a group is chosen by the name of a member; name one"),
+        ("algorithm=null", "algorithm=null: a group is chosen by the name of a member; name one"),
+        ("~algorithm", "algorithm has no value: give algorithm=..., or leave out the override"),
+    ],
+)
+def test_a_group_without_a_member_gets_one_clear_line(override, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        compose([override])

@@ -93,7 +93,14 @@ def describe_rows(batch: pa.RecordBatch) -> list[TrajectoryMeta]:
     mask = batch["loss_mask"].flatten().to_numpy(zero_copy_only=False)
     versions = batch["weight_versions"].flatten().to_numpy()
     plain = batch.drop_columns(
-        ["tokens", "loss_mask", "rollout_logprobs", "weight_versions", "response_text"]
+        [
+            "tokens",
+            "loss_mask",
+            "rollout_logprobs",
+            "weight_versions",
+            "reward_notes",
+            "response_text",
+        ]
     )
     metas = []
     for row, length, end in zip(plain.to_pylist(), lengths, ends, strict=True):

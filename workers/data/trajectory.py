@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-SCHEMA_VERSION = 2  # raised whenever a column changes its name or its meaning
+SCHEMA_VERSION = 3  # raised whenever a column is added, or changes its name or its meaning
 VERSION_KEY = b"ballast.schema_version"
 SCHEMA = pa.schema(
     [
@@ -50,6 +50,7 @@ SCHEMA = pa.schema(
         ("outcome", pa.string()),
         ("reward", pa.float32()),
         ("reward_parts", pa.map_(pa.string(), pa.float32())),
+        ("reward_notes", pa.map_(pa.string(), pa.string())),
         ("num_turns", pa.int32()),
         ("response_text", pa.large_string()),
         ("timings", pa.map_(pa.string(), pa.float32())),
@@ -59,6 +60,12 @@ SCHEMA = pa.schema(
 
 SCORED = "scored"
 STOPPED_EARLY = "dropped:early_stop"  # the sample could no longer change its group's verdict
+MAX_REASON_CHARS = 300
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an error as the reason of an outcome, in one line of at most `MAX_REASON_CHARS`."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:MAX_REASON_CHARS]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +107,7 @@ class Trajectory:
     outcome: str  # scored, dropped:<why> or failed:<why>
     reward: float | None  # None unless scored
     reward_parts: Mapping[str, float] = field(default_factory=dict)
+    reward_notes: Mapping[str, str] = field(default_factory=dict)  # texts of the scorer
     num_turns: int = 1
     response_text: str = ""
     timings: Mapping[str, float] = field(default_factory=dict)  # seconds
@@ -193,7 +201,7 @@ def from_record_batch(batch: pa.RecordBatch) -> list[Trajectory]:
     """Convert a record batch of `to_record_batch` back to trajectories."""
     rows = batch.to_pylist()
     for row in rows:
-        for name in ("reward_parts", "timings"):
+        for name in ("reward_parts", "reward_notes", "timings"):
             row[name] = dict(row[name])
     return [Trajectory(**row) for row in rows]
 

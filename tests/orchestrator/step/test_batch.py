@@ -79,7 +79,7 @@ def test_every_row_once_and_weights_sum_to_one(num_ranks, num_updates, token_bud
     plan = plan_updates(
         batch,
         ALGORITHM,
-        num_updates=num_updates,
+        groups_per_update=4 // num_updates,
         num_ranks=num_ranks,
         token_budget=token_budget,
         cost=SequenceCost(linear=1.0, quadratic=0.01),
@@ -110,7 +110,7 @@ def test_every_pass_holds_every_row_once_in_an_order_of_its_own(num_ranks):
         return plan_updates(
             batch,
             ALGORITHM,
-            num_updates=4,
+            groups_per_update=2,
             num_passes=3,
             num_ranks=num_ranks,
             token_budget=1000,
@@ -149,3 +149,38 @@ def test_metrics_of_a_batch():
         1 + k + n for n in range(4) for k in range(3) if (n, k) != (1, 1)
     )
     assert np.isfinite(list(metrics.values())).all()
+
+
+def updates_of(batch, **more):
+    """Groups of each update of a plan for one rank."""
+    plan = plan_updates(
+        batch,
+        ALGORITHM,
+        num_ranks=1,
+        token_budget=1000,
+        cost=SequenceCost(),
+        **more,
+    )
+    return [
+        sorted({int(batch.group_ids[row]) for micro in update for row in micro.rows})
+        for update in plan.ranks[0].updates
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(16, [16]), (2, [2]), (23, [23]), (24, [12, 12]), (64, [16] * 4)]
+)
+def test_a_batch_of_few_groups_has_fewer_updates_and_not_smaller_ones(count, sizes):
+    updates = updates_of(assemble(groups(count=count), ALGORITHM), groups_per_update=16)
+    assert [len(update) for update in updates] == sizes
+
+
+def test_groups_that_came_in_the_order_of_their_length_are_shuffled_by_the_seed():
+    batch = assemble(groups(count=8), ALGORITHM)
+    in_order = [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert updates_of(batch, groups_per_update=2) == in_order
+    shuffled = updates_of(batch, groups_per_update=2, shuffled=True, seed=(0, 1))
+    assert shuffled != in_order
+    assert sorted(group for update in shuffled for group in update) == list(range(8))
+    assert shuffled == updates_of(batch, groups_per_update=2, shuffled=True, seed=(0, 1))
+    assert shuffled != updates_of(batch, groups_per_update=2, shuffled=True, seed=(0, 2))

@@ -7,8 +7,8 @@ states of its own part of the tokens; `own` and `whole` lead from a batch to tha
 
 Runs in the ranks of learner, reference and critic. Computes no loss and generates nothing.
 
-Legend: N tokens of a packed batch, S sequences, H hidden size, n tokens of this rank's part (N
-where the batch is not shared).
+Legend: N tokens of a packed batch, S sequences, H hidden size, n tokens that this rank computes (N
+where neither ranks share the batch nor siblings a prefix), M trained tokens.
 """
 
 import json
@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from workers.data.shared_prefixes import SharedPrefixes
 from workers.engines.model.attention import VARLEN_SDPA, attention_arguments, check_attention
 from workers.engines.model.sequence_parallel import ULYSSES, SequenceParallel
 
@@ -63,9 +64,23 @@ class PackedModel(nn.Module):
         tokens: Tensor,  # [N] int64
         position_ids: Tensor,  # [N] int64
         cu_seqlens: Tensor,  # [S+1] int32
+        prefixes: SharedPrefixes | None = None,
     ) -> Tensor:
-        """Compute the last layer's output at every token of this rank's part [n, H]."""
+        """Compute the last layer's output at every token of this rank's part [n, H].
+
+        With `prefixes` the part is the n tokens that they say to compute, in their order.
+
+        Raises:
+            ValueError: the attention, or ranks that share a batch, cannot share prefixes.
+        """
         extras: dict[str, Any] = {}
+        if prefixes is not None:
+            if self._shared is not None:
+                raise ValueError(
+                    "ranks that share a batch (sequence_parallel_size above 1) cannot share "
+                    "prefixes: set learner.shared_prefix=false"
+                )
+            tokens, position_ids = tokens[prefixes.computed], position_ids[prefixes.computed]
         if self._shared is not None:
             cu_seqlens = self._shared.padded_ends(cu_seqlens, tokens.shape[0])
             extras = self._shared.attention_arguments
@@ -73,10 +88,18 @@ class PackedModel(nn.Module):
             input_ids=self.own(tokens)[None],
             position_ids=self.own(position_ids)[None],
             use_cache=False,
-            **attention_arguments(self.attention, cu_seqlens),
+            **attention_arguments(self.attention, cu_seqlens, prefixes),
             **extras,
         ).last_hidden_state
         return hidden[0]
+
+    def before(self, trained: Tensor, prefixes: SharedPrefixes | None) -> Tensor:
+        """Find the hidden state [n] that predicts each of the trained tokens [M].
+
+        It is that of the token before, which may be the last one of a shared prefix. To be called
+        where ranks do not share the batch.
+        """
+        return trained - 1 if prefixes is None else prefixes.places[trained - 1]
 
     def own(self, values: Tensor) -> Tensor:
         """Take this rank's part [n] of a value per token [N]; padding is zero."""
