@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -31,7 +32,9 @@ from orchestrator.collector import Collector
 from orchestrator.fleet.scaling import ScaleRequests
 from orchestrator.loop import Loop
 from orchestrator.outputs import Outputs
+from orchestrator.planning import shared_prefix
 from orchestrator.planning.roles import roles_of
+from orchestrator.planning.shared_prefix import SharedPrefix
 from orchestrator.planning.sources import prepare
 from orchestrator.planning.trial import try_scorer
 from orchestrator.report.at_end import ReportAtEnd
@@ -73,6 +76,9 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
     recording = open_recording(config)
     progress.print_line("preparing model and prompts ...")
     sources = prepare(config)
+    prefixes = shared_prefix.of_roles(
+        config, algorithm, model_path=sources.model_path, critic_path=sources.critic_path
+    )
     if recording is not None:
         check_sources(recording, sources)
     else:
@@ -117,7 +123,7 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
             else:
                 supply = from_recording(config, sources, roles, recording)
             outputs = _outputs(config, roles, run_dir, log, node=cluster.first_node)
-            loop = _loop(config, algorithm, roles, supply, outputs, run_dir, stop)
+            loop = _loop(config, algorithm, roles, prefixes, supply, outputs, run_dir, stop)
             first_step = loop.begin(checkpoint)
             with stop:
                 ended = loop.run(first_step)
@@ -161,6 +167,7 @@ def _loop(
     config: TrainConfig,
     algorithm: Algorithm,
     roles: Roles,
+    prefixes: Mapping[str, SharedPrefix],
     supply: Supply,
     outputs: Outputs,
     run_dir: Path,
@@ -174,7 +181,7 @@ def _loop(
     keepers: dict[str, Keeper] = dict(supply.keepers)
     stepper: Trainer | Collector
     if config.trainer.learns:
-        stepper = _trainer(config, algorithm, roles, supply, outputs)
+        stepper = _trainer(config, algorithm, roles, prefixes, supply, outputs)
         parts["adaptation"] = stepper.adaptation
         keepers |= _rank_keepers(config, algorithm, roles)
     else:
@@ -195,14 +202,25 @@ def _loop(
 
 
 def _trainer(
-    config: TrainConfig, algorithm: Algorithm, roles: Roles, supply: Supply, outputs: Outputs
+    config: TrainConfig,
+    algorithm: Algorithm,
+    roles: Roles,
+    prefixes: Mapping[str, SharedPrefix],
+    supply: Supply,
+    outputs: Outputs,
 ) -> Trainer:
     limit_s = config.cluster.timeouts.start_s
     critic = None
     if roles.critic is not None:
         shape = roles.critic.workers.call_first(bind(RankWorker.shape), timeout_s=limit_s)
         cost = SequenceCost.of_model(**shape)
-        critic = Critic(group=roles.critic, algorithm=algorithm, config=config, cost=cost)
+        critic = Critic(
+            group=roles.critic,
+            algorithm=algorithm,
+            config=config,
+            cost=cost,
+            share_prefixes=prefixes["critic"].shares,
+        )
     shape = roles.learner.workers.call_first(bind(RankWorker.shape), timeout_s=limit_s)
     return Trainer(
         config=config,
@@ -212,6 +230,7 @@ def _trainer(
             reference=roles.reference,
             critic=critic,
             cost=SequenceCost.of_model(**shape),
+            share_prefixes=prefixes["learner"].shares,
         ),
         supply=supply,
         outputs=outputs,

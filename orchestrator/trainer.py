@@ -95,6 +95,7 @@ class Trainer:
             num_ranks=self.config.learner.num_data_parallel,
             token_budget=self.config.learner.token_budget,
             cost=self.roles.cost,
+            share_prefixes=self.roles.share_prefixes,
             coefficients=self.adaptation.coefficients,
         )
         critic = None
@@ -211,7 +212,8 @@ def _reason_to_drop(algorithm: Algorithm, group: RolloutGroup) -> str | None:
     """Return "filtered" where the algorithm's filters reject a group, else None."""
     rows = group.usable_rows()
     rewards = torch.tensor([group.metas[row].reward for row in rows], dtype=torch.float32)
-    keep = algorithm.keep_groups(rewards, torch.zeros(len(rows), dtype=torch.int64))
+    parts = [group.metas[row].reward_parts for row in rows]
+    keep = algorithm.keep_groups(rewards, torch.zeros(len(rows), dtype=torch.int64), parts)
     return None if bool(keep[0]) else "filtered"
 
 

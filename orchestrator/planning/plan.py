@@ -11,7 +11,7 @@ from algorithms.algorithm import Algorithm
 from algorithms.conformance.rehearsal import rehearse
 from conf import precision
 from conf.schema import AdapterConfig, RoleConfig, TrainConfig
-from orchestrator.planning import capacity
+from orchestrator.planning import capacity, shared_prefix
 from orchestrator.planning.notes import notes_of
 from orchestrator.planning.roles import roles_of
 from orchestrator.planning.settings import check_settings
@@ -81,6 +81,7 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
         )
     _check_critic(config, algorithm)
     _check_adapter(config, algorithm)
+    shared_prefix.planned(config, algorithm)
     rehearse(algorithm)
     capacity.check(config, algorithm)
 
@@ -210,6 +211,7 @@ def _learner_rows(config: TrainConfig, algorithm: Algorithm) -> list[tuple[str, 
             f"{_arithmetic(config.model.dtype, config.cluster.learner)}, "
             f"{learner.optimizer.name} lr {learner.optimizer.lr:g}",
         ),
+        ("prefixes", shared_prefix.describe(shared_prefix.planned(config, algorithm))),
         *([("adapter", _adapter(config.model.adapter))] if config.model.adapter.trains else []),
         *([("critic", _critic(config))] if algorithm.needs_critic else []),
     ]

@@ -73,12 +73,14 @@ class Critic:
         algorithm: gives the loss of values and the weights of sequences.
         config: of the run.
         cost: of a sequence.
+        share_prefixes: True if the critic computes the prompt of siblings once.
     """
 
     group: ValueFunction
     algorithm: Algorithm
     config: TrainConfig
     cost: SequenceCost
+    share_prefixes: bool = False
 
     def step(
         self,
@@ -99,6 +101,7 @@ class Critic:
             num_ranks=critic.num_ranks,
             token_budget=critic.token_budget,
             cost=self.cost,
+            share_prefixes=self.share_prefixes,
             coefficients=coefficients,
         )
         return CriticStep(

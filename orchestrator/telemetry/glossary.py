@@ -211,6 +211,10 @@ POLICY = (
         ("erc/mask_low_frac", "share", "of these, entropy fell too far"),
         ("erc/mask_high_frac", "share", "of these, entropy rose too far"),
         ("erc/entropy_ratio", "1", "entropy now over entropy of pi_old, mean"),
+        ("dppo/mask_frac", "share", "tokens whose gradient the gate of probabilities stops"),
+        ("dppo/mask_low_frac", "share", "of these, probability fell too far"),
+        ("dppo/mask_high_frac", "share", "of these, probability rose too far"),
+        ("drift/squared_log_ratio", "nats^2", "(ln pi / pi_old)^2, mean"),
         ("drift/kl_k3", "nats", "k3 estimate of the policy drift (CPGD)"),
         ("drift/cap_frac", "share", "tokens whose drift gradient is at its cap"),
         ("rpg/<divergence>", "nats", "RPG's own KL term, mean"),
@@ -223,6 +227,7 @@ LEARNER = (
         ("learner/updates", "updates", "of the optimizer that were planned, over all passes"),
         ("learner/micro_batches", "micro-batches", "of each rank in the step"),
         ("learner/micro_batch_fill_frac", "share", "tokens over what learner.token_budget holds"),
+        ("learner/shared_prefix_frac", "share", "tokens that siblings' shared prompts save"),
         ("learner/rank_imbalance", "1", "cost of the slowest rank over the mean"),
     ),
     *_metrics(

@@ -106,6 +106,11 @@ class RankPlan:
         ]
 
     @property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """Rows that this rank trains, each once, in the order of the first pass."""
+        return np.concatenate([micro.rows for micro in self.micro_batches])
+
+    @property
     def micro_batches(self) -> list[MicroBatchPlan]:
         """Micro-batches of the first pass in order: the rows that are scored before training."""
         once = self.updates[: len(self.updates) // self.num_passes]

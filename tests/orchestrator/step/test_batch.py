@@ -35,6 +35,8 @@ def meta(group, k, *, reward=1.0, outcome="scored", num_trained=3, version=4):
         max_version=version,
         generate_s=0.1,
         reward_s=0.01,
+        num_prompt=5,
+        prompt_crc=int(group[1:]),
     )
 
 
@@ -149,6 +151,47 @@ def test_metrics_of_a_batch():
         1 + k + n for n in range(4) for k in range(3) if (n, k) != (1, 1)
     )
     assert np.isfinite(list(metrics.values())).all()
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("token_budget", [14, 1000])
+def test_shared_prompts_are_counted_once_in_a_micro_batch(num_ranks, token_budget):
+    batch = assemble(groups(), ALGORITHM)
+    plans = {
+        shared: plan_updates(
+            batch,
+            ALGORITHM,
+            groups_per_update=2,
+            num_ranks=num_ranks,
+            token_budget=token_budget,
+            cost=SequenceCost(linear=1.0),
+            share_prefixes=shared,
+        )
+        for shared in (False, True)
+    }
+    computed, rows, weights = 0, [], {}
+    for rank in plans[True].ranks:
+        for micro in rank.micro_batches:
+            prompts = len(np.unique(micro.groups))
+            tokens = 5 * prompts + int(batch.lengths[micro.rows].sum())
+            assert tokens <= token_budget
+            computed += tokens
+            rows += micro.rows.tolist()
+            weights |= zip(micro.rows.tolist(), micro.weights["policy"].tolist(), strict=True)
+            # rows of an equal number are of one group, and the other way round
+            pairs = zip(micro.groups.tolist(), batch.group_ids[micro.rows].tolist(), strict=True)
+            assert len(set(pairs)) == prompts
+    assert sorted(rows) == list(range(11))
+    whole = sum(item.num_tokens for item in batch.metas)
+    saved = plans[True].metrics["learner/shared_prefix_frac"]
+    # Less than what is saved where two pieces of a group meet in a micro-batch.
+    assert 0 < saved <= 1 - computed / whole + 1e-9
+    assert plans[False].metrics["learner/shared_prefix_frac"] == 0
+    for rank in plans[False].ranks:
+        for micro in rank.micro_batches:
+            assert micro.groups is None
+            for row, weight in zip(micro.rows, micro.weights["policy"], strict=True):
+                assert weights[int(row)] == weight  # the division changes no weight
 
 
 def updates_of(batch, **more):
