@@ -62,7 +62,7 @@ def first(folder):
         "rollout.num_engines=2",
         "learner.num_ranks=2",
         "learner.zero_stage=2",
-        "learner.token_budget=96",
+        "learner.token_budget=36",
         "trainer.updates_per_step=2",
         "trainer.prompts_per_step=8",
         "trainer.total_steps=3",
