@@ -3,8 +3,8 @@
 `GroupPlay.run` returns all siblings as trajectories; a caller that cancels `run` finds in `drawing`
 the requests that the engine still holds. With an `EarlyStop`, siblings that can no longer change
 the group's verdict are stopped while they are drawn; such siblings are trajectories without a
-reward. A sample that the engine did not finish is never scored. The module knows neither the
-algorithm nor the step.
+reward. A sample that the engine did not finish is never scored, and neither is one whose
+environment failed. The module knows neither the algorithm nor the step.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from workers.engines.vllm.answers import UnusableAnswerError
 from workers.engines.vllm.engine import VLLMEngine
 from workers.reward.base import RewardResult, RewardSample
 from workers.reward.client import RewardClient
+from workers.reward.siblings import SiblingScores
+from workers.rollout.environments.guarded_play import EnvironmentFaultError, play_guarded
 from workers.rollout.environments.single_turn import Environment, Interaction
 from workers.spans import SpanLog
 
@@ -51,9 +53,11 @@ class RolloutContext:
     engine: VLLMEngine
     encoder: PromptEncoder
     environment: Environment
+    environment_s: float  # longest time that an environment takes beside its draws, in seconds
     rewards: RewardClient
     early_stop: EarlyStop | None
     spans: SpanLog
+    scores_together: bool = False  # True if the scorer wants all siblings in one call
 
 
 class _StoppedError(Exception):
@@ -76,6 +80,9 @@ class GroupPlay:
         self.drawing: set[str] = set()
         self._rewards: list[float] = []
         self._left = request.num_samples  # siblings without an outcome
+        self._scores = SiblingScores(
+            context.rewards, num_samples=request.num_samples, together=context.scores_together
+        )
         self._stopped = False
 
     async def run(self) -> list[Trajectory]:
@@ -85,7 +92,10 @@ class GroupPlay:
         siblings = range(request.num_samples)
         if fault is not None:
             nothing = _prompt_only(prompt_tokens)
-            return [self._unscored(k, nothing, f"dropped:{fault}") for k in siblings]
+            return [
+                self._unscored(k, nothing, f"dropped:{request.prompt_uid}: {fault}")
+                for k in siblings
+            ]
         return list(await asyncio.gather(*(self._sibling(k, prompt_tokens) for k in siblings)))
 
     async def _sibling(self, k: int, prompt_tokens: list[int]) -> Trajectory:
@@ -101,19 +111,31 @@ class GroupPlay:
         began = time.perf_counter()
         try:
             with self._context.spans.doing("environment"):
-                played = await self._context.environment.play(prompt_tokens, draw)
+                played = await play_guarded(
+                    self._context.environment,
+                    prompt_tokens,
+                    draw,
+                    limit_s=self._context.environment_s,
+                )
         except _StoppedError:
             played = _prompt_only(prompt_tokens)
         except UnusableAnswerError as fault:
             self._left -= 1
+            await self._scores.leave_out()
             return self._unscored(k, _prompt_only(prompt_tokens), f"failed:{fault}")
+        except EnvironmentFaultError as fault:
+            self._left -= 1
+            await self._scores.leave_out()
+            outcome = f"failed:{self._request.prompt_uid}: {fault}"
+            return self._unscored(k, _prompt_only(prompt_tokens), outcome)
         drawn = time.perf_counter()
         if played.finish_reason == "abort":
             self._left -= 1
+            await self._scores.leave_out()
             return self._unscored(
                 k, played, STOPPED_EARLY if self._stopped else "failed:engine aborted"
             )
-        result = await self._score(played)
+        result = await self._score(k, played)
         timings = {"generate": drawn - began, "reward": time.perf_counter() - drawn}
         await self._stop_if_settled(result)
         return self._trajectory(k, played, result, timings)
@@ -132,7 +154,7 @@ class GroupPlay:
         finally:
             self.drawing.discard(request_id)
 
-    async def _score(self, played: Interaction) -> RewardResult:
+    async def _score(self, k: int, played: Interaction) -> RewardResult:
         finished = RewardSample(
             prompt=self._context.encoder.text(self._request.prompt),
             response=played.response_text,
@@ -140,7 +162,7 @@ class GroupPlay:
             columns=dict(self._request.columns),
         )
         with self._context.spans.doing("wait_for_reward"):
-            return await self._context.rewards.score(finished)
+            return await self._scores.score(k, finished)
 
     async def _stop_if_settled(self, result: RewardResult) -> None:
         """Count a result; stop the siblings still being drawn if the verdict is settled."""
@@ -177,6 +199,7 @@ class GroupPlay:
             outcome=result.outcome,
             reward=result.reward,
             reward_parts=result.parts,
+            reward_notes=result.notes,
             num_turns=played.num_turns,
             response_text=played.response_text,
             timings=timings,

@@ -157,7 +157,7 @@ def _gradient_(
     grad_entropies: Tensor | None,  # [m]
     entropies: Tensor,  # [m], read where they have a gradient
 ) -> None:
-    """Turn log p [m, V] into the gradient by the logits, with one buffer beside it for entropies."""
+    """Turn log p [m, V] into the gradient by the logits; entropies take one buffer beside it."""
     if grad_entropies is None:
         log_p.exp_().mul_(-grad_logprobs[:, None])
     else:

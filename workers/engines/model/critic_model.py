@@ -10,7 +10,8 @@ gradient is not zero, and from the second update on the backbone has one too.
 
 Runs in the critic's ranks. Computes no loss.
 
-Legend: N tokens of a packed batch, S sequences, M trained tokens, H hidden size.
+Legend: N tokens of a packed batch, n of them computed, S sequences, M trained tokens, H hidden
+size.
 """
 
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
+from workers.data.shared_prefixes import SharedPrefixes
 from workers.engines.model.attention import VARLEN_SDPA, check_attention
 from workers.engines.model.packed_model import PackedModel, check_model_folder
 
@@ -54,6 +56,7 @@ class CriticModel(PackedModel):
         position_ids: Tensor,  # [N] int64
         cu_seqlens: Tensor,  # [S+1] int32
         loss_mask: Tensor,  # [N] bool
+        prefixes: SharedPrefixes | None = None,
     ) -> Tensor:
         """Compute the values [N] float32, zero where `loss_mask` is False.
 
@@ -61,9 +64,9 @@ class CriticModel(PackedModel):
         collectives all happen.
         """
         with self.mixed_precision(tokens):
-            hidden = self.hidden_states(tokens, position_ids, cu_seqlens)  # [N, H]
+            hidden = self.hidden_states(tokens, position_ids, cu_seqlens, prefixes)  # [n, H]
         trained = loss_mask.nonzero()[:, 0]  # [M]
-        before = hidden.index_select(0, trained - 1).float()  # [M, H]
+        before = hidden.index_select(0, self.before(trained, prefixes)).float()  # [M, H]
         with torch.autocast(tokens.device.type, enabled=False):
             picked = self.value_head(before)[:, 0]  # [M]
         return picked.new_zeros(tokens.shape[0]).index_copy(0, trained, picked)
@@ -80,8 +83,8 @@ class CriticModel(PackedModel):
         return _scaled(hidden[0])
 
     def hf_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Iterate over the backbone's parameters (`model.`) and the head's (`value_head.`)."""
-        return self.named_parameters()
+        """Iterate over those that train of the backbone (`model.`) and head (`value_head.`)."""
+        return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
 
 def _scaled(hidden: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ states of its own part of the tokens; `own` and `whole` lead from a batch to tha
 
 Runs in the ranks of learner, reference and critic. Computes no loss and generates nothing.
 
-Legend: N tokens of a packed batch, S sequences, H hidden size, n tokens of this rank's part (N
-where the batch is not shared).
+Legend: N tokens of a packed batch, S sequences, H hidden size, n tokens that this rank computes (N
+where neither ranks share the batch nor siblings a prefix), M trained tokens.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from workers.data.shared_prefixes import SharedPrefixes
 from workers.engines.model.attention import VARLEN_SDPA, attention_arguments, check_attention
 from workers.engines.model.families.positions import fix_positions
 from workers.engines.model.sequence_parallel import ULYSSES, SequenceParallel
@@ -73,9 +74,23 @@ class PackedModel(nn.Module, ABC):
         tokens: Tensor,  # [N] int64
         position_ids: Tensor,  # [N] int64
         cu_seqlens: Tensor,  # [S+1] int32
+        prefixes: SharedPrefixes | None = None,
     ) -> Tensor:
-        """Compute the last layer's output at every token of this rank's part [n, H]."""
+        """Compute the last layer's output at every token of this rank's part [n, H].
+
+        With `prefixes` the part is the n tokens that they say to compute, in their order.
+
+        Raises:
+            ValueError: the attention, or ranks that share a batch, cannot share prefixes.
+        """
         extras: dict[str, Any] = {}
+        if prefixes is not None:
+            if self._shared is not None:
+                raise ValueError(
+                    "ranks that share a batch (sequence_parallel_size above 1) cannot share "
+                    "prefixes: set learner.shared_prefix=false"
+                )
+            tokens, position_ids = tokens[prefixes.computed], position_ids[prefixes.computed]
         if self._shared is not None:
             cu_seqlens = self._shared.padded_ends(cu_seqlens, tokens.shape[0])
             extras = self._shared.attention_arguments
@@ -83,10 +98,18 @@ class PackedModel(nn.Module, ABC):
             input_ids=self.own(tokens)[None],
             position_ids=self.own(position_ids)[None],
             use_cache=False,
-            **attention_arguments(self.attention, cu_seqlens),
+            **attention_arguments(self.attention, cu_seqlens, prefixes),
             **extras,
         ).last_hidden_state
         return hidden[0]
+
+    def before(self, trained: Tensor, prefixes: SharedPrefixes | None) -> Tensor:
+        """Find the hidden state [n] that predicts each of the trained tokens [M].
+
+        It is that of the token before, which may be the last one of a shared prefix. To be called
+        where ranks do not share the batch.
+        """
+        return trained - 1 if prefixes is None else prefixes.places[trained - 1]
 
     @abstractmethod
     def packed_outputs(self, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
@@ -134,7 +157,18 @@ class PackedModel(nn.Module, ABC):
 
     def hf_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Iterate over the parameters that train, under stable names; a tied weight comes once."""
-        return self.model.named_parameters()
+        return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+
+    def freeze_unread(self) -> None:
+        """Freeze the parameters that no packed batch reads, such as those of a vision tower.
+
+        Nothing gives them a gradient, and weight decay alone would change them.
+        """
+        modules = (self.model.get_decoder(), self.model.get_output_embeddings())
+        read = {id(p) for module in modules if module is not None for p in module.parameters()}
+        for parameter in self.model.parameters():
+            if id(parameter) not in read:
+                parameter.requires_grad_(False)
 
     def enable_gradient_checkpointing(self, *, reentrant: bool) -> None:
         """Keep layer inputs only and recompute the rest in the backward pass."""

@@ -3,8 +3,9 @@
 A `PackedModel` whose head is a `ChunkedHead`: tokens in, per-token log-probabilities and entropies
 out; logits exist nowhere. Runs in the ranks of learner and reference. Does not generate.
 
-Legend: N tokens of a packed batch, S sequences, n tokens of this rank's part of it (`PackedModel`),
-M tokens of that part whose next token trains.
+Legend: N tokens of a packed batch, S sequences, n tokens of it that this rank computes
+(`PackedModel`), M tokens of those whose next token trains; where siblings share a prefix, M trained
+tokens.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from workers.data.shared_prefixes import SharedPrefixes
 from workers.engines.model.attention import VARLEN_SDPA, check_attention
 from workers.engines.model.chunked_head import ChunkedHead
 from workers.engines.model.families.logits import logit_scale, logit_softcap
@@ -80,6 +82,7 @@ class PolicyModel(PackedModel):
         loss_mask: Tensor,  # [N] bool
         temperature: float = 1.0,
         entropy: bool = False,
+        prefixes: SharedPrefixes | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Compute log-probs and entropies [N] float32, zero where `loss_mask` is False.
 
@@ -87,18 +90,14 @@ class PolicyModel(PackedModel):
         train gives zeros that still reach every parameter, so ZeRO's collectives all happen.
         """
         with self.mixed_precision(tokens):
-            return self._score(tokens, position_ids, cu_seqlens, loss_mask, temperature, entropy)
+            hidden = self.hidden_states(tokens, position_ids, cu_seqlens, prefixes)  # [n, H]
+            if prefixes is not None:
+                return self._score_shared(hidden, tokens, loss_mask, prefixes, temperature, entropy)
+            return self._score(hidden, tokens, loss_mask, temperature, entropy)
 
     def _score(
-        self,
-        tokens: Tensor,
-        position_ids: Tensor,
-        cu_seqlens: Tensor,
-        loss_mask: Tensor,
-        temperature: float,
-        entropy: bool,
+        self, hidden: Tensor, tokens: Tensor, loss_mask: Tensor, temperature: float, entropy: bool
     ) -> tuple[Tensor, Tensor | None]:
-        hidden = self.hidden_states(tokens, position_ids, cu_seqlens)  # [n, H]
         # The token after each, also where that is another rank's. A mask begins with False, so
         # the last token predicts none.
         next_tokens, predicts = self.own(tokens.roll(-1)), self.own(loss_mask.roll(-1))  # [n]
@@ -115,6 +114,28 @@ class PolicyModel(PackedModel):
 
         logprobs = at_predicted(picked)
         return logprobs, None if picked_entropy is None else at_predicted(picked_entropy)
+
+    def _score_shared(
+        self,
+        hidden: Tensor,
+        tokens: Tensor,
+        loss_mask: Tensor,
+        prefixes: SharedPrefixes,
+        temperature: float,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        trained = loss_mask.nonzero()[:, 0]  # [M]
+        picked, picked_entropy = self.model.get_output_embeddings()(
+            hidden.index_select(0, self.before(trained, prefixes)),
+            tokens[trained],
+            temperature,
+            entropy,
+        )
+        zeros = picked.new_zeros(tokens.shape[0])  # [N]
+        logprobs = zeros.index_copy(0, trained, picked)
+        if picked_entropy is None:
+            return logprobs, None
+        return logprobs, zeros.index_copy(0, trained, picked_entropy)
 
     def packed_outputs(self, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
         """See `PackedModel`: the log-probs [N]."""

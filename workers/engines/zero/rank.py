@@ -71,6 +71,7 @@ class ZeroRank(ABC):
         self.module = self._load(config)
         optimizer = None
         if settings.optimizer is not None:
+            self.module.freeze_unread()
             optimizer = build_optimizer(settings.optimizer, self.module)
         elif settings.engine_stage != 3:
             self.module.requires_grad_(False)
@@ -125,7 +126,12 @@ class ZeroRank(ABC):
         """Run the module on a batch on this device, through DeepSpeed where there is an engine."""
         model = self.module if self._engine is None else self._engine
         return model(
-            batch.tokens, batch.position_ids, batch.cu_seqlens, batch.loss_mask, *arguments
+            batch.tokens,
+            batch.position_ids,
+            batch.cu_seqlens,
+            batch.loss_mask,
+            *arguments,
+            prefixes=batch.prefixes,
         )
 
     def take_steps(
@@ -141,7 +147,7 @@ class ZeroRank(ABC):
             The updates, and the forward pass's outputs of every row, in order.
         """
         self.module.train()
-        outputs: list[Any] = []
+        outputs: list[tuple[PackedBatch, Tensor]] = []
         sums, steps = [], []
         for update in updates:
             collected = MetricSums()
@@ -149,9 +155,9 @@ class ZeroRank(ABC):
             def backward(update: Sequence[PackedBatch] = update) -> Iterator[tuple[Any, ...]]:
                 return self._backward(update, loss_of)
 
-            for batch, output, loss, metrics in backward():
+            for own, (batch, output, loss, metrics) in zip(update, backward(), strict=True):
                 collected.add(batch, metrics, loss)
-                outputs += batch.split(output)
+                outputs.append((own, output))  # split at the end: the host need not wait here
             sums.append(collected)
             steps.append(self._step(backward))
         copies = self.settings.sequence_parallel_size
@@ -160,7 +166,8 @@ class ZeroRank(ABC):
             UpdateResult(metrics=metrics, **step)
             for metrics, step in zip(reduced, steps, strict=True)
         )
-        return tuple(results), tuple(outputs)
+        rows = (row for batch, output in outputs for row in batch.split(output))
+        return tuple(results), tuple(rows)
 
     def _backward(
         self, update: Sequence[PackedBatch], loss_of: LossOf

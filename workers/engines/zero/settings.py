@@ -62,6 +62,11 @@ class OptimizerSettings:
                 f"lr={self.lr} and max_grad_norm={self.max_grad_norm} must be positive, "
                 f"weight_decay={self.weight_decay} not negative"
             )
+        if not all(0 <= beta < 1 for beta in self.betas) or not self.eps > 0:
+            raise ValueError(
+                f"betas={self.betas} must be from 0 up to, and below, 1, and eps={self.eps} "
+                "positive"
+            )
         check_schedule(self.schedule, warmup_steps=self.warmup_steps, total_steps=self.total_steps)
 
 
