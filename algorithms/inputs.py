@@ -32,6 +32,8 @@ LOSS_COLUMNS = frozenset(
         "entropy",
         "old_entropy",
         "rewards",
+        "staleness",
+        "truncated",
     }
 )
 #: Of a value loss, fields of `LossInputs`.
@@ -63,6 +65,9 @@ class LossInputs:
         old_values: [N] critic outputs at credit time.
         returns: [N] regression targets of the critic.
         rewards: [S] the scorer's rewards, before any shaping.
+        staleness: [N] weight versions between those that sampled the token and those that start
+            the step; 0 for tokens that were not sampled.
+        truncated: [S] bool, stopped by the length limit.
     """
 
     logprobs: Tensor
@@ -79,6 +84,8 @@ class LossInputs:
     old_values: Tensor | None = None
     returns: Tensor | None = None
     rewards: Tensor | None = None
+    staleness: Tensor | None = None
+    truncated: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
