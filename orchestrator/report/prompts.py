@@ -16,6 +16,7 @@ from orchestrator.report.rows import RecordedStep
 from orchestrator.report.samples import rounded
 
 RIGHT = 1.0
+SHOWN_OUTCOMES = 40
 SHOWN_PROMPTS = 400
 SHOWN_HELDOUT = 60  # held-out prompts, and times of each at most TIMES
 TIMES = 8
@@ -57,7 +58,7 @@ def _kind(rewards: Sequence[float]) -> str:
 
 
 def outcomes(steps: Sequence[RecordedStep]) -> list[dict[str, Any]]:
-    """Count samples by outcome, the most frequent first, with the first and the last step of each.
+    """Count samples by kind of outcome, the most frequent first, with first and last step.
 
     Example: [{"outcome": "scored", "samples": 1020, "first": 1, "last": 4},
               {"outcome": "failed:timeout", "samples": 4, "first": 2, "last": 2}]
@@ -65,12 +66,12 @@ def outcomes(steps: Sequence[RecordedStep]) -> list[dict[str, Any]]:
     counts: Counter[str] = Counter()
     places: dict[str, tuple[int, int]] = {}
     for step in steps:
-        for outcome, count in Counter(map(str, step.small["outcome"])).items():
+        for outcome, count in Counter(step.outcomes()).items():
             counts[outcome] += count
             places[outcome] = (places.get(outcome, (step.step, 0))[0], step.step)
     return [
         {"outcome": name, "samples": count, "first": places[name][0], "last": places[name][1]}
-        for name, count in counts.most_common()
+        for name, count in counts.most_common(SHOWN_OUTCOMES)
     ]
 
 

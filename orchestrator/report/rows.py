@@ -8,6 +8,7 @@ tokens of chosen rows are read in `samples.py`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from workers.data.trajectory import SCORED
+
 SMALL = ("prompt_uid", "group_id", "outcome", "reward", "finish_reason", "num_turns")
 PER_TOKEN = ("loss_mask", "weight_versions", "rollout_logprobs")  # of every record
 COMPUTED = ("advantages", "old_logprobs", "logprobs", "ref_logprobs", "old_entropy", "values")
+KIND_CHARACTERS = 80
 MAX_ROWS = 400_000
 MAX_TOKENS = 20_000_000
 
@@ -49,6 +53,21 @@ class RecordedStep:
 
     def __len__(self) -> int:
         return len(self.small["outcome"])
+
+    def outcomes(self) -> list[str]:
+        """Return the kind of every row's outcome."""
+        pairs = zip(self.small["outcome"], self.small["prompt_uid"], strict=True)
+        return [outcome_kind(str(outcome), str(uid)) for outcome, uid in pairs]
+
+
+def outcome_kind(outcome: str, prompt_uid: str) -> str:
+    """Return an outcome without all that names its sample: the prompt, numbers, a long end.
+
+    Example: "failed:train:7: 300 tokens" of prompt "train:7" -> "failed:# tokens"
+    """
+    if outcome == SCORED:
+        return outcome
+    return re.sub(r"\d+", "#", outcome.replace(f"{prompt_uid}: ", ""))[:KIND_CHARACTERS]
 
 
 def read_rows(

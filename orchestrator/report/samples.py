@@ -14,13 +14,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from orchestrator.report.rows import COMPUTED, PER_TOKEN, RecordedStep
+from orchestrator.report.rows import COMPUTED, PER_TOKEN, RecordedStep, outcome_kind
 from orchestrator.report.selection import ChosenGroup
 from orchestrator.report.token_texts import TokenTexts
 
 SHOWN_TOKENS = 600  # at the begin of a long response, and as many at its end
 PROMPT_CHARACTERS = 4_000
 PIECE_CHARACTERS = 500  # of one token
+NOTE_CHARACTERS = 1_000  # of a text of the scorer
 TEXT_CHARACTERS = 20_000  # of a response whose tokens have no texts
 BYTES_PER_TOKEN = 34  # of the report, measured
 MAX_BYTES = 9_000_000  # of samples in a report
@@ -147,7 +148,11 @@ def _sample(
         "id": row["rollout_id"],
         "reward": rounded(row["reward"]),
         "parts": {name: rounded(value) for name, value in row["reward_parts"] or ()},
+        "notes": {
+            name: _clipped(text, NOTE_CHARACTERS) for name, text in row.get("reward_notes") or ()
+        },
         "outcome": row["outcome"],
+        "kind": outcome_kind(row["outcome"], row["prompt_uid"]),
         "finish": row["finish_reason"],
         "turns": row["num_turns"],
         "seconds": {name: rounded(value) for name, value in row["timings"] or ()},

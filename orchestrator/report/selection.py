@@ -15,7 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.report.rows import RecordedStep
+from workers.data.trajectory import SCORED
 
+MAX_REASONS = 40  # kinds of outcomes
 PER_REASON = 3  # groups of every outcome that is no score
 PER_EXTREME = 6  # groups of every extreme
 AGAIN = 6  # prompts that are shown in several steps, and steps of each
@@ -94,14 +96,14 @@ def _groups(steps: Sequence[RecordedStep]) -> dict[tuple[int, str], list[int]]:
 
 
 def _by_outcome(steps: Sequence[RecordedStep]) -> dict[str, list[tuple[int, str]]]:
-    """Return the groups with a sample of every outcome but `scored`, rare outcomes first."""
+    """Return the groups with a sample of every kind of outcome but `scored`, rare ones first."""
     found: defaultdict[str, dict[tuple[int, str], None]] = defaultdict(dict)
     for place, step in enumerate(steps):
-        pairs = zip(step.small["outcome"], step.small["group_id"], strict=True)
-        for outcome, group in pairs:
-            if outcome != "scored":
-                found[str(outcome)][place, str(group)] = None
-    return {name: list(keys) for name, keys in sorted(found.items(), key=lambda kv: len(kv[1]))}
+        for outcome, group in zip(step.outcomes(), step.small["group_id"], strict=True):
+            if outcome != SCORED:
+                found[outcome][place, str(group)] = None
+    ranked = sorted(found.items(), key=lambda item: len(item[1]))
+    return {name: list(keys) for name, keys in ranked[:MAX_REASONS]}
 
 
 def _cut_off(steps: Sequence[RecordedStep]) -> list[tuple[int, str]]:

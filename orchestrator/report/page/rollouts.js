@@ -40,7 +40,7 @@
     const found = all.filter((group) =>
       (!state.run || group.run.name === state.run) &&
       (!state.why || group.why === state.why) &&
-      (!state.outcome || group.samples.some((sample) => sample.outcome === state.outcome)) &&
+      (!state.outcome || group.samples.some((sample) => sample.kind === state.outcome)) &&
       (!state.cut || group.samples.some((sample) => (sample.finish === "length") === (state.cut === "yes"))) &&
       (!state.search || searched(group).includes(state.search.toLowerCase())));
     const [, key] = SORTS[state.sort];
@@ -62,6 +62,8 @@
     return el("article", { class: "sibling", "data-sample": sample.id },
       el("h5", null, `${outcome(sample)} · ${visible(sample.id)}`),
       el("p", { class: "soft" }, facts.filter(Boolean).join(", ")),
+      Object.entries(sample.notes).map(([name, text]) =>
+        el("p", { class: "soft" }, `${visible(name)}: ${visible(text)}`)),
       ballast.tokens(sample, pieces, mode, scale, clip, (text) => { line.textContent = text; }));
   };
 
@@ -136,7 +138,7 @@
     section.append(el("div", { class: "controls" },
       el("label", null, "search", search),
       choose("sort", "order", usable.map(([name, [words]]) => [name, words])),
-      choose("outcome", "with outcome", distinct(all.flatMap((g) => g.samples.map((s) => s.outcome)))),
+      choose("outcome", "with outcome", distinct(all.flatMap((g) => g.samples.map((s) => s.kind)))),
       choose("cut", "cut off at the limit", [["", "all"], ["yes", "yes"], ["no", "no"]]),
       choose("why", "chosen because", distinct(all.map((group) => group.why))),
       ballast.several ? choose("run", "run", distinct(payload.runs.map((run) => run.name))) : null),

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from recorded_run import sample, write_rollouts
 
-from orchestrator.report.rows import read_rows, token_facts, within
+from orchestrator.report.rows import outcome_kind, read_rows, token_facts, within
 
 
 def read(folder, **budgets):
@@ -24,6 +24,17 @@ def test_numbers_of_a_step(tmp_path):
     assert step.facts["gap"] == pytest.approx([0.5, 0.5])
     assert step.facts["ratio"] == pytest.approx([0.25, 0.25])
     assert step.facts["beyond_clip"].tolist() == [1.0, 1.0]  # 1.25 > 1 + 0.2
+
+
+def test_outcomes_of_one_kind_are_one_whatever_sample_they_name():
+    assert outcome_kind("failed:train:7: 300 tokens, at most 64", "train:7") == (
+        "failed:# tokens, at most #"
+    )
+    assert outcome_kind("failed:train:8: 411 tokens, at most 64", "train:8") == (
+        "failed:# tokens, at most #"
+    )
+    assert len(outcome_kind("failed:" + "x" * 300, "p")) == 80
+    assert outcome_kind("scored", "p") == "scored"
 
 
 def test_a_row_without_a_computed_column_has_no_number():

@@ -20,7 +20,8 @@ def recorded(folder, rows):
 
 def test_a_group_has_its_prompt_and_every_number_of_its_tokens(tmp_path):
     texts = TokenTexts.of_model(str(model_folder(tmp_path / "model")))
-    steps = recorded(tmp_path, [sample("a", 0, (1, 2), 1.0), sample("a", 1, (3,), None)])
+    judged = sample("a", 0, (1, 2), 1.0, reward_notes={"judge": "the sum is wrong"})
+    steps = recorded(tmp_path, [judged, sample("a", 1, (3,), None)])
     (group,), pieces = load_groups(steps, [FIRST], texts)
     assert (group["step"], group["group"], group["prompt"]) == (1, "a", "sum=")
     first, second = group["samples"]
@@ -32,6 +33,7 @@ def test_a_group_has_its_prompt_and_every_number_of_its_tokens(tmp_path):
     assert first["now"] == rounded(math.log(1.25))
     assert (first["trains"], first["version"], first["left_out"]) == (1, 0, 0)
     assert "text" not in first
+    assert first["notes"] == {"judge": "the sum is wrong"}
 
 
 def test_the_middle_of_a_long_response_is_left_out(tmp_path):
