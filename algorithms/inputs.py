@@ -101,6 +101,7 @@ class CreditInputs:
         group_ids: [S] int64, 0..G-1.
         sequence_ids: [N] int64, sorted, 0..S-1.
         loss_mask: [N] bool.
+        truncated: [S] bool, stopped by the length limit; needs no declaration.
         old_logprobs, ref_logprobs, rollout_logprobs, values: [N], where a part declares them.
     """
 
@@ -108,6 +109,7 @@ class CreditInputs:
     group_ids: Tensor
     sequence_ids: Tensor
     loss_mask: Tensor
+    truncated: Tensor | None = None
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
     rollout_logprobs: Tensor | None = None

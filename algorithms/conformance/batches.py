@@ -88,6 +88,7 @@ def credit_inputs(
         group_ids=torch.arange(num) // group_size,
         sequence_ids=inputs.sequence_ids,
         loss_mask=inputs.loss_mask,
+        truncated=inputs.truncated,
         old_logprobs=inputs.old_logprobs,
         ref_logprobs=inputs.ref_logprobs,
         rollout_logprobs=inputs.rollout_logprobs,
