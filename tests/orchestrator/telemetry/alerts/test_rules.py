@@ -69,7 +69,7 @@ def test_entropy_that_collapses_while_the_reward_falls():
 
 
 def test_a_mismatch_of_ten_times_the_first_one():
-    # After step 6 the mean is (4 x .001 + .03) / 5 = .0068, after step 7 (3 x .001 + .06) / 5 = .0126.
+    # Step 6: (4 x .001 + .03) / 5 = .0068 is below 10 x .001, step 7: .063 / 5 = .0126 is not.
     assert told(*[{}] * 5, *[{"mismatch/abs_mean": 0.03}] * 5) == [(7, "mismatch rises")]
     small = [{"mismatch/abs_mean": 1e-7}] * 5 + [{"mismatch/abs_mean": 1e-4}] * 5
     assert told(*small) == []  # below what is notable
