@@ -23,6 +23,7 @@ from orchestrator.report.selection import choose
 from orchestrator.report.timeline import read_timeline
 from orchestrator.report.token_texts import TokenTexts
 from orchestrator.telemetry import bubbles
+from orchestrator.telemetry.counting import counted
 
 
 def build(
@@ -112,29 +113,29 @@ def _rollouts(record: RunRecord, rows: Sequence[RecordedStep], max_bytes: int) -
     chosen = choose(rows, seed=int(record.setting("seed") or 0))
     groups, pieces = load_groups(rows, chosen, texts, max_bytes=max_bytes)
     held = sum(len(group["samples"]) for group in groups)
-    counted = sum(len(step) for step in rows)
+    total = sum(len(step) for step in rows)
     return {
         "groups": groups,
         "pieces": pieces,
         "clip": _clip(record),
-        "note": _note(record, rows, held, counted),
+        "note": _note(record, rows, held, total),
         "numbers_only": not texts.known,
     }
 
 
-def _note(record: RunRecord, rows: Sequence[RecordedStep], held: int, counted: int) -> str:
+def _note(record: RunRecord, rows: Sequence[RecordedStep], held: int, total: int) -> str:
     """Say what the report holds of the recorded samples, and what it left out."""
     if not record.rollouts:
         return "no sample was recorded (tracking.rollouts=false, or no step has finished)"
-    note = f"{held:,} of {counted:,} recorded samples are shown"
-    if held < counted:
+    note = f"{held:,} of {total:,} recorded samples are shown"
+    if held < total:
         note += (
             ": every kind of failure, the extremes, prompts of several steps, the rest drawn at "
             "random with the run's seed, whole groups each"
         )
     if len(rows) < len(record.rollouts):
-        note += f"; {len(record.rollouts) - len(rows):,} steps were not read"
+        note += f"; {counted(len(record.rollouts) - len(rows), 'step')} not read"
     unread = sum(not step.facts for step in rows)
     if unread:
-        note += f"; of {unread:,} steps the tokens were not read"
+        note += f"; of {counted(unread, 'step')} the tokens not read"
     return note

@@ -62,6 +62,19 @@ def test_nothing_overlaps_or_leaves_the_screen(browser, page, width, dark):
     assert background == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
 
 
+def test_paper_is_light_also_in_dark_mode_and_has_no_controls(browser, page):
+    browser.open(page, dark=True)
+    browser.call(
+        "Emulation.setEmulatedMedia",
+        media="print",
+        features=[{"name": "prefers-color-scheme", "value": "dark"}],
+    )
+    assert browser.read("getComputedStyle(document.body).color") == "rgb(22, 25, 29)"
+    shown = "[...document.querySelectorAll('nav, .controls, #token')].map((e) => e.offsetHeight)"
+    assert set(browser.read(shown)) == {0}
+    browser.call("Emulation.setEmulatedMedia", media="")
+
+
 def test_no_request_leaves_the_file_and_no_error_is_logged(browser, page):
     browser.requests.clear()
     browser.errors.clear()
