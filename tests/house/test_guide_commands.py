@@ -44,6 +44,7 @@ ELSEWHERE = {
     ),
     "make setup *": "tests/house/test_setup.py::test_a_finished_environment_is_left_alone",
     "make bench*": "tests/house/test_guide_commands.py::test_a_benchmark_knows_its_options",
+    "make chaos *": "tests/chaos/test_chaos.py::test_a_real_run_survives_two_faults",
     "ballast train experiment=tiny run_name=saved": (
         "tests/e2e/test_runs.py::test_a_run_says_what_it_did"
     ),

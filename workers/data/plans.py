@@ -107,8 +107,8 @@ class RankPlan:
 
     @property
     def rows(self) -> npt.NDArray[np.int64]:
-        """Rows that this rank trains, each once, in the order of the first pass."""
-        return np.concatenate([micro.rows for micro in self.micro_batches])
+        """Rows that this rank trains in any pass, each once; passes divide the rows anew."""
+        return np.unique(np.concatenate([m.rows for update in self.updates for m in update]))
 
     @property
     def micro_batches(self) -> list[MicroBatchPlan]:
