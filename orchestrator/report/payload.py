@@ -40,7 +40,10 @@ def build(
         max_tokens: tokens to read, of all runs together.
     """
     share = len(records)
-    runs = [_run(record, max_bytes // share, max_tokens // share) for record in records]
+    runs = [
+        {"name": name, **_run(record, max_bytes // share, max_tokens // share)}
+        for name, record in zip(labels(records), records, strict=True)
+    ]
     names = sorted({name for run in runs for part in _PARTS for name in run[part]["values"]})
     return {
         "runs": runs,
@@ -50,6 +53,18 @@ def build(
     }
 
 
+def labels(records: Sequence[RunRecord]) -> list[str]:
+    """Return a name per run that tells it from the others: its own, else as much of its path."""
+    paths = [record.folder.parts for record in records]
+    found = []
+    for path in paths:
+        count = next(
+            (n for n in range(1, len(path)) if sum(p[-n:] == path[-n:] for p in paths) == 1), 1
+        )
+        found.append("/".join(path[-count:]))
+    return found
+
+
 _PARTS = ("curves", "heldout")
 
 
@@ -57,7 +72,6 @@ def _run(record: RunRecord, max_bytes: int, max_tokens: int) -> dict[str, Any]:
     rows = read_rows(record.rollouts, clip=_clip(record), max_tokens=max_tokens)
     shares, bubble = _time(record)
     return {
-        "name": record.name,
         "folder": str(record.folder),
         "state": record.state,
         "total_steps": record.setting("trainer.total_steps"),
