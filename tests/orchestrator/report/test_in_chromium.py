@@ -169,6 +169,11 @@ def test_runs_side_by_side_show_their_differences_first(browser, run_dir, tmp_pa
     browser.errors.clear()
     browser.open(tmp_path / "both.html")
     assert browser.read("[...document.querySelectorAll('#top h1')].length") == 2
+    table = browser.read("document.querySelector('#side-by-side tbody').innerText")
+    assert table.splitlines() == [
+        "steady\tcpgd\t4\t0.25\t1\t32\t400\t8 s",
+        "other\tgrpo\t4\t0.25\t1\t32\t400\t8 s",
+    ]
     rows = browser.read("document.querySelector('#settings table').innerText")
     assert "algorithm.name\tcpgd\tgrpo" in rows
     legend = browser.read("document.querySelector('[data-panel=Reward] .u-legend').innerText")
