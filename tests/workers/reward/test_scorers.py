@@ -243,6 +243,8 @@ def test_every_shipped_config_builds_and_scores(path: Path) -> None:
         "instruction_id_list": ["punctuation:no_comma"],
     }
     response = "B" if path.stem == "choice" else response
+    if path.stem == "python":
+        response, truth = "print(5)", '[{"input": "", "output": "5"}]'
     scorer = instantiate(config.scorer, _convert_="all")
     result = score_sample(scorer, sample(response, truth, **columns))
     assert result.outcome == "scored"
