@@ -2,7 +2,7 @@
 
 Runs in a scoring process, which starts a sandbox for each test with input and output, or one for
 all assertions. An expected value never enters the sandbox: outputs and values come out and are
-compared here. The sandbox is `workers/reward/scorers/programs/sandbox.py`; what a program means is not looked at.
+compared here. The sandbox is `sandbox.py`; what a program means is not looked at.
 """
 
 from __future__ import annotations

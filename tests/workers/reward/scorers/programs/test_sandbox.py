@@ -25,7 +25,8 @@ HOSTILE = {
     "fork bomb": ("import os\nwhile True: os.fork()", "exit 1 or time"),
     "threads": (
         "import threading, time\n"
-        "for _ in range(100): threading.Thread(target=time.sleep, args=(60,)).start()\nprint('left')",
+        "for _ in range(100): threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "print('left')",
         "time",
     ),
     "huge allocation": ("x = bytearray(10**10)\nprint('left')", "exit 1"),
