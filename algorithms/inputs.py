@@ -19,8 +19,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-#: Columns a part may declare. The framework derives from them which roles run.
-COLUMNS: frozenset[str] = frozenset(
+# Columns that a part of each kind may declare. The framework derives from them which roles run.
+#: Of an advantage: what exists before credit, fields of `CreditInputs`.
+CREDIT_COLUMNS = frozenset({"old_logprobs", "ref_logprobs", "rollout_logprobs", "values"})
+#: Of a part of the policy's loss, fields of `LossInputs`.
+LOSS_COLUMNS = frozenset(
     {
         "old_logprobs",
         "rollout_logprobs",
@@ -28,12 +31,11 @@ COLUMNS: frozenset[str] = frozenset(
         "epoch_logprobs",
         "entropy",
         "old_entropy",
-        "values",
-        "old_values",
-        "returns",
         "rewards",
     }
 )
+#: Of a value loss, fields of `LossInputs`.
+VALUE_COLUMNS = frozenset({"values", "old_values", "returns", "rewards"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -65,8 +65,9 @@ def compose(
             del config["hydra"]
             # Plain, so that the schema sees what `+key=` added to a typed section.
             plain = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise ConfigError(_explain(error, arguments)) from error
+    _check_whole(plain)
     try:
         folders = searched_folders([(source.path, source.schema) for source in sources])
         check_duplicates(folders, plain.algorithm.get("name"))
@@ -83,6 +84,7 @@ def complete(config: DictConfig | ListConfig) -> tuple[DictConfig, TrainConfig]:
     """
     try:
         merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), config)
+        _check_whole(merged)
         resolve_dtypes(cast(DictConfig, merged))
         typed = cast(TrainConfig, OmegaConf.to_object(merged))
         typed.check()
@@ -91,6 +93,15 @@ def complete(config: DictConfig | ListConfig) -> tuple[DictConfig, TrainConfig]:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return cast(DictConfig, merged), typed
+
+
+def _check_whole(config: DictConfig | ListConfig) -> None:
+    """Raise ConfigError for a value that is still to be given, such as a group that was removed."""
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise ConfigError(
+            f"{missing[0]} has no value: give {missing[0]}=..., or leave out the override that "
+            "removes it"
+        )
 
 
 def _explain(error: Exception, overrides: Sequence[str] = ()) -> str:
@@ -107,6 +118,13 @@ def _explain(error: Exception, overrides: Sequence[str] = ()) -> str:
         members = re.findall(r"^\t(\S+)$", str(error), flags=re.MULTILINE)
         folder, _, member = group.group(1).rpartition("/")
         return explain_member(folder, member, members)
+    if "Config group override must be a string" in str(error):
+        chosen = (text.lstrip("+").partition("=") for text in overrides)
+        nulls = [f"{key}=null" for key, _, member in chosen if member == "null" and "." not in key]
+        return (
+            f"{', '.join(nulls)}: a group is chosen by the name of a member; name one, or leave "
+            "the override out"
+        )
     return _first_line(error if _names_group(str(error)) else reason)
 
 

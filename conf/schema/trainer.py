@@ -17,7 +17,7 @@ class TrainerConfig:
     learns: bool = True  # False: sample, score and record with the model as it is, no learner
     total_steps: int = 25
     prompts_per_step: int = 16  # groups per step
-    updates_per_step: int = 1  # optimizer steps that share one rollout batch, in each pass over it
+    updates_per_step: int = 1  # of a full batch, in each pass; fewer where filters leave less
     epochs_per_step: int = 1  # passes over the rollout batch; pi_old stays the one that began it
     eval_every: int = 0  # steps; 0: only before the first and after the last step
     checkpoint_every: int = 10  # steps; 0: only at the end
@@ -56,3 +56,8 @@ class TrainerConfig:
     def num_updates(self) -> int:
         """Optimizer steps of a step, over all passes."""
         return self.updates_per_step * self.epochs_per_step
+
+    @property
+    def groups_per_update(self) -> int:
+        """Groups that one optimizer step is made for."""
+        return self.prompts_per_step // self.updates_per_step

@@ -19,6 +19,7 @@ from algorithms.algorithm import Algorithm
 from conf.compose import complete, compose
 from conf.schema import TrainConfig, TrainerConfig
 from orchestrator.checkpoints.checkpoint import Checkpoint, CheckpointStore
+from orchestrator.cli.foreign_code import check_code
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.fleet.colocation import Colocation
 from orchestrator.fleet.publication import Publisher
@@ -37,7 +38,8 @@ def evaluate(
     """Score `path`, and write the scores to `output`.
 
     Raises:
-        ValueError: `path` is neither a model folder, a run nor a checkpoint.
+        ValueError: `path` is neither a model folder, a run nor a checkpoint, or names code that is
+            not this project's.
     """
     raw, config, checkpoint = _resolve(path, overrides, config_dir)
     algorithm: Algorithm = instantiate(raw.algorithm, _convert_="all")
@@ -92,13 +94,13 @@ def _resolve(
             f"{path} is neither a Hugging Face folder (no config.json), a run (no config.yaml) "
             "nor a checkpoint of one"
         )
+    saved = OmegaConf.load(run_dir / "config.yaml")
+    check_code(saved, overrides, folder=str(run_dir / "config.yaml"))
     wanted = None if path == run_dir else path.name
     checkpoint = CheckpointStore(run_dir, TrainerConfig()).latest(wanted)
     if checkpoint is None:
         raise ValueError(f"{path} holds no complete checkpoint; give the run's final/ folder")
-    raw = OmegaConf.merge(
-        OmegaConf.load(run_dir / "config.yaml"), OmegaConf.from_dotlist(overrides)
-    )
+    raw = OmegaConf.merge(saved, OmegaConf.from_dotlist(overrides))
     model = json.loads((run_dir / "manifest.json").read_text())["model"]
     raw.model.path, raw.model.build = model, None
     return *complete(raw), checkpoint

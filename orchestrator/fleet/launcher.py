@@ -110,6 +110,7 @@ class EngineLauncher:
                 "settings": settings[number],
                 "max_prompt_tokens": config.data.max_prompt_tokens,
                 "environment": self._environment,
+                "environment_s": config.cluster.timeouts.environment_s,
                 "reward_timeout_s": config.reward.timeout_s,
                 "scores_together": self._scores_together,
                 "early_stop": self._early_stop,
@@ -139,13 +140,21 @@ class EngineLauncher:
             return None
         return self._learner_node
 
-    def is_reserved(self, place: PlacementGroup) -> bool:
-        """Return True if Ray has reserved the place."""
-        return self._node(place, 0) is not None
+    def find_reserved(self, places: Sequence[PlacementGroup]) -> list[PlacementGroup]:
+        """Return those of some places that Ray has reserved; Ray is asked once for all."""
+        nodes = _nodes_of_all() if places else {}
+        return [place for place in places if nodes.get(place.id.hex(), {}).get(0)]
 
-    def has_place(self, number: int) -> bool:
-        """Return True if an engine has a place: not while its node is gone and no other is free."""
-        return self.node(number) is not None
+    def find_placed(self) -> set[int]:
+        """Return the engines that have a place; Ray is asked once for all.
+
+        An engine has none while its node is gone and no other is free.
+        """
+        nodes = _nodes_of_all()
+        first = nodes.get(self._placement.id.hex(), {})
+        own = {number: nodes.get(place.id.hex(), {}) for number, place in self._own.items()}
+        placed = {number for number, node in first.items() if node and number not in own}
+        return placed | {number for number, bundles in own.items() if bundles.get(0)}
 
     def node(self, number: int) -> str | None:
         """Return the id of the node where an engine has its place; None while it has none."""
@@ -180,3 +189,10 @@ class EngineLauncher:
             if node in names and required in (None, node)
         }
         return FreePlaces.of(self.shape, free)
+
+
+def _nodes_of_all() -> dict[str, dict[int, str]]:
+    """Return bundle -> node of every placement group of the cluster, by the group's id in hex."""
+    return {
+        group: record["bundles_to_node_id"] for group, record in placement_group_table().items()
+    }

@@ -24,14 +24,13 @@ from orchestrator.fleet.fleet import Fleet
 from orchestrator.fleet.health import Health
 from orchestrator.fleet.launcher import EngineLauncher
 from orchestrator.fleet.pool import EnginesLostError, RolloutPool
-from orchestrator.fleet.recovery import EngineRecovery
+from orchestrator.fleet.recovery import CHECK_PLACES_EVERY_S, EngineRecovery
 from orchestrator.fleet.scaling import ScaleRequest, ScaleRequests
 from orchestrator.telemetry.counting import counted
 from workers.rollout.worker import RolloutWorker
 from workers.worker_group import WorkerGroup
 
 MAINTAIN_EVERY_S = 0.25
-CHECK_PLACES_EVERY_S = 2.0  # for places that Ray has given
 MAX_DEATHS = 3  # of one engine without a finished group in between, before it is given up
 
 
@@ -191,14 +190,14 @@ class Membership:
             return
         while len(self.staying) + len(self._requested) < self._wanted:
             self._requested.append(self._launcher.request_place())
-        reserved = [place for place in self._requested if self._launcher.is_reserved(place)]
+        reserved = self._launcher.find_reserved(self._requested)
         self._requested = [place for place in self._requested if place not in reserved]
         for place in reserved:
             self._join(place)
 
     def _fill(self, awaited: _PendingPlaces, now: float) -> None:
         assert self._request is not None
-        if all(self._launcher.is_reserved(place) for place in awaited.places):
+        if len(self._launcher.find_reserved(awaited.places)) == len(awaited.places):
             self._wanted, self._awaited = self._request.engines, None
             for place in awaited.places:
                 self._join(place)
@@ -289,7 +288,7 @@ def membership_of(
         fleet.pool,
         fleet.workers,
         fleet.rewards,
-        has_place=fleet.launcher.has_place,
+        find_placed=fleet.launcher.find_placed,
         republish=republish,
         start_s=timeouts.start_s,
         place_s=timeouts.place_s,

@@ -8,8 +8,9 @@ that is possible now and returns; the other engines go on sampling, and training
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 from ray.exceptions import ActorUnavailableError
@@ -21,6 +22,7 @@ from workers.reward.worker import RewardWorker
 from workers.rollout.worker import RolloutWorker
 from workers.worker_group import Pending, WorkerError, WorkerGroup
 
+CHECK_PLACES_EVERY_S = 2.0  # Ray is asked, once for all engines without a place
 UNPUBLISHED = -1  # the label of weights that no learner gave
 
 
@@ -40,7 +42,7 @@ class EngineRecovery:
         pool: the engines.
         workers: the processes of the engines, under the same numbers.
         rewards: the workers that engines call for scores.
-        has_place: tells if an engine has a place on the cluster.
+        find_placed: returns the engines that have a place on the cluster.
         republish: gives the learner's present weights, attested, to all engines that run.
         start_s: longest wait for an engine to load.
         place_s: longest wait for a place before the run is told to go on without the engine.
@@ -53,16 +55,18 @@ class EngineRecovery:
         workers: WorkerGroup[RolloutWorker],
         rewards: WorkerGroup[RewardWorker],
         *,
-        has_place: Callable[[int], bool],
+        find_placed: Callable[[], Container[int]],
         republish: Callable[[], object],
         start_s: float,
         place_s: float,
         print_line: Callable[[str], None],
     ) -> None:
         self._pool, self._workers, self._rewards = pool, workers, rewards
-        self._has_place, self._republish, self._print_line = has_place, republish, print_line
+        self._find_placed, self._republish = find_placed, republish
+        self._print_line = print_line
         self._start_s, self._place_s = start_s, place_s
         self._starting: dict[int, _Start] = {}
+        self._places_checked = -math.inf
 
     def maintain(self) -> dict[int, str]:
         """Start dead engines, and admit all started engines with one publication.
@@ -80,6 +84,7 @@ class EngineRecovery:
                 self._print_line(f"rollout engine {number} is started again; it was lost: {words}")
                 engine.apply(Event.RESTART)
                 self.begin(number)
+        self._check_places(time.monotonic())
         failed: dict[int, str] = {}
         for number in list(self._starting):
             if (why := self._check_start(number)) is not None:
@@ -118,7 +123,10 @@ class EngineRecovery:
         start = self._starting[number]
         seconds = time.monotonic() - start.since
         if not start.pending.ready():
-            return self._check_time_limits(number, start, seconds)
+            if start.unplaced or seconds <= self._start_s:
+                return None
+            del self._starting[number]
+            return f"rollout.start, engine {number}: no answer in {self._start_s:g} s"
         try:
             start.pending.result()
         except WorkerError as error:
@@ -131,21 +139,25 @@ class EngineRecovery:
         self._pool.engines[number].apply(Event.STARTED)
         return None
 
-    def _check_time_limits(self, number: int, start: _Start, seconds: float) -> str | None:
-        if start.unplaced or seconds > self._place_s:
-            has_place = self._has_place(number)
-            if has_place and start.unplaced:
-                start.unplaced, start.since = False, time.monotonic()
-            elif not has_place and not start.unplaced:
+    def _check_places(self, now: float) -> None:
+        """Find out which of the engines that load for long have no place, or have one again."""
+        late = {
+            number: start
+            for number, start in self._starting.items()
+            if (start.unplaced or now - start.since > self._place_s) and not start.pending.ready()
+        }
+        if not late or now - self._places_checked < CHECK_PLACES_EVERY_S:
+            return
+        self._places_checked, placed = now, self._find_placed()
+        for number, start in late.items():
+            if number in placed and start.unplaced:
+                start.unplaced, start.since = False, now
+            elif number not in placed and not start.unplaced:
                 start.unplaced = True
                 self._print_line(
                     f"rollout engine {number} has no place on the cluster any more; "
                     f"{len(self._pool.sampling())} go on, and it comes back when there is room"
                 )
-        if start.unplaced or seconds <= self._start_s:
-            return None
-        del self._starting[number]
-        return f"rollout.start, engine {number}: no answer in {self._start_s:g} s"
 
     def _check_any_engine_left(self) -> None:
         """Raise EnginesLostError where every engine is without a place.

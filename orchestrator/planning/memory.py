@@ -191,6 +191,8 @@ def share_of(config: TrainConfig, model: ArchitectureConfig, role: str) -> Share
         return engine_share(config, model)
     if role == "critic":
         return critic_share(config, model)
+    if role not in ("learner", "reference"):
+        raise ValueError(f"the memory of the role {role!r} is not known; give it none of a GPU")
     trains = role == "learner"
     return policy_share(config, model, num_ranks=config.learner.num_ranks, trains=trains)
 

@@ -4,12 +4,15 @@ The driver writes Chrome's trace-event format as an array: one process per role,
 worker, counters. The file is complete JSON after every step, because Perfetto refuses an array
 without its end: a step is written over the closing bracket, which follows the step in the same
 write. One event per line; a step's lines begin with the slice of the step itself, at which a
-resumed run cuts the file. Times are microseconds of the wall clock. Nothing is summed here.
+resumed run cuts the file. A file that grows beyond its limit loses its oldest steps, down to half
+of the limit. Times are microseconds of the wall clock. Nothing is summed here.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ FILE_NAME = "trace.json"
 ROLES = ("driver", "rollout", "reward", "learner", "reference", "critic")  # pid - 1, and the order
 MEMBERS = {"rollout": "engine", "reward": "worker", "driver": "driver"}  # others have ranks
 END = b"]\n"
+LIMIT_BYTES = 256 << 20  # what a browser opens in seconds
 
 
 class TraceFile:
@@ -27,15 +31,15 @@ class TraceFile:
 
     Args:
         run_dir: the run's folder.
+        limit_bytes: the file's size at which its oldest steps are dropped; the newest step remains,
+            however large.
     """
 
-    def __init__(self, run_dir: Path) -> None:
-        path = run_dir / FILE_NAME
-        if not path.exists():
-            path.write_bytes(b"[\n" + END)
-        self._file = path.open("r+b")
-        self._end = path.stat().st_size - len(END)
-        self._empty = self._end <= len(b"[\n")
+    def __init__(self, run_dir: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
+        self._path, self._limit_bytes = run_dir / FILE_NAME, limit_bytes
+        if not self._path.exists():
+            self._path.write_bytes(b"[\n" + END)
+        self._open()
         self._named: set[tuple[str, int]] = set()
 
     def write_step(
@@ -57,11 +61,39 @@ class TraceFile:
         head = _slice("driver", 0, f"step {step}", begin_s, end_s) | {"args": {"step": step}}
         numbers = (_counter("driver", name, end_s, value) for name, value in counters.items())
         self._append([head, *self._events(timelines), *numbers])
+        if self._end > self._limit_bytes:
+            self._drop_oldest()
 
     def finish(self, timelines: Sequence[Timeline]) -> None:
         """Append the spans after the last step, and close the file."""
         self._append(list(self._events(timelines)))
         self._file.close()
+
+    def _open(self) -> None:
+        self._file = self._path.open("r+b")
+        self._end = self._path.stat().st_size - len(END)
+        self._empty = self._end <= len(b"[\n")
+
+    def _drop_oldest(self) -> None:
+        """Keep the newest steps, half of the limit or one, and the names of all workers."""
+        self._file.close()
+        starts, names, offset = [], dict[bytes, None](), 0
+        with self._path.open("rb") as file:
+            for line in file:
+                if b'"name":"step ' in line:
+                    starts.append(offset)
+                elif b'"ph":"M"' in line:
+                    names[line.lstrip(b", ")] = None
+                offset += len(line)
+        wanted = self._end - self._limit_bytes // 2
+        first = next((start for start in starts if start >= wanted), starts[-1])
+        shorter = self._path.with_suffix(".partial")
+        with self._path.open("rb") as file, shorter.open("wb") as copy:
+            copy.write(b"[\n " + b",".join(names))
+            file.seek(first if names else first + 1)  # the comma, or none
+            shutil.copyfileobj(file, copy)
+        os.replace(shorter, self._path)
+        self._open()
 
     def _append(self, events: Sequence[Mapping[str, Any]]) -> None:
         lines = [json.dumps(event, separators=(",", ":")) for event in events]

@@ -187,7 +187,7 @@ class Driver:
         plan = plan_updates(
             batch,
             self.algorithm,
-            num_updates=1,
+            groups_per_update=self.config.trainer.prompts_per_step,
             num_passes=1,
             seed=(0, step),
             num_ranks=num_ranks,

@@ -81,6 +81,7 @@ def test_the_default_run_is_the_quickstart():
         ("learner.num_ranks=1000", "exceeds the 128 sequences"),
         ("learner.sequence_parallel_size=2", "=2: must divide learner.num_ranks=1"),
         ("learner.sequence_parallel_size=0", "=0: must divide learner.num_ranks=1"),
+        ("learner.shared_prefix=maybe", "'maybe': must be one of auto, true, false"),
         ("critic.zero_stage=4", "critic.zero_stage=4: must be 0, 1, 2 or 3"),
         ("critic.optimizer.lr=0", "critic.optimizer.lr=0.0: must be positive"),
         ("critic.token_budget=30", "critic.token_budget=30: is below the longest sequence"),
@@ -168,3 +169,16 @@ def test_every_shipped_key_is_read_by_code():
         if f".{item.name}" not in sources and item.name != "name"
     ]
     assert unread == []
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("experiment=null", "experiment=null: a group is chosen by the name of a member; name one"),
+        ("algorithm=null", "algorithm=null: a group is chosen by the name of a member; name one"),
+        ("~algorithm", "algorithm has no value: give algorithm=..., or leave out the override"),
+    ],
+)
+def test_a_group_without_a_member_gets_one_clear_line(override, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        compose([override])

@@ -77,6 +77,8 @@ def test_a_run_says_what_it_did(first):
     assert "held-out at step 0" in output
     assert "step 3/3" in output
     assert str(run / "final") in output
+    assert f"report          {run / 'report.html'}" in output
+    assert '"state":"finished"' in (run / "report.html").read_text()
     steps = metrics(run)
     assert [line["step"] for line in steps] == [1, 2, 3]
     for line in steps:

@@ -15,6 +15,7 @@ import pyarrow as pa
 from workers.data.packing import PackedBatch, pack
 from workers.data.plans import MicroBatchPlan, RankPlan
 from workers.data.results import Rows
+from workers.data.shared_prefixes import ALONE
 from workers.data.trajectory import computed_columns
 
 TOKEN_COLUMNS = ("tokens", "loss_mask")
@@ -29,11 +30,16 @@ def packed_rows(table: pa.Table, micro: MicroBatchPlan, names: Sequence[str]) ->
     for name, own in micro.weights.items():
         weights[name] = np.zeros(table.num_rows, dtype=np.float32)
         weights[name][micro.rows] = own
+    groups = None
+    if micro.groups is not None:
+        groups = np.full(table.num_rows, ALONE, dtype=np.int64)
+        groups[micro.rows] = micro.groups
     return pack(
         {name: table.column(name) for name in (*TOKEN_COLUMNS, *names)},
         micro.rows,
         sequence_columns={"rewards": rewards},
         weights=weights,
+        groups=groups,
     )
 
 

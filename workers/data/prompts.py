@@ -17,6 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 
+from workers.data.trajectory import reason_of
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
@@ -107,15 +109,24 @@ class PromptEncoder:
     def encode(self, prompt: str | list[dict[str, str]]) -> tuple[list[int], str | None]:
         """Return token ids, and the reason against sampling the prompt, or None.
 
-        A prompt without tokens, and one longer than `max_prompt_tokens`, is not sampled.
+        A prompt that is no prompt, that the chat template refuses, that has no tokens, or that has
+        more than `max_prompt_tokens`, is not sampled.
+
+        Raises:
+            ValueError: chat messages, and a tokenizer without a chat template.
         """
-        if isinstance(prompt, str):
-            tokens = list(self._tokenizer(prompt)["input_ids"])
-        else:
-            encoded = self._tokenizer.apply_chat_template(
-                prompt, add_generation_prompt=True, tokenize=True, return_dict=True
+        fault = _fault_of(prompt)
+        if fault is not None:
+            return [], fault
+        if not isinstance(prompt, str) and not self._tokenizer.chat_template:
+            raise ValueError(
+                "prompts are chat messages, but the model's tokenizer has no chat template; use an "
+                "instruct model, or prompts of plain text"
             )
-            tokens = list(encoded["input_ids"])
+        try:
+            tokens = self._tokens(prompt)
+        except Exception as error:  # a template is a program of the model's, run on a user's row
+            return [], f"not encoded: {reason_of(error)}"
         if not tokens:
             return tokens, "empty prompt"
         if len(tokens) > self._max_prompt_tokens:
@@ -131,7 +142,36 @@ class PromptEncoder:
         bos = self._tokenizer.bos_token_id
         return bos is not None and tokens[:2] == [bos, bos]
 
+    def _tokens(self, prompt: str | list[dict[str, str]]) -> list[int]:
+        if isinstance(prompt, str):
+            return list(self._tokenizer(prompt)["input_ids"])
+        encoded = self._tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+        return list(encoded["input_ids"])
+
     @staticmethod
     def text(prompt: str | list[dict[str, str]]) -> str:
         """Return the prompt that the reward sees: the text, or the last message's content."""
-        return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+        return prompt if isinstance(prompt, str) else str(prompt[-1].get("content") or "")
+
+
+def _fault_of(prompt: object) -> str | None:
+    """Return the reason for which a value of the prompt column is no prompt, or None.
+
+    A message without content is one if it calls tools.
+    """
+    if isinstance(prompt, str):
+        return None
+    if prompt is None:
+        return "null prompt"
+    if not isinstance(prompt, list):
+        return f"prompt of type {type(prompt).__name__}, neither text nor chat messages"
+    if not prompt:
+        return "empty chat"
+    for number, message in enumerate(prompt):
+        if not isinstance(message, dict):
+            return f"message {number} of type {type(message).__name__}, not a mapping"
+        if message.get("content") is None and not message.get("tool_calls"):
+            return f"message {number} without content"
+    return None

@@ -23,8 +23,9 @@ Example: a prompt of two tokens and a response of two,
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +61,12 @@ SCHEMA = pa.schema(
 
 SCORED = "scored"
 STOPPED_EARLY = "dropped:early_stop"  # the sample could no longer change its group's verdict
+MAX_REASON_CHARS = 300
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an error as the reason of an outcome, in one line of at most `MAX_REASON_CHARS`."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:MAX_REASON_CHARS]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,6 +147,8 @@ class TrajectoryMeta:
             max_version=7,
             generate_s=0.8,
             reward_s=0.01,
+            num_prompt=2,
+            prompt_crc=1726259858,
         )
     """
 
@@ -157,11 +166,15 @@ class TrajectoryMeta:
     max_version: int
     generate_s: float
     reward_s: float
+    num_prompt: int = 0  # tokens before the first drawn one; all where none was drawn
+    prompt_crc: int = 0  # checksum of these tokens: siblings with an equal one share them
 
 
 def describe(trajectory: Trajectory) -> TrajectoryMeta:
     """Return the metadata of one trajectory."""
-    drawn = [version for version in trajectory.weight_versions if version >= 0]
+    versions = np.asarray(trajectory.weight_versions, dtype=np.int32)
+    drawn = versions[versions >= 0].tolist()
+    num_prompt, prompt_crc = prompt_of(np.asarray(trajectory.tokens, dtype=np.int32), versions)
     return TrajectoryMeta(
         prompt_uid=trajectory.prompt_uid,
         group_id=trajectory.group_id,
@@ -177,7 +190,21 @@ def describe(trajectory: Trajectory) -> TrajectoryMeta:
         max_version=max(drawn, default=-1),
         generate_s=float(trajectory.timings.get("generate", 0.0)),
         reward_s=float(trajectory.timings.get("reward", 0.0)),
+        num_prompt=num_prompt,
+        prompt_crc=prompt_crc,
     )
+
+
+def prompt_of(tokens: npt.NDArray[np.int32], versions: npt.NDArray[np.int32]) -> tuple[int, int]:
+    """Count the tokens before the first drawn one, and return the count with their CRC-32.
+
+    Args:
+        tokens: [L] of a trajectory.
+        versions: [L] the weight version of each, -1 where the sampler did not draw it.
+    """
+    drawn = np.flatnonzero(versions >= 0)
+    count = int(drawn[0]) if len(drawn) else len(tokens)
+    return count, zlib.crc32(tokens[:count].tobytes())
 
 
 def to_record_batch(trajectories: Sequence[Trajectory]) -> pa.RecordBatch:
@@ -224,18 +251,33 @@ def computed_columns(
     return pa.RecordBatch.from_arrays(arrays, names=names)
 
 
-def join_computed(table: pa.Table, computed: Sequence[pa.RecordBatch]) -> pa.Table:
-    """Add the computed columns to `table`; null in rows that no batch holds."""
+def join_computed(
+    table: pa.Table,
+    computed: Sequence[pa.RecordBatch],
+    *,
+    names: Collection[str] | None = None,
+    rows: npt.ArrayLike | None = None,
+) -> pa.Table:
+    """Add the computed columns to `table`; null in rows that no batch holds.
+
+    Args:
+        table: trajectories of a step.
+        computed: columns keyed by `row`, an index into `table`.
+        names: of the columns to copy; None copies all.
+        rows: to copy, others become null; None copies all.
+    """
     by_name: dict[str, list[pa.RecordBatch]] = {}
     for batch in computed:
+        if rows is not None:
+            batch = batch.filter(pa.array(np.isin(batch.column("row").to_numpy(), rows)))
         for name in batch.schema.names:
-            if name != "row":
+            if name != "row" and (names is None or name in names):
                 by_name.setdefault(name, []).append(batch)
     for name, batches in by_name.items():
-        rows = np.concatenate([batch.column("row").to_numpy() for batch in batches])
+        present = np.concatenate([batch.column("row").to_numpy() for batch in batches])
         values = pa.concat_arrays([batch.column(name) for batch in batches])
         position = np.full(table.num_rows, -1, dtype=np.int64)
-        position[rows] = np.arange(len(rows))
+        position[present] = np.arange(len(present))
         indices = pa.array(position, mask=position < 0)
         table = table.append_column(name, values.take(indices))
     return table

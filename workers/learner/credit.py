@@ -54,10 +54,10 @@ def assign_credit(
     earned = {"advantages": credit.advantages.float().numpy()}
     trained = earned["advantages"][mask]
     metrics = {
+        **credit.metrics,  # first: a part's metric does not replace these
         "credit/advantage_mean": float(trained.mean()),
         "credit/advantage_std": float(trained.std()),
         "credit/zero_frac": float(np.mean(trained == 0.0)),
-        **credit.metrics,
     }
     if credit.returns is not None:
         earned["returns"] = credit.returns.float().numpy()

@@ -3,8 +3,8 @@
 `GroupPlay.run` returns all siblings as trajectories; a caller that cancels `run` finds in `drawing`
 the requests that the engine still holds. With an `EarlyStop`, siblings that can no longer change
 the group's verdict are stopped while they are drawn; such siblings are trajectories without a
-reward. A sample that the engine did not finish is never scored. The module knows neither the
-algorithm nor the step.
+reward. A sample that the engine did not finish is never scored, and neither is one whose
+environment failed. The module knows neither the algorithm nor the step.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from workers.engines.vllm.engine import VLLMEngine
 from workers.reward.base import RewardResult, RewardSample
 from workers.reward.client import RewardClient
 from workers.reward.siblings import SiblingScores
+from workers.rollout.environments.guarded_play import EnvironmentFaultError, play_guarded
 from workers.rollout.environments.single_turn import Environment, Interaction
 from workers.spans import SpanLog
 
@@ -52,6 +53,7 @@ class RolloutContext:
     engine: VLLMEngine
     encoder: PromptEncoder
     environment: Environment
+    environment_s: float  # longest time that an environment takes beside its draws, in seconds
     rewards: RewardClient
     early_stop: EarlyStop | None
     spans: SpanLog
@@ -90,7 +92,10 @@ class GroupPlay:
         siblings = range(request.num_samples)
         if fault is not None:
             nothing = _prompt_only(prompt_tokens)
-            return [self._unscored(k, nothing, f"dropped:{fault}") for k in siblings]
+            return [
+                self._unscored(k, nothing, f"dropped:{request.prompt_uid}: {fault}")
+                for k in siblings
+            ]
         return list(await asyncio.gather(*(self._sibling(k, prompt_tokens) for k in siblings)))
 
     async def _sibling(self, k: int, prompt_tokens: list[int]) -> Trajectory:
@@ -106,13 +111,23 @@ class GroupPlay:
         began = time.perf_counter()
         try:
             with self._context.spans.doing("environment"):
-                played = await self._context.environment.play(prompt_tokens, draw)
+                played = await play_guarded(
+                    self._context.environment,
+                    prompt_tokens,
+                    draw,
+                    limit_s=self._context.environment_s,
+                )
         except _StoppedError:
             played = _prompt_only(prompt_tokens)
         except UnusableAnswerError as fault:
             self._left -= 1
             await self._scores.leave_out()
             return self._unscored(k, _prompt_only(prompt_tokens), f"failed:{fault}")
+        except EnvironmentFaultError as fault:
+            self._left -= 1
+            await self._scores.leave_out()
+            outcome = f"failed:{self._request.prompt_uid}: {fault}"
+            return self._unscored(k, _prompt_only(prompt_tokens), outcome)
         drawn = time.perf_counter()
         if played.finish_reason == "abort":
             self._left -= 1

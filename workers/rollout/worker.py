@@ -37,6 +37,7 @@ class RolloutWorker:
         settings: VLLMSettings,
         max_prompt_tokens: int,
         environment: Environment,
+        environment_s: float,
         reward_timeout_s: float,
         scores_together: bool = False,
         early_stop: EarlyStop | None = None,
@@ -44,7 +45,7 @@ class RolloutWorker:
         self._run_id = run_id
         self._engine = VLLMEngine(settings)
         self._encoder = PromptEncoder(settings.model_path, max_prompt_tokens)
-        self._environment = environment
+        self._environment, self._environment_s = environment, environment_s
         self._reward_timeout_s, self._early_stop = reward_timeout_s, early_stop
         self._scores_together = scores_together
         self._context: RolloutContext
@@ -67,6 +68,7 @@ class RolloutWorker:
             engine=self._engine,
             encoder=self._encoder,
             environment=self._environment,
+            environment_s=self._environment_s,
             rewards=RewardClient(rewards, timeout_s=self._reward_timeout_s),
             scores_together=self._scores_together,
             early_stop=self._early_stop,

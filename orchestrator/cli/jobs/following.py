@@ -17,11 +17,24 @@ import aiohttp
 import requests
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from orchestrator.cli.jobs.client import ClusterError
 from orchestrator.stop import EXIT_CODE as STOPPED_EXIT_CODE
 
 RETRY_S = 1.0
-LOST = (ConnectionError, RuntimeError, OSError, aiohttp.ClientError, requests.RequestException)
+LOST = (
+    ClusterError,  # the cluster was there when we began
+    ConnectionError,
+    TimeoutError,
+    aiohttp.ClientError,
+    requests.RequestException,
+)
+# Ray has no class for these: a job server that breaks, or ends while a log is read.
+LOST_WORDS = re.compile(r"^(Request failed with status code 5|WebSocket )")
 RUN_FOLDER = re.compile(r"^run folder\s+(\S.*)$", re.MULTILINE)
+
+
+class OutputClosedError(RuntimeError):
+    """End of the output to which a log is written, such as a pipe to `head`."""
 
 
 class LostError(RuntimeError):
@@ -77,6 +90,8 @@ class Follower:
 
         Raises:
             LostError: the cluster is out of reach for longer than `max_outage_s`.
+            OutputClosedError: the log can't be written any more.
+            RuntimeError: any other answer of the cluster, such as that it knows no such job.
         """
         last_seen = time.monotonic()
         while True:
@@ -89,7 +104,9 @@ class Follower:
                     return ending
             except LOST as error:
                 self._raise_if_lost(last_seen, error)
-            except ValueError as error:  # ClusterError: it was there when we began
+            except RuntimeError as error:
+                if not LOST_WORDS.match(str(error)):
+                    raise
                 self._raise_if_lost(last_seen, error)
             time.sleep(RETRY_S)
 
@@ -106,7 +123,10 @@ class Follower:
             fresh = text[max(0, self._printed - seen) :]
             seen += len(text)
             if fresh:
-                self._write(fresh)
+                try:
+                    self._write(fresh)
+                except OSError as error:
+                    raise OutputClosedError(f"the log can't be written: {error}") from error
                 self._printed = max(self._printed, seen)
 
     def _ending(self, client: JobSubmissionClient) -> Ending | None:

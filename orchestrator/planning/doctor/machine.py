@@ -21,6 +21,7 @@ from conf.schema import TrainConfig
 from orchestrator.planning.architecture import architecture_of, num_parameters
 from orchestrator.planning.capacity import gpus_asked, planned_transport
 from orchestrator.planning.doctor.findings import Finding, fault, note, ok
+from orchestrator.planning.doctor.folders import existing, ray_folder
 from orchestrator.planning.roles import PlannedRole
 from orchestrator.telemetry.counting import counted
 
@@ -100,14 +101,43 @@ def _wrong_requirements() -> Iterator[str]:
             yield f"{requirement.name} {version} is not {requirement.specifier}"
 
 
-def visible_gpus() -> list[float]:
-    """Return the memory of every GPU that nvidia-smi lists, in GiB; empty without a driver."""
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+def visible_gpus() -> list[float | None]:
+    """Return the memory in GiB of every GPU that a run may use; empty without a driver.
+
+    None stands for a GPU whose memory nvidia-smi does not tell ("[N/A]"). Those that
+    CUDA_VISIBLE_DEVICES hides are left out; as in CUDA, the first unknown name ends the list.
+    """
+    query = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    return [float(line) / 1024 for line in answer.stdout.split()]
+    rows = [[cell.strip() for cell in line.split(",")] for line in answer.stdout.splitlines()]
+    found = {row[0]: (row[1], _gib(row[2])) for row in rows if len(row) == 3}
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return [memory for _, memory in found.values()]
+    visible: list[float | None] = []
+    for name in (part.strip() for part in chosen.split(",")):
+        if name.startswith("MIG-"):
+            visible.append(None)
+            continue
+        matches = [
+            memory
+            for index, (uuid, memory) in found.items()
+            if name == index or (name.startswith("GPU-") and uuid.startswith(name))
+        ]
+        if not matches:
+            break
+        visible.append(matches[0])
+    return visible
+
+
+def _gib(mib: str) -> float | None:
+    try:
+        return float(mib) / 1024
+    except ValueError:
+        return None
 
 
 def gpus(config: TrainConfig, roles: Sequence[PlannedRole]) -> Iterator[Finding]:
@@ -122,20 +152,31 @@ def gpus(config: TrainConfig, roles: Sequence[PlannedRole]) -> Iterator[Finding]
     if len(have) < asked:
         yield fault(
             "GPUs",
-            f"cluster={config.cluster.name} asks for {asked:g}, nvidia-smi lists {len(have)}",
+            f"cluster={config.cluster.name} asks for {asked:g}, nvidia-smi lists {len(have)}"
+            f"{_hidden()}",
             "choose a smaller cluster=, or cluster=local for CPUs; in a container pass the GPUs "
             "through (docker run --gpus all)",
         )
         return
-    said = config.cluster.gpu_memory_gib
-    if said is not None and min(have) < 0.97 * said:  # drivers keep a little of the nominal size
+    said, known = config.cluster.gpu_memory_gib, [memory for memory in have if memory is not None]
+    if not known:
+        yield ok("GPUs", f"{len(have)} of a memory that nvidia-smi does not tell, {asked:g} asked")
+        return
+    least = min(known)
+    if said is not None and least < 0.97 * said:  # drivers keep a little of the nominal size
         yield note(
             "GPUs",
-            f"{len(have)} of {min(have):.0f} GiB, the plan counts on {said:g} GiB",
-            f"cluster.gpu_memory_gib={min(have):.0f}, so that the plan's arithmetic is yours",
+            f"{len(have)} of {least:.0f} GiB, the plan counts on {said:g} GiB",
+            f"cluster.gpu_memory_gib={least:.0f}, so that the plan's arithmetic is yours",
         )
         return
-    yield ok("GPUs", f"{len(have)} of at least {min(have):.0f} GiB, {asked:g} asked")
+    yield ok("GPUs", f"{len(have)} of at least {least:.0f} GiB, {asked:g} asked")
+
+
+def _hidden() -> str:
+    """Return the words about CUDA_VISIBLE_DEVICES, which hides GPUs from every process."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return "" if chosen is None else f" within CUDA_VISIBLE_DEVICES={chosen}"
 
 
 def shared_memory(config: TrainConfig) -> Finding:
@@ -161,8 +202,8 @@ def disk(config: TrainConfig, roles: Sequence[PlannedRole]) -> Iterator[Finding]
     folder = Path(config.output_dir).absolute()
     _, free = _space(folder)
     needed = checkpoint_bytes(config, roles)
-    if not os.access(_existing(folder), os.W_OK):
-        yield fault("disk", f"{_existing(folder)} can't be written", "choose another output_dir=")
+    if not os.access(existing(folder), os.W_OK):
+        yield fault("disk", f"{existing(folder)} can't be written", "choose another output_dir=")
     elif free < needed:
         yield fault(
             "disk",
@@ -173,7 +214,7 @@ def disk(config: TrainConfig, roles: Sequence[PlannedRole]) -> Iterator[Finding]
         )
     else:
         yield ok("disk", f"{folder}: {free / GIB:.1f} GiB free")
-    session = Path(os.environ.get("RAY_TMPDIR", "/tmp"))
+    session = ray_folder()
     total, free = _space(session)
     if config.cluster.address is None and free < (1 - RAY_DISK_LIMIT) * total:
         yield note(
@@ -209,13 +250,7 @@ def open_files() -> Finding:
     return ok("open files", f"at most {soft} for a process")
 
 
-def _existing(folder: Path) -> Path:
-    while not folder.exists():
-        folder = folder.parent
-    return folder
-
-
 def _space(folder: Path) -> tuple[int, int]:
     """Return total and free bytes of the file system that `folder` is, or would be, on."""
-    usage = shutil.disk_usage(_existing(folder))
+    usage = shutil.disk_usage(existing(folder))
     return usage.total, usage.free

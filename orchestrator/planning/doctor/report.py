@@ -8,7 +8,7 @@ from __future__ import annotations
 from algorithms.algorithm import Algorithm
 from conf.schema import TrainConfig
 from orchestrator.planning import plan
-from orchestrator.planning.doctor import inputs, machine, network
+from orchestrator.planning.doctor import folders, inputs, machine, network
 from orchestrator.planning.doctor.findings import Finding, fault, faults, ok
 from orchestrator.planning.roles import roles_of
 
@@ -18,6 +18,7 @@ def examine(config: TrainConfig, algorithm: Algorithm) -> list[Finding]:
     roles = roles_of(config, algorithm)
     findings = [_plan(config, algorithm)]
     findings += machine.check(config, roles)
+    findings += folders.check(config)
     findings += inputs.check(config)
     findings += network.check(config, roles)
     return findings
@@ -25,7 +26,7 @@ def examine(config: TrainConfig, algorithm: Algorithm) -> list[Finding]:
 
 def _plan(config: TrainConfig, algorithm: Algorithm) -> Finding:
     try:
-        plan.check(config, algorithm)
+        plan.check_launch(config, algorithm)
     except ValueError as error:
         return fault("plan", str(error), "ballast train dry_run=true shows the whole plan")
     return ok("plan", f"{config.run_name}: the configuration fits cluster={config.cluster.name}")
@@ -38,6 +39,6 @@ def check_machine(config: TrainConfig, algorithm: Algorithm) -> None:
         ValueError: this machine has faults; the message lists each with its remedy.
     """
     roles = roles_of(config, algorithm)
-    found = faults(machine.check(config, roles))
+    found = faults([*machine.check(config, roles), *folders.check(config)])
     if found:
         raise ValueError("; ".join(f"{f.subject}: {f.text} ({f.remedy})" for f in found))

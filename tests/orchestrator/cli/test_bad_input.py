@@ -1,6 +1,7 @@
 """Bad input ends with one message that names the value and the remedy, before anything starts."""
 
 import json
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +13,9 @@ from orchestrator.cli.parser import main
 from orchestrator.planning.sources import prepare
 from workers.data.prompts import PromptEncoder, PromptSet
 from workers.models.tiny import build_tiny
+
+STRICT = """{% for message in messages %}{% if message.role != "user" %}
+{{ raise_exception("no role " + message.role) }}{% endif %}{{ message.content }}{% endfor %}"""
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +157,24 @@ def test_chat_messages_use_the_models_template(model):
     assert fault is None
     assert len(tokens) > 3
     assert encoder.text(messages) == "12="
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fault"),
+    [
+        (None, "null prompt"),
+        (5, "prompt of type int, neither text nor chat messages"),
+        ([], "empty chat"),
+        (["hello"], "message 0 of type str, not a mapping"),
+        ([{"role": "user", "content": None}], "message 0 without content"),
+        ([{"role": "user", "content": "1="}, {"role": "user"}], "message 1 without content"),
+        ([{"role": "nobody", "content": "1="}], "not encoded: TemplateError: no role nobody"),
+    ],
+)
+def test_a_row_that_is_no_prompt_is_dropped_with_its_reason(model, tmp_path, prompt, fault):
+    copy = shutil.copytree(model, tmp_path / "strict")
+    (copy / "chat_template.jinja").write_text(STRICT)
+    assert PromptEncoder(copy, max_prompt_tokens=64).encode(prompt) == ([], fault)
 
 
 def test_rows_carry_every_other_column_to_the_reward(tmp_path):

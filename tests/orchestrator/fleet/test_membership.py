@@ -20,7 +20,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from conf.compose import compose
 from orchestrator.cluster.batch_keeper import BatchKeeper
-from orchestrator.fleet import membership
+from orchestrator.fleet import launcher, membership
 from orchestrator.fleet.health import Health
 from orchestrator.fleet.launcher import NODE_LABEL, EngineLauncher
 from orchestrator.fleet.membership import Membership
@@ -158,7 +158,7 @@ class Job:
             self.pool,
             self.workers,
             WorkerGroup("reward", []),
-            has_place=self.launcher.has_place,
+            find_placed=self.launcher.find_placed,
             republish=self.republish,
             start_s=LIMIT_S,
             place_s=self.config.cluster.timeouts.place_s,
@@ -324,6 +324,27 @@ def test_a_node_that_joins_gets_an_engine_and_one_that_is_gone_takes_it_along(cl
     assert job.nodes()[-1] == node.node_id
     job.until(lambda: not job.pool.num_in_flight)
     cluster.remove_node(node)
+
+
+def test_ray_is_asked_once_for_all_places(cluster, start, monkeypatch):
+    job = start("rollout.num_engines=2")
+    asked = []
+    table = launcher.placement_group_table
+    monkeypatch.setattr(launcher, "placement_group_table", lambda *a: asked.append(a) or table(*a))
+    places = [job.launcher.request_place() for _ in range(5)]  # there is room for one
+    try:
+        deadline = time.monotonic() + LIMIT_S
+        while len(found := job.launcher.find_reserved(places)) < 1:
+            assert time.monotonic() < deadline
+        assert len(found) == 1
+        before = len(asked)
+        assert job.launcher.find_placed() == {0, 1}
+        assert asked[before:] == [()]
+        assert job.launcher.find_reserved([]) == []
+        assert len(asked) == before + 1
+    finally:
+        for place in places:
+            job.launcher.release_place(place)
 
 
 def test_a_run_whose_last_engine_has_no_place_ends_with_that_word(cluster, start):

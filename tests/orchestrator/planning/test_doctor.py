@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 
 from conf.compose import compose
 from orchestrator.cli.parser import main
-from orchestrator.planning.doctor import inputs, machine, network
+from orchestrator.planning.doctor import folders, inputs, machine, network
 from orchestrator.planning.doctor.findings import Level, faults, table
 from orchestrator.planning.roles import roles_of
 from workers.models.tiny import build_tiny
@@ -146,22 +146,56 @@ def test_a_requirement_that_is_not_met(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "level", "text"),
+    ("sizes", "visible", "level", "text"),
     [
-        ("81920\n81920\n", Level.OK, "2 of at least 80 GiB, 2 asked"),
-        ("40960\n40960\n", Level.NOTE, "2 of 40 GiB, the plan counts on 80 GiB"),
-        ("81920\n", Level.FAULT, "cluster=gpu_2 asks for 2, nvidia-smi lists 1"),
+        ("81920 81920", None, Level.OK, "2 of at least 80 GiB, 2 asked"),
+        ("40960 40960", None, Level.NOTE, "2 of 40 GiB, the plan counts on 80 GiB"),
+        ("81920", None, Level.FAULT, "cluster=gpu_2 asks for 2, nvidia-smi lists 1"),
+        ("[N/A] [N/A]", None, Level.OK, "2 of a memory that nvidia-smi does not tell, 2 asked"),
+        ("[N/A] 40960", None, Level.NOTE, "2 of 40 GiB, the plan counts on 80 GiB"),
+        ("4096 81920 4096 81920", "1,GPU-3", Level.OK, "2 of at least 80 GiB, 2 asked"),
+        ("81920 81920", "MIG-a,MIG-b", Level.OK, "2 of a memory that nvidia-smi does not tell,"),
+        ("81920 81920", "1", Level.FAULT, "lists 1 within CUDA_VISIBLE_DEVICES=1"),
+        ("81920 81920", "0,7,1", Level.FAULT, "lists 1 within CUDA_VISIBLE_DEVICES=0,7,1"),
+        ("81920 81920", "", Level.FAULT, "lists 0 within CUDA_VISIBLE_DEVICES="),
     ],
 )
-def test_gpus_that_the_driver_lists(folder, tmp_path, monkeypatch, sizes, level, text):
+def test_gpus_that_the_driver_lists(folder, tmp_path, monkeypatch, sizes, visible, level, text):
+    lines = "".join(f"{k}, GPU-{k}f00, {size}\n" for k, size in enumerate(sizes.split()))
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     driver = tmp_path / "bin" / "nvidia-smi"
     driver.parent.mkdir()
-    driver.write_text("#!/bin/sh\ncat <<END\n" + sizes + "END\n")
+    driver.write_text("#!/bin/sh\ncat <<END\n" + lines + "END\n")
     driver.chmod(0o755)
     monkeypatch.setenv("PATH", str(driver.parent), prepend=":")
     config, roles = planned(folder, "cluster=gpu_2")
     findings = list(machine.gpus(config, roles))
-    assert one(findings, "GPUs", level).text == text
+    assert text in one(findings, "GPUs", level).text
+
+
+def test_a_home_that_cannot_be_written(monkeypatch):
+    monkeypatch.setenv("HOME", "/proc/nobody")
+    assert "can't be written" not in folders.home().text
+    assert folders.home().level is Level.FAULT
+    monkeypatch.setenv("HOME", "/tmp/not there yet")
+    assert folders.home().level is Level.OK
+
+
+def test_a_temporary_folder_whose_sockets_linux_refuses(folder, tmp_path, monkeypatch):
+    config = configured(folder)
+    monkeypatch.setenv("RAY_TMPDIR", "/" + 38 * "a")
+    assert list(folders.sockets(config)) == []
+    monkeypatch.setenv("RAY_TMPDIR", "/" + 39 * "a")
+    found = one(folders.sockets(config), "sockets", Level.FAULT)
+    assert found.remedy == "set RAY_TMPDIR to a folder of at most 39 bytes, such as /tmp"
+    assert len(f"{folders.ray_folder()}/{folders.RAY_SOCKET}") == 108
+    with socket.socket(socket.AF_UNIX) as one_too_long, pytest.raises(OSError, match="too long"):
+        one_too_long.bind(f"{tmp_path}/".ljust(108, "a"))
+    elsewhere = configured(folder, "cluster.address=auto")
+    assert list(folders.sockets(elsewhere)) == []
 
 
 def test_a_disk_that_is_too_small(folder):

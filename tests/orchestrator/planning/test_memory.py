@@ -229,6 +229,8 @@ def test_the_buffer_of_a_large_embedding_counts_beside_the_reserve():
     assert "publication" in memory.share_of(config, model, "learner").parts
     assert "publication" not in memory.share_of(config, model, "reference").parts
     assert "publication" not in memory.share_of(config, model, "critic").parts
+    with pytest.raises(ValueError, match="memory of the role 'judge' is not known"):
+        memory.share_of(config, model, "judge")
     _, small = compose(["experiment=cpgd_qwen25_7b", "model=qwen25_1_5b"])
     assert memory.publication_bytes(small, small.model.architecture) == 0.0
 

@@ -223,6 +223,32 @@ def test_a_resumed_run_goes_on_where_its_checkpoint_was(tmp_path, last_step, dam
     assert steps == sorted(set(steps))
 
 
+def test_a_trace_that_grows_too_large_loses_its_oldest_steps_and_no_name(tmp_path):
+    trace = TraceFile(tmp_path, limit_bytes=4000)
+    spans = [span("learn", 1.0 * number, 1.0 * number + 0.5) for number in range(5)]
+    largest = 0
+    for step in range(1, 101):
+        rows = [timeline("learner", 0, *spans), *([timeline("rollout", 3)] if step == 1 else [])]
+        trace.write_step(step, (step, step + 1.0), rows, {})
+        largest = max(largest, (tmp_path / "trace.json").stat().st_size)
+    trace.finish([])
+    assert largest <= 4002  # with the closing bracket
+    kept = events(tmp_path)
+    steps = [event["args"]["step"] for event in kept if event["name"].startswith("step ")]
+    assert steps == list(range(steps[0], 101))
+    assert 3 <= len(steps) <= 10
+    assert sum(event["name"] == "learn" for event in kept) == 5 * len(steps)
+    names = [event["args"]["name"] for event in kept if event["name"] == "thread_name"]
+    assert names == ["rank 0", "engine 3"]
+    assert [path.name for path in tmp_path.iterdir()] == ["trace.json"]
+    truncate_trace(tmp_path, 99)
+    assert events(tmp_path)[-1]["name"] == "learn"
+    again = TraceFile(tmp_path, limit_bytes=10)  # less than a step
+    again.write_step(100, (100.0, 101.0), [timeline("learner", 0, *spans)], {})
+    again.finish([])
+    assert sum(event["name"].startswith("step ") for event in events(tmp_path)) == 1
+
+
 def test_no_trace_no_file(tmp_path):
     truncate_trace(tmp_path, 3)
     run = Run()

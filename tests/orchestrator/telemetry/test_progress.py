@@ -71,11 +71,13 @@ def test_the_summary_names_before_after_and_every_path(tmp_path):
     log.steps.extend(steps)
     log.heldout(0, scores(1, 0, 0, 0))
     log.heldout(8, scores(1, 1, 1, 0))
-    text = describe(config, log, Path("/runs/quickstart"), Path("/runs/final"))
+    text = describe(
+        config, log, Path("/runs/quickstart"), Path("/runs/final"), Path("/runs/report.html")
+    )
     assert "0.100 in step 1 -> 0.600 over the last 5 steps" in text  # (.4 + ... + .8) / 5
     assert "0.250 at step 0 -> 0.750 at step 8" in text
     assert "'1+1=': '1' -> '2', '2'" in text
     assert text.count(" -> ") == 6  # reward, score, heading, three answers
-    for path in ("checkpoints", "final", "metrics.jsonl", "rollouts"):
+    for path in ("checkpoints", "final", "metrics.jsonl", "rollouts", "report.html"):
         assert path in text
     assert "next: ballast train" in text

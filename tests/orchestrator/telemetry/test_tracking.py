@@ -1,8 +1,14 @@
 """The file of metrics: one line per step, flushed, cut where a resumed run goes on."""
 
 import json
+from dataclasses import replace
 
+import pytest
+
+from conf.compose import compose
 from conf.schema import TrackingConfig
+from orchestrator.telemetry.progress import Progress
+from orchestrator.telemetry.run_log import RunLog
 from orchestrator.telemetry.tracking import Tracker, truncate_metrics
 
 PLAIN = TrackingConfig(tensorboard=False, wandb=False)
@@ -22,6 +28,22 @@ def test_a_line_is_on_disk_before_the_next_step(tmp_path):
     again.log(3, {})
     again.close()
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+
+
+def test_every_sink_is_closed_where_the_run_fails(tmp_path):
+    config = replace(compose(["experiment=tiny"])[1], tracking=PLAIN)
+    log = RunLog(tmp_path, config, Progress(3))
+
+    def run():
+        with log:
+            log.step(1, {"reward/mean": 0.5})
+            raise KeyError("step 2")
+
+    with pytest.raises(KeyError):
+        run()
+    with pytest.raises(ValueError, match="closed file"):
+        log.step(2, {})
+    assert [line["step"] for line in lines(tmp_path)] == [1]
 
 
 def test_what_a_resumed_run_computes_again_is_dropped(tmp_path):

@@ -51,6 +51,21 @@ def test_exact(scorer: Exact, response: str, truth: str, expected: float) -> Non
     assert scorer(sample(response, truth)) == expected
 
 
+def test_columns_named_like_an_argument_of_every_call_disturb_nothing(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def reward(prompt, response, ground_truth, level, scale):\n"
+        "    assert (prompt, response, ground_truth) == ('2+3=', '5', '5')\n"
+        "    return level * scale\n"
+    )
+    path = f"{tmp_path}/mine.py:reward"
+    columns = {"prompt": "another", "response": "a", "ground_truth": "b", "level": 3, "scale": 7}
+    finished = RewardSample(prompt="2+3=", response="5", ground_truth="5", columns=columns)
+    result = score_sample(Function(path=path, arguments={"scale": 2}), finished)
+    assert (result.outcome, result.reward) == ("scored", 6.0)
+    with pytest.raises(ValueError, match="reward.scorer.arguments holds \\[.response.\\]"):
+        Function(path=path, arguments={"response": 1})
+
+
 @pytest.mark.parametrize(
     ("response", "reward", "positions", "exact"),
     [

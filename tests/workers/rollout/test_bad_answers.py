@@ -121,6 +121,7 @@ def run(folder, monkeypatch):
                 ),
                 max_prompt_tokens=16,
                 environment=SingleTurn(),
+                environment_s=60.0,
                 reward_timeout_s=1.0,
             )
             await worker.start(0, WorkerGroup("reward", []))

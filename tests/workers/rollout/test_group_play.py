@@ -1,11 +1,15 @@
 """One group's order of events, on an engine and a reward whose answers the test arranges."""
 
 import asyncio
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, replace
+
+import pytest
 
 from workers.data.requests import GroupRequest, Sample, Sampling
 from workers.data.trajectory import STOPPED_EARLY
 from workers.engines.vllm.answers import UnusableAnswerError
+from workers.engines.vllm.process import EngineTimeoutError
 from workers.reward.base import RewardResult
 from workers.rollout.environments.single_turn import Interaction, SingleTurn
 from workers.rollout.group_play import EarlyStop, GroupPlay, RolloutContext
@@ -44,8 +48,11 @@ class Engine:
 
 
 class Encoder:
+    def __init__(self, fault=None):
+        self.fault = fault
+
     def encode(self, prompt):
-        return [1, 2], None
+        return [1, 2], self.fault
 
     def text(self, prompt):
         return prompt
@@ -73,7 +80,17 @@ class TwoTurns(SingleTurn):
         return await super().play([*prompt_tokens, *first.tokens, 9], draw)
 
 
-def play(engine, rewards, *, samples, environment=None, early_stop=None, scores_together=False):
+def play(
+    engine,
+    rewards,
+    *,
+    samples,
+    environment=None,
+    early_stop=None,
+    environment_s=60.0,
+    prompt_fault=None,
+    scores_together=False,
+):
     request = GroupRequest(
         group_id="g",
         prompt_uid="p",
@@ -89,8 +106,9 @@ def play(engine, rewards, *, samples, environment=None, early_stop=None, scores_
     context = RolloutContext(
         run_id="run",
         engine=engine,
-        encoder=Encoder(),
+        encoder=Encoder(prompt_fault),
         environment=environment or SingleTurn(),
+        environment_s=environment_s,
         rewards=rewards,
         early_stop=early_stop,
         spans=SpanLog(),
@@ -198,6 +216,97 @@ def test_a_cancelled_group_says_what_the_engine_still_holds():
         return held, task.cancelled()
 
     assert asyncio.run(run()) == ({"g/1/1"}, True)
+
+
+def test_a_prompt_that_is_none_is_dropped_and_its_row_is_named():
+    engine = Engine({})
+    found = outcomes(asyncio.run(play(engine, Rewards({}), samples=2, prompt_fault="null").run()))
+    assert found == [("dropped:p: null", None, 0)] * 2
+    assert engine.asked == []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bad(SingleTurn):
+    """Plays as `how` says where the response has three tokens, as `SingleTurn` elsewhere."""
+
+    how: str
+
+    async def play(self, prompt_tokens, draw):
+        played = await super().play(prompt_tokens, draw)
+        if len(played.tokens) == 2 + 3:
+            return await getattr(self, self.how)(played, draw)
+        return played
+
+    async def raises(self, played, draw):
+        return played.tokens[99]
+
+    async def exits(self, played, draw):
+        raise SystemExit("bye")
+
+    async def waits(self, played, draw):
+        await asyncio.Event().wait()
+
+    async def gives_nothing(self, played, draw):
+        return None
+
+    async def gives_a_word(self, played, draw):
+        return replace(played, rollout_logprobs=["x"] * 5)
+
+    async def gives_nulls(self, played, draw):
+        return replace(played, tokens=[1, 2, None, 4, 5])
+
+    async def gives_too_few(self, played, draw):
+        return replace(played, loss_mask=[True])
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("raises", "raised IndexError: list index out of range"),
+        ("exits", "raised SystemExit: bye"),
+        ("waits", "took longer than 0.1 s"),
+        ("gives_nothing", "returned NoneType instead of an Interaction"),
+        ("gives_a_word", "returned rollout_logprobs: ArrowInvalid: Could not convert 'x'"),
+        ("gives_nulls", "returned tokens with nulls"),
+        ("gives_too_few", "returned columns of unequal length {'tokens': 5, 'loss_mask': 1,"),
+    ],
+)
+def test_a_fault_of_the_environment_costs_one_sample(how, reason):
+    engine, rewards = Engine({"g/0/1": 2, "g/1/1": 3, "g/2/1": 4}), Rewards({2: 0.0, 4: 1.0})
+    environment = Bad(how=how)
+    group = play(engine, rewards, samples=3, environment=environment, environment_s=0.1)
+    found = outcomes(asyncio.run(group.run()))
+    assert [found[0], found[2]] == [("scored", 0.0, 2), ("scored", 1.0, 4)]
+    outcome, reward, drawn = found[1]
+    assert outcome.startswith(f"failed:p: environment {reason}")
+    assert (reward, drawn) == (None, 0)
+
+
+def test_the_limit_of_an_environment_does_not_count_what_the_engine_takes():
+    class Slow(Engine):
+        async def generate(self, tokens, **rest):
+            await asyncio.sleep(0.3)
+            return await super().generate(tokens, **rest)
+
+    engine = Slow({"g/0/1": 1, "g/0/2": 1})
+    group = play(engine, Rewards({1: 1.0}), samples=1, environment=TwoTurns(), environment_s=0.1)
+    assert [outcome for outcome, _, _ in outcomes(asyncio.run(group.run()))] == ["scored"]
+
+
+def test_a_fault_of_the_engine_is_not_the_environments_even_if_it_hides_it():
+    class Hides(SingleTurn):
+        async def play(self, prompt_tokens, draw):
+            with contextlib.suppress(Exception):
+                await draw(prompt_tokens)
+            raise KeyError("tool")
+
+    class Hangs(Engine):
+        async def generate(self, tokens, **rest):
+            raise EngineTimeoutError("made no step")
+
+    group = play(Hangs({}), Rewards({}), samples=1, environment=Hides())
+    with pytest.raises(EngineTimeoutError, match="made no step"):
+        asyncio.run(group.run())
 
 
 def test_a_scorer_of_whole_groups_gets_all_siblings_that_finished_once():

@@ -77,6 +77,7 @@ def worker(tmp_path_factory, loop, rewards):
             settings=settings,
             max_prompt_tokens=16,
             environment=SingleTurn(),
+            environment_s=60.0,
             reward_timeout_s=5.0,
             early_stop=EarlyStop(settled=ALGORITHM.settled, min_samples=2),
         )

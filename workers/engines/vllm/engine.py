@@ -57,7 +57,7 @@ class VLLMEngine(VLLMWeights):
             EngineTimeoutError: the engine made no step for `request_timeout_s`.
             UnusableAnswerError: the answer is no response of this model, or gained no token for
                 `request_timeout_s` while the engine went on; the request is aborted.
-            ValueError: a prompt that leaves no room for a response.
+            ValueError: a prompt that leaves no room for a response, or tokens that vLLM refuses.
         """
         self._check_prompt(prompt_token_ids, request_id)
         output = await self._finish(prompt_token_ids, request_id, _params(sampling, seed))

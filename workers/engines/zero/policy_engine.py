@@ -41,6 +41,7 @@ class PolicyEngine(ZeroRank):
             autocast=self.autocast_dtype,
             head_chunk=self.settings.head_chunk,
             sequence_group=self.sequence_group,
+            longest=self.settings.longest,
             adapter=self.settings.adapter,
         )
 

@@ -60,6 +60,11 @@ class OptimizerSettings:
                 f"lr={self.lr} and max_grad_norm={self.max_grad_norm} must be positive, "
                 f"weight_decay={self.weight_decay} not negative"
             )
+        if not all(0 <= beta < 1 for beta in self.betas) or not self.eps > 0:
+            raise ValueError(
+                f"betas={self.betas} must be from 0 up to, and below, 1, and eps={self.eps} "
+                "positive"
+            )
         check_schedule(self.schedule, warmup_steps=self.warmup_steps, total_steps=self.total_steps)
 
 
@@ -82,6 +87,8 @@ class ZeroSettings:
         gradient_checkpointing: recompute layers in the backward pass.
         attention: a name of `attention.ATTENTION_NAMES`.
         head_chunk: rows of logits held at a time; None leaves it to `head_rows`.
+        longest: tokens of the run's longest sequence, by which a model with two sets of rotary
+            frequencies takes one, as the engines do; None takes that of the model's context.
         sequence_parallel_size: neighbouring ranks that share every micro-batch (Ulysses).
         offload_optimizer, offload_params: to the host; parameters on stage 3 only.
         deepspeed: raw DeepSpeed configuration, merged over ours.
@@ -95,6 +102,7 @@ class ZeroSettings:
     gradient_checkpointing: bool = False
     attention: str = "varlen_sdpa"
     head_chunk: int | None = None
+    longest: int | None = None
     sequence_parallel_size: int = 1
     offload_optimizer: bool = False
     offload_params: bool = False

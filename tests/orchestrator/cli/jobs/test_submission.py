@@ -2,12 +2,14 @@
 
 import os
 import shlex
+from typing import ClassVar
 
 import pytest
 from ray.job_submission import JobStatus
 
 from conf.compose import compose
-from orchestrator.cli.jobs.following import Follower, LostError
+from orchestrator.cli.jobs.client import ClusterError
+from orchestrator.cli.jobs.following import Follower, LostError, OutputClosedError
 from orchestrator.cli.jobs.submission import load_secrets, make_request
 from orchestrator.cli.parser import main
 
@@ -166,6 +168,52 @@ def test_the_exit_code_is_the_runs(status, code, shown):
 def test_patience_ends():
     with pytest.raises(LostError, match=r"lost the cluster .* ballast logs job --follow"):
         followed(Flaky([([], False)] * 3), max_outage_s=0.0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Request failed with status code 404: Job job does not exist."),
+        RuntimeError("a mistake of ours"),
+        ValueError("not JSON"),
+        TypeError("unexpected"),
+        FileNotFoundError("no such file"),
+    ],
+)
+def test_what_is_no_lost_connection_is_not_swallowed(error):
+    class Broken(Flaky):
+        async def tail_job_logs(self, job_id):
+            raise error
+            yield
+
+    with pytest.raises(type(error), match=str(error)):
+        followed(Broken([]), max_outage_s=5.0)
+
+
+def test_a_server_that_breaks_for_a_moment_is_asked_again():
+    class Broken(Flaky):
+        errors: ClassVar = [
+            RuntimeError("Request failed with status code 503: no head"),
+            RuntimeError("WebSocket connection closed unexpectedly with close code 1006"),
+            TimeoutError(),
+            ClusterError("no Ray cluster answers"),
+        ]
+
+        async def tail_job_logs(self, job_id):
+            if self.errors:
+                raise self.errors.pop()
+            async for text in super().tail_job_logs(job_id):
+                yield text
+
+    assert followed(Broken([(["step 1\n"], True)]))[1] == "step 1\n"
+
+
+def test_an_output_that_is_closed_ends_the_following():
+    def closed(text):
+        raise BrokenPipeError("Broken pipe")
+
+    with pytest.raises(OutputClosedError, match="the log can't be written: Broken pipe"):
+        Follower(lambda: Flaky([(["step 1\n"], True)]), "job", closed).follow()
 
 
 @pytest.mark.parametrize("words", [[], ["some-job", "--all"]])
