@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-gpu check format bench bench-learning bench-schedules clean clean-env
+.PHONY: help setup quickstart test test-slow test-gpu check format bench bench-learning bench-schedules chaos clean clean-env
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | \
@@ -47,7 +47,7 @@ format: setup ## let ruff mend what it can
 	@$(BIN)/ruff format .
 
 # Not in `make bench`: hours, an environment of its own, or no benchmark by itself.
-APART := $(addprefix tests/bench/, learning.py schedules.py trl_comparison.py trl_grpo.py runs.py)
+APART := $(addprefix tests/bench/, learning.py schedules.py trl_comparison.py trl_grpo.py runs.py report_picture.py)
 
 bench: setup ## the benchmarks under tests/bench
 	@for script in $(filter-out $(APART), $(wildcard tests/bench/*.py)); do \
@@ -58,6 +58,11 @@ bench-learning: setup ## every algorithm learns on the real stack, into algorith
 
 bench-schedules: setup ## asynchronous against synchronous training, into orchestrator/README.md; 40 minutes
 	@$(BIN)/python tests/bench/schedules.py --write
+
+TRIALS ?= 8
+
+chaos: setup ## TRIALS random faults under real runs, and what is left of them; half a minute each
+	@$(BIN)/python -m tests.chaos.chaos --trials $(TRIALS)
 
 clean: ## remove caches and build products; runs and .venv stay
 	@rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

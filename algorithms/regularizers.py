@@ -12,7 +12,7 @@ from torch import Tensor
 from algorithms.inputs import LossInputs
 from algorithms.kl import K3_LIMIT, check_estimator, estimate
 from algorithms.parts import Regularizer
-from algorithms.ratios import as_float, policy_ratio
+from algorithms.ratios import as_float, policy_log_ratio, policy_ratio
 from algorithms.validation import check_at_least, check_finite, check_positive, present
 
 
@@ -53,6 +53,33 @@ class PolicyDrift(Regularizer):
             "drift/kl_k3": ratio - 1.0 - ratio.log(),
             "drift/cap_frac": as_float(ratio - 1.0 > self.cap, ratio),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquaredLogRatio(Regularizer):
+    """Squared log-ratio to the old policy: L = c (ln w)^2, g = 2 c ln w. Kimi K2.5 (2602.02276).
+
+    Twice the k2 estimate. In bypass mode w = pi / mu, as in prime-rl's present default.
+
+    Attributes:
+        coefficient: c; 1e-3 in prime-rl.
+    """
+
+    coefficient: float = 1e-3
+
+    columns = frozenset({"old_logprobs"})
+
+    def __post_init__(self) -> None:
+        check_at_least("coefficient", self.coefficient, 0.0)
+        check_finite("coefficient", self.coefficient)
+
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        """See :class:`algorithms.parts.Regularizer`."""
+        return self.coefficient * policy_log_ratio(inputs).square()
+
+    def metrics(self, inputs: LossInputs) -> Mapping[str, Tensor]:
+        """See :class:`algorithms.parts.TokenPart`."""
+        return {"drift/squared_log_ratio": policy_log_ratio(inputs).detach().square()}
 
 
 @dataclass(frozen=True, kw_only=True)

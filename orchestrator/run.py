@@ -26,6 +26,7 @@ from conf.schema import TrainConfig
 from orchestrator.checkpoints.checkpoint import CheckpointStore
 from orchestrator.checkpoints.recorder import Recorder
 from orchestrator.checkpoints.saving import Keeper, RankKeeper, Saver, Stateful
+from orchestrator.checkpoints.starts import write_start
 from orchestrator.cluster.cluster import Cluster, Roles
 from orchestrator.collector import Collector
 from orchestrator.fleet.scaling import ScaleRequests
@@ -36,6 +37,7 @@ from orchestrator.planning.roles import roles_of
 from orchestrator.planning.shared_prefix import SharedPrefix
 from orchestrator.planning.sources import prepare
 from orchestrator.planning.trial import try_scorer
+from orchestrator.report.at_end import ReportAtEnd
 from orchestrator.run_folder import open_run, write_run_manifest
 from orchestrator.step.adaptation import Adaptation
 from orchestrator.step.critic import Critic
@@ -85,6 +87,7 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
     with open_run(config) as (run_dir, checkpoint):
         progress.print_line(f"run folder  {run_dir}")
         write_run_manifest(run_dir, raw, sources)
+        write_start(run_dir, checkpoint.step if checkpoint else 0)
         os.chdir(run_dir)  # Ray puts the driver's folder first on the path of every worker
         cluster = Cluster(
             config,
@@ -96,7 +99,13 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
         log = RunLog(run_dir, config, progress)
         stop = StopRequest()
         failures = FailureLog(run_dir, ignore=(StoppedError,))
-        with failures, progress, log, cluster, ScaleRequests(run_dir) as requests:
+        report = ReportAtEnd(
+            run_dir,
+            wanted=config.tracking.report,
+            stops=(StoppedError,),
+            print_line=progress.print_line,
+        )
+        with report, failures, progress, log, cluster, ScaleRequests(run_dir) as requests:
             progress.print_line(
                 "starting engines ..." if recording is None else "starting the learner ..."
             )
@@ -123,7 +132,7 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
             exports = config.trainer.learns and config.trainer.export
             exported = _export(config, roles, run_dir) if exports else None
             outputs.accounting.finish()
-        progress.print_line(summary.describe(config, log, run_dir, exported))
+        progress.print_line(summary.describe(config, log, run_dir, exported, report.path))
     return run_dir
 
 

@@ -97,6 +97,7 @@ class Trainer:
             cost=self.roles.cost,
             share_prefixes=self.roles.share_prefixes,
             coefficients=self.adaptation.coefficients,
+            version=sampled_for,
         )
         critic = None
         if self.roles.critic is not None:
@@ -212,7 +213,8 @@ def _reason_to_drop(algorithm: Algorithm, group: RolloutGroup) -> str | None:
     """Return "filtered" where the algorithm's filters reject a group, else None."""
     rows = group.usable_rows()
     rewards = torch.tensor([group.metas[row].reward for row in rows], dtype=torch.float32)
-    keep = algorithm.keep_groups(rewards, torch.zeros(len(rows), dtype=torch.int64))
+    parts = [group.metas[row].reward_parts for row in rows]
+    keep = algorithm.keep_groups(rewards, torch.zeros(len(rows), dtype=torch.int64), parts)
     return None if bool(keep[0]) else "filtered"
 
 

@@ -94,6 +94,44 @@ def eval(options: Namespace) -> int:  # noqa: A001 - the command's name
     return 0
 
 
+def report(options: Namespace) -> int:
+    """Write the report of one or several runs and print its path."""
+    from orchestrator.report.page import FILE
+    from orchestrator.report.writing import write_report
+
+    folders = [Path(run).absolute() for run in options.runs]
+    default = folders[0] / FILE if len(folders) == 1 else Path(FILE).absolute()
+    path = Path(options.output).absolute() if options.output else default
+    if options.output and not path.parent.is_dir():
+        raise ValueError(f"--output {path}: its folder does not exist; make it, or choose another")
+    write_report(folders, path)
+    print(f"report  {path}  ({path.stat().st_size / 2**20:.1f} MiB)")
+    return 0
+
+
+def diff(options: Namespace) -> int:
+    """Compare two runs to the bit; return 1 if they differ."""
+    from orchestrator.comparison.difference import compare_two
+    from orchestrator.report.run_record import read_run
+
+    found = compare_two(
+        read_run(Path(options.left).absolute()), read_run(Path(options.right).absolute())
+    )
+    print(found.text)
+    return 0 if found.equal else 1
+
+
+def compare(options: Namespace) -> int:
+    """Print a table of runs."""
+    from orchestrator.comparison.overview import as_csv, row, runs_in, table
+    from orchestrator.report.run_record import read_run
+
+    runs = runs_in([Path(run).absolute() for run in options.runs])
+    rows = [row(read_run(run), goal=options.goal) for run in runs]
+    print(as_csv(rows) if options.csv else table(rows))
+    return 0
+
+
 def rehearse(options: Namespace) -> int:
     """Rehearse a run in simulated time and print its steps, or compare schedules."""
     from orchestrator.planning import plan

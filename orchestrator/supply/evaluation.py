@@ -90,8 +90,8 @@ class Evaluator:
 def summarise(answers: Sequence[HeldoutAnswer]) -> dict[str, float]:
     """Compute mean, pass@j and maj@k over prompts.
 
-    A failed sample counts as 0, and in `failed_frac`. A sample that the scorer abstained from is
-    not right, and counts in `abstained_frac` and not in the mean.
+    A failed sample counts as 0, and in `failed_frac`. A sample that the scorer abstained from
+    counts in `abstained_frac` and not in the mean; it is not right.
     """
     by_prompt: dict[str, list[HeldoutAnswer]] = defaultdict(list)
     for answer in answers:

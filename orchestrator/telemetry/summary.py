@@ -16,7 +16,9 @@ from orchestrator.telemetry.run_log import RunLog
 from orchestrator.telemetry.trace_file import FILE_NAME
 
 
-def describe(config: TrainConfig, log: RunLog, run_dir: Path, export: Path | None) -> str:
+def describe(
+    config: TrainConfig, log: RunLog, run_dir: Path, export: Path | None, report: Path | None
+) -> str:
     """Return rewards, held-out scores, sample answers and paths, as text."""
     steps, first_heldout, last_heldout = log.steps, log.first_heldout, log.last_heldout
     lines = ["", f"run {run_dir.name} finished"]
@@ -44,6 +46,7 @@ def describe(config: TrainConfig, log: RunLog, run_dir: Path, export: Path | Non
         f"  metrics         {run_dir / 'metrics.jsonl'}",
         *([f"  rollouts        {run_dir / 'rollouts'}"] if config.tracking.rollouts else []),
         *([f"  trace           {run_dir / FILE_NAME}"] if config.tracking.trace else []),
+        *([f"  report          {report}"] if report is not None else []),
         f"next: {_next_command(config, run_dir)}",
     ]
     return "\n".join(lines)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -251,18 +251,33 @@ def computed_columns(
     return pa.RecordBatch.from_arrays(arrays, names=names)
 
 
-def join_computed(table: pa.Table, computed: Sequence[pa.RecordBatch]) -> pa.Table:
-    """Add the computed columns to `table`; null in rows that no batch holds."""
+def join_computed(
+    table: pa.Table,
+    computed: Sequence[pa.RecordBatch],
+    *,
+    names: Collection[str] | None = None,
+    rows: npt.ArrayLike | None = None,
+) -> pa.Table:
+    """Add the computed columns to `table`; null in rows that no batch holds.
+
+    Args:
+        table: trajectories of a step.
+        computed: columns keyed by `row`, an index into `table`.
+        names: of the columns to copy; None copies all.
+        rows: to copy, others become null; None copies all.
+    """
     by_name: dict[str, list[pa.RecordBatch]] = {}
     for batch in computed:
+        if rows is not None:
+            batch = batch.filter(pa.array(np.isin(batch.column("row").to_numpy(), rows)))
         for name in batch.schema.names:
-            if name != "row":
+            if name != "row" and (names is None or name in names):
                 by_name.setdefault(name, []).append(batch)
     for name, batches in by_name.items():
-        rows = np.concatenate([batch.column("row").to_numpy() for batch in batches])
+        present = np.concatenate([batch.column("row").to_numpy() for batch in batches])
         values = pa.concat_arrays([batch.column(name) for batch in batches])
         position = np.full(table.num_rows, -1, dtype=np.int64)
-        position[rows] = np.arange(len(rows))
+        position[present] = np.arange(len(present))
         indices = pa.array(position, mask=position < 0)
         table = table.append_column(name, values.take(indices))
     return table

@@ -64,8 +64,9 @@ class CriticWorker(RankWorker):
         The column `values` holds this critic's values at credit time: during the updates those are
         the old values that clipping compares with.
         """
-        table = self._table(rows, computed)
         renamed = {"values": "old_values"}
+        read = {"values"} | self._algorithm.value_columns
+        table = self._table(rows, computed, names=read, of=plan)
         table = table.rename_columns([renamed.get(name, name) for name in table.column_names])
         names = [name for name in table.column_names if name in self._algorithm.value_columns]
         algorithm = self._algorithm.with_coefficients(plan.coefficients)

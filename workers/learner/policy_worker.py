@@ -18,7 +18,7 @@ import ray.util
 import torch
 
 from algorithms.algorithm import Algorithm
-from workers.data.micro_batches import as_columns, packed_rows
+from workers.data.micro_batches import as_columns, packed_rows, with_staleness
 from workers.data.plans import CreditPlan, RankPlan, StepRows
 from workers.engines.zero.settings import ZeroSettings
 from workers.learner.credit import assign_credit
@@ -132,7 +132,7 @@ class PolicyWorker(RankWorker):
         self, plan: CreditPlan, rows: StepRows, *computed: pa.RecordBatch
     ) -> tuple[pa.RecordBatch, Mapping[str, float]]:
         """Compute the advantages of the whole step, keyed by row, and metrics."""
-        table = self._table(rows, computed)
+        table = self._table(rows, computed, names=self._algorithm.credit_columns)
         return assign_credit(self._algorithm.with_coefficients(plan.coefficients), plan, table)
 
     @recorded("learn")
@@ -146,8 +146,11 @@ class PolicyWorker(RankWorker):
         Returns:
             Column `logprobs` of the last pass's rows, as each was trained, and the report.
         """
-        table = self._table(rows, computed)
-        names = [name for name in table.column_names if name in self._read_columns()]
+        read = self._read_columns()
+        table = self._table(rows, computed, names=read, of=plan)
+        if "staleness" in read:
+            table = with_staleness(table, plan.version)
+        names = [name for name in table.column_names if name in read]
         skipped = self._engine.progress.skipped_in_a_row
         trained = train_passes(
             self._engine,

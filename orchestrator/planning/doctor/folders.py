@@ -17,7 +17,7 @@ from orchestrator.planning.doctor.findings import Finding, fault, ok
 SOCKET_BYTES = 107  # of a socket's path on Linux (unix(7)), without the end
 # What Ray and vLLM put below their folder, at its longest.
 RAY_SOCKET = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-VLLM_SOCKET = "00000000-0000-0000-0000-000000000000"
+VLLM_SOCKET = "ballast-engine-00000000/00000000-0000-0000-0000-000000000000"
 
 
 def check(config: TrainConfig) -> list[Finding]:

@@ -59,7 +59,11 @@ def varlen_sdpa(
     """
     _refuse(module, query, attention_mask, dropout=dropout, extras=kwargs)
     if sequence_blocks is None:
-        raise ValueError(f"{VARLEN_SDPA} needs the model called with sequence_blocks=...")
+        raise ValueError(
+            f"{type(module).__name__} was not given the lengths of the packed sequences: its model "
+            f"does not pass them on, and learner.attention={VARLEN_SDPA} needs them; use another "
+            "model"
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     flat = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [N, H, D]
     if query.is_cuda:
@@ -109,7 +113,7 @@ def _refuse(
     if found:
         raise ValueError(
             f"{VARLEN_SDPA} does not compute {', '.join(found)} (asked by "
-            f"{type(module).__name__}): use another model or model.attention=flash_attention_2"
+            f"{type(module).__name__}): use another model or learner.attention=flash_attention_2"
         )
 
 

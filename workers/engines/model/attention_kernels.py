@@ -108,7 +108,8 @@ def dense_varlen(
             q, k, v, scale=scale, is_causal=True, enable_gqa=grouped
         )
         parts.append(out[0].transpose(0, 1))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    # Some models take a view of it: its heads lie beside each other.
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
 
 
 def block_attention(

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from workers.data.shared_prefixes import SharedPrefixes
 from workers.engines.model.attention import VARLEN_SDPA, check_attention
 from workers.engines.model.chunked_head import ChunkedHead
+from workers.engines.model.families.logits import logit_scale, logit_softcap
 from workers.engines.model.lora import adapter_disabled, adapter_name, attach_lora
 from workers.engines.model.lora_settings import LoraSettings
 from workers.engines.model.packed_model import PackedModel, check_model_folder
@@ -34,6 +35,7 @@ class PolicyModel(PackedModel):
         autocast: dtype of the matrix products where it is not that of the weights.
         head_chunk: rows of logits held at a time; None leaves it to `head_rows`.
         sequence_group: ranks that share every batch, or None.
+        longest: tokens of the run's longest sequence, see `PackedModel`.
         adapter: trains instead of the model's own weights, which are frozen; None trains those.
     """
 
@@ -45,18 +47,27 @@ class PolicyModel(PackedModel):
         autocast: torch.dtype | None = None,
         head_chunk: int | None = None,
         sequence_group: dist.ProcessGroup | None = None,
+        longest: int | None = None,
         adapter: LoraSettings | None = None,
     ) -> None:
         super().__init__(
-            model, attention=attention, autocast=autocast, sequence_group=sequence_group
+            model,
+            attention=attention,
+            autocast=autocast,
+            sequence_group=sequence_group,
+            longest=longest,
         )
         head = model.get_output_embeddings()
         if head is None:
             raise ValueError(f"{type(model).__name__} has no output embedding: not a causal LM")
-        softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        config = model.config.get_text_config()
         model.set_output_embeddings(
             ChunkedHead(
-                head.weight, getattr(head, "bias", None), softcap=softcap, chunk_rows=head_chunk
+                head.weight,
+                getattr(head, "bias", None),
+                scale=logit_scale(config),
+                softcap=logit_softcap(config),
+                chunk_rows=head_chunk,
             )
         )
         self.adapter = adapter
@@ -126,6 +137,19 @@ class PolicyModel(PackedModel):
             return logprobs, None
         return logprobs, zeros.index_copy(0, trained, picked_entropy)
 
+    def packed_outputs(self, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """See `PackedModel`: the log-probs [N]."""
+        logprobs, _ = self.forward(tokens, position_ids, cu_seqlens, position_ids > 0)
+        return logprobs
+
+    def plain_outputs(self, tokens: Tensor) -> Tensor:
+        """See `PackedModel`: the log-probs [L] of the model's own logits, 0 for the first token."""
+        with self.plain_attention():
+            logits = self.model(input_ids=tokens[None], use_cache=False).logits[0]  # [L, V]
+        log_p = logits[:-1].float().log_softmax(dim=-1)
+        picked = log_p.gather(1, tokens[1:, None])[:, 0]  # [L-1]
+        return torch.cat([picked.new_zeros(1), picked])
+
     def hf_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Iterate as `PackedModel` does; with an adapter, over the adapter's matrices alone."""
         named = super().hf_named_parameters()
@@ -160,6 +184,7 @@ def load_policy_model(
     autocast: torch.dtype | None = None,
     head_chunk: int | None = None,
     sequence_group: dist.ProcessGroup | None = None,
+    longest: int | None = None,
     adapter: LoraSettings | None = None,
 ) -> PolicyModel:
     """Read a Hugging Face model folder; the other arguments are those of `PolicyModel`.
@@ -180,5 +205,6 @@ def load_policy_model(
         autocast=autocast,
         head_chunk=head_chunk,
         sequence_group=sequence_group,
+        longest=longest,
         adapter=adapter,
     )

@@ -168,6 +168,7 @@ def attend_sequences(
         out = block_attention(q, k, v, scale=scale, sliding_window=window, softcap=softcap)
         parts.append(out.transpose(1, 2).flatten(0, 1))  # [B*L, H, D]
     if sequences.in_order:
-        return parts[0]
+        # Some models take a view of it, and one sequence leaves its heads outside its tokens.
+        return parts[0].contiguous()
     padded = parts[0] if len(parts) == 1 else torch.cat(parts)
     return _FromBlocks.apply(padded, sequences.places)

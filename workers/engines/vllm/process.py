@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from workers.data.requests import EngineLoad
 from workers.engines.vllm.answers import UnusableAnswerError
+from workers.engines.vllm.leftovers import EngineFolder
 from workers.engines.vllm.lifeline import declare_owner
 from workers.engines.vllm.progress import Progress
 from workers.engines.vllm.settings import VLLMSettings
@@ -44,6 +45,7 @@ class VLLMProcess:
         self.settings = settings
         self._engine: AsyncLLM | None = None
         self._watch: SchedulerWatch | None = None
+        self._folder: EngineFolder | None = None  # of what vLLM may leave behind
         self._limits: set[asyncio.Timeout] = set()  # of the calls in flight
         self._requests: dict[str, asyncio.Timeout] = {}  # those of requests, which may take long
         self._progress = Progress(settings.request_timeout_s)
@@ -61,12 +63,15 @@ class VLLMProcess:
             await self._load(version)
 
     async def _load(self, version: int) -> None:
+        await self.shutdown()  # beside the first engine a second one would find no memory
+        self._folder = EngineFolder()
+        self._folder.use_for_sockets()
+
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
         from workers.engines.vllm.scheduler_watch import SchedulerWatch
 
-        await self.shutdown()  # beside the first engine a second one would find no memory
         declare_owner()
         arguments = AsyncEngineArgs(**self.settings.engine_args())
         self._engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[SchedulerWatch])
@@ -75,6 +80,7 @@ class VLLMProcess:
         self._limits, self._requests, self._paused = set(), {}, False
         self._progress = Progress(self.settings.request_timeout_s)
         self._monitor_task = asyncio.get_running_loop().create_task(self._monitor(self._engine))
+        self._folder.list_shared_memory()
         await self.set_version(version)
 
     async def _monitor(self, engine: AsyncLLM) -> None:
@@ -114,6 +120,9 @@ class VLLMProcess:
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.shutdown(timeout=SHUTDOWN_TIMEOUT_S)
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            folder.remove()
 
     async def sleep(self, level: int = 1) -> None:
         """Free device memory: 1 keeps the weights in host memory, 2 drops them."""

@@ -73,7 +73,7 @@ def _fragments(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _move(tensors: Sequence[Tensor], device: torch.device) -> None:
-    """Move tensors to `device`; those that share memory share it there, so that none stays behind."""
+    """Move tensors to `device`; those that share memory share the new memory too."""
     moved: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
     for tensor in tensors:
         here = tensor.untyped_storage()

@@ -29,6 +29,7 @@ from algorithms.inputs import TokenLoss
 from workers.data.packing import PackedBatch
 from workers.data.results import Rows, StepCounts, UpdateResult
 from workers.engines.model.packed_model import PackedModel
+from workers.engines.model.self_test import check_model
 from workers.engines.zero import checkpoint_files
 from workers.engines.zero.gradients import GradientGuard, non_finite_tensors
 from workers.engines.zero.optimizers import build_optimizer, move_states
@@ -70,6 +71,7 @@ class ZeroRank(ABC):
         self.module = self._load(config)
         optimizer = None
         if settings.optimizer is not None:
+            self.module.freeze_unread()
             optimizer = build_optimizer(settings.optimizer, self.module)
         elif settings.engine_stage != 3:
             self.module.requires_grad_(False)
@@ -77,16 +79,17 @@ class ZeroRank(ABC):
         self._guard: GradientGuard | None = None
         if optimizer is None and settings.engine_stage != 3:
             self.module.to(self.device)
-            return
-        self._engine, *_ = deepspeed.initialize(
-            model=self.module,
-            optimizer=optimizer,
-            config=config,
-            dist_init_required=False,
-        )
+        else:
+            self._engine, *_ = deepspeed.initialize(
+                model=self.module,
+                optimizer=optimizer,
+                config=config,
+                dist_init_required=False,
+            )
         if optimizer is not None and settings.engine_stage == 0:
             assert settings.optimizer is not None
             self._guard = GradientGuard(optimizer, settings.optimizer.max_grad_norm)
+        check_model(self.module, self.device)
 
     @abstractmethod
     def build_module(self) -> PackedModel:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from workers.engines.vllm.engine import (
     VLLMSettings,
     engine_env,
 )
+from workers.engines.vllm.leftovers import clear_dead
 from workers.models.tiny import build_tiny
 
 PROMPT = [5, 17, 9, 30, 8, 41]
@@ -362,12 +365,13 @@ def test_a_response_ends_where_the_context_does(engine, loop):
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_killed_owner_leaves_no_process(folder, workers):
+def test_a_killed_owner_leaves_no_process_and_one_folder(folder, workers):
+    temporary = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))  # pytest's are too long for sockets
     script = Path(__file__).with_name("killed_owner.py")
     root = Path(__file__).parents[4]
     owner = subprocess.run(
         [sys.executable, str(script), str(folder), str(workers)],
-        env=os.environ | {"PYTHONPATH": str(root)},
+        env=os.environ | {"PYTHONPATH": str(root), "TMPDIR": str(temporary)},
         stdout=subprocess.PIPE,
         timeout=240,
         check=False,
@@ -375,6 +379,14 @@ def test_a_killed_owner_leaves_no_process(folder, workers):
     assert owner.returncode == -signal.SIGKILL
     # Reading to the end succeeded: EngineCore, which inherits the pipe, has ended too.
     assert b"EngineCore is running" in owner.stdout
+    (left,) = (path for path in temporary.iterdir() if path.is_socket() or "ballast" in path.name)
+    names = (left / "shared_memory").read_text().split()
+    assert [path for path in left.iterdir() if path.is_socket()]
+    assert any((Path("/dev/shm") / name).exists() for name in names) == (workers == 2)
+    clear_dead(temporary)
+    assert not left.exists()
+    assert not any((Path("/dev/shm") / name).exists() for name in names)
+    shutil.rmtree(temporary)
 
 
 def test_labels_without_new_weights(engine, loop):
