@@ -27,8 +27,10 @@ from algorithms.composition import (
     check_finite_tensor,
     check_kind,
     check_known,
+    check_metric_names,
     check_reference,
     check_shape,
+    part_values,
     plain_mapping,
     shaped,
     union,
@@ -211,22 +213,38 @@ class Algorithm:
             keep = keep & part.trains(inputs)
         return keep
 
-    def keep_groups(self, rewards: Tensor, group_ids: Tensor) -> Tensor:
+    def keep_groups(
+        self,
+        rewards: Tensor,
+        group_ids: Tensor,
+        parts: Sequence[Mapping[str, float]] = (),
+    ) -> Tensor:
         """Mark the groups that train [G] bool.
 
         Args:
             rewards: [S] before shaping.
             group_ids: [S] in 0..G-1.
+            parts: S mappings, the parts of each reward; read where a filter names one.
+
+        Raises:
+            ValueError: a filter names a part that a reward lacks.
         """
         keep = torch.ones(num_segments(group_ids), dtype=torch.bool, device=group_ids.device)
-        for part in self.filters.values():
-            keep = keep & part.keep_groups(rewards, group_ids)
+        for key, part in self.filters.items():
+            own = part_values(f"filters.{key}", part.part, parts) if part.part else rewards
+            keep = keep & part.keep_groups(own.to(rewards), group_ids)
         return keep
 
     @property
     def settles_early(self) -> bool:
-        """True where some filter can decide on a group before all its siblings are scored."""
-        return any(type(part).settled is not Filter.settled for part in self.filters.values())
+        """True where some filter can decide on a group before all its siblings are scored.
+
+        A filter of a reward part cannot: the engines count whole rewards.
+        """
+        return any(
+            type(part).settled is not Filter.settled and not part.part
+            for part in self.filters.values()
+        )
 
     def settled(self, rewards: Sequence[float], num_left: int) -> bool:
         """Return True where no reward to come can change any filter's verdict on one group.
@@ -236,7 +254,10 @@ class Algorithm:
             num_left: siblings that are not.
         """
         scored = torch.tensor(rewards, dtype=torch.float32)
-        return all(part.settled(scored, num_left) for part in self.filters.values())
+        return all(
+            num_left == 0 if part.part else part.settled(scored, num_left)
+            for part in self.filters.values()
+        )
 
     def credit(self, inputs: CreditInputs) -> Credit:
         """Compute the advantages of the whole step's batch.
@@ -318,10 +339,14 @@ class Algorithm:
 
     @torch.no_grad()
     def _metrics(self, inputs: LossInputs) -> Mapping[str, Tensor]:
-        """Collect the metrics [N] of the ratio, and of every part."""
-        metrics = ratio_metrics(inputs)
+        """Collect the metrics [N] of the ratio, and of every part; refuse a name given twice."""
+        old_is_known = "old_logprobs" in union(self.trained_parts())
+        metrics = ratio_metrics(inputs, old_is_known=old_is_known)
+        measured_by = dict.fromkeys(metrics, "every algorithm")
         for part in self._token_parts():
-            metrics.update(part.metrics(inputs))
+            own = part.metrics(inputs)
+            check_metric_names(own, type(part).__name__, measured_by)
+            metrics.update(own)
         return {name: value.detach() for name, value in metrics.items()}
 
     def __repr__(self) -> str:

@@ -5,16 +5,24 @@ wherever an algorithm is built or called. Checks of a part's own fields are in
 :mod:`algorithms.validation`. Shapes: [N].
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from algorithms.controllers import Controller
-from algorithms.inputs import COLUMNS, CreditInputs, LossInputs
-from algorithms.parts import Correction, Part
+from algorithms.inputs import (
+    CREDIT_COLUMNS,
+    LOSS_COLUMNS,
+    VALUE_COLUMNS,
+    CreditInputs,
+    LossInputs,
+)
+from algorithms.parts import Advantage, Correction, Part, ValueLoss
 from algorithms.references import ReferenceRule
+
+RESERVED_AREAS = ("learner", "critic")  # of the metrics that every update has
 
 PartT = TypeVar("PartT", bound=Part)
 
@@ -63,13 +71,46 @@ def check_controllers(
         controller.check_start(start_of(path))
 
 
+def check_metric_names(names: Iterable[str], part: str, measured_by: dict[str, str]) -> None:
+    """Raise ValueError where two parts measure one name, or a name has no area of its own.
+
+    Args:
+        names: of the metrics of `part`.
+        part: the name of its class.
+        measured_by: metric -> class, of the parts before; `part` is added.
+    """
+    for name in names:
+        if name in measured_by:
+            raise ValueError(
+                f"{part} and {measured_by[name]} both measure {name!r}, and one would overwrite "
+                "the other; leave one of the parts out, or rename the metric in a subclass"
+            )
+        area, slash, _ = name.partition("/")
+        if not slash or area in RESERVED_AREAS:
+            raise ValueError(
+                f"{part} measures {name!r}, a name that the framework uses; call it "
+                f"policy/{name.replace('/', '_')}"
+            )
+        measured_by[name] = part
+
+
+def vocabulary(part: Part) -> tuple[str, frozenset[str]]:
+    """Return the kind of a part in words, and the columns that parts of this kind may declare."""
+    if isinstance(part, Advantage):
+        return "advantage", CREDIT_COLUMNS
+    if isinstance(part, ValueLoss):
+        return "value loss", VALUE_COLUMNS
+    return "part of the loss", LOSS_COLUMNS
+
+
 def check_known(part: Part) -> None:
-    """Raise ValueError where a part declares a column that `COLUMNS` lacks."""
-    unknown = part.columns - COLUMNS
+    """Raise ValueError where a part declares a column that parts of its kind are never given."""
+    kind, known = vocabulary(part)
+    unknown = part.columns - known
     if unknown:
         raise ValueError(
-            f"{type(part).__name__} declares unknown columns {sorted(unknown)}; "
-            f"choose from {sorted(COLUMNS)}"
+            f"{type(part).__name__} declares columns {sorted(unknown)}, which no {kind} is given; "
+            f"choose from {sorted(known)}"
         )
 
 
@@ -79,6 +120,18 @@ def check_kind(name: str, part: object, kind: type[Part]) -> None:
         raise ValueError(
             f"{name}={part!r} is no {kind.__name__}; inherit algorithms.parts.{kind.__name__}"
         )
+
+
+def part_values(name: str, part: str, parts: Sequence[Mapping[str, float]]) -> Tensor:
+    """Return one reward part of S sequences [S], or raise ValueError where a reward lacks it."""
+    lacking = [own for own in parts if part not in own]
+    if lacking or not parts:
+        have = sorted({key for own in parts for key in own})
+        raise ValueError(
+            f"{name}.part={part!r} is no part of every reward; it has {', '.join(have) or 'none'}: "
+            "name one of them, or return the part from the scorer"
+        )
+    return torch.tensor([own[part] for own in parts])
 
 
 def plain_mapping(name: str, parts: Mapping[str, PartT], kind: type[PartT]) -> dict[str, PartT]:

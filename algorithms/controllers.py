@@ -9,7 +9,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 from algorithms.parts import Part
-from algorithms.validation import check_at_least, check_finite, check_positive
+from algorithms.validation import check_at_least, check_finite, check_ordered, check_positive
 
 
 class Controller(Part):
@@ -31,8 +31,11 @@ class Controller(Part):
 class AdaptiveCoefficient(Controller):
     """Coefficient that keeps a metric at a target. Ziegler (1909.08593) 2.2.
 
-    c <- c (1 + clip(m / target - 1; -limit, limit) n / horizon). Raises the coefficient where the
-    metric lies above its target, as a penalty needs.
+    c <- clip(c (1 + clip(m / target - 1; -limit, limit) min(n / horizon, 1)); minimum, maximum).
+    Raises the coefficient where the metric lies above its target, as a penalty needs.
+
+    Deviations: a step of more samples than the horizon counts as one of the horizon, or the factor
+    of a large step would be negative; and the coefficient has bounds.
 
     Attributes:
         coefficient: the number that is steered.
@@ -40,7 +43,8 @@ class AdaptiveCoefficient(Controller):
             is a token's mean.
         target: value to hold.
         horizon: samples over which the error acts.
-        limit: bound of the relative error.
+        limit: bound of the relative error, below 1: the factor stays positive.
+        minimum, maximum: bounds of the coefficient.
     """
 
     coefficient: str
@@ -48,25 +52,33 @@ class AdaptiveCoefficient(Controller):
     target: float
     horizon: float = 10_000.0
     limit: float = 0.2
+    minimum: float = 1e-6
+    maximum: float = 10.0
 
     def __post_init__(self) -> None:
         check_positive("target", self.target)
         check_positive("horizon", self.horizon)
         check_positive("limit", self.limit)
+        if self.limit >= 1:
+            raise ValueError(f"limit={self.limit} lets the factor reach 0; set it below 1")
+        check_positive("minimum", self.minimum)
+        check_ordered("minimum", self.minimum, "maximum", self.maximum)
 
     def check_start(self, value: float) -> None:
-        """Raise ValueError unless `value` is above 0: a factor leaves 0 at 0."""
+        """Raise ValueError unless `value` lies between the bounds; a factor leaves 0 at 0."""
         check_finite(self.coefficient, value)
-        if not value > 0:
+        if not self.minimum <= value <= self.maximum:
             raise ValueError(
-                f"{self.coefficient}={value} is steered by a factor, which needs a start above 0; "
-                f"set algorithm.{self.coefficient}"
+                f"{self.coefficient}={value} is steered by a factor, which needs a start from "
+                f"minimum={self.minimum} to maximum={self.maximum}; set algorithm."
+                f"{self.coefficient}, or the controller's bounds"
             )
 
     def update(self, value: float, observed: float, num_samples: int) -> float:
         """See :class:`Controller`."""
         error = min(max(observed / self.target - 1.0, -self.limit), self.limit)
-        return value * (1.0 + error * num_samples / self.horizon)
+        moved = value * (1.0 + error * min(num_samples / self.horizon, 1.0))
+        return min(max(moved, self.minimum), self.maximum)
 
 
 @dataclass(frozen=True, kw_only=True)

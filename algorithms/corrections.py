@@ -223,7 +223,10 @@ class DivergenceRejection(MismatchCorrection):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbabilityMask(MismatchCorrection):
-    """Importance ratio masked by the difference of probabilities: IPO, the default of prime-rl.
+    """Importance ratio masked by the difference of probabilities, on both sides: IPO.
+
+    Until early 2026 the default of prime-rl, whose default masks one side by the sign of the
+    advantage since: :class:`algorithms.gates.ProbabilityClip`.
 
     f = rho where |pi_old - mu| <= eps, else 0. A ratio treats a token of probability 1e-4 like one
     of 0.5; the difference does not.

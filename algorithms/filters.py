@@ -21,7 +21,13 @@ class DynamicSampling(Filter):
     A group of equal rewards has no group-relative advantage. "Differ" is max > min, not a standard
     deviation above zero, which rounding can produce from equal rewards. The framework samples more
     prompts for the dropped ones; the test is on rewards before shaping.
+
+    Attributes:
+        part: reward part to compare in place of the whole reward, such as "accuracy" while a
+            composite reward trains; "" for the whole.
     """
+
+    part: str = ""
 
     def keep_groups(self, rewards: Tensor, group_ids: Tensor) -> Tensor:
         """Mark the groups to keep [G] bool, from `rewards` [S] and `group_ids` [S] in 0..G-1."""

@@ -1,7 +1,7 @@
 """Gates: the choice of tokens that pass a gradient, over any policy loss.
 
-Holds ERC. Runs in the learner's ranks. Not the clip inside a loss; both must pass. A token that a
-gate stops keeps its loss value and its place in the denominator. Shapes: [N].
+Holds ERC and DPPO. Runs in the learner's ranks. Not the clip inside a loss; both must pass. A token
+that a gate stops keeps its loss value and its place in the denominator. Shapes: [N].
 """
 
 from collections.abc import Mapping
@@ -61,4 +61,49 @@ class EntropyRatioClip(Gate):
             "erc/mask_low_frac": as_float(ratio <= 1.0 - self.low, ratio),
             "erc/mask_high_frac": as_float(ratio >= 1.0 + self.high, ratio),
             "erc/entropy_ratio": ratio,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbabilityClip(Gate):
+    """Gate by the difference of probabilities, on one side. DPPO, binary TV (2602.04879).
+
+    Stops a token where A > 0 and pi - pi_old > high, or A <= 0 and pi - pi_old < -low.
+
+    The trust region of the present default of prime-rl, where pi_old is the sampler mu (here:
+    `bypass=true`). A ratio treats a token of probability 1e-4 like one of 0.5; the difference does
+    not. Deviation: prime-rl sets the loss of a stopped token to 0, a gate keeps its value; the
+    gradients are equal.
+
+    Attributes:
+        low, high: largest fall and rise of a token's probability; 0.2 each.
+    """
+
+    low: float = 0.2
+    high: float = 0.2
+
+    columns = frozenset({"old_logprobs"})
+
+    def __post_init__(self) -> None:
+        check_at_least("low", self.low, 0.0)
+        check_at_least("high", self.high, 0.0)
+
+    def _outside(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
+        """Mark the tokens stopped above and those stopped below, both [N] bool."""
+        moved = inputs.logprobs.detach().exp() - inputs.old_logprobs.exp()
+        rises = inputs.advantages > 0
+        return rises & (moved > self.high), ~rises & (moved < -self.low)
+
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        """See :class:`algorithms.parts.Gate`."""
+        above, below = self._outside(inputs)
+        return ~(above | below)
+
+    def metrics(self, inputs: LossInputs) -> Mapping[str, Tensor]:
+        """See :class:`algorithms.parts.TokenPart`."""
+        above, below = self._outside(inputs)
+        return {
+            "dppo/mask_frac": as_float(above | below, inputs.old_logprobs),
+            "dppo/mask_high_frac": as_float(above, inputs.old_logprobs),
+            "dppo/mask_low_frac": as_float(below, inputs.old_logprobs),
         }

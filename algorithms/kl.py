@@ -5,11 +5,15 @@ gradient: the same estimator has different gradients as a loss and as a reward, 
 :class:`algorithms.regularizers.ReferenceKL`. Schulman, "Approximating KL divergence" (2020).
 """
 
+import math
+
 from torch import Tensor
 
 from algorithms.ratios import clamped_log_ratio
 from algorithms.validation import check_choice
 
+#: Bound of a token's k3 in a penalty, verl's: r = 11 times less likely than under q, 2.6 nats.
+K3_LIMIT = 10.0
 ESTIMATORS = ("k1", "k2", "k3", "abs")
 
 
@@ -18,11 +22,13 @@ def check_estimator(name: str, value: str) -> None:
     check_choice(name, value, ESTIMATORS)
 
 
-def estimate(kind: str, logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
+def estimate(
+    kind: str, logprobs: Tensor, other_logprobs: Tensor, *, k3_limit: float = math.inf
+) -> Tensor:
     """Estimate KL(p || q) per token [N] from log p = `logprobs` and log q = `other_logprobs`.
 
-    With r = q / p: k1 = -ln r, k2 = (ln r)^2 / 2, k3 = r - 1 - ln r, abs = |ln r|.
-    k1 and k3 are unbiased under samples of p; k3 is never negative.
+    With r = q / p: k1 = -ln r, k2 = (ln r)^2 / 2, k3 = min(r - 1 - ln r, k3_limit), abs = |ln r|.
+    k1 and the unbounded k3 are unbiased under samples of p; k3 is never negative.
     """
     log_r = clamped_log_ratio(other_logprobs, logprobs)  # [N]
     if kind == "k1":
@@ -30,7 +36,7 @@ def estimate(kind: str, logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
     if kind == "k2":
         return 0.5 * log_r.square()
     if kind == "k3":
-        return log_r.exp() - 1.0 - log_r
+        return (log_r.exp() - 1.0 - log_r).clamp(max=k3_limit)
     if kind == "abs":
         return log_r.abs()
     raise ValueError(f"kl estimator {kind!r} is unknown; choose one of {', '.join(ESTIMATORS)}")

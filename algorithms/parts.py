@@ -119,10 +119,12 @@ class RewardShaping(Part):
 class Filter(Part):
     """Choice of what trains: whole groups by their rewards, or single sequences."""
 
+    part: str = ""  # reward part that `keep_groups` gets for rewards, such as "accuracy"
+
     def keep_groups(self, rewards: Tensor, group_ids: Tensor) -> Tensor:
         """Mark the groups to keep [G] bool, from `rewards` [S] before shaping and `group_ids` [S].
 
-        Group ids are in 0..G-1.
+        Group ids are in 0..G-1. With `part` the rewards are the values of that part alone.
         """
         del rewards
         return torch.ones(num_segments(group_ids), dtype=torch.bool, device=group_ids.device)

@@ -44,19 +44,29 @@ def prepared(
         entropy=clean(inputs.entropy, detach=not entropy_gradient),
         old_entropy=clean(inputs.old_entropy),
         rewards=None if inputs.rewards is None else inputs.rewards.detach(),
+        staleness=clean(inputs.staleness),
+        truncated=inputs.truncated,
     )
 
 
-def ratio_metrics(inputs: LossInputs) -> dict[str, Tensor]:
-    """Compute the metrics [N] of w = pi / pi_old and pi_old / pi_ref that all algorithms report."""
-    log_ratio = policy_log_ratio(inputs).detach()
-    ratio = log_ratio.exp()
-    metrics = {
-        "policy/ratio": ratio,
-        "policy/ratio_max": ratio,
-        "policy/ratio_min": ratio,
-        "policy/kl_old_k3": ratio - 1.0 - log_ratio,
-    }
+def ratio_metrics(inputs: LossInputs, *, old_is_known: bool) -> dict[str, Tensor]:
+    """Compute the metrics [N] of pi / pi_old and pi_old / pi_ref that all algorithms report.
+
+    Args:
+        inputs: a prepared micro-batch.
+        old_is_known: False where no part reads `old_logprobs`: the column then holds the current
+            log-probs, whose ratio of 1 would measure nothing.
+    """
+    metrics: dict[str, Tensor] = {}
+    if old_is_known:
+        log_ratio = policy_log_ratio(inputs).detach()
+        ratio = log_ratio.exp()
+        metrics = {
+            "policy/ratio": ratio,
+            "policy/ratio_max": ratio,
+            "policy/ratio_min": ratio,
+            "policy/kl_old_k3": ratio - 1.0 - log_ratio,
+        }
     if inputs.ref_logprobs is not None:
         metrics["reference/kl"] = estimate("k3", inputs.old_logprobs, inputs.ref_logprobs)
     if inputs.entropy is not None:

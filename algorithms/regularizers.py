@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from algorithms.inputs import LossInputs
-from algorithms.kl import check_estimator, estimate
+from algorithms.kl import K3_LIMIT, check_estimator, estimate
 from algorithms.parts import Regularizer
-from algorithms.ratios import as_float, policy_ratio
+from algorithms.ratios import as_float, policy_log_ratio, policy_ratio
 from algorithms.validation import check_at_least, check_finite, check_positive, present
 
 
@@ -56,6 +56,33 @@ class PolicyDrift(Regularizer):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SquaredLogRatio(Regularizer):
+    """Squared log-ratio to the old policy: L = c (ln w)^2, g = 2 c ln w. Kimi K2.5 (2602.02276).
+
+    Twice the k2 estimate. In bypass mode w = pi / mu, as in prime-rl's present default.
+
+    Attributes:
+        coefficient: c; 1e-3 in prime-rl.
+    """
+
+    coefficient: float = 1e-3
+
+    columns = frozenset({"old_logprobs"})
+
+    def __post_init__(self) -> None:
+        check_at_least("coefficient", self.coefficient, 0.0)
+        check_finite("coefficient", self.coefficient)
+
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        """See :class:`algorithms.parts.Regularizer`."""
+        return self.coefficient * policy_log_ratio(inputs).square()
+
+    def metrics(self, inputs: LossInputs) -> Mapping[str, Tensor]:
+        """See :class:`algorithms.parts.TokenPart`."""
+        return {"drift/squared_log_ratio": policy_log_ratio(inputs).detach().square()}
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReferenceKL(Regularizer):
     """KL penalty on the distance to the reference: L = beta k(pi_ref / pi).
 
@@ -69,20 +96,28 @@ class ReferenceKL(Regularizer):
             of KL(pi_ref || pi).
     k1 as a loss has zero expected gradient on-policy; k2 has that of KL(pi || pi_ref).
 
+    `limit` bounds k3, as verl's `low_var_kl` is clamped to 10: beyond, L = beta limit and g = 0
+    (with "differentiable", g = beta w limit). k3 grows with pi_ref / pi: without a bound one token
+    15 nats below the reference weighs as much as a million others.
+
     Attributes:
         coefficient: beta; 0.04 in DeepSeekMath, 0.001 in common recipes.
         estimator: k1, k2 or k3.
         importance: none, differentiable or detached.
+        limit: upper bound of a token's k3; `inf` for none. k1 and k2 have none but the clamp of
+            every log-ratio to +-20.
     """
 
     coefficient: float = 0.04
     estimator: str = "k3"
     importance: str = "none"
+    limit: float = K3_LIMIT
 
     def __post_init__(self) -> None:
         check_at_least("coefficient", self.coefficient, 0.0)
         check_finite("coefficient", self.coefficient)
         check_estimator("estimator", self.estimator)
+        check_positive("limit", self.limit)
         if self.importance not in ("none", "differentiable", "detached"):
             raise ValueError(
                 f"importance={self.importance!r} is unknown; "
@@ -97,7 +132,7 @@ class ReferenceKL(Regularizer):
 
     def _estimate(self, inputs: LossInputs) -> Tensor:
         reference = present("ref_logprobs", inputs.ref_logprobs)
-        return estimate(self.estimator, inputs.logprobs, reference)
+        return estimate(self.estimator, inputs.logprobs, reference, k3_limit=self.limit)
 
     def __call__(self, inputs: LossInputs) -> Tensor:
         """See :class:`algorithms.parts.Regularizer`."""
@@ -109,7 +144,11 @@ class ReferenceKL(Regularizer):
 
     def metrics(self, inputs: LossInputs) -> Mapping[str, Tensor]:
         """See :class:`algorithms.parts.TokenPart`."""
-        return {f"policy/kl_ref_{self.estimator}": self._estimate(inputs).detach()}
+        value = self._estimate(inputs).detach()
+        metrics = {f"policy/kl_ref_{self.estimator}": value}
+        if self.estimator == "k3":
+            metrics["policy/kl_ref_limit_frac"] = as_float(value >= self.limit, value)
+        return metrics
 
 
 @dataclass(frozen=True, kw_only=True)

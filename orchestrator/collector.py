@@ -16,6 +16,7 @@ from orchestrator.step.batch import sample_metrics
 from orchestrator.supply.group_files import places
 from orchestrator.supply.source import NothingToTrainError
 from orchestrator.supply.supply import Supply
+from orchestrator.telemetry.counting import describe_reasons
 
 
 @dataclass(kw_only=True)
@@ -45,8 +46,9 @@ class Collector:
         groups.run_ahead(self.version)
         if not taken.groups:
             raise NothingToTrainError(
-                f"no group can be recorded: groups dropped {dict(taken.dropped)}, samples failed "
-                f"{dict(taken.failed)}. Check the reward and the prompts"
+                f"no group can be recorded: groups dropped: {describe_reasons(taken.dropped)}; "
+                f"samples failed: {describe_reasons(taken.failed)}. Check the reward and the "
+                "prompts"
             )
         if self.outputs.recorder is not None:
             slices, batches = places(taken.groups)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -25,13 +26,18 @@ from conf.schema import TrainConfig
 from orchestrator.checkpoints.checkpoint import CheckpointStore
 from orchestrator.checkpoints.recorder import Recorder
 from orchestrator.checkpoints.saving import Keeper, RankKeeper, Saver, Stateful
+from orchestrator.checkpoints.starts import write_start
 from orchestrator.cluster.cluster import Cluster, Roles
 from orchestrator.collector import Collector
 from orchestrator.fleet.scaling import ScaleRequests
 from orchestrator.loop import Loop
 from orchestrator.outputs import Outputs
+from orchestrator.planning import shared_prefix
 from orchestrator.planning.roles import roles_of
+from orchestrator.planning.shared_prefix import SharedPrefix
 from orchestrator.planning.sources import prepare
+from orchestrator.planning.trial import try_scorer
+from orchestrator.report.at_end import ReportAtEnd
 from orchestrator.run_folder import open_run, write_run_manifest
 from orchestrator.step.adaptation import Adaptation
 from orchestrator.step.critic import Critic
@@ -70,11 +76,18 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
     recording = open_recording(config)
     progress.print_line("preparing model and prompts ...")
     sources = prepare(config)
+    prefixes = shared_prefix.of_roles(
+        config, algorithm, model_path=sources.model_path, critic_path=sources.critic_path
+    )
     if recording is not None:
         check_sources(recording, sources)
+    else:
+        for note in try_scorer(config, scorer, sources):
+            progress.print_line(f"note: {note}")
     with open_run(config) as (run_dir, checkpoint):
         progress.print_line(f"run folder  {run_dir}")
         write_run_manifest(run_dir, raw, sources)
+        write_start(run_dir, checkpoint.step if checkpoint else 0)
         os.chdir(run_dir)  # Ray puts the driver's folder first on the path of every worker
         cluster = Cluster(
             config,
@@ -86,7 +99,13 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
         log = RunLog(run_dir, config, progress)
         stop = StopRequest()
         failures = FailureLog(run_dir, ignore=(StoppedError,))
-        with failures, progress, log, cluster, ScaleRequests(run_dir) as requests:
+        report = ReportAtEnd(
+            run_dir,
+            wanted=config.tracking.report,
+            stops=(StoppedError,),
+            print_line=progress.print_line,
+        )
+        with report, failures, progress, log, cluster, ScaleRequests(run_dir) as requests:
             progress.print_line(
                 "starting engines ..." if recording is None else "starting the learner ..."
             )
@@ -104,7 +123,7 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
             else:
                 supply = from_recording(config, sources, roles, recording)
             outputs = _outputs(config, roles, run_dir, log, node=cluster.first_node)
-            loop = _loop(config, algorithm, roles, supply, outputs, run_dir, stop)
+            loop = _loop(config, algorithm, roles, prefixes, supply, outputs, run_dir, stop)
             first_step = loop.begin(checkpoint)
             with stop:
                 ended = loop.run(first_step)
@@ -113,7 +132,7 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
             exports = config.trainer.learns and config.trainer.export
             exported = _export(config, roles, run_dir) if exports else None
             outputs.accounting.finish()
-        progress.print_line(summary.describe(config, log, run_dir, exported))
+        progress.print_line(summary.describe(config, log, run_dir, exported, report.path))
     return run_dir
 
 
@@ -148,6 +167,7 @@ def _loop(
     config: TrainConfig,
     algorithm: Algorithm,
     roles: Roles,
+    prefixes: Mapping[str, SharedPrefix],
     supply: Supply,
     outputs: Outputs,
     run_dir: Path,
@@ -161,7 +181,7 @@ def _loop(
     keepers: dict[str, Keeper] = dict(supply.keepers)
     stepper: Trainer | Collector
     if config.trainer.learns:
-        stepper = _trainer(config, algorithm, roles, supply, outputs)
+        stepper = _trainer(config, algorithm, roles, prefixes, supply, outputs)
         parts["adaptation"] = stepper.adaptation
         keepers |= _rank_keepers(config, algorithm, roles)
     else:
@@ -182,14 +202,25 @@ def _loop(
 
 
 def _trainer(
-    config: TrainConfig, algorithm: Algorithm, roles: Roles, supply: Supply, outputs: Outputs
+    config: TrainConfig,
+    algorithm: Algorithm,
+    roles: Roles,
+    prefixes: Mapping[str, SharedPrefix],
+    supply: Supply,
+    outputs: Outputs,
 ) -> Trainer:
     limit_s = config.cluster.timeouts.start_s
     critic = None
     if roles.critic is not None:
         shape = roles.critic.workers.call_first(bind(RankWorker.shape), timeout_s=limit_s)
         cost = SequenceCost.of_model(**shape)
-        critic = Critic(group=roles.critic, algorithm=algorithm, config=config, cost=cost)
+        critic = Critic(
+            group=roles.critic,
+            algorithm=algorithm,
+            config=config,
+            cost=cost,
+            share_prefixes=prefixes["critic"].shares,
+        )
     shape = roles.learner.workers.call_first(bind(RankWorker.shape), timeout_s=limit_s)
     return Trainer(
         config=config,
@@ -199,6 +230,7 @@ def _trainer(
             reference=roles.reference,
             critic=critic,
             cost=SequenceCost.of_model(**shape),
+            share_prefixes=prefixes["learner"].shares,
         ),
         supply=supply,
         outputs=outputs,

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,13 @@ from orchestrator.step.batch import StepBatch, assemble, batch_metrics, plan_upd
 from orchestrator.step.critic import CriticStep
 from orchestrator.step.roles import TrainingRoles
 from orchestrator.step.skipped_steps import check_skipped
-from orchestrator.supply.source import NothingLeftError, NothingToTrainError, Taken
+from orchestrator.supply.source import (
+    NothingLeftError,
+    NothingToTrainError,
+    Taken,
+)
 from orchestrator.supply.supply import Supply
+from orchestrator.telemetry.counting import describe_reasons
 from workers.data.plans import CreditPlan, RankPlan, StepRows
 from workers.data.trajectory import RolloutGroup
 from workers.learner.policy_worker import TrainReport
@@ -71,24 +77,31 @@ class Trainer:
     def step(self, step: int) -> dict[str, float]:
         """Take groups, score, credit, train, publish, and adapt; return the metrics of the step."""
         clock = self.outputs.make_clock()
+        algorithm = self.algorithm.with_coefficients(self.adaptation.coefficients)
         with clock.span("generate"):
-            taken = self.supply.groups.take(step, self.version, self._reason_to_drop)
+            drop = partial(_reason_to_drop, algorithm)
+            taken = self.supply.groups.take(step, self.version, drop)
         self.supply.groups.run_ahead(self.version)
         sampled_for = self.version  # the version before this step publishes another
-        batch = self._assemble(taken)
+        batch = _assemble(taken, algorithm)
         rows = StepRows(slices=batch.slices, batches=batch.batches)
         plan = plan_updates(
             batch,
-            self.algorithm,
-            num_updates=self.config.trainer.updates_per_step,
+            algorithm,
+            groups_per_update=self.config.trainer.groups_per_update,
             num_passes=self.config.trainer.epochs_per_step,
             seed=(self.config.seed, step),
+            shuffled=self.config.schedule.order == "finished",
             num_ranks=self.config.learner.num_data_parallel,
             token_budget=self.config.learner.token_budget,
             cost=self.roles.cost,
+            share_prefixes=self.roles.share_prefixes,
             coefficients=self.adaptation.coefficients,
+            version=sampled_for,
         )
-        critic = None if self.roles.critic is None else self.roles.critic.step(step, batch, rows)
+        critic = None
+        if self.roles.critic is not None:
+            critic = self.roles.critic.step(step, batch, rows, self.adaptation.coefficients)
         with clock.span("switch"):
             self.supply.colocation.learn()
         with clock.span("score"):
@@ -139,25 +152,6 @@ class Trainer:
     def _profile(self, step: int) -> AbstractContextManager[None]:
         profiler = self.outputs.profiler
         return nullcontext() if profiler is None else profiler.step(step)
-
-    def _reason_to_drop(self, group: RolloutGroup) -> str | None:
-        """Return "filtered" where the algorithm's filters reject a group, else None."""
-        rows = group.usable_rows()
-        rewards = torch.tensor([group.metas[row].reward for row in rows], dtype=torch.float32)
-        keep = self.algorithm.keep_groups(rewards, torch.zeros(len(rows), dtype=torch.int64))
-        return None if bool(keep[0]) else "filtered"
-
-    def _assemble(self, taken: Taken) -> StepBatch:
-        batch = assemble(taken.groups, self.algorithm) if taken.groups else None
-        if batch is None or not np.any(batch.lengths):
-            only_filters = set(taken.dropped) == {"filtered"} and not taken.failed
-            error = NothingLeftError if only_filters else NothingToTrainError
-            raise error(
-                f"no group may train: groups dropped {dict(taken.dropped)}, samples failed "
-                f"{dict(taken.failed)}. Check the reward and the prompts, or the algorithm's "
-                "filters"
-            )
-        return batch
 
     def _start_logprobs(self, plans: tuple[RankPlan, ...], rows: StepRows) -> list[Any]:
         """Start the columns of pi_old and of the reference that the algorithm needs.
@@ -213,3 +207,26 @@ class Trainer:
         self.version += 1
         stepped = trained["learner/steps"] > 0 and trained["learner/grad_norm"] > 0
         return self.supply.publisher.publish(self.version, stepped=stepped)
+
+
+def _reason_to_drop(algorithm: Algorithm, group: RolloutGroup) -> str | None:
+    """Return "filtered" where the algorithm's filters reject a group, else None."""
+    rows = group.usable_rows()
+    rewards = torch.tensor([group.metas[row].reward for row in rows], dtype=torch.float32)
+    parts = [group.metas[row].reward_parts for row in rows]
+    keep = algorithm.keep_groups(rewards, torch.zeros(len(rows), dtype=torch.int64), parts)
+    return None if bool(keep[0]) else "filtered"
+
+
+def _assemble(taken: Taken, algorithm: Algorithm) -> StepBatch:
+    """Assemble the batch of a step, or raise an error where no group may train."""
+    batch = assemble(taken.groups, algorithm) if taken.groups else None
+    if batch is None or not np.any(batch.lengths):
+        only_filters = set(taken.dropped) == {"filtered"} and not taken.failed
+        error = NothingLeftError if only_filters else NothingToTrainError
+        raise error(
+            f"no group may train: groups dropped: {describe_reasons(taken.dropped)}; samples "
+            f"failed: {describe_reasons(taken.failed)}. Check the reward and the prompts, or "
+            "the algorithm's filters"
+        )
+    return batch

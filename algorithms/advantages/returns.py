@@ -19,7 +19,7 @@ from algorithms.advantages.statistics import (
     whiten,
 )
 from algorithms.inputs import Credit, CreditInputs
-from algorithms.kl import check_estimator, estimate
+from algorithms.kl import K3_LIMIT, check_estimator, estimate
 from algorithms.parts import Advantage
 from algorithms.segments import discounted_suffix_sum
 from algorithms.validation import (
@@ -43,7 +43,8 @@ def token_rewards(
 ) -> tuple[Tensor, float]:
     """Return the rewards of the trainable tokens [M] and the mean penalty.
 
-    r_t = R on the last trainable token, minus `coefficient` * KL estimate(pi_old, ref) everywhere.
+    r_t = R on the last trainable token, minus `coefficient` * KL estimate(pi_old, ref) everywhere;
+    k3 is bounded by 10, as verl's.
     """
     mask = inputs.loss_mask
     ids = inputs.sequence_ids[mask]
@@ -52,7 +53,7 @@ def token_rewards(
         return shaped, 0.0
     old = present("old_logprobs", inputs.old_logprobs)[mask]
     reference = present("ref_logprobs", inputs.ref_logprobs)[mask]
-    penalty = estimate(estimator, old, reference)  # [M]
+    penalty = estimate(estimator, old, reference, k3_limit=K3_LIMIT)  # [M]
     mean = float(penalty.mean().item()) if penalty.numel() else 0.0
     return shaped - coefficient * penalty, mean
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from algorithms.advantages.outcome import GroupRelative
 from algorithms.aggregations import SequenceMean
 from algorithms.algorithm import Algorithm
+from algorithms.composition import vocabulary
 from algorithms.conformance.batches import (
     LENGTHS,
     credit_inputs,
@@ -25,7 +26,7 @@ from algorithms.conformance.batches import (
     total_loss,
 )
 from algorithms.conformance.learning import train
-from algorithms.inputs import COLUMNS, CreditInputs, LossInputs, RewardInputs
+from algorithms.inputs import CreditInputs, LossInputs, RewardInputs
 from algorithms.parts import Advantage, TokenPart
 
 TOLERANCE = 1e-10
@@ -88,7 +89,7 @@ def _reads(part: TokenPart | Advantage, inputs: LossInputs | CreditInputs) -> se
     part(recording)  # type: ignore[operator]
     if isinstance(part, TokenPart):
         part.metrics(recording)
-    return seen & (COLUMNS - {"rewards"} if isinstance(part, Advantage) else COLUMNS)
+    return seen & vocabulary(part)[1]
 
 
 def columns(algorithm: Algorithm) -> str:

@@ -29,6 +29,12 @@ def rehearse(algorithm: Algorithm) -> frozenset[str]:
         raise ValueError(
             f"no weights for the loss term {', '.join(missing)}; add them to `weights`"
         )
+    both = sorted(set(credit.metrics) & set(loss.metrics))
+    if both:
+        raise ValueError(
+            f"{type(algorithm.advantage).__name__} and a part of the loss both measure "
+            f"{both[0]!r}, and one would overwrite the other; rename the metric in one of them"
+        )
     measured = frozenset(credit.metrics) | frozenset(loss.metrics)
     for key, controller in algorithm.controllers.items():
         if controller.metric not in measured:

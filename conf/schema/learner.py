@@ -29,6 +29,12 @@ class OptimizerConfig:
         choose(f"{key}.name", self.name, ("adamw", "sgd"))
         choose(f"{key}.schedule", self.schedule, ("constant", "linear", "cosine"))
         require(len(self.betas) == 2, f"{key}.betas", self.betas, "must be two numbers")
+        require(
+            all(0 <= beta < 1 for beta in self.betas),
+            f"{key}.betas",
+            self.betas,
+            "must be from 0 up to, and below, 1",
+        )
         for name in ("lr", "eps", "max_grad_norm"):
             value = getattr(self, name)
             require(value > 0, f"{key}.{name}", value, "must be positive")
@@ -55,6 +61,9 @@ class LearnerConfig:
     sequence_parallel_size: int = 1  # neighbouring ranks that share every micro-batch (Ulysses)
     token_budget: int = 2048  # tokens of a packed micro-batch, a hard limit
     attention: str = "varlen_sdpa"
+    shared_prefix: str = (
+        "auto"  # siblings compute their prompt once: true, false; auto: if they can
+    )
     gradient_checkpointing: bool = False
     head_chunk: int | None = None  # rows of [chunk, vocabulary] held at a time; null: by device
     offload_optimizer: bool = False  # optimizer state in host memory; ZeRO 1 to 3
@@ -63,6 +72,10 @@ class LearnerConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     deepspeed: dict[str, Any] = field(default_factory=dict)  # raw, merged over ours
+
+    def __post_init__(self) -> None:
+        """Spell the truth values that YAML gives as this schema does."""
+        self.shared_prefix = self.shared_prefix.lower()
 
     @property
     def num_data_parallel(self) -> int:
@@ -101,4 +114,5 @@ class LearnerConfig:
             value = getattr(self, name)
             require(value is None or value >= 1, f"learner.{name}", value, "must be at least 1")
         self.optimizer.check("learner.optimizer")
+        choose("learner.shared_prefix", self.shared_prefix, ("auto", "true", "false"))
         choose("learner.attention", self.attention, ("varlen_sdpa", "flash_attention_2"))

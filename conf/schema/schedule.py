@@ -18,7 +18,7 @@ class ScheduleConfig:
 
     name: str = MISSING
     max_staleness: int = 0  # policy versions between sampling and training; 0: synchronous
-    order: str = "begun"  # groups train in the order in which they were begun, or finished
+    order: str = "begun"  # groups train as they were begun, or as they finish (updates shuffled)
     stale: str = "drop"  # a group beyond max_staleness: drop it, or train it (with a correction)
     kv_cache: str = "recompute"  # of responses that weights change under: recompute it, or stale
     oversample: float = 1.0  # groups begun for a step over those that it trains

@@ -17,3 +17,4 @@ class TrackingConfig:
     wandb_project: str = "ballast"
     rollouts: bool = True  # every step's trajectories as Parquet
     trace: bool = True  # what every worker did, for Perfetto
+    report: bool = True  # one HTML file about the run, at its end

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from conf.schema.checks import choose, require
 
+EXPORT_DTYPES = ("source", "float32", "bfloat16", "float16")
+
 
 @dataclass(kw_only=True)
 class TrainerConfig:
@@ -17,7 +19,7 @@ class TrainerConfig:
     learns: bool = True  # False: sample, score and record with the model as it is, no learner
     total_steps: int = 25
     prompts_per_step: int = 16  # groups per step
-    updates_per_step: int = 1  # optimizer steps that share one rollout batch, in each pass over it
+    updates_per_step: int = 1  # of a full batch, in each pass; fewer where filters leave less
     epochs_per_step: int = 1  # passes over the rollout batch; pi_old stays the one that began it
     eval_every: int = 0  # steps; 0: only before the first and after the last step
     checkpoint_every: int = 10  # steps; 0: only at the end
@@ -26,6 +28,7 @@ class TrainerConfig:
     best_metric: str = "reward/mean"  # of the checkpoint's own step, as in metrics.jsonl
     best_is: str = "max"  # or min
     export: bool = True  # write the final policy as a Hugging Face folder
+    export_dtype: str = "source"  # of its weights: as in the policy's folder, or one for all
 
     def check(self) -> None:
         """Raise a ValueError that names an impossible value and the remedy."""
@@ -36,6 +39,7 @@ class TrainerConfig:
             value = getattr(self, name)
             require(value >= 0, f"trainer.{name}", value, "must not be negative")
         choose("trainer.best_is", self.best_is, ("max", "min"))
+        choose("trainer.export_dtype", self.export_dtype, EXPORT_DTYPES)
         if self.keep_best and self.checkpoint_every and self.best_metric.startswith("eval/"):
             require(
                 self.eval_every > 0 and self.checkpoint_every % self.eval_every == 0,
@@ -56,3 +60,8 @@ class TrainerConfig:
     def num_updates(self) -> int:
         """Optimizer steps of a step, over all passes."""
         return self.updates_per_step * self.epochs_per_step
+
+    @property
+    def groups_per_update(self) -> int:
+        """Groups that one optimizer step is made for."""
+        return self.prompts_per_step // self.updates_per_step

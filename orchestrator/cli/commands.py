@@ -71,14 +71,16 @@ def _check_and_print_plan(options: Namespace) -> tuple[DictConfig, TrainConfig, 
     from orchestrator.planning.resuming import (
         check_same_algorithm,
         check_same_model,
+        check_same_rate,
         check_same_roles,
     )
 
     algorithm = instantiate(raw.algorithm, _convert_="all")
-    plan.check(config, algorithm)
+    plan.check_launch(config, algorithm)
     check_same_model(config)
     check_same_roles(config)
     check_same_algorithm(raw, config)
+    check_same_rate(config, algorithm)
     print(plan.describe(config, algorithm))
     return raw, config, algorithm
 
@@ -89,6 +91,44 @@ def eval(options: Namespace) -> int:  # noqa: A001 - the command's name
 
     folder = None if options.config_dir is None else str(Path(options.config_dir).absolute())
     evaluate(Path(options.path).absolute(), options.overrides, folder, Path(options.output))
+    return 0
+
+
+def report(options: Namespace) -> int:
+    """Write the report of one or several runs and print its path."""
+    from orchestrator.report.page import FILE
+    from orchestrator.report.writing import write_report
+
+    folders = [Path(run).absolute() for run in options.runs]
+    default = folders[0] / FILE if len(folders) == 1 else Path(FILE).absolute()
+    path = Path(options.output).absolute() if options.output else default
+    if options.output and not path.parent.is_dir():
+        raise ValueError(f"--output {path}: its folder does not exist; make it, or choose another")
+    write_report(folders, path)
+    print(f"report  {path}  ({path.stat().st_size / 2**20:.1f} MiB)")
+    return 0
+
+
+def diff(options: Namespace) -> int:
+    """Compare two runs to the bit; return 1 if they differ."""
+    from orchestrator.comparison.difference import compare_two
+    from orchestrator.report.run_record import read_run
+
+    found = compare_two(
+        read_run(Path(options.left).absolute()), read_run(Path(options.right).absolute())
+    )
+    print(found.text)
+    return 0 if found.equal else 1
+
+
+def compare(options: Namespace) -> int:
+    """Print a table of runs."""
+    from orchestrator.comparison.overview import as_csv, row, runs_in, table
+    from orchestrator.report.run_record import read_run
+
+    runs = runs_in([Path(run).absolute() for run in options.runs])
+    rows = [row(read_run(run), goal=options.goal) for run in runs]
+    print(as_csv(rows) if options.csv else table(rows))
     return 0
 
 
@@ -191,7 +231,10 @@ def scale(options: Namespace) -> int:
 
 
 def data(options: Namespace) -> int:
-    """Generate or find the prompt files."""
+    """Generate or find the prompt files; with the word `inspect`, show their rows as sent."""
+    if options.overrides[:1] == ["inspect"]:
+        options.overrides = options.overrides[1:]
+        return _inspect_data(options)
     _, config = _compose(options)
     from orchestrator.planning.sources import prompt_sets
 
@@ -199,6 +242,17 @@ def data(options: Namespace) -> int:
     print(f"{counted(len(train_set), 'training prompt')}: {train_set.path}")
     if heldout is not None:
         print(f"{counted(len(heldout), 'held-out prompt')}: {heldout.path}")
+    return 0
+
+
+def _inspect_data(options: Namespace) -> int:
+    raw, config = _compose(options)
+    from orchestrator.planning.inspection import inspect
+    from orchestrator.planning.sources import prepare
+
+    scorer = instantiate(raw.reward.scorer, _convert_="all")
+    for line in inspect(config, scorer, prepare(config)):
+        print(line)
     return 0
 
 

@@ -25,6 +25,7 @@ from orchestrator.fleet.colocation import Colocation
 from orchestrator.fleet.publication import Publisher
 from orchestrator.planning.roles import roles_of
 from orchestrator.planning.sources import prepare
+from orchestrator.planning.trial import try_scorer
 from orchestrator.supply.evaluation import Evaluator
 from orchestrator.telemetry.heldout import HeldoutResult
 from workers.calls import bind
@@ -47,6 +48,8 @@ def evaluate(
     sources = prepare(config)
     if sources.heldout is None:
         raise ValueError("data.eval_path=None: name the held-out Parquet to score on")
+    for note in try_scorer(config, scorer, sources):
+        print(f"note: {note}")
     output = output.absolute()
     model = str(sources.model_path)
     with Cluster(config, algorithm, run_id=path.name, model_path=model) as cluster:

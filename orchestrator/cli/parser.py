@@ -20,12 +20,13 @@ EPILOG = """examples:
   ballast train --config-dir my_conf algorithm=my_loss dry_run=true
   ballast eval runs/quickstart/final rollout.eval_samples_per_prompt=8
   ballast submit --address http://head:8265 experiment=tiny output_dir=/shared/runs
+  ballast report runs/quickstart                       one HTML file that opens offline
   ballast scale --engines 4 runs/quickstart
   ballast metrics time                                 metrics with "time" in their name
 
 exit codes:
     0  done
-    1  the run failed, or a check did (doctor, check-algorithm)
+    1  the run failed, or a check did (doctor, check-algorithm), or two runs differ (diff)
     2  the input can't be right: an option, an override, a file
   130  interrupted with Ctrl-C; a run that had begun its steps wrote a checkpoint first
   143  asked to stop (SIGTERM, ballast stop); a checkpoint was written first
@@ -61,7 +62,11 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("path", help="a Hugging Face folder, a run's folder or a checkpoint")
     evaluate.add_argument("--output", default="eval.json", help="where to write the scores")
     overrides(evaluate)
-    data = command("data", "Generate a data group's prompt files and say where they are.")
+    data = command(
+        "data",
+        "Generate a data group's prompt files and say where they are. `ballast data inspect` shows "
+        "their rows as they are sent, their lengths, and the reward of every ground truth.",
+    )
     overrides(data)
     model = command("model", "Build a model group's folder and say where it is.")
     overrides(model)
@@ -80,6 +85,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     overrides(rehearse)
     _add_cluster_commands(command, overrides)
+    report = command("report", "Write one HTML file about a run, or about several.")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder")
+    report.add_argument(
+        "--output", help="the file to write (RUN/report.html; of several runs ./report.html)"
+    )
+    diff = command("diff", "Say where two runs part; the exit code is 1 if they do.")
+    diff.add_argument("left", metavar="RUN_A", help="a run's folder")
+    diff.add_argument("right", metavar="RUN_B", help="another one")
+    compare = command("compare", "Make a table of runs: results, samples, tokens, seconds.")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or one of runs")
+    compare.add_argument("--goal", type=float, help="a score; adds the samples trained to reach it")
+    compare.add_argument("--csv", action="store_true", help="with full numbers, for programs")
     check = command("check-algorithm", "Run the conformance kit on an algorithm.")
     overrides(check)
     metrics = command("metrics", "List what a run measures: name, unit, meaning, and when.")

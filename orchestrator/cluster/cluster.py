@@ -37,6 +37,7 @@ from workers.calls import Call, bind
 from workers.learner.critic_worker import CriticWorker
 from workers.learner.policy_worker import PolicyWorker
 from workers.learner.rank_worker import RankWorker
+from workers.reward.base import takes_group
 from workers.reward.worker import RewardWorker
 from workers.rollout.worker import RolloutWorker
 from workers.spans import SpanReporter
@@ -139,11 +140,14 @@ class Cluster:
         limit_s = config.cluster.timeouts.start_s
         self._places = reserve(config, planned)
         rewards = self._launch_rewards(role_named(planned, "reward"), scorer)
+        # A scorer that a node can't build is refused before any model is loaded.
+        rewards.call(bind(RewardWorker.num_settled), timeout_s=limit_s)
         launcher = EngineLauncher(
             config,
             run_id=self._run_id,
             model_path=self._model_path,
             environment=environment,
+            scores_together=takes_group(scorer),
             early_stop=early_stop(config, self._algorithm),
             env=self._env(config.cluster.rollout.threads),
             placement=self._places.engines,
@@ -244,7 +248,7 @@ class Cluster:
             },
             env=lambda rank: self._env(1),
             num_cpus=role.num_cpus if role else 0,
-            max_concurrency=64,
+            max_concurrency=1000,  # calls that wait; the pool bounds those that are scored
             restarts=True,
             retries=1,
         )

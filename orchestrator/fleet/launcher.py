@@ -36,6 +36,7 @@ class EngineLauncher:
         run_id: names the run in every trajectory.
         model_path: the folder that an engine loads before its first publication.
         environment: the environment that produces the engine's samples.
+        scores_together: True if the scorer wants all siblings of a prompt in one call.
         early_stop: the rule by which a group's remaining samples are not needed.
         env: variables of every process.
         placement: placement group of the configuration's engines, already reserved.
@@ -50,6 +51,7 @@ class EngineLauncher:
         run_id: str,
         model_path: str,
         environment: Any,
+        scores_together: bool = False,
         early_stop: Any,
         env: Mapping[str, str],
         placement: PlacementGroup,
@@ -58,6 +60,7 @@ class EngineLauncher:
     ) -> None:
         self._config, self._run_id, self._model_path = config, run_id, model_path
         self._environment, self._early_stop, self._env = environment, early_stop, dict(env)
+        self._scores_together = scores_together
         self._placement, self._gpu_fraction = placement, gpu_fraction
         self._learner_node = nodes[0]
         self._own: dict[int, PlacementGroup] = {}  # of engines that joined later
@@ -109,6 +112,7 @@ class EngineLauncher:
                 "environment": self._environment,
                 "environment_s": config.cluster.timeouts.environment_s,
                 "reward_timeout_s": config.reward.timeout_s,
+                "scores_together": self._scores_together,
                 "early_stop": self._early_stop,
             },
             env=lambda number: {**self._env, **engine_env(settings[number], role.threads)},

@@ -9,12 +9,25 @@ import math
 
 from algorithms.algorithm import Algorithm
 from algorithms.conformance.rehearsal import rehearse
-from algorithms.rewards import OverlongPenalty
 from conf import precision
 from conf.schema import AdapterConfig, RoleConfig, TrainConfig
-from orchestrator.planning import capacity
+from orchestrator.planning import capacity, shared_prefix
+from orchestrator.planning.notes import notes_of
 from orchestrator.planning.roles import roles_of
+from orchestrator.planning.settings import check_settings
 from orchestrator.telemetry.counting import counted
+
+
+def check_launch(config: TrainConfig, algorithm: Algorithm) -> None:
+    """Check a run that is to be launched: as `check` does, and the settings of its processes.
+
+    A rehearsal, which starts no process, may be shorter than a warm-up.
+
+    Raises:
+        ValueError: the message names the values and the remedy.
+    """
+    check(config, algorithm)
+    check_settings(config, algorithm, transport=capacity.planned_transport(config).name)
 
 
 def check(config: TrainConfig, algorithm: Algorithm) -> None:
@@ -43,6 +56,13 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
             f"{algorithm.name}, none of whose filters decides on a group before all its samples "
             "are scored; add algorithm.filters (DynamicSampling, as in algorithm=dapo), or set 0"
         )
+    steered = [path for path in algorithm.coefficients if path.startswith("filters.")]
+    if config.rollout.early_stop_samples and steered:
+        raise ValueError(
+            f"rollout.early_stop_samples={config.rollout.early_stop_samples} with a controller of "
+            f"{steered[0]}: the engines stop samples by the value that the run began with; set 0, "
+            "or remove the controller"
+        )
     produced = PRODUCED | ({"values"} if algorithm.needs_critic else frozenset())
     missing = algorithm.required_columns - produced
     if missing:
@@ -61,6 +81,7 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
         )
     _check_critic(config, algorithm)
     _check_adapter(config, algorithm)
+    shared_prefix.planned(config, algorithm)
     rehearse(algorithm)
     capacity.check(config, algorithm)
 
@@ -91,24 +112,10 @@ PRODUCED = frozenset(
         "epoch_logprobs",
         "rollout_logprobs",
         "rewards",
+        "staleness",
+        "truncated",
     }
 )
-
-
-def _notes(config: TrainConfig, algorithm: Algorithm) -> list[str]:
-    """Return notes about settings that are allowed and may surprise."""
-    budget = config.rollout.sampling.max_new_tokens
-    return [
-        f"reward_shaping.{key} never applies: responses have at most {budget} tokens, its ramp "
-        + (
-            f"begins after {part.max_length - part.buffer}"
-            if part.ramps
-            else f"of {part.buffer} has no room in max_length={part.max_length}; set buffer"
-        )
-        for key, part in algorithm.reward_shaping.items()
-        if isinstance(part, OverlongPenalty)
-        and not (part.ramps and budget > part.max_length - part.buffer)
-    ]
 
 
 def _check_adapter(config: TrainConfig, algorithm: Algorithm) -> None:
@@ -159,6 +166,10 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
         rows = [row for row in rows if row[0] != "schedule"]
     profile = _profile(config)
     rows += [("profile", profile)] if profile else []
+    notes = notes_of(config, algorithm) if trainer.learns else ()
+    if notes:
+        rows.append(("notes", f"{counted(len(notes), 'setting')} to look at: key, effect, remedy"))
+        rows += [("", f"{note.key}  {note.text}") for note in notes]
     return "\n".join(f"{name:>10}  {text}" for name, text in rows)
 
 
@@ -185,7 +196,7 @@ def _rollout(config: TrainConfig) -> str:
 
 
 def _learner_rows(config: TrainConfig, algorithm: Algorithm) -> list[tuple[str, str]]:
-    """Return the rows of the learner: updates, ranks, adapter, critic and notes."""
+    """Return the rows of the learner: updates, ranks, adapter and critic."""
     trainer, learner = config.trainer, config.learner
     sequences, updates = config.sequences_per_step, trainer.updates_per_step
     return [
@@ -202,9 +213,9 @@ def _learner_rows(config: TrainConfig, algorithm: Algorithm) -> list[tuple[str, 
             f"{_arithmetic(config.model.dtype, config.cluster.learner)}, "
             f"{learner.optimizer.name} lr {learner.optimizer.lr:g}",
         ),
+        ("prefixes", shared_prefix.describe(shared_prefix.planned(config, algorithm))),
         *([("adapter", _adapter(config.model.adapter))] if config.model.adapter.trains else []),
         *([("critic", _critic(config))] if algorithm.needs_critic else []),
-        *[("note", text) for text in _notes(config, algorithm)],
     ]
 
 

@@ -5,15 +5,48 @@ Runs in the driver. Starts no engine: the settings are arguments of the workers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from algorithms.algorithm import Algorithm
 from conf.schema import OptimizerConfig, TrainConfig
 from workers.engines.model.lora_settings import LoraSettings, adapted_leaves, linear_names
 from workers.engines.vllm.settings import VLLMSettings
-from workers.engines.zero.settings import OptimizerSettings, ZeroSettings
+from workers.engines.zero.settings import ExportDtype, OptimizerSettings, ZeroSettings
 from workers.rollout.group_play import EarlyStop
+
+
+def check_settings(config: TrainConfig, algorithm: Algorithm, *, transport: str) -> None:
+    """Build the settings of every process that a launch would start, and drop them.
+
+    A model that is built or downloaded on first use has no folder yet: its name stands for it, and
+    an adapter's layers, which are read from the folder, are left to the launch.
+
+    Args:
+        config: of the run.
+        algorithm: decides which roles run.
+        transport: of the weights.
+
+    Raises:
+        ValueError: the settings of a role are impossible; names the section of the configuration.
+    """
+    path = config.model.path or config.model.name
+    builders: dict[str, Callable[[], object]] = {}
+    if config.trainer.learns:
+        builders["learner"] = lambda: policy_settings(config, path, trains=True)
+        if "ref_logprobs" in algorithm.required_columns:
+            builders["reference"] = lambda: policy_settings(config, path, trains=False)
+        if algorithm.needs_critic:
+            builders["critic"] = lambda: critic_settings(config, path)
+    by_itself = config.model.adapter.trains and config.model.adapter.publish == "adapter"
+    if not config.rollout.replay.replays and not (by_itself and not Path(path).is_dir()):
+        builders["rollout"] = lambda: vllm_settings(config, path, engine_id=0, transport=transport)
+    for section, build in builders.items():
+        try:
+            build()
+        except ValueError as error:
+            raise ValueError(f"{section}: {error}") from error
 
 
 def vllm_settings(
@@ -65,10 +98,13 @@ def policy_settings(config: TrainConfig, model_path: str, *, trains: bool) -> Ze
         adapter=adapter_settings(config) if trains else None,
         gradient_checkpointing=learner.gradient_checkpointing,
         attention=learner.attention,
+        longest=config.rollout.max_model_len,
         head_chunk=learner.head_chunk,
         sequence_parallel_size=learner.sequence_parallel_size,
         offload_optimizer=learner.offload_optimizer and trains,
         offload_params=learner.offload_params if trains else reference.offloads(learner),
+        exports=config.trainer.export and trains,
+        export_dtype=cast("ExportDtype", config.trainer.export_dtype),
         deepspeed=learner.deepspeed,
     )
 
@@ -85,6 +121,7 @@ def critic_settings(config: TrainConfig, critic_path: str) -> ZeroSettings:
         ),
         gradient_checkpointing=critic.gradient_checkpointing,
         attention=critic.attention,
+        longest=config.rollout.max_model_len,
         offload_optimizer=critic.offload_optimizer,
         offload_params=critic.offload_params,
         deepspeed=critic.deepspeed,

@@ -10,6 +10,7 @@ Legend: S sequences of a step, G groups, U optimizer updates, R ranks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +21,9 @@ import torch
 
 from algorithms.algorithm import Algorithm
 from algorithms.inputs import BatchMetadata, RewardInputs
-from orchestrator.step.partition import SequenceCost, partition
-from workers.data.plans import MicroBatchPlan, RankPlan, Slice
+from orchestrator.step.partition import SequenceCost
+from orchestrator.step.update import Update, divide
+from workers.data.plans import RankPlan, Slice
 from workers.data.trajectory import RolloutGroup, TrajectoryMeta
 
 
@@ -133,38 +135,47 @@ def plan_updates(
     batch: StepBatch,
     algorithm: Algorithm,
     *,
-    num_updates: int,
+    groups_per_update: int,
     num_ranks: int,
     token_budget: int,
     cost: SequenceCost,
+    share_prefixes: bool = False,
     num_passes: int = 1,
     seed: tuple[int, ...] = (0,),
+    shuffled: bool = False,
     coefficients: Mapping[str, float] | None = None,
+    version: int = 0,
 ) -> BatchPlan:
     """Divide a step into passes, optimizer updates, ranks and micro-batches.
 
     Whole groups go to one update, and a pass holds every group once: the first in the order in
-    which they came, later ones shuffled by `seed`. Weights are computed once per update over all of
-    its sequences, so the gradient depends neither on ranks nor on micro-batches.
+    which they came unless `shuffled`, later ones shuffled by `seed`. A batch of fewer groups than a
+    full one has fewer updates, not smaller ones: the learning rate is made for their size. Weights
+    are computed once per update over all of its sequences, so the gradient depends neither on ranks
+    nor on micro-batches.
 
     Args:
         batch: the step's rows.
         algorithm: its aggregation gives the weights of sequences.
-        num_updates: optimizer updates of a pass.
+        groups_per_update: groups that one optimizer update is made for; the nearest whole number
+            of updates divides the groups that train.
         num_ranks: of the learner.
         token_budget: of a micro-batch.
         cost: of a sequence.
+        share_prefixes: True to compute the prompt of siblings once in a micro-batch.
         num_passes: over the batch.
-        seed: of the order of later passes; distinct for every step.
+        seed: of the order of shuffled passes; distinct for every step.
+        shuffled: shuffle the first pass too, where groups came in an order that depends on them,
+            such as the short ones first.
         coefficients: of the algorithm, for this step.
+        version: label of the weights that start the step.
     """
-    tokens = np.asarray([meta.num_tokens for meta in batch.metas], dtype=np.int64)  # [S]
     trained = batch.lengths  # [S]
-    updates: list[list[list[MicroBatchPlan]]] = []  # [U][R][K]
-    imbalance, fill = 1.0, 0.0
-    # A filtered batch may hold fewer groups than a full one; every update keeps one at least.
-    num_updates = max(1, min(num_updates, batch.num_groups))
-    for part in _parts(batch.num_groups, num_updates, num_passes, seed):
+    training = len(np.unique(batch.group_ids[trained > 0]))  # groups with a token that trains
+    num_updates = max(1, math.floor(training / groups_per_update + 0.5))
+    first = 0 if shuffled else 1  # pass that is shuffled
+    updates: list[Update] = []
+    for part in _parts(batch.num_groups, num_updates, num_passes, seed, first=first):
         rows = np.flatnonzero(np.isin(batch.group_ids, part))  # [rows of this update]
         weights = algorithm.sequence_weights(
             BatchMetadata(
@@ -173,57 +184,54 @@ def plan_updates(
                 rewards=torch.from_numpy(batch.rewards[rows]),
             )
         )
-        active = np.flatnonzero(trained[rows] > 0)
-        spread = partition(
-            tokens[rows[active]], num_ranks=num_ranks, token_budget=token_budget, cost=cost
-        )
-        imbalance, fill = max(imbalance, spread.imbalance), fill + spread.fill_frac
+        trains = trained[rows] > 0
+        active = rows[trains]
         updates.append(
-            [
-                [_micro_batch(rows, active[chosen], weights) for chosen in rank]
-                for rank in spread.rows
-            ]
+            divide(
+                active,
+                [batch.metas[row] for row in active],
+                batch.group_ids[active],
+                {name: weight.numpy()[trains] for name, weight in weights.items()},
+                num_ranks=num_ranks,
+                token_budget=token_budget,
+                cost=cost,
+                share_prefixes=share_prefixes,
+            )
         )
     ranks = tuple(
         RankPlan(
-            updates=tuple(tuple(update[rank]) for update in updates),
+            updates=tuple(tuple(update.micro_batches[rank]) for update in updates),
             num_passes=num_passes,
             coefficients=dict(coefficients or {}),
+            version=version,
         )
         for rank in range(num_ranks)
     )
-    num_micro = sum(len(update[0]) for update in updates)
-    return BatchPlan(
-        ranks=ranks,
-        metrics={
-            "learner/rank_imbalance": imbalance,
-            "learner/micro_batch_fill_frac": fill / len(updates),
-            "learner/micro_batches": float(num_micro),
-            "learner/updates": float(len(updates)),
-        },
-    )
+    return BatchPlan(ranks=ranks, metrics=_metrics(updates))
+
+
+def _metrics(updates: Sequence[Update]) -> dict[str, float]:
+    """Return the balance of a step's updates as metrics."""
+    whole = sum(update.num_tokens for update in updates)
+    computed = sum(update.spread.num_tokens for update in updates)
+    return {
+        "learner/rank_imbalance": max(update.spread.imbalance for update in updates),
+        "learner/micro_batch_fill_frac": float(np.mean([u.spread.fill_frac for u in updates])),
+        "learner/micro_batches": float(sum(u.spread.num_micro_batches for u in updates)),
+        "learner/shared_prefix_frac": 1.0 - computed / whole if whole else 0.0,
+        "learner/updates": float(len(updates)),
+    }
 
 
 def _parts(
-    num_groups: int, num_updates: int, num_passes: int, seed: tuple[int, ...]
+    num_groups: int, num_updates: int, num_passes: int, seed: tuple[int, ...], *, first: int
 ) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield the groups of every update, pass after pass."""
+    """Yield the groups of every update, pass after pass, shuffled from pass `first` on."""
     for number in range(num_passes):
         order = np.arange(num_groups)
-        if number:
+        if number >= first:
             order = np.random.default_rng([*seed, number]).permutation(num_groups)
         yield from np.array_split(order, num_updates)
-
-
-def _micro_batch(
-    rows: npt.NDArray[np.int64],
-    chosen: npt.NDArray[np.int64],
-    weights: Mapping[str, torch.Tensor],
-) -> MicroBatchPlan:
-    return MicroBatchPlan(
-        rows=rows[chosen],
-        weights={name: weight.numpy()[chosen] for name, weight in weights.items()},
-    )
 
 
 def batch_metrics(batch: StepBatch, version: int) -> dict[str, float]:

@@ -9,7 +9,7 @@ critic learns and the policy does not. The computation is the critic ranks'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,25 +73,36 @@ class Critic:
         algorithm: gives the loss of values and the weights of sequences.
         config: of the run.
         cost: of a sequence.
+        share_prefixes: True if the critic computes the prompt of siblings once.
     """
 
     group: ValueFunction
     algorithm: Algorithm
     config: TrainConfig
     cost: SequenceCost
+    share_prefixes: bool = False
 
-    def step(self, step: int, batch: StepBatch, rows: StepRows) -> CriticStep:
-        """Divide a step among the ranks."""
+    def step(
+        self,
+        step: int,
+        batch: StepBatch,
+        rows: StepRows,
+        coefficients: Mapping[str, float],
+    ) -> CriticStep:
+        """Divide a step among the ranks, under the coefficients that hold for the step."""
         critic = self.config.critic
         plan = plan_updates(
             batch,
-            self.algorithm,
-            num_updates=critic.updates_per_step,
+            self.algorithm.with_coefficients(coefficients),
+            groups_per_update=self.config.trainer.prompts_per_step // critic.updates_per_step,
             num_passes=critic.epochs_per_step,
             seed=(self.config.seed, step),
+            shuffled=self.config.schedule.order == "finished",
             num_ranks=critic.num_ranks,
             token_budget=critic.token_budget,
             cost=self.cost,
+            share_prefixes=self.share_prefixes,
+            coefficients=coefficients,
         )
         return CriticStep(
             group=self.group,

@@ -5,24 +5,25 @@ the token budget of a micro-batch is never exceeded, and every rank gets the sam
 micro-batches, because ZeRO's collectives are in lock-step. A rank that runs out gets empty
 micro-batches.
 
-The module does not touch tokens (that is `workers/data/packing.py`), nor the loss: the division
-changes speed only, never the gradient.
+Siblings that share a prefix are computed together where that balances (`siblings.py`); the budget
+counts the prefix once in every micro-batch. The module does not touch tokens (that is
+`workers/data/packing.py`), nor the loss: the division changes speed only, never the gradient.
 
 Legend: S sequences, R ranks, K micro-batches of a rank.
 """
 
 import bisect
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Rows = npt.NDArray[np.int64]
-FEW_PARTS = 32  # up to so many are inserted into a sorted list one by one, more are sorted
-_Part: TypeAlias = tuple[float, int, int]  # cost, first and last index of a chain
+from orchestrator.step.balance import Rows, balance
+from orchestrator.step.siblings import Siblings, alone, pieces
+
+EVEN = 1.02  # imbalance from which on cutting groups into more pieces is not worth a try
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,86 +66,29 @@ class Partition:
 
     Example, lengths [5, 3, 2] on two ranks with a token budget of 5:
         Partition(
-            rows=((np.array([0]),), (np.array([1, 2]),)), imbalance=1.0, fill_frac=1.0
+            rows=((np.array([0]),), (np.array([1, 2]),)),
+            imbalance=1.0,
+            fill_frac=1.0,
+            num_tokens=10,
         )
 
     Attributes:
         rows: `rows[rank][micro_batch]` = row indices, int64; equal number of micro-batches on all
             ranks, some possibly empty.
         imbalance: cost of the slowest rank over the mean, 1.0 is perfect.
-        fill_frac: tokens over the tokens that all micro-batches could hold.
+        fill_frac: computed tokens over the tokens that all micro-batches could hold.
+        num_tokens: that are computed, on all ranks.
     """
 
     rows: tuple[tuple[Rows, ...], ...]
     imbalance: float
     fill_frac: float
+    num_tokens: int
 
     @property
     def num_micro_batches(self) -> int:
         """Micro-batches of each rank."""
         return len(self.rows[0])
-
-
-def balance(costs: npt.ArrayLike, num_parts: int) -> list[Rows]:
-    """Split indices into parts of nearly equal total cost (Karmarkar-Karp differencing).
-
-    The two partial partitions with the largest spread are merged heaviest part against lightest,
-    until one is left. Deterministic: ties are broken by index.
-
-    Args:
-        costs: [S] non-negative.
-        num_parts: how many parts; more parts than sequences leave some empty.
-
-    Returns:
-        `num_parts` sorted index arrays that together hold 0..S-1 once.
-    """
-    cost = np.asarray(costs, dtype=np.float64)  # [S]
-    if num_parts < 1:
-        raise ValueError(f"num_parts={num_parts}: at least one part is needed")
-    if num_parts == 1 or len(cost) == 0:
-        whole = np.arange(len(cost), dtype=np.int64)
-        return [whole] + [np.empty(0, np.int64) for _ in range(num_parts - 1)]
-    successor = [-1] * len(cost)  # chains of indices: joining two parts is O(1)
-    # A partial partition is (-spread, order, parts): its occupied parts (cost, first index, last
-    # index), lightest first. Empty parts are not written down, or many parts would cost S * R.
-    heap: list[tuple[float, int, list[_Part]]] = [
-        (-value, index, [(value, index, index)]) for index, value in enumerate(cost.tolist())
-    ]
-    heapq.heapify(heap)
-    while len(heap) > 1:
-        _, order, heavy = heapq.heappop(heap)
-        merged = _joined(heavy, heap[0][2], num_parts, successor)
-        lightest = merged[0][0] if len(merged) == num_parts else 0.0
-        heapq.heapreplace(heap, (lightest - merged[-1][0], order, merged))
-    rows = [_chain(first, successor) for _, first, _ in heap[0][2]]
-    return rows + [np.empty(0, np.int64) for _ in range(num_parts - len(rows))]
-
-
-def _joined(
-    heavy: list[_Part], light: list[_Part], num_parts: int, successor: list[int]
-) -> list[_Part]:
-    """Merge two partial partitions, the heaviest part of one with the lightest of the other."""
-    meeting = max(0, len(heavy) + len(light) - num_parts)  # pairs in which neither is empty
-    added = []
-    for one, other in zip(heavy[:meeting], reversed(light[:meeting]), strict=True):
-        successor[one[2]] = other[1]
-        added.append((one[0] + other[0], one[1], other[2]))
-    more, fewer = (heavy, light) if len(heavy) >= len(light) else (light, heavy)
-    merged = more[meeting:]
-    added += fewer[meeting:]
-    if len(added) > FEW_PARTS:
-        return sorted(merged + added)
-    for part in added:
-        bisect.insort(merged, part)
-    return merged
-
-
-def _chain(first: int, successor: list[int]) -> Rows:
-    indices = []
-    while first >= 0:
-        indices.append(first)
-        first = successor[first]
-    return np.sort(np.asarray(indices, dtype=np.int64))
 
 
 def micro_batches(lengths: npt.ArrayLike, token_budget: int) -> list[Rows]:
@@ -195,32 +139,92 @@ def partition(
     num_ranks: int,
     token_budget: int,
     cost: SequenceCost | None = None,
+    siblings: Siblings | None = None,
 ) -> Partition:
     """Spread one optimizer batch over ranks and micro-batches.
+
+    Siblings stay together as far as that balances: a group is cut into more pieces, each of which
+    computes the shared prefix again, only while the slowest rank becomes faster by it.
 
     Args:
         lengths: [S] tokens of each sequence.
         num_ranks: data-parallel ranks.
-        token_budget: tokens a micro-batch may hold, on one rank.
+        token_budget: tokens a micro-batch may compute, on one rank.
         cost: what is balanced over the ranks; None counts tokens.
+        siblings: rows that share prefixes; None: none do.
     """
     length = np.asarray(lengths, dtype=np.int64)  # [S]
     check_budget(length, token_budget)
-    costs = (cost or SequenceCost())(length)  # [S]
-    of_rank = balance(costs, num_ranks)
-    filled = [micro_batches(length[rows], token_budget) for rows in of_rank]
+    siblings = siblings or alone(len(length))
+    cost = cost or SequenceCost()
+    best: _Division | None = None
+    num_parts = 1
+    while True:
+        found = pieces(length, siblings, token_budget=token_budget, num_parts=num_parts)
+        division = _divide(found, length, siblings, cost=cost, num_ranks=num_ranks)
+        if best is None or division.slowest < best.slowest:
+            best = division
+        if best.imbalance < EVEN or num_parts >= siblings.largest:
+            break
+        num_parts *= 2
+    tokens = best.tokens
+    filled = [micro_batches(tokens[mine], token_budget) for mine in best.ranks]
     count = max(1, *(len(bins) for bins in filled))
-    rows = tuple(
-        _even(mine, bins, length=length, count=count, token_budget=token_budget)
-        for mine, bins in zip(of_rank, filled, strict=True)
-    )
-    total = [float(costs[mine].sum()) for mine in of_rank]
-    mean = sum(total) / num_ranks
     return Partition(
-        rows=rows,
-        imbalance=max(total) / mean if mean else 1.0,
-        fill_frac=float(length.sum()) / (token_budget * count * num_ranks),
+        rows=tuple(
+            tuple(
+                _rows_of(best.pieces, part)
+                for part in _even(mine, bins, length=tokens, count=count, token_budget=token_budget)
+            )
+            for mine, bins in zip(best.ranks, filled, strict=True)
+        ),
+        imbalance=best.imbalance,
+        fill_frac=float(tokens.sum()) / (token_budget * count * num_ranks),
+        num_tokens=int(tokens.sum()),
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Division:
+    """Pieces of groups, spread over the ranks."""
+
+    pieces: list[Rows]
+    tokens: Rows  # [pieces] computed
+    ranks: list[Rows]  # pieces of each
+    slowest: float
+    imbalance: float
+
+
+def _divide(
+    found: list[Rows], length: Rows, siblings: Siblings, *, cost: SequenceCost, num_ranks: int
+) -> _Division:
+    """Balance pieces over the ranks."""
+    once = np.asarray([piece[0] for piece in found], dtype=np.int64)  # a row of each piece
+    sizes = np.asarray([len(piece) for piece in found], dtype=np.int64)
+    owner = np.repeat(np.arange(len(found)), sizes)
+    order = np.concatenate([np.empty(0, np.int64), *found])
+
+    def total(each: npt.NDArray[Any], shared: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Sum the rows of each piece, counting once what all of them share."""
+        summed = np.bincount(owner, weights=each[order], minlength=len(found))
+        return summed - shared[once] * (sizes - 1)
+
+    costs = total(cost(length), cost(siblings.prefixes))
+    ranks = balance(costs, num_ranks)
+    each = [float(costs[mine].sum()) for mine in ranks]
+    mean = sum(each) / num_ranks
+    return _Division(
+        pieces=found,
+        tokens=total(length, siblings.prefixes).astype(np.int64),
+        ranks=ranks,
+        slowest=max(each),
+        imbalance=max(each) / mean if mean else 1.0,
+    )
+
+
+def _rows_of(found: list[Rows], chosen: Rows) -> Rows:
+    """Return the sorted rows of the chosen pieces."""
+    return np.sort(np.concatenate([np.empty(0, np.int64), *(found[piece] for piece in chosen)]))
 
 
 def _even(

@@ -22,9 +22,11 @@ class TrainingRoles:
         reference: gives `ref_logprobs`; None if the algorithm reads none.
         critic: gives `values`; None if the algorithm reads none.
         cost: of a sequence on the learner, by its length.
+        share_prefixes: True if learner and reference compute the prompt of siblings once.
     """
 
     learner: Policy
     reference: Policy | None
     critic: Critic | None
     cost: SequenceCost
+    share_prefixes: bool = False

@@ -1,8 +1,9 @@
 """Evaluate held-out prompts through the same engines and the same reward as training.
 
 The driver runs an evaluation. `mean` is the mean reward of all samples; with k samples of a prompt
-and rewards in [0, 1], `pass@j` is the unbiased estimate of the chance that one of j is right (Chen
-et al., 2107.03374, Eq. 1), and `maj@k` the reward of the most frequent response. A failed sample
+`pass@j` is the unbiased estimate of the chance that one of j is right (Chen et al., 2107.03374,
+Eq. 1), and `maj@k` the reward of the most frequent response. Right is what the scorer calls
+"correct", or a reward of 1 where it says nothing. A failed sample
 counts as not right and is counted in `failed_frac` too, because a held-out result must not improve
 when samples fail. No held-out sample is trained.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import ray
 
@@ -22,6 +23,7 @@ from orchestrator.telemetry.heldout import HeldoutAnswer, HeldoutResult
 from workers.data.prompts import PromptSet
 from workers.data.requests import GroupRequest
 from workers.data.trajectory import SCORED
+from workers.reward.base import ABSTAINED, CORRECT
 
 
 class Evaluator:
@@ -77,6 +79,7 @@ class Evaluator:
                         ground_truth=request.ground_truth,
                         reward=meta.reward,
                         outcome=meta.outcome,
+                        correct=_declared(meta.reward_parts),
                     )
                 )
         metrics = summarise(answers)
@@ -87,25 +90,41 @@ class Evaluator:
 def summarise(answers: Sequence[HeldoutAnswer]) -> dict[str, float]:
     """Compute mean, pass@j and maj@k over prompts.
 
-    A failed sample counts as 0, and in `failed_frac`.
+    A failed sample counts as 0, and in `failed_frac`. A sample that the scorer abstained from
+    counts in `abstained_frac` and not in the mean; it is not right.
     """
     by_prompt: dict[str, list[HeldoutAnswer]] = defaultdict(list)
     for answer in answers:
         by_prompt[answer.prompt_uid].append(answer)
     groups = list(by_prompt.values())
     samples = min(len(group) for group in groups)
+    judged = [answer for answer in answers if answer.outcome != ABSTAINED]
+    num_abstained = len(answers) - len(judged)
     metrics = {
-        "mean": sum(a.reward or 0.0 for a in answers) / len(answers),
-        "failed_frac": sum(a.outcome != SCORED for a in answers) / len(answers),
+        "mean": sum(a.reward or 0.0 for a in judged) / max(1, len(judged)),
+        "failed_frac": sum(a.outcome != SCORED for a in judged) / len(answers),
     }
+    if num_abstained:
+        metrics["abstained_frac"] = num_abstained / len(answers)
     for j in (2**power for power in range(samples.bit_length())):
         rates = [
-            pass_at(len(group), sum((a.reward or 0.0) >= 1.0 for a in group), j) for group in groups
+            pass_at(len(group), sum(is_right(answer) for answer in group), j) for group in groups
         ]
         metrics[f"pass@{j}"] = sum(rates) / len(rates)
     if samples > 1:
         metrics[f"maj@{samples}"] = sum(_majority(group) for group in groups) / len(groups)
     return metrics
+
+
+def is_right(answer: HeldoutAnswer) -> bool:
+    """Return the scorer's own word (its part "correct"), or True where the reward is 1 or more."""
+    if answer.correct is not None:
+        return answer.correct
+    return (answer.reward or 0.0) >= 1.0
+
+
+def _declared(parts: Mapping[str, float]) -> bool | None:
+    return None if CORRECT not in parts else parts[CORRECT] > 0.5
 
 
 def pass_at(num_samples: int, num_right: int, j: int) -> float:

@@ -22,6 +22,7 @@ from orchestrator.supply.source import Taken, group_name, prompt_of
 from workers.data.prompts import PromptSet
 from workers.data.requests import GroupRequest, Sampling
 from workers.data.trajectory import SCORED, STOPPED_EARLY, RolloutGroup
+from workers.reward.base import ABSTAINED
 
 MAX_ABORTS = 2  # of one prompt; after so many a step waits for the prompt's group
 
@@ -114,7 +115,7 @@ class Producer:
         wanted = self._config.trainer.prompts_per_step
         budget = wanted * self._config.schedule.max_refill_rounds
         chosen = self._chosen = []
-        num_late = 0
+        num_late = num_abstained = 0
         rewards: list[float] = []
         dropped: Counter[str] = Counter()
         failed: Counter[str] = Counter()
@@ -125,7 +126,8 @@ class Producer:
                 left = budget - len(chosen) - dropped.total()
                 self._begin(min(wanted - len(chosen), left), version)
             group = self._next_group()
-            fine = (SCORED, STOPPED_EARLY)
+            num_abstained += sum(meta.outcome == ABSTAINED for meta in group.metas)
+            fine = (SCORED, STOPPED_EARLY, ABSTAINED)
             failed.update(meta.outcome for meta in group.metas if meta.outcome not in fine)
             rewards += [meta.reward for meta in group.metas if meta.reward is not None]
             epoch, row = self._entries.pop(group.group_id)
@@ -145,6 +147,7 @@ class Producer:
             dropped=dropped,
             failed=failed,
             num_late=num_late,
+            num_abstained=num_abstained,
             num_aborted=num_aborted,
             rewards=tuple(rewards),
         )

@@ -59,7 +59,7 @@ class Recording:
                 f"rollout.replay.folder={run_dir} holds no recorded step in {ROLLOUTS}/; record "
                 "with tracking.rollouts=true"
             )
-        numbers = [_number(file) for file in files]
+        numbers = [step_number(file) for file in files]
         missing = sorted(set(range(numbers[0], numbers[-1])) - set(numbers))
         if missing:
             raise ValueError(
@@ -67,7 +67,7 @@ class Recording:
                 f"{numbers[-1]}; restore its file, or remove those after it"
             )
         for file in files:
-            _check_footer(file)
+            check_footer(file)
         return cls(run_dir=run_dir, files=tuple(files))
 
     def check_tokens(self, vocab_size: int) -> None:
@@ -92,21 +92,27 @@ class Recording:
 def steps_in(run_dir: Path) -> list[Path]:
     """List the files of a run's recorded steps, in order."""
     named = (path for path in (run_dir / ROLLOUTS).glob("*") if NAME.fullmatch(path.name))
-    return sorted(named, key=_number)
+    return sorted(named, key=step_number)
 
 
 def discard_after(run_dir: Path, step: int) -> None:
     """Remove the records of the steps after `step`, which a resumed run does again."""
     for file in steps_in(run_dir):
-        if _number(file) > step:
+        if step_number(file) > step:
             file.unlink()
 
 
-def _number(file: Path) -> int:
+def step_number(file: Path) -> int:
+    """Return the number of the step that a file of `steps_in` holds."""
     return int(file.stem.removeprefix("step_"))
 
 
-def _check_footer(file: Path) -> None:
+def check_footer(file: Path) -> None:
+    """Refuse a file that is cut off, or of another schema.
+
+    Raises:
+        ValueError: names the file and the remedy.
+    """
     try:
         schema = pq.read_schema(file)
     except (pa.ArrowInvalid, OSError) as error:

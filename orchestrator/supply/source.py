@@ -53,6 +53,7 @@ class Taken:
     dropped: Counter[str] = field(default_factory=Counter)  # groups, by reason
     failed: Counter[str] = field(default_factory=Counter)  # samples, by outcome
     num_late: int = 0  # groups that train though they are staler than the bound
+    num_abstained: int = 0  # samples for which the scorer gave None
     num_aborted: int = 0  # groups that over-sampling began and that were not waited for
     rewards: tuple[float, ...] = ()  # of every scored sample, also of groups that do not train
 
@@ -66,6 +67,7 @@ class Taken:
             "staleness/groups_late": float(self.num_late),
             "reward/sampled_mean": sum(self.rewards) / max(1, len(self.rewards)),
             "samples/failed": float(self.failed.total()),
+            "samples/abstained": float(self.num_abstained),
             **self._early_stop_metrics(),
         }
 

@@ -141,6 +141,7 @@ GROUPS = (
             "without a score: time limit, exception, prompt too long, unusable answer of an "
             "engine; never a reward of 0",
         ),
+        ("samples/abstained", "samples", "for which the scorer gave no score (None)"),
         ("staleness/groups_late", "groups", "staler than the bound that trained all the same"),
     ),
     *_metrics(
@@ -189,7 +190,7 @@ CREDIT = (
 
 POLICY = (
     *_metrics(
-        TRAINED + "; per update",
+        TRAINED + ", where a part reads old_logprobs; per update",
         ("policy/ratio", "1", "pi_theta / pi_old, mean over trained tokens"),
         ("policy/ratio_max", "1", "largest of a token"),
         ("policy/ratio_min", "1", "smallest of a token"),
@@ -199,6 +200,7 @@ POLICY = (
         "steps of an algorithm with a part that does it; per update",
         ("policy/entropy", "nats", "of the full vocabulary, mean over trained tokens"),
         ("policy/kl_ref_<estimator>", "nats", "estimate of the KL against the reference"),
+        ("policy/kl_ref_limit_frac", "share", "tokens whose estimate of that KL is at its bound"),
         ("policy/clip_frac", "share", "trained tokens whose gradient the clip cuts"),
         ("policy/clip_low_frac", "share", "of these, ratio below the lower bound"),
         ("policy/clip_high_frac", "share", "of these, ratio above the upper bound"),
@@ -209,6 +211,10 @@ POLICY = (
         ("erc/mask_low_frac", "share", "of these, entropy fell too far"),
         ("erc/mask_high_frac", "share", "of these, entropy rose too far"),
         ("erc/entropy_ratio", "1", "entropy now over entropy of pi_old, mean"),
+        ("dppo/mask_frac", "share", "tokens whose gradient the gate of probabilities stops"),
+        ("dppo/mask_low_frac", "share", "of these, probability fell too far"),
+        ("dppo/mask_high_frac", "share", "of these, probability rose too far"),
+        ("drift/squared_log_ratio", "nats^2", "(ln pi / pi_old)^2, mean"),
         ("drift/kl_k3", "nats", "k3 estimate of the policy drift (CPGD)"),
         ("drift/cap_frac", "share", "tokens whose drift gradient is at its cap"),
         ("rpg/<divergence>", "nats", "RPG's own KL term, mean"),
@@ -221,11 +227,13 @@ LEARNER = (
         ("learner/updates", "updates", "of the optimizer that were planned, over all passes"),
         ("learner/micro_batches", "micro-batches", "of each rank in the step"),
         ("learner/micro_batch_fill_frac", "share", "tokens over what learner.token_budget holds"),
+        ("learner/shared_prefix_frac", "share", "tokens that siblings' shared prompts save"),
         ("learner/rank_imbalance", "1", "cost of the slowest rank over the mean"),
     ),
     *_metrics(
         TRAINED,
         ("learner/steps", "updates", "applied; one with a non-finite gradient is skipped"),
+        ("learner/skipped_updates", "updates", "skipped; other metrics leave these out"),
         ("learner/loss", "1", "weighted sum over ranks and micro-batches, per update"),
         ("learner/grad_norm", "1", "before clipping, per update"),
         ("learner/lr", "1", "learning rate, per update"),
@@ -243,6 +251,8 @@ CRITIC = _metrics(
         "1 - var(returns - values) / var(returns): 1 foretold, 0 no better than a constant",
     ),
     ("critic/steps", "updates", "applied"),
+    ("critic/skipped_updates", "updates", "skipped; other metrics leave these out"),
+    ("critic/num_tokens", "tokens", "trained, per update"),
     ("critic/loss", "1", "weighted sum over ranks and micro-batches, per update"),
     ("critic/grad_norm", "1", "before clipping, per update"),
     ("critic/lr", "1", "learning rate, per update"),
@@ -364,12 +374,16 @@ EVAL = (
         EVALUATION,
         ("eval/mean", "reward", "of all held-out samples; a failed one counts as 0"),
         ("eval/pass@<k>", "share", "chance that one of k samples is right, unbiased (2107.03374)"),
-        ("eval/failed_frac", "share", "samples without a score"),
+        ("eval/failed_frac", "share", "samples whose scoring failed"),
         ("eval/response_tokens_mean", "tokens", "sampled in one response, mean"),
     ),
     *_metrics(
         EVALUATION + ", with several samples of a prompt",
         ("eval/maj@<k>", "reward", "score of the most frequent of k responses"),
+    ),
+    *_metrics(
+        EVALUATION + ", of a scorer that abstained",
+        ("eval/abstained_frac", "share", "samples for which the scorer gave no score (None)"),
     ),
 )
 

@@ -28,6 +28,7 @@ class HeldoutAnswer:
     ground_truth: str | None
     reward: float | None  # None if scoring failed
     outcome: str
+    correct: bool | None = None  # as the scorer says; None if it says nothing
 
 
 @dataclass(frozen=True, kw_only=True)

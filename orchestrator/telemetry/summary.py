@@ -16,7 +16,9 @@ from orchestrator.telemetry.run_log import RunLog
 from orchestrator.telemetry.trace_file import FILE_NAME
 
 
-def describe(config: TrainConfig, log: RunLog, run_dir: Path, export: Path | None) -> str:
+def describe(
+    config: TrainConfig, log: RunLog, run_dir: Path, export: Path | None, report: Path | None
+) -> str:
     """Return rewards, held-out scores, sample answers and paths, as text."""
     steps, first_heldout, last_heldout = log.steps, log.first_heldout, log.last_heldout
     lines = ["", f"run {run_dir.name} finished"]
@@ -44,6 +46,7 @@ def describe(config: TrainConfig, log: RunLog, run_dir: Path, export: Path | Non
         f"  metrics         {run_dir / 'metrics.jsonl'}",
         *([f"  rollouts        {run_dir / 'rollouts'}"] if config.tracking.rollouts else []),
         *([f"  trace           {run_dir / FILE_NAME}"] if config.tracking.trace else []),
+        *([f"  report          {report}"] if report is not None else []),
         f"next: {_next_command(config, run_dir)}",
     ]
     return "\n".join(lines)
@@ -64,7 +67,12 @@ def _next_command(config: TrainConfig, run_dir: Path) -> str:
         return f"the same without trainer=, rollout=replay rollout.replay.folder={run_dir}"
     if config.run_name in ("quickstart", "tiny"):
         return f"ballast train experiment={config.run_name} algorithm=dapo"
-    return f"the same command with resume=auto trainer.total_steps={config.trainer.total_steps * 2}"
+    longer = f"trainer.total_steps={config.trainer.total_steps * 2}"
+    optimizers = (config.learner.optimizer, config.critic.optimizer)
+    if any(optimizer.schedule != "constant" for optimizer in optimizers):
+        # The rate has fallen to 0 with this run, and would jump if the same run went on.
+        return f"the same command with run_name={config.run_name}-longer {longer}"
+    return f"the same command with resume=auto {longer}"
 
 
 def _answers(before: HeldoutResult, after: HeldoutResult, count: int = 3) -> list[str]:

@@ -25,6 +25,12 @@ MIXES = [
     ["algorithm=cpgd", "algorithm/advantage=rloo", "algorithm/correction=icepop"],
     ["algorithm=grpo", "algorithm/gate=erc", "algorithm/aggregation=group_token_mean"],
     ["algorithm=gspo", "algorithm/gate=erc", "algorithm/correction=tis_veto"],
+    [
+        "algorithm=reinforce",
+        "algorithm/gate=dppo",
+        "algorithm.bypass=true",
+        "algorithm.policy_loss.importance_cap=inf",
+    ],
     ["algorithm=ppo", "algorithm/correction=opsm", "algorithm.advantage.kl_coefficient=0.01"],
     ["algorithm=dapo", "algorithm.bypass=true"],
     ["algorithm=cpgd", "algorithm.policy_loss.schedule=0.5"],

@@ -50,6 +50,18 @@ def test_ziegler_by_hand() -> None:
     assert KL.update(0.1, 6.6, 1000) == pytest.approx(0.101)  # 10% above: not clipped
 
 
+def test_the_factor_of_a_large_step_stays_positive_and_the_coefficient_in_its_bounds() -> None:
+    # 100,000 samples of a horizon of 10,000: 1 - .2 * 10 would be -1
+    assert KL.update(0.1, 0.0, 100_000) == pytest.approx(0.08)
+    bounded = replace(KL, minimum=0.09, maximum=0.11)
+    assert bounded.update(0.1, 0.0, 100_000) == 0.09
+    assert bounded.update(0.1, 100.0, 100_000) == 0.11
+    with pytest.raises(ValueError, match=r"limit=1.5 lets the factor reach 0; set it below 1"):
+        replace(KL, limit=1.5)
+    with pytest.raises(ValueError, match=r"start from minimum=0.09 to maximum=0.11; set algo"):
+        bounded.check_start(0.5)
+
+
 def test_entropy_target_by_hand() -> None:
     assert ENTROPY.update(0.02, 0.4, 8) == pytest.approx(0.03)
     assert ENTROPY.update(0.02, 0.6, 8) == pytest.approx(0.01)
@@ -185,7 +197,7 @@ BAD: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: composed(regularizers={"kl": ReferenceKL(coefficient=0.0)}, controllers={"kl": KL}),
-        "regularizers.kl.coefficient=0.0 is steered by a factor, which needs a start above 0",
+        "coefficient=0.0 is steered by a factor, which needs a start from minimum=1e-06",
     ),
     (
         lambda: composed(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from algorithms.advantages.outcome import BatchRelative, GroupRelative
 from algorithms.advantages.returns import GeneralizedAdvantage, ReinforcePlusPlus
@@ -16,7 +17,7 @@ from algorithms.auxiliary import CorrectLikelihood
 from algorithms.conformance.batches import credit_inputs, metadata_of, random_inputs
 from algorithms.corrections import MaskedRatio, Product, TruncatedRatio
 from algorithms.filters import DynamicSampling, OverlongFilter
-from algorithms.gates import EntropyRatioClip
+from algorithms.gates import EntropyRatioClip, ProbabilityClip
 from algorithms.inputs import LossInputs, RewardInputs
 from algorithms.kl import estimate
 from algorithms.parts import Filter, PolicyLoss
@@ -26,7 +27,7 @@ from algorithms.policy_losses.gppo import GradientPreservingClip
 from algorithms.policy_losses.rpg import RegularizedPolicyGradient
 from algorithms.policy_losses.sequence import GeometricMean
 from algorithms.policy_losses.truncated import SoftAdaptive, TruncatedImportance
-from algorithms.regularizers import EntropyBonus, PolicyDrift, ReferenceKL
+from algorithms.regularizers import EntropyBonus, PolicyDrift, ReferenceKL, SquaredLogRatio
 from algorithms.rewards import ClipReward, OverlongPenalty, TruncationReward
 from algorithms.value_losses import ClippedValue
 
@@ -114,6 +115,70 @@ def test_dynamic_sampling_keeps_groups_that_differ() -> None:
     assert composed().keep_groups(rewards, groups).tolist() == [True, True, True]
 
 
+def test_dynamic_sampling_compares_one_part_of_a_composite_reward() -> None:
+    """Lengths differ in both groups; the answers of the first are all right."""
+    rewards = torch.tensor([1.1, 1.2, 1.1, 0.2])
+    parts = [
+        {"accuracy": 1.0, "length": 0.1},
+        {"accuracy": 1.0, "length": 0.2},
+        {"accuracy": 1.0, "length": 0.1},
+        {"accuracy": 0.0, "length": 0.2},
+    ]
+    groups = torch.tensor([0, 0, 1, 1])
+    whole = composed(filters={"dynamic": DynamicSampling()})
+    accuracy = composed(filters={"dynamic": DynamicSampling(part="accuracy")})
+    assert whole.keep_groups(rewards, groups, parts).tolist() == [True, True]
+    assert accuracy.keep_groups(rewards, groups, parts).tolist() == [False, True]
+    with pytest.raises(ValueError, match=r"dynamic.part='accuracy' is no part .*; it has length:"):
+        accuracy.keep_groups(rewards, groups, [{"length": 0.1}] * 4)
+    assert whole.settles_early and not accuracy.settles_early
+    assert not accuracy.settled([0.0, 1.0], 1) and accuracy.settled([0.0, 1.0], 0)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"policy_loss": "values"}, r"columns \['values'\], which no part of the loss is given"),
+        ({"policy_loss": "returns"}, r"columns \['returns'\], which no part of the loss"),
+        ({"advantage": "entropy"}, r"columns \['entropy'\], which no advantage is given"),
+        ({"value_loss": "ref_logprobs"}, r"\['ref_logprobs'\], which no value loss is given"),
+    ],
+)
+def test_a_column_of_another_kind_of_part_is_refused(part: dict[str, str], message: str) -> None:
+    kinds = {"policy_loss": Reinforce, "advantage": GroupRelative, "value_loss": ClippedValue}
+    ((name, column),) = part.items()
+    own = type("Own", (kinds[name],), {"columns": frozenset({column})})
+    with pytest.raises(ValueError, match=message):
+        composed(**{name: own()})
+
+
+def test_a_gate_of_probabilities_stops_one_side_by_the_sign_of_the_advantage() -> None:
+    # From 0.5 to 0.8 and to 0.2, by advantages of both signs: 0.3 is beyond 0.2.
+    inputs = LossInputs(
+        logprobs=torch.tensor([0.8, 0.8, 0.2, 0.2, 0.6, 0.4]).log(),
+        old_logprobs=torch.full((6,), 0.5).log(),
+        advantages=torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0]),
+        loss_mask=torch.ones(6, dtype=torch.bool),
+        sequence_ids=torch.zeros(6, dtype=torch.int64),
+    )
+    gate = ProbabilityClip()
+    assert gate(inputs).tolist() == [False, True, True, False, True, True]
+    metrics = gate.metrics(inputs)
+    assert metrics["dppo/mask_high_frac"].tolist() == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    assert metrics["dppo/mask_low_frac"].tolist() == [0.0, 0.0, 0.0, 1.0, 0.0, 0.0]
+
+
+def test_the_squared_log_ratio_by_hand() -> None:
+    logprobs = torch.tensor([-1.0, -2.0], requires_grad=True)
+    inputs = replace(
+        random_inputs((0,)), logprobs=logprobs, old_logprobs=torch.tensor([-1.5, -2.0])
+    )
+    penalty = SquaredLogRatio(coefficient=0.1)(inputs)
+    assert penalty.tolist() == pytest.approx([0.025, 0.0])  # 0.1 * 0.5^2
+    (gradient,) = torch.autograd.grad(penalty.sum(), logprobs)
+    assert gradient.tolist() == pytest.approx([0.1, 0.0])  # 2 * 0.1 * 0.5
+
+
 @pytest.mark.parametrize(
     ("rewards", "num_left", "settled"),
     [
@@ -195,6 +260,31 @@ def test_kl_estimators_by_hand() -> None:
         assert estimate(kind, p, q).item() == pytest.approx(expected, abs=1e-6)
 
 
+def far_below(**fields: Any) -> tuple[Tensor, Tensor]:
+    """Penalty and gradient of 2 tokens: at the reference, and 15 nats below it."""
+    logprobs = torch.tensor([-1.0, -16.0], requires_grad=True)
+    inputs = LossInputs(
+        logprobs=logprobs,
+        old_logprobs=logprobs.detach(),
+        advantages=torch.zeros(2),
+        loss_mask=torch.tensor([True, True]),
+        sequence_ids=torch.tensor([0, 0]),
+        ref_logprobs=torch.tensor([-1.0, -1.0]),
+    )
+    penalty = ReferenceKL(coefficient=1.0, **fields)(inputs)
+    (gradient,) = torch.autograd.grad(penalty.sum(), logprobs)
+    return penalty.detach(), gradient
+
+
+def test_one_token_far_below_the_reference_does_not_outweigh_the_batch() -> None:
+    penalty, gradient = far_below()
+    assert penalty.tolist() == [0.0, 10.0]
+    assert gradient.tolist() == [0.0, 0.0]  # beyond the bound k3 does not change
+    penalty, gradient = far_below(limit=math.inf)
+    assert penalty[1].item() == pytest.approx(math.exp(15) - 16, rel=1e-5)  # 3.3 million
+    assert far_below(estimator="k2")[0].tolist() == [0.0, 112.5]  # 15^2 / 2, unbounded
+
+
 def test_metrics_are_detached_tokens() -> None:
     algorithm = composed(
         gates={"erc": EntropyRatioClip()},
@@ -211,6 +301,7 @@ def test_metrics_are_detached_tokens() -> None:
         "policy/clip_frac",
         "policy/entropy",
         "policy/kl_ref_k3",
+        "policy/kl_ref_limit_frac",
         "drift/kl_k3",
         "erc/mask_frac",
         "mismatch/factor",
@@ -231,6 +322,7 @@ BAD: list[tuple[Callable[[], object], str]] = [
     (lambda: PolicyDrift(coefficient=-1.0), "coefficient=-1.0"),
     (lambda: PolicyDrift(cap=0.0), "cap=0.0"),
     (lambda: ReferenceKL(estimator="k4"), "estimator='k4' is unknown"),
+    (lambda: ReferenceKL(limit=0.0), "limit=0.0 is not positive"),
     (lambda: ReferenceKL(importance="some"), "importance='some' is unknown"),
     (lambda: EntropyBonus(coefficient=math.inf), "coefficient=inf is not finite"),
     (lambda: EntropyRatioClip(low=-0.1), "low=-0.1"),
@@ -281,7 +373,7 @@ def test_bad_batches_and_parts_are_named() -> None:
     inputs = random_inputs()
     with pytest.raises(ValueError, match=r"Scalar returned shape \(\) for \(45,\) tokens"):
         composed(policy_loss=Scalar()).token_loss(inputs)
-    with pytest.raises(ValueError, match=r"Inventive declares unknown columns \['temperature'\]"):
+    with pytest.raises(ValueError, match=r"Inventive declares columns \['temperature'\], which no"):
         composed(policy_loss=Inventive())
     gated = composed(gates={"erc": EntropyRatioClip()})
     with pytest.raises(ValueError, match=r"reads columns \['old_entropy'\] and the batch lacks"):

@@ -82,6 +82,7 @@ def trajectories(
         "reward": random.integers(0, 2, count).astype(np.float64),
         "outcome": ["scored"] * count,
         "reward_parts": [[("exact", 1.0)]] * count,
+        "reward_notes": [[]] * count,
         "timings": [[("generate", 1.0)]] * count,
         "begun_version": [0] * count,
         "num_turns": [1] * count,
@@ -186,7 +187,7 @@ class Driver:
         plan = plan_updates(
             batch,
             self.algorithm,
-            num_updates=1,
+            groups_per_update=self.config.trainer.prompts_per_step,
             num_passes=1,
             seed=(0, step),
             num_ranks=num_ranks,

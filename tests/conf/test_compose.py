@@ -81,6 +81,7 @@ def test_the_default_run_is_the_quickstart():
         ("learner.num_ranks=1000", "exceeds the 128 sequences"),
         ("learner.sequence_parallel_size=2", "=2: must divide learner.num_ranks=1"),
         ("learner.sequence_parallel_size=0", "=0: must divide learner.num_ranks=1"),
+        ("learner.shared_prefix=maybe", "'maybe': must be one of auto, true, false"),
         ("critic.zero_stage=4", "critic.zero_stage=4: must be 0, 1, 2 or 3"),
         ("critic.optimizer.lr=0", "critic.optimizer.lr=0.0: must be positive"),
         ("critic.token_budget=30", "critic.token_budget=30: is below the longest sequence"),

@@ -62,7 +62,7 @@ def first(folder):
         "rollout.num_engines=2",
         "learner.num_ranks=2",
         "learner.zero_stage=2",
-        "learner.token_budget=96",
+        "learner.token_budget=36",
         "trainer.updates_per_step=2",
         "trainer.prompts_per_step=8",
         "trainer.total_steps=3",
@@ -77,6 +77,8 @@ def test_a_run_says_what_it_did(first):
     assert "held-out at step 0" in output
     assert "step 3/3" in output
     assert str(run / "final") in output
+    assert f"report          {run / 'report.html'}" in output
+    assert '"state":"finished"' in (run / "report.html").read_text()
     steps = metrics(run)
     assert [line["step"] for line in steps] == [1, 2, 3]
     for line in steps:
@@ -222,6 +224,7 @@ def test_resume_goes_on_from_the_last_checkpoint(first, folder):
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "total_steps: 3" in saved
+    assert '"text":"resumed after step 2"' in (run / "report.html").read_text()
     after = metrics(run)
     assert [line["step"] for line in after] == [1, 2, 3, 4]
     again = pq.read_table(run / "rollouts" / "step_000003.parquet")

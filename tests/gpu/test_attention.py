@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from workers.data.shared_prefixes import SharedPrefixes, share_prefixes
 from workers.engines.model.attention import attention_arguments, varlen_sdpa
 from workers.engines.model.attention_kernels import (
     dense_is_faster,
@@ -61,6 +63,20 @@ def reference(
     return torch.cat(parts, dim=1).transpose(0, 1)[None]
 
 
+def siblings(prompts: tuple[int, ...], responses: tuple[tuple[int, ...], ...]) -> SharedPrefixes:
+    """Layout of siblings behind prompts of so many tokens, whose responses have so many."""
+    rng = np.random.default_rng(0)
+    rows, groups = [], []
+    for number, (prompt, own) in enumerate(zip(prompts, responses, strict=True)):
+        shared = rng.integers(0, 1 << 30, prompt)
+        rows += [np.concatenate([shared, rng.integers(0, 1 << 30, size)]) for size in own]
+        groups += [number] * len(own)
+    ends = np.cumsum([0, *(len(row) for row in rows)])
+    layout = share_prefixes(np.concatenate(rows), ends, np.asarray(groups))
+    assert layout is not None
+    return layout
+
+
 def attend(tensors: list[Tensor], lengths: tuple[int, ...], **options: Any) -> Tensor:
     """What a layer of a model calls."""
     ends = ends_of(lengths, tensors[0].device)
@@ -98,6 +114,34 @@ def test_one_sequence_after_the_other_equals_float64(
     gradients = torch.autograd.grad(got.float().square().sum(), tensors)
     want = reference(tensors, LENGTHS, None, None)
     expected = torch.autograd.grad(want.square().sum(), tensors)
+    bound = 2e-5 if dtype == torch.float32 else 2e-2
+    for one, other in zip((got, *gradients), (want, *expected), strict=True):
+        assert float((one.double() - other).detach().norm() / other.double().norm()) < bound
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [32, 128])
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (33, None), (400, None), (33, 5.0)])
+def test_siblings_behind_one_prompt_equal_float64(
+    device: torch.device, dtype: torch.dtype, size: int, window: int | None, softcap: float | None
+) -> None:
+    prompts, responses = (300, 9, 64, 5), ((3, 131, 40, 128), (1, 17), (257, 2, 2), (1,))
+    layout = siblings(prompts, responses).to(device)
+    lengths = tuple(
+        prompt + own for prompt, all_own in zip(prompts, responses, strict=True) for own in all_own
+    )
+    tensors = draw((len(layout.computed),), (4, 2), size, dtype, device)
+    arguments = attention_arguments("varlen_sdpa", ends_of(lengths, device), layout)
+    options: dict[str, Any] = {"sliding_window": window, "softcap": softcap}
+    got = varlen_sdpa(nn.Module(), *tensors, None, **options, **arguments)[0]
+    assert got.dtype == dtype
+    weights = torch.randn(
+        got.shape, device=device, generator=torch.Generator(device).manual_seed(1)
+    )
+    gradients = torch.autograd.grad((got.float() * weights).sum(), tensors)
+    whole = [tensor[:, :, layout.places] for tensor in tensors]  # every sequence with its prompt
+    want = reference(whole, lengths, window, softcap)[:, layout.computed]
+    expected = torch.autograd.grad((want * weights).sum(), tensors)
     bound = 2e-5 if dtype == torch.float32 else 2e-2
     for one, other in zip((got, *gradients), (want, *expected), strict=True):
         assert float((one.double() - other).detach().norm() / other.double().norm()) < bound

@@ -1,13 +1,18 @@
 """A policy and a critic on packed batches against the model's own forward pass, one by one."""
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
-from workers.data.packing import pack_sequences
+from workers.data.packing import PackedBatch, pack, pack_sequences
 from workers.engines.model.critic_model import CriticModel
 from workers.engines.model.lora import lora_layers
 from workers.engines.model.lora_settings import LoraSettings
@@ -43,6 +48,38 @@ def packed(policy: PolicyModel, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
     )
     assert entropy is not None
     return logprobs, entropy
+
+
+def siblings(rows: list[list[int]], groups: list[int], *, shared: bool) -> PackedBatch:
+    """Pack rows of which every token but the first trains."""
+    return pack(
+        {
+            "tokens": pa.array(rows, pa.list_(pa.int32())),
+            "loss_mask": pa.array([np.arange(len(row)) > 0 for row in rows], pa.list_(pa.bool_())),
+        },
+        groups=groups if shared else None,
+    )
+
+
+def of_siblings(policy: PolicyModel, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies [N] of one packed batch, shared prefixes once."""
+    logprobs, entropy = policy(
+        batch.tokens,
+        batch.position_ids,
+        batch.cu_seqlens,
+        batch.loss_mask,
+        TEMPERATURE,
+        True,
+        prefixes=batch.prefixes,
+    )
+    assert entropy is not None
+    return logprobs, entropy
+
+
+def behind(prompts: list[list[int]], responses: list[list[int]]) -> tuple[list[list[int]], list]:
+    """Siblings in turn behind each of the prompts, and their groups."""
+    groups = [number % len(prompts) for number in range(len(responses))]
+    return [prompts[group] + own for group, own in zip(groups, responses, strict=True)], groups
 
 
 def backward(logprobs: Tensor, entropy: Tensor) -> None:
@@ -105,6 +142,122 @@ def test_bf16_is_as_close_to_float32_as_the_model_itself(
     )
     assert gaps[1] <= 1.3 * gaps[0] + 1e-3
     assert errors["ours"][0] <= 1.5 * errors["theirs"][0] + 1e-2
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_siblings_behind_one_prompt_equal_the_model_itself(
+    build: Build, family: str, sequences: list[list[int]], checkpointing: bool
+) -> None:
+    plain, policy = build(family), PolicyModel(build(family))
+    if checkpointing:
+        policy.enable_gradient_checkpointing(reentrant=False)
+    rows, groups = behind([sequences[4], sequences[2]], sequences)
+    batch = siblings(rows, groups, shared=True).to(plain.device)
+    assert batch.num_computed == batch.num_tokens - 2 * 131 - 2 * 9
+    want, got = alone(plain, rows), of_siblings(policy, batch)
+    torch.testing.assert_close(got[0], want[0], rtol=0, atol=3e-5)
+    torch.testing.assert_close(got[1], want[1], rtol=0, atol=3e-5)
+    backward(*want)
+    backward(*got)
+    expected = dict(plain.named_parameters())
+    for name, parameter in policy.hf_named_parameters():
+        assert parameter.grad is not None
+        assert relative(parameter.grad, expected[name].grad) < 5e-5, name
+
+
+def test_siblings_in_bf16_are_as_close_to_float32_as_without_sharing(
+    build: Build, family: str, sequences: list[list[int]], say: Callable[[str], None]
+) -> None:
+    rows, groups = behind([sequences[4], sequences[2]], sequences)
+    exact = build(family)
+    values = [alone(exact, rows)]
+    backward(*values[0])
+    models: list[torch.nn.Module] = [exact]
+    for shared in (False, True):
+        policy = PolicyModel(build(family), autocast=torch.bfloat16)
+        batch = siblings(rows, groups, shared=shared).to(exact.device)
+        values.append(of_siblings(policy, batch))
+        backward(*values[-1])
+        models.append(policy.model)
+    gaps = [float((own[0] - values[0][0]).abs().mean()) for own in values[1:]]
+    weights = dict(exact.named_parameters())
+    errors = []
+    for model in models[1:]:
+        named = dict(model.named_parameters())
+        errors.append(
+            max(
+                relative(named[name].grad, parameter.grad)
+                for name, parameter in weights.items()
+                if parameter.dim() > 1 and name in named
+            )
+        )
+    say(
+        f"{family} bf16, shared prompts: log-prob gap {gaps[1]:.4f} (not shared {gaps[0]:.4f}), "
+        f"gradient {errors[1]:.3f} ({errors[0]:.3f})"
+    )
+    assert gaps[1] <= 1.3 * gaps[0] + 1e-3
+    assert errors[1] <= 1.5 * errors[0] + 1e-2
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("prompt", [1024, 4096])
+def test_seconds_and_memory_of_eight_siblings(
+    device: torch.device,
+    peak: Callable[[Callable[[], Any]], int],
+    say: Callable[[str], None],
+    prompt: int,
+    dtype: torch.dtype | None,
+) -> None:
+    """Eight responses of 256 tokens, forward and backward; the figures are the point."""
+    if device.type != "cuda":
+        pytest.skip("seconds and memory are measured on CUDA")
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=32_000,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=4,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    )
+    policy = PolicyModel(
+        AutoModelForCausalLM.from_config(config).to(device).train(), autocast=dtype
+    )
+    rng = np.random.default_rng(0)
+    shared_prompt = rng.integers(3, 32_000, prompt).tolist()
+    responses = [rng.integers(3, 32_000, 256).tolist() for _ in range(8)]
+    rows, groups = behind([shared_prompt], responses)
+    taken: dict[bool, tuple[float, int, float]] = {}
+    for shared in (False, True):
+        batch = siblings(rows, groups, shared=shared)
+        batch = replace(batch, loss_mask=batch.position_ids >= prompt).to(device)
+
+        def step(batch: PackedBatch = batch) -> Tensor:
+            policy.zero_grad(set_to_none=False)
+            logprobs = of_siblings(policy, batch)[0]
+            logprobs.sum().backward()
+            return logprobs.detach().sum()
+
+        step()
+        memory = peak(step)
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        for _ in range(3):
+            total = step()
+        torch.cuda.synchronize()
+        taken[shared] = (time.perf_counter() - began) / 3, memory, float(total)
+    (plain_s, plain_bytes, plain_sum), (shared_s, shared_bytes, shared_sum) = taken.values()
+    say(
+        f"8 x 256 behind {prompt}, {dtype or torch.float32}, 4 layers of Qwen3-0.6B's shape: "
+        f"{shared_s * 1e3:.1f} ms and {shared_bytes / 2**30:.2f} GiB shared, "
+        f"{plain_s * 1e3:.1f} ms and {plain_bytes / 2**30:.2f} GiB not shared"
+    )
+    assert shared_sum == pytest.approx(plain_sum, rel=2e-3)
+    assert shared_s < plain_s
+    assert shared_bytes < plain_bytes
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
@@ -173,8 +326,6 @@ def test_bf16_gap_of_a_wider_model(
     device: torch.device, say: Callable[[str], None], sequences: list[list[int]]
 ) -> None:
     """What a correction of the sampler's mismatch has to live with; the figures are the point."""
-    from transformers import AutoModelForCausalLM, Qwen3Config
-
     config = Qwen3Config(
         vocab_size=32_000,
         hidden_size=512,

@@ -69,6 +69,13 @@ ELSEWHERE = {
     "ballast data experiment=rpg_qwen3_4b_4k": (
         "tests/workers/tasks/test_local_copy.py::test_the_recipes_data_group_reads_the_copy"
     ),
+    "ballast diff *": (
+        "tests/orchestrator/cli/test_comparison.py::test_diff_tells_scripts_by_its_exit_code"
+    ),
+    "ballast compare *": (
+        "tests/orchestrator/cli/test_comparison.py::test_compare_prints_a_row_for_every_run"
+    ),
+    "ballast report *": "tests/orchestrator/cli/test_report.py::test_one_run_and_two_runs",
     "ballast scale --engines *": (
         "tests/e2e/test_scaling.py::test_one_engine_two_engines_one_engine"
     ),

@@ -57,6 +57,8 @@ def meta(**changes: Any) -> trajectory.TrajectoryMeta:
         "max_version": 7,
         "generate_s": 0.8,
         "reward_s": 0.01,
+        "num_prompt": 2,
+        "prompt_crc": 1726259858,
     }
     return trajectory.TrajectoryMeta(**(values | changes))
 

@@ -131,7 +131,7 @@ def test_the_wheel_ships_every_module_and_every_yaml(tmp_path: Path):
         str(path.relative_to(source))
         for room in rooms
         for path in (source / room).rglob("*")
-        if path.suffix in (".py", ".yaml")
+        if path.suffix in (".py", ".yaml", ".js", ".css", ".j2", ".txt")
     }
     assert expected <= shipped
     assert {name.split("/")[0] + "/" for name in shipped} == set(rooms)

@@ -64,6 +64,7 @@ class Learner(Ranks):
     def train(self, plans, rows, computed):
         updates = len(plans[0].updates)
         self.events.append(f"{self.role} trains {updates} updates, given {list(computed)}")
+        self.weights = plans[0].updates[0][0].weights
         report = TrainReport(
             metrics={"learner/grad_norm": self.grad_norm},
             steps_taken=self.steps,
@@ -81,6 +82,7 @@ class Values(Ranks):
 
     def train(self, plans, rows, computed):
         self.events.append(f"{self.role} begins {len(plans[0].updates)} updates")
+        self.coefficients = dict(plans[0].coefficients)
         return self
 
     def result(self):
@@ -152,9 +154,16 @@ def made(number, rewards):
     return RolloutGroup(group_id=f"g{number}", metas=metas, batch="batch", start=2 * number)
 
 
-def step_of(*overrides, step=3, rewards=((1.0, 0.0), (0.0, 1.0)), fails="nothing", **learns):
+def step_of(
+    *overrides,
+    step=3,
+    rewards=((1.0, 0.0), (0.0, 1.0)),
+    fails="nothing",
+    coefficients=None,
+    **learns,
+):
     """Do one step with `overrides`, from weights 4; its events and its trainer."""
-    raw, config = compose(["experiment=tiny", *overrides])
+    raw, config = compose(["experiment=tiny", "trainer.prompts_per_step=2", *overrides])
     algorithm = instantiate(raw.algorithm, _convert_="all")
     events = Events()
     events.fails = fails
@@ -181,6 +190,7 @@ def step_of(*overrides, step=3, rewards=((1.0, 0.0), (0.0, 1.0)), fails="nothing
         version=4,
         trained=2,
     )
+    trainer.adaptation.coefficients |= coefficients or {}
     try:
         metrics = trainer.step(step)
     except Exception as error:
@@ -317,7 +327,7 @@ def test_groups_that_the_algorithm_filters_do_not_train():
 def test_a_step_without_a_group_ends_before_any_process_is_asked():
     done = step_of("algorithm=dapo", rewards=((1.0, 1.0), (0.0, 0.0)))
     assert isinstance(done.error, NothingLeftError)
-    assert "groups dropped {'filtered': 2}" in str(done.error)
+    assert "groups dropped: 2 x filtered; samples failed: none" in str(done.error)
     assert done.events == ["take for step 3 with weights 4", "run ahead with weights 4"]
     empty = step_of("algorithm=cpgd", rewards=())
     assert type(empty.error) is NothingToTrainError
@@ -362,3 +372,47 @@ def test_a_step_that_ends_well_and_skipped_updates_leave_whole_weights():
     assert step_of("algorithm=cpgd").trainer.trained == 3
     skipped = step_of("algorithm=cpgd", "learner.max_skipped_steps=3", steps=0, skipped=3)
     assert skipped.trainer.trained == 3
+
+
+def controlled(path):
+    """Overrides of a controller of the number at `path`."""
+    return (
+        "+algorithm.controllers.own._target_=algorithms.controllers.AdaptiveCoefficient",
+        f"+algorithm.controllers.own.coefficient={path}",
+        "+algorithm.controllers.own.metric=credit/std",
+        "+algorithm.controllers.own.target=1.0",
+    )
+
+
+def test_a_controller_steers_the_shaping_of_rewards():
+    path = "reward_shaping.top.high"
+    done = step_of(
+        "algorithm=cpgd",
+        "+algorithm.reward_shaping.top._target_=algorithms.rewards.ClipReward",
+        "+algorithm.reward_shaping.top.high=1.0",
+        *controlled(path),
+        coefficients={path: 0.5},
+    )
+    assert done.metrics["reward/mean"] == 0.5  # two rewards of 1, two of 0
+    assert done.metrics["reward/shaped_mean"] == 0.25  # two of 0.5
+
+
+def test_a_controller_steers_the_weights_of_sequences():
+    """A response counts as correct from the steered reward on; here from 2, and none is."""
+    path = "auxiliaries.correct.min_reward"
+    overrides = (
+        "algorithm=cpgd",
+        "+algorithm.auxiliaries.correct._target_=algorithms.auxiliary.CorrectLikelihood",
+        "+algorithm.auxiliaries.correct.min_reward=1.0",
+        *controlled(path),
+    )
+    usual = step_of(*overrides).trainer.roles.learner
+    steered = step_of(*overrides, coefficients={path: 2.0}).trainer.roles.learner
+    assert usual.weights["correct"].sum() > 0
+    assert steered.weights["correct"].sum() == 0
+
+
+def test_a_controller_steers_the_critic():
+    path = "value_loss.clip"
+    done = step_of("algorithm=ppo", *controlled(path), coefficients={path: 0.25})
+    assert done.trainer.roles.critic.group.coefficients == {path: 0.25}

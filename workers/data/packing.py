@@ -19,6 +19,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from workers.data.shared_prefixes import SharedPrefixes, share_prefixes
+
 ListColumn: TypeAlias = pa.ListArray | pa.LargeListArray | pa.ChunkedArray
 
 
@@ -38,9 +40,10 @@ class PackedBatch:
         cu_seqlens: [S+1] int32, the start of each sequence; the last element is N.
         loss_mask: [N] bool; never True on the first token of a sequence.
         columns: name -> [N] float32, per token.
-        sequence_columns: name -> [S] float32, per sequence ("rewards").
+        sequence_columns: name -> [S] float32, per sequence ("rewards", "truncated").
         weights: loss term -> [S] float32, the multiplier of every trained token of a sequence.
         num_rows: sequences that are real; 0 for the filler of a rank that ran out of rows.
+        prefixes: which tokens a model computes, where siblings share a prefix; None: all of them.
     """
 
     tokens: Tensor
@@ -52,11 +55,17 @@ class PackedBatch:
     sequence_columns: Mapping[str, Tensor] = field(default_factory=dict)
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     num_rows: int
+    prefixes: SharedPrefixes | None = None
 
     @property
     def num_tokens(self) -> int:
         """N."""
         return self.tokens.shape[0]
+
+    @property
+    def num_computed(self) -> int:
+        """Tokens that a model computes: N, less what siblings share."""
+        return self.num_tokens if self.prefixes is None else self.prefixes.computed.shape[0]
 
     @property
     def num_sequences(self) -> int:
@@ -89,6 +98,7 @@ class PackedBatch:
             },
             weights={k: v.to(device, non_blocking=True) for k, v in self.weights.items()},
             num_rows=self.num_rows,
+            prefixes=None if self.prefixes is None else self.prefixes.to(device),
         )
 
 
@@ -98,6 +108,7 @@ def pack(
     *,
     sequence_columns: Mapping[str, npt.ArrayLike] | None = None,
     weights: Mapping[str, npt.ArrayLike | Tensor] | None = None,
+    groups: npt.ArrayLike | None = None,
 ) -> PackedBatch:
     """Lay the chosen rows end to end.
 
@@ -107,6 +118,8 @@ def pack(
         rows: row indices in the wanted order, or None for all; empty makes a filler.
         sequence_columns: name -> one number for every row of `columns`.
         weights: loss term -> one number for every row of `columns`.
+        groups: one number for every row of `columns`; chosen rows of an equal number share their
+            common prefix, unless it is `shared_prefixes.ALONE`. None: nothing is shared.
 
     Raises:
         ValueError: a column is missing, ragged against the tokens, or null; a sequence is empty;
@@ -135,7 +148,13 @@ def pack(
                 "tokens: per-token columns are aligned to tokens, prompt included"
             )
     mask = flat.pop("loss_mask", np.zeros(len(tokens), dtype=np.bool_))
-    return _packed(tokens, lengths, mask, flat, scalars, multipliers, num_rows=len(lengths))
+    batch = _packed(tokens, lengths, mask, flat, scalars, multipliers, num_rows=len(lengths))
+    if groups is None:
+        return batch
+    number = np.asarray(groups, dtype=np.int64)  # [rows]
+    number = number if index is None else number[index]  # [S]
+    ends = batch.cu_seqlens.numpy().astype(np.int64)  # [S+1]
+    return replace(batch, prefixes=share_prefixes(tokens, ends, number))
 
 
 def pack_sequences(sequences: Sequence[Sequence[int]]) -> PackedBatch:

@@ -55,10 +55,13 @@ class MicroBatchPlan:
     Attributes:
         rows: [M] int64, possibly empty: every rank runs equally many micro-batches.
         weights: loss term -> [M] float32.
+        groups: [M] int64; rows of an equal number are siblings and share their common prefix,
+            unless it is `shared_prefixes.ALONE`. None: nothing is shared.
     """
 
     rows: npt.NDArray[np.int64]
     weights: Mapping[str, npt.NDArray[np.float32]]
+    groups: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,11 +90,13 @@ class RankPlan:
             equally long on every rank.
         num_passes: passes over the batch; all have the same number of updates.
         coefficients: numbers of the algorithm that hold for this step, by dotted path.
+        version: label of the weights that start the step.
     """
 
     updates: tuple[tuple[MicroBatchPlan, ...], ...]
     num_passes: int = 1
     coefficients: Mapping[str, float] = field(default_factory=dict)
+    version: int = 0
 
     @property
     def passes(self) -> list[RankPlan]:
@@ -101,6 +106,11 @@ class RankPlan:
             replace(self, updates=self.updates[start : start + size], num_passes=1)
             for start in range(0, len(self.updates), size)
         ]
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """Rows that this rank trains in any pass, each once; passes divide the rows anew."""
+        return np.unique(np.concatenate([m.rows for update in self.updates for m in update]))
 
     @property
     def micro_batches(self) -> list[MicroBatchPlan]:

@@ -133,6 +133,15 @@ class PromptEncoder:
             return tokens, f"prompt of {len(tokens)} tokens, limit {self._max_prompt_tokens}"
         return tokens, None
 
+    def decode(self, tokens: list[int]) -> str:
+        """Return the text of token ids, special tokens included."""
+        return str(self._tokenizer.decode(tokens))
+
+    def begins_twice(self, tokens: list[int]) -> bool:
+        """Return True if a prompt begins with two BOS tokens."""
+        bos = self._tokenizer.bos_token_id
+        return bos is not None and tokens[:2] == [bos, bos]
+
     def _tokens(self, prompt: str | list[dict[str, str]]) -> list[int]:
         if isinstance(prompt, str):
             return list(self._tokenizer(prompt)["input_ids"])

@@ -24,6 +24,7 @@ from workers.data.trajectory import (
     describe,
     from_record_batch,
     join_computed,
+    prompt_of,
 )
 
 
@@ -92,13 +93,22 @@ def describe_rows(batch: pa.RecordBatch) -> list[TrajectoryMeta]:
     ends = np.cumsum(lengths)
     mask = batch["loss_mask"].flatten().to_numpy(zero_copy_only=False)
     versions = batch["weight_versions"].flatten().to_numpy()
+    tokens = batch["tokens"].flatten().to_numpy()
     plain = batch.drop_columns(
-        ["tokens", "loss_mask", "rollout_logprobs", "weight_versions", "response_text"]
+        [
+            "tokens",
+            "loss_mask",
+            "rollout_logprobs",
+            "weight_versions",
+            "reward_notes",
+            "response_text",
+        ]
     )
     metas = []
     for row, length, end in zip(plain.to_pylist(), lengths, ends, strict=True):
         place = slice(end - length, end)
         drawn = versions[place][versions[place] >= 0]
+        num_prompt, prompt_crc = prompt_of(tokens[place], versions[place])
         timings = dict(row["timings"])
         metas.append(
             TrajectoryMeta(
@@ -116,6 +126,8 @@ def describe_rows(batch: pa.RecordBatch) -> list[TrajectoryMeta]:
                 max_version=int(drawn.max()) if len(drawn) else -1,
                 generate_s=float(timings.get("generate", 0.0)),
                 reward_s=float(timings.get("reward", 0.0)),
+                num_prompt=num_prompt,
+                prompt_crc=prompt_crc,
             )
         )
     return metas

@@ -23,8 +23,9 @@ Example: a prompt of two tokens and a response of two,
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-SCHEMA_VERSION = 2  # raised whenever a column changes its name or its meaning
+SCHEMA_VERSION = 3  # raised whenever a column is added, or changes its name or its meaning
 VERSION_KEY = b"ballast.schema_version"
 SCHEMA = pa.schema(
     [
@@ -50,6 +51,7 @@ SCHEMA = pa.schema(
         ("outcome", pa.string()),
         ("reward", pa.float32()),
         ("reward_parts", pa.map_(pa.string(), pa.float32())),
+        ("reward_notes", pa.map_(pa.string(), pa.string())),
         ("num_turns", pa.int32()),
         ("response_text", pa.large_string()),
         ("timings", pa.map_(pa.string(), pa.float32())),
@@ -106,6 +108,7 @@ class Trajectory:
     outcome: str  # scored, dropped:<why> or failed:<why>
     reward: float | None  # None unless scored
     reward_parts: Mapping[str, float] = field(default_factory=dict)
+    reward_notes: Mapping[str, str] = field(default_factory=dict)  # texts of the scorer
     num_turns: int = 1
     response_text: str = ""
     timings: Mapping[str, float] = field(default_factory=dict)  # seconds
@@ -144,6 +147,8 @@ class TrajectoryMeta:
             max_version=7,
             generate_s=0.8,
             reward_s=0.01,
+            num_prompt=2,
+            prompt_crc=1726259858,
         )
     """
 
@@ -161,11 +166,15 @@ class TrajectoryMeta:
     max_version: int
     generate_s: float
     reward_s: float
+    num_prompt: int = 0  # tokens before the first drawn one; all where none was drawn
+    prompt_crc: int = 0  # checksum of these tokens: siblings with an equal one share them
 
 
 def describe(trajectory: Trajectory) -> TrajectoryMeta:
     """Return the metadata of one trajectory."""
-    drawn = [version for version in trajectory.weight_versions if version >= 0]
+    versions = np.asarray(trajectory.weight_versions, dtype=np.int32)
+    drawn = versions[versions >= 0].tolist()
+    num_prompt, prompt_crc = prompt_of(np.asarray(trajectory.tokens, dtype=np.int32), versions)
     return TrajectoryMeta(
         prompt_uid=trajectory.prompt_uid,
         group_id=trajectory.group_id,
@@ -181,7 +190,21 @@ def describe(trajectory: Trajectory) -> TrajectoryMeta:
         max_version=max(drawn, default=-1),
         generate_s=float(trajectory.timings.get("generate", 0.0)),
         reward_s=float(trajectory.timings.get("reward", 0.0)),
+        num_prompt=num_prompt,
+        prompt_crc=prompt_crc,
     )
+
+
+def prompt_of(tokens: npt.NDArray[np.int32], versions: npt.NDArray[np.int32]) -> tuple[int, int]:
+    """Count the tokens before the first drawn one, and return the count with their CRC-32.
+
+    Args:
+        tokens: [L] of a trajectory.
+        versions: [L] the weight version of each, -1 where the sampler did not draw it.
+    """
+    drawn = np.flatnonzero(versions >= 0)
+    count = int(drawn[0]) if len(drawn) else len(tokens)
+    return count, zlib.crc32(tokens[:count].tobytes())
 
 
 def to_record_batch(trajectories: Sequence[Trajectory]) -> pa.RecordBatch:
@@ -199,7 +222,7 @@ def from_record_batch(batch: pa.RecordBatch) -> list[Trajectory]:
     """Convert a record batch of `to_record_batch` back to trajectories."""
     rows = batch.to_pylist()
     for row in rows:
-        for name in ("reward_parts", "timings"):
+        for name in ("reward_parts", "reward_notes", "timings"):
             row[name] = dict(row[name])
     return [Trajectory(**row) for row in rows]
 
@@ -228,18 +251,33 @@ def computed_columns(
     return pa.RecordBatch.from_arrays(arrays, names=names)
 
 
-def join_computed(table: pa.Table, computed: Sequence[pa.RecordBatch]) -> pa.Table:
-    """Add the computed columns to `table`; null in rows that no batch holds."""
+def join_computed(
+    table: pa.Table,
+    computed: Sequence[pa.RecordBatch],
+    *,
+    names: Collection[str] | None = None,
+    rows: npt.ArrayLike | None = None,
+) -> pa.Table:
+    """Add the computed columns to `table`; null in rows that no batch holds.
+
+    Args:
+        table: trajectories of a step.
+        computed: columns keyed by `row`, an index into `table`.
+        names: of the columns to copy; None copies all.
+        rows: to copy, others become null; None copies all.
+    """
     by_name: dict[str, list[pa.RecordBatch]] = {}
     for batch in computed:
+        if rows is not None:
+            batch = batch.filter(pa.array(np.isin(batch.column("row").to_numpy(), rows)))
         for name in batch.schema.names:
-            if name != "row":
+            if name != "row" and (names is None or name in names):
                 by_name.setdefault(name, []).append(batch)
     for name, batches in by_name.items():
-        rows = np.concatenate([batch.column("row").to_numpy() for batch in batches])
+        present = np.concatenate([batch.column("row").to_numpy() for batch in batches])
         values = pa.concat_arrays([batch.column(name) for batch in batches])
         position = np.full(table.num_rows, -1, dtype=np.int64)
-        position[rows] = np.arange(len(rows))
+        position[present] = np.arange(len(present))
         indices = pa.array(position, mask=position < 0)
         table = table.append_column(name, values.take(indices))
     return table

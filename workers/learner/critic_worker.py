@@ -7,7 +7,6 @@ engines do not need it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import pyarrow as pa
@@ -17,6 +16,7 @@ from workers.data.micro_batches import as_columns, packed_rows
 from workers.data.plans import RankPlan, StepRows
 from workers.engines.zero.settings import ZeroSettings
 from workers.learner.rank_worker import RankWorker
+from workers.learner.step_metrics import merged_metrics
 from workers.spans import recorded
 
 if TYPE_CHECKING:
@@ -64,29 +64,17 @@ class CriticWorker(RankWorker):
         The column `values` holds this critic's values at credit time: during the updates those are
         the old values that clipping compares with.
         """
-        table = self._table(rows, computed)
         renamed = {"values": "old_values"}
+        read = {"values"} | self._algorithm.value_columns
+        table = self._table(rows, computed, names=read, of=plan)
         table = table.rename_columns([renamed.get(name, name) for name in table.column_names])
         names = [name for name in table.column_names if name in self._algorithm.value_columns]
+        algorithm = self._algorithm.with_coefficients(plan.coefficients)
         results: list[UpdateResult] = []
         for once in plan.passes:
             updates = [
                 [packed_rows(table, micro, names) for micro in update] for update in once.updates
             ]
-            results += self._engine.train(updates, self._algorithm)
-        return _averaged(results)
-
-
-def _averaged(updates: Sequence[UpdateResult]) -> dict[str, float]:
-    """Average the metrics of a step's updates, and count the updates that were applied."""
-    metrics = {"critic/steps": float(sum(not update.skipped for update in updates))}
-    for update in updates:
-        own = {
-            "critic/loss": update.metrics["loss"],
-            "critic/grad_norm": update.grad_norm,
-            "critic/lr": update.lr,
-            **{name: value for name, value in update.metrics.items() if "/" in name},
-        }
-        for name, value in own.items():
-            metrics[name] = metrics.get(name, 0.0) + value / len(updates)
-    return metrics
+            results += self._engine.train(updates, algorithm)
+        steps = float(sum(not update.skipped for update in results))
+        return {"critic/steps": steps, **merged_metrics(results, area="critic")}

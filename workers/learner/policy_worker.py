@@ -18,12 +18,13 @@ import ray.util
 import torch
 
 from algorithms.algorithm import Algorithm
-from workers.data.micro_batches import as_columns, packed_rows
+from workers.data.micro_batches import as_columns, packed_rows, with_staleness
 from workers.data.plans import CreditPlan, RankPlan, StepRows
 from workers.engines.zero.settings import ZeroSettings
 from workers.learner.credit import assign_credit
 from workers.learner.passes import Trained, train_passes
 from workers.learner.rank_worker import RankWorker
+from workers.learner.step_metrics import merged_metrics
 from workers.learner.weight_client import Destination, EngineClient
 from workers.spans import recorded
 
@@ -50,7 +51,7 @@ class TrainReport:
         )
 
     Attributes:
-        metrics: over all ranks; averaged over the step's updates.
+        metrics: over all ranks and the step's updates; see `merged_metrics`.
         steps_taken: updates that were applied.
         non_finite: tensors whose gradient was not finite, for the updates that were skipped.
         skipped_in_a_row: the longest run of skipped updates that ends in this step or goes on.
@@ -131,7 +132,7 @@ class PolicyWorker(RankWorker):
         self, plan: CreditPlan, rows: StepRows, *computed: pa.RecordBatch
     ) -> tuple[pa.RecordBatch, Mapping[str, float]]:
         """Compute the advantages of the whole step, keyed by row, and metrics."""
-        table = self._table(rows, computed)
+        table = self._table(rows, computed, names=self._algorithm.credit_columns)
         return assign_credit(self._algorithm.with_coefficients(plan.coefficients), plan, table)
 
     @recorded("learn")
@@ -145,8 +146,11 @@ class PolicyWorker(RankWorker):
         Returns:
             Column `logprobs` of the last pass's rows, as each was trained, and the report.
         """
-        table = self._table(rows, computed)
-        names = [name for name in table.column_names if name in self._read_columns()]
+        read = self._read_columns()
+        table = self._table(rows, computed, names=read, of=plan)
+        if "staleness" in read:
+            table = with_staleness(table, plan.version)
+        names = [name for name in table.column_names if name in read]
         skipped = self._engine.progress.skipped_in_a_row
         trained = train_passes(
             self._engine,
@@ -267,16 +271,6 @@ class PolicyWorker(RankWorker):
 
 def _report(trained: Trained, skipped: int) -> TrainReport:
     """Join the updates of a step; `skipped` updates in a row came before it."""
-    count = len(trained.updates)
-    metrics: dict[str, float] = {}
-    for update in trained.updates:
-        own = {
-            **{_named(name): value for name, value in update.metrics.items()},
-            "learner/grad_norm": update.grad_norm,
-            "learner/lr": update.lr,
-        }
-        for name, value in own.items():
-            metrics[name] = metrics.get(name, 0.0) + value / count
     runs = list(
         accumulate(
             (update.skipped for update in trained.updates),
@@ -285,7 +279,7 @@ def _report(trained: Trained, skipped: int) -> TrainReport:
         )
     )
     return TrainReport(
-        metrics=metrics,
+        metrics=merged_metrics(trained.updates, area="learner"),
         steps_taken=sum(not update.skipped for update in trained.updates),
         non_finite=tuple(name for update in trained.updates for name in update.non_finite),
         skipped_in_a_row=max(runs[1:], default=0),
@@ -293,7 +287,3 @@ def _report(trained: Trained, skipped: int) -> TrainReport:
         gap_max=float(trained.gaps.max(initial=0.0)),
         gap_tokens=len(trained.gaps),
     )
-
-
-def _named(name: str) -> str:
-    return name if "/" in name else f"learner/{name}"

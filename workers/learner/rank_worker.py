@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ import ray.util
 
 from workers.addresses import join_port, split_port
 from workers.data.durable_files import FileRecord
-from workers.data.plans import StepRows, step_table
+from workers.data.plans import RankPlan, StepRows, step_table
 from workers.data.trajectory import join_computed
 from workers.engines.zero.settings import ZeroSettings
 from workers.spans import Recorded, SpanLog, recorded
@@ -66,9 +66,24 @@ class RankWorker(ABC):
             return join_port(host, listener.getsockname()[1])
 
     @staticmethod
-    def _table(rows: StepRows, computed: Sequence[pa.RecordBatch] = ()) -> pa.Table:
-        """Return a step's trajectories with the computed columns beside them."""
-        return join_computed(step_table(rows.slices, ray.get(list(rows.batches))), computed)
+    def _table(
+        rows: StepRows,
+        computed: Sequence[pa.RecordBatch] = (),
+        *,
+        names: Collection[str] = (),
+        of: RankPlan | None = None,
+    ) -> pa.Table:
+        """Return a step's trajectories with computed columns beside them.
+
+        Args:
+            rows: of the step; their own columns are not copied.
+            computed: columns of the step, of all ranks.
+            names: of the computed columns to copy.
+            of: plan whose rows are copied, the others being null; None copies all rows.
+        """
+        table = step_table(rows.slices, ray.get(list(rows.batches)))
+        mine = None if of is None else of.rows
+        return join_computed(table, computed, names=names, rows=mine)
 
     def start(self, address: str) -> None:
         """Join the other ranks at `host:port` and load the model."""

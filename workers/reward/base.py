@@ -1,7 +1,7 @@
-"""Define the records of scoring and the interface of a scorer, and score one sample safely.
+"""Define the records of scoring and the interface of a scorer, and score samples safely.
 
 Rollout workers make `RewardSample`s. In a scoring process a `Scorer` gives a plain score, which
-`score_sample` turns into a `RewardResult`. The module contains no scorer and starts no process.
+`score_group` turns into `RewardResult`s. The module contains no scorer and starts no process.
 """
 
 from __future__ import annotations
@@ -9,13 +9,17 @@ from __future__ import annotations
 import math
 import numbers
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, Protocol
 
 SCORED = "scored"
+CORRECT = "correct"  # the part that pass@k counts
+ABSTAINED = "dropped:abstained"  # the scorer returned None
 MAX_PARTS = 64  # parts become columns of the rollout record
 MAX_REASON_CHARS = 300
+MAX_NOTE_CHARS = 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,35 +36,58 @@ class RewardSample:
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
+Siblings = tuple[RewardSample, ...]  # scored by one call: a sample alone, or all of a prompt
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardResult:
     """Outcome of one sample.
 
-    `outcome` is "scored", or "failed:<why>" with `reward` None: a failure is never a zero.
+    `outcome` is "scored", or "failed:<why>" or "dropped:abstained" with `reward` None: a failure
+    is never a zero.
 
     Example:
-        RewardResult(outcome="scored", reward=0.9, parts={"exact": 1.0}, seconds=0.0001)
+        RewardResult(
+            outcome="scored",
+            reward=0.9,
+            parts={"correct": 1.0},
+            notes={"pred": "72"},
+            seconds=0.0001,
+        )
 
     Example, a scorer that took too long:
         RewardResult(outcome="failed:timeout", reward=None)
+
+    Attributes:
+        parts: numbers beside the reward, which become metrics; "correct" is the one that pass@k
+            counts.
+        notes: texts beside the reward, which are recorded.
     """
 
     outcome: str
     reward: float | None
     parts: Mapping[str, float] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
 
 class Scorer(Protocol):
-    """Scorer of one sample: gives a number, or a mapping with "reward" and named parts of it.
+    """Scorer of one sample: a number, None to abstain, or a mapping with "reward" and named parts.
 
     A scorer may also have `prepare(self) -> None`, called once in each scoring process before the
-    clock of the first sample starts; slow imports belong there.
+    clock of the first sample starts; slow imports belong there. A scorer whose attribute
+    `whole_group` is True is called with the list of all siblings of a prompt instead, and returns
+    as many scores.
     """
 
-    def __call__(self, sample: RewardSample, /) -> float | Mapping[str, float]:
+    def __call__(self, sample: RewardSample, /) -> object:
         """Score one sample; a sample for which the scorer raises is a failed sample."""
         ...
+
+
+def takes_group(scorer: object) -> bool:
+    """Return True where a scorer wants all siblings of a prompt in one call."""
+    return bool(getattr(scorer, "whole_group", False))
 
 
 def failed(why: str, seconds: float = 0.0) -> RewardResult:
@@ -68,44 +95,82 @@ def failed(why: str, seconds: float = 0.0) -> RewardResult:
     return RewardResult(outcome=f"failed:{why[:MAX_REASON_CHARS]}", reward=None, seconds=seconds)
 
 
+def score_group(scorer: Any, siblings: Sequence[RewardSample]) -> list[RewardResult]:
+    """Score siblings and never raise: together if the scorer wants that, or else one by one."""
+    if not takes_group(scorer):
+        return [score_sample(scorer, sample) for sample in siblings]
+    began = time.perf_counter()
+    try:
+        scores = list(scorer(list(siblings)))
+        if len(scores) != len(siblings):
+            raise ValueError(f"{len(siblings)} samples need as many scores, got {len(scores)}")
+    except BaseException as error:
+        return [failed(_why(error), time.perf_counter() - began)] * len(siblings)
+    seconds = (time.perf_counter() - began) / len(siblings)
+    return [_result(score, seconds) for score in scores]
+
+
 def score_sample(scorer: Scorer, sample: RewardSample) -> RewardResult:
     """Score one sample and never raise: every error becomes a failed outcome."""
     began = time.perf_counter()
     try:
         score = scorer(sample)
-        reward, parts = _read(score)
     # SystemExit and KeyboardInterrupt too: a scorer must not be able to end its process politely.
     except BaseException as error:
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        return failed(why, time.perf_counter() - began)
-    seconds = time.perf_counter() - began
+        return failed(_why(error), time.perf_counter() - began)
+    return _result(score, time.perf_counter() - began)
+
+
+def _why(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _result(score: object, seconds: float) -> RewardResult:
+    """Turn the value that a scorer returned into an outcome."""
+    try:
+        reward, parts, notes = _read(score)
+    except Exception as error:  # a value's own methods are the user's code, too
+        return failed(_why(error), seconds)
+    if reward is None:
+        return RewardResult(outcome=ABSTAINED, reward=None, notes=notes, seconds=seconds)
     bad = {name: value for name, value in parts.items() if not math.isfinite(value)}
     if not math.isfinite(reward):
         return failed(f"non-finite reward {reward}", seconds)
     if bad:
         return failed(f"non-finite part {bad}", seconds)
-    return RewardResult(outcome=SCORED, reward=reward, parts=parts, seconds=seconds)
+    return RewardResult(outcome=SCORED, reward=reward, parts=parts, notes=notes, seconds=seconds)
 
 
-def _read(score: object) -> tuple[float, dict[str, float]]:
-    """Split the value that a scorer returned into the reward and its parts."""
+def _read(score: object) -> tuple[float | None, dict[str, float], dict[str, str]]:
+    """Split the value that a scorer returned into the reward, its numbers and its texts."""
+    if score is None:
+        return None, {}, {}
     if not isinstance(score, Mapping):
-        return _number("reward", score), {}
+        return _number("reward", score), {}, {}
     if "reward" not in score:
         raise ValueError(f'a reward mapping needs the key "reward", got {_short(score)}')
     if len(score) > MAX_PARTS:
         raise ValueError(f"a reward has at most {MAX_PARTS} parts, got {len(score)}")
-    parts = {str(name): _number(str(name), x) for name, x in score.items() if name != "reward"}
-    return _number("reward", score["reward"]), parts
+    parts, notes = {}, {}
+    for key, value in score.items():
+        if key == "reward" or value is None:
+            continue
+        try:
+            parts[str(key)] = _number(str(key), value)
+        except (TypeError, ValueError):
+            text = value if isinstance(value, str) else repr(value)
+            notes[str(key)] = text[:MAX_NOTE_CHARS]
+    reward = score["reward"]
+    return (None if reward is None else _number("reward", reward)), parts, notes
 
 
 def _number(name: str, value: object) -> float:
-    if isinstance(value, numbers.Real):
+    if isinstance(value, (numbers.Real, Decimal)):
         return float(value)
     item = getattr(value, "item", None)  # one-element arrays and tensors
     if callable(item) and getattr(value, "size", 1) != 0:
         number = item()
-        if isinstance(number, numbers.Real):
+        if isinstance(number, (numbers.Real, Decimal)):
             return float(number)
     raise TypeError(f"{name} must be a number, got {type(value).__name__} {_short(value)}")
 

@@ -1,4 +1,4 @@
-"""Run a scoring process: read batches of samples from the parent, write one result line for each.
+"""Run a scoring process: read groups of samples from the parent, write one result line for each.
 
 The module is the script of the process, and imports the standard library only, until the parent has
 sent the import path. Prints of a scorer go to stderr; a process group of its own lets the parent
@@ -49,16 +49,24 @@ def main() -> None:
 
 
 def _serve(requests: BinaryIO, results: int, scorer: Any, timeout_s: float) -> None:
-    from workers.reward.base import RewardSample, score_sample
+    from workers.reward.base import RewardSample, score_group
 
     while (frame := _read_frame(requests)) is not None:
         _limit_cpu(timeout_s * len(frame))
-        for prompt, response, ground_truth, columns in frame:
-            sample = RewardSample(
-                prompt=prompt, response=response, ground_truth=ground_truth, columns=columns
+        for group in frame:
+            siblings = [
+                RewardSample(
+                    prompt=prompt, response=response, ground_truth=ground_truth, columns=columns
+                )
+                for prompt, response, ground_truth, columns in group
+            ]
+            _write(
+                results,
+                [
+                    [each.outcome, each.reward, dict(each.parts), dict(each.notes), each.seconds]
+                    for each in score_group(scorer, siblings)
+                ],
             )
-            result = score_sample(scorer, sample)
-            _write(results, [result.outcome, result.reward, dict(result.parts), result.seconds])
 
 
 def _read_frame(stream: BinaryIO) -> Any:

@@ -1,7 +1,10 @@
 """Send finished samples from a rollout worker to the reward workers, many samples in one call.
 
-`score` is called once per sample, as soon as the sample finishes. While calls are in flight, newly
-finished samples are collected and sent in one call, so the number of remote calls follows the load.
+`score` is called once per sample, as soon as the sample finishes, or `score_group` once for all
+siblings of a prompt. While calls are in flight, what finishes is collected and sent in one call, so
+the number of remote calls follows the load. A call has no time limit: samples may wait in a long
+queue, and a scorer's own limit counts from the start of scoring. A worker in which nothing ends for
+too long is given up.
 The module runs in the rollout worker and scores nothing.
 """
 
@@ -11,9 +14,12 @@ import asyncio
 from collections.abc import Iterable, Sequence
 
 from workers.calls import bind
-from workers.reward.base import RewardResult, RewardSample
+from workers.reward.base import RewardResult, RewardSample, Siblings, failed
+from workers.reward.process import START_LIMIT_S
 from workers.reward.worker import RewardWorker
 from workers.worker_group import WorkerError, WorkerGroup
+
+_Asked = tuple[Siblings, asyncio.Future[list[RewardResult]]]
 
 
 class RewardClient:
@@ -21,23 +27,35 @@ class RewardClient:
 
     Args:
         workers: handles of the reward workers.
-        timeout_s: limit for one sample.
+        timeout_s: limit for one call of the scorer.
+        start_s: limit for the start of a scoring process, which may come before the call.
     """
 
-    def __init__(self, workers: WorkerGroup[RewardWorker], *, timeout_s: float) -> None:
+    def __init__(
+        self,
+        workers: WorkerGroup[RewardWorker],
+        *,
+        timeout_s: float,
+        start_s: float = START_LIMIT_S,
+    ) -> None:
         self._workers = workers
-        self._timeout_s = timeout_s
+        self._silence_s = timeout_s + start_s  # in this time a busy worker ends one call at least
         self._in_flight = [0] * len(workers)
         self._last_call = [0] * len(workers)  # number of the last call of each worker
         self._num_calls = 0
-        self._waiting: list[tuple[RewardSample, asyncio.Future[RewardResult]]] = []
+        self._waiting: list[_Asked] = []
         self._calls: set[asyncio.Task[None]] = set()
         self._scheduled = False
 
     async def score(self, sample: RewardSample) -> RewardResult:
         """Return the result of one sample; a dead or silent reward worker is a failed outcome."""
-        future: asyncio.Future[RewardResult] = asyncio.get_running_loop().create_future()
-        self._waiting.append((sample, future))
+        (result,) = await self.score_group((sample,))
+        return result
+
+    async def score_group(self, siblings: Siblings) -> list[RewardResult]:
+        """Return the results of samples that one call of the scorer scores, in their order."""
+        future: asyncio.Future[list[RewardResult]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((siblings, future))
         if not self._scheduled:  # after the other samples of this event-loop turn have queued
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._dispatch)
@@ -57,16 +75,17 @@ class RewardClient:
         """Return the worker with the fewest calls in flight; of several the longest unused."""
         return min(workers, key=lambda worker: (self._in_flight[worker], self._last_call[worker]))
 
-    async def _call(
-        self, worker: int, batch: list[tuple[RewardSample, asyncio.Future[RewardResult]]]
-    ) -> None:
-        samples = [sample for sample, _ in batch]
+    async def _call(self, worker: int, batch: list[_Asked]) -> None:
+        groups = [siblings for siblings, _ in batch]
         futures = [future for _, future in batch]
         try:
-            results = await self._results(worker, samples)
-            if any(result is None for result in results):  # one retry, by another worker if any
+            results = await self._results(worker, groups)
+            if results is None:  # one retry, by another worker if any
                 others = [other for other in range(len(self._workers)) if other != worker]
-                results = await self._results(self._least_busy(others or [worker]), samples)
+                results = await self._results(self._least_busy(others or [worker]), groups)
+            if results is None:
+                unavailable = failed("reward worker unavailable")
+                results = [[unavailable] * len(siblings) for siblings in groups]
         except Exception as error:  # whatever it is, no sample may wait for ever
             for future in futures:
                 if not future.done():
@@ -74,26 +93,29 @@ class RewardClient:
         else:
             for future, result in zip(futures, results, strict=True):
                 if not future.done():
-                    future.set_result(result or _failure("reward worker unavailable"))
+                    future.set_result(result)
         finally:
             self._in_flight[worker] -= 1
             self._dispatch()
 
     async def _results(
-        self, worker: int, samples: list[RewardSample]
-    ) -> Sequence[RewardResult | None]:
+        self, worker: int, groups: list[Siblings]
+    ) -> Sequence[list[RewardResult]] | None:
+        """Return the results of one call; None where the worker died or fell silent."""
         import ray.exceptions
 
-        # Every sample may in turn run into its own time limit before the last is scored.
-        limit_s = self._timeout_s * (len(samples) + 1) + 30.0
         self._num_calls += 1
         self._last_call[worker] = self._num_calls
+        settled = -1
         try:
-            call = self._workers.send(worker, bind(RewardWorker.score, samples))
-            return await asyncio.wait_for(call, limit_s)
+            sent = self._workers.send(worker, bind(RewardWorker.score, groups))
+            call = asyncio.ensure_future(sent)
+            while not (await asyncio.wait([call], timeout=self._silence_s))[0]:
+                asked = self._workers.send(worker, bind(RewardWorker.num_settled))
+                before, settled = settled, await asyncio.wait_for(asked, self._silence_s)
+                if settled == before:
+                    call.cancel()
+                    return None
+            return call.result()
         except (TimeoutError, WorkerError, ray.exceptions.RayError):
-            return [None] * len(samples)
-
-
-def _failure(why: str) -> RewardResult:
-    return RewardResult(outcome=f"failed:{why}", reward=None, parts={}, seconds=0.0)
+            return None

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from workers.reward.base import RewardResult, RewardSample, Scorer, failed
+from workers.reward.base import RewardResult, RewardSample, Scorer, Siblings, failed
 from workers.reward.process import ProcessDiedError, SampleTimeoutError, ScoringProcess
 
 MAX_CHUNK = 64  # samples that wait behind one another in a process
@@ -25,20 +25,20 @@ CHUNKS_PER_PROCESS = 4  # a call's samples are cut so fine, so that a slow one h
 
 
 class _Request:
-    """Samples of one `score` call, settled one by one from several threads."""
+    """Groups of one `score_groups` call, settled one by one from several threads."""
 
-    def __init__(self, samples: list[RewardSample]) -> None:
-        self.samples = samples
-        self.future: Future[list[RewardResult]] = Future()
+    def __init__(self, groups: list[Siblings]) -> None:
+        self.groups = groups
+        self.future: Future[list[list[RewardResult]]] = Future()
         self.future.set_running_or_notify_cancel()
-        self.deaths = [0] * len(samples)
-        self._results: list[RewardResult | None] = [None] * len(samples)
-        self._open = len(samples)
+        self.deaths = [0] * len(groups)
+        self._results: list[list[RewardResult] | None] = [None] * len(groups)
+        self._open = len(groups)
         self._lock = threading.Lock()
 
-    def settle(self, index: int, result: RewardResult) -> None:
+    def settle(self, index: int, results: list[RewardResult]) -> None:
         with self._lock:
-            self._results[index] = result
+            self._results[index] = results
             self._open -= 1
             if self._open == 0 and not self.future.done():
                 self.future.set_result([r for r in self._results if r is not None])
@@ -51,7 +51,7 @@ class _Request:
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """Samples of a request that go to one process together."""
+    """Groups of a request that go to one process together."""
 
     request: _Request
     indices: tuple[int, ...]
@@ -63,8 +63,12 @@ class RewardPool:
     Args:
         scorer: scores one sample; built, picklable, importable from another process.
         num_processes: child processes.
-        timeout_s: wall-clock limit for each sample. When it is over the child is killed and the
-            outcome is "failed:timeout".
+        timeout_s: wall-clock limit for each call of the scorer, from its start: time in the queue
+            does not count. When it is over the child is killed, and the outcome is
+            "failed:timeout".
+
+    Attributes:
+        num_settled: calls of the scorer that have ended, however they ended.
 
     Raises:
         ValueError: a bad count or limit, or a scorer that cannot be sent to another process.
@@ -78,6 +82,7 @@ class RewardPool:
             raise ValueError(f"timeout_s must be positive and finite, got {timeout_s}")
         self._queue: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
         self._closed = False
+        self.num_settled = 0
         self._close_lock = threading.Lock()
         pickled = _pickle(scorer)
         self._processes = [
@@ -101,20 +106,28 @@ class RewardPool:
             self._threads.append(thread)
 
     async def score(self, samples: Sequence[RewardSample]) -> list[RewardResult]:
-        """Score samples over all processes; results in the order of the samples.
+        """Score samples one by one over all processes; results in the order of the samples.
 
         Raises:
             RuntimeError: the pool is closed, or a process cannot be started again.
         """
-        if not samples:
+        return [result for (result,) in await self.score_groups([(s,) for s in samples])]
+
+    async def score_groups(self, groups: Sequence[Siblings]) -> list[list[RewardResult]]:
+        """Score groups, each in one call of the scorer; a result per sample, in order.
+
+        Raises:
+            RuntimeError: the pool is closed, or a process cannot be started again.
+        """
+        if not groups:
             return []
-        request = _Request(list(samples))
-        size = min(MAX_CHUNK, math.ceil(len(samples) / self._num_pieces))
+        request = _Request(list(groups))
+        size = min(MAX_CHUNK, math.ceil(len(groups) / self._num_pieces))
         with self._close_lock:
             if self._closed:
                 raise RuntimeError("the reward pool is closed")
-            for start in range(0, len(samples), size):
-                indices = tuple(range(start, min(start + size, len(samples))))
+            for start in range(0, len(groups), size):
+                indices = tuple(range(start, min(start + size, len(groups))))
                 self._queue.put(_Chunk(request, indices))
         return await asyncio.wrap_future(request.future)
 
@@ -160,18 +173,18 @@ class RewardPool:
         process.kill()
 
     def _score_chunk(self, process: ScoringProcess, chunk: _Chunk) -> tuple[int, ...]:
-        """Score until done or until the process is lost; return the samples still to score."""
+        """Score until done or until the process is lost; return the groups still to score."""
         request, indices = chunk.request, chunk.indices
         process.ensure_ready()
         settled = 0
         try:
-            process.send([request.samples[index] for index in indices])
+            process.send([request.groups[index] for index in indices])
             for index in indices:
-                request.settle(index, process.receive())
+                self._settle(request, index, process.receive())
                 settled += 1
             return ()
         except SampleTimeoutError:
-            request.settle(indices[settled], failed("timeout"))
+            self._fail(request, indices[settled], "timeout")
             settled += 1
         except ProcessDiedError:
             if self._closed:
@@ -179,11 +192,19 @@ class RewardPool:
             index = indices[settled]
             request.deaths[index] += 1
             if request.deaths[index] > 1:  # the first time it may have been the machine's doing
-                request.settle(index, failed("worker died"))
+                self._fail(request, index, "worker died")
                 settled += 1
         process.kill()
         process.launch()  # it imports while the next chunk is on its way
         return indices[settled:]
+
+    def _settle(self, request: _Request, index: int, results: list[RewardResult]) -> None:
+        with self._close_lock:
+            self.num_settled += 1
+        request.settle(index, results)
+
+    def _fail(self, request: _Request, index: int, why: str) -> None:
+        self._settle(request, index, [failed(why)] * len(request.groups[index]))
 
 
 def _pickle(scorer: Scorer) -> bytes:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.reward import child
-from workers.reward.base import RewardResult, RewardSample
+from workers.reward.base import RewardResult, Siblings
 
 START_LIMIT_S = 120.0  # imports of a scorer on a busy machine
 READ_BYTES = 1 << 16
@@ -102,19 +102,26 @@ class ScoringProcess:
             raise RuntimeError(f"the scorer cannot be built in a scoring process: {detail}")
         self._ready = True
 
-    def send(self, samples: Sequence[RewardSample]) -> None:
-        """Send a batch to the process; one result per sample follows, in order."""
-        self._send([(s.prompt, s.response, s.ground_truth, dict(s.columns)) for s in samples])
+    def send(self, groups: Sequence[Siblings]) -> None:
+        """Send groups to the process; the results of each follow, in order."""
+        self._send(
+            [
+                [(s.prompt, s.response, s.ground_truth, dict(s.columns)) for s in group]
+                for group in groups
+            ]
+        )
 
-    def receive(self) -> RewardResult:
-        """Wait for the next result.
+    def receive(self) -> list[RewardResult]:
+        """Wait for the results of the next group.
 
         Raises:
-            SampleTimeoutError: none came within the limit of one sample.
+            SampleTimeoutError: none came within the limit of one call of the scorer.
             ProcessDiedError: the process is gone.
         """
-        outcome, reward, parts, seconds = self._receive(self._timeout_s)
-        return RewardResult(outcome=outcome, reward=reward, parts=parts, seconds=seconds)
+        return [
+            RewardResult(outcome=outcome, reward=reward, parts=parts, notes=notes, seconds=seconds)
+            for outcome, reward, parts, notes, seconds in self._receive(self._timeout_s)
+        ]
 
     def kill(self) -> None:
         """End the process and all processes that it started."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from workers.reward.base import RewardResult, RewardSample
+from workers.reward.base import RewardResult, Siblings
 from workers.reward.pool import RewardPool
 from workers.spans import Recorded, SpanLog
 
@@ -20,10 +20,17 @@ class RewardWorker:
         self._pool = RewardPool(scorer, num_processes=num_processes, timeout_s=timeout_s)
         self.spans = SpanLog()
 
-    async def score(self, samples: list[RewardSample]) -> list[RewardResult]:
-        """Score samples; return one result per sample, in order."""
+    async def score(self, groups: list[Siblings]) -> list[list[RewardResult]]:
+        """Score samples, or whole groups; return one result per sample, in order."""
         with self.spans.doing("score"):
-            return await self._pool.score(samples)
+            return await self._pool.score_groups(groups)
+
+    async def num_settled(self) -> int:
+        """Return the number of calls of the scorer that have ended since this worker started.
+
+        Answered while samples wait for a process: a caller sees that the worker lives.
+        """
+        return self._pool.num_settled
 
     def take_spans(self) -> Recorded:
         """Return the spans of this worker since the last call."""

@@ -21,6 +21,7 @@ from workers.engines.vllm.answers import UnusableAnswerError
 from workers.engines.vllm.engine import VLLMEngine
 from workers.reward.base import RewardResult, RewardSample
 from workers.reward.client import RewardClient
+from workers.reward.siblings import SiblingScores
 from workers.rollout.environments.guarded_play import EnvironmentFaultError, play_guarded
 from workers.rollout.environments.single_turn import Environment, Interaction
 from workers.spans import SpanLog
@@ -56,6 +57,7 @@ class RolloutContext:
     rewards: RewardClient
     early_stop: EarlyStop | None
     spans: SpanLog
+    scores_together: bool = False  # True if the scorer wants all siblings in one call
 
 
 class _StoppedError(Exception):
@@ -78,6 +80,9 @@ class GroupPlay:
         self.drawing: set[str] = set()
         self._rewards: list[float] = []
         self._left = request.num_samples  # siblings without an outcome
+        self._scores = SiblingScores(
+            context.rewards, num_samples=request.num_samples, together=context.scores_together
+        )
         self._stopped = False
 
     async def run(self) -> list[Trajectory]:
@@ -116,18 +121,21 @@ class GroupPlay:
             played = _prompt_only(prompt_tokens)
         except UnusableAnswerError as fault:
             self._left -= 1
+            await self._scores.leave_out()
             return self._unscored(k, _prompt_only(prompt_tokens), f"failed:{fault}")
         except EnvironmentFaultError as fault:
             self._left -= 1
+            await self._scores.leave_out()
             outcome = f"failed:{self._request.prompt_uid}: {fault}"
             return self._unscored(k, _prompt_only(prompt_tokens), outcome)
         drawn = time.perf_counter()
         if played.finish_reason == "abort":
             self._left -= 1
+            await self._scores.leave_out()
             return self._unscored(
                 k, played, STOPPED_EARLY if self._stopped else "failed:engine aborted"
             )
-        result = await self._score(played)
+        result = await self._score(k, played)
         timings = {"generate": drawn - began, "reward": time.perf_counter() - drawn}
         await self._stop_if_settled(result)
         return self._trajectory(k, played, result, timings)
@@ -146,7 +154,7 @@ class GroupPlay:
         finally:
             self.drawing.discard(request_id)
 
-    async def _score(self, played: Interaction) -> RewardResult:
+    async def _score(self, k: int, played: Interaction) -> RewardResult:
         finished = RewardSample(
             prompt=self._context.encoder.text(self._request.prompt),
             response=played.response_text,
@@ -154,7 +162,7 @@ class GroupPlay:
             columns=dict(self._request.columns),
         )
         with self._context.spans.doing("wait_for_reward"):
-            return await self._context.rewards.score(finished)
+            return await self._scores.score(k, finished)
 
     async def _stop_if_settled(self, result: RewardResult) -> None:
         """Count a result; stop the siblings still being drawn if the verdict is settled."""
@@ -191,6 +199,7 @@ class GroupPlay:
             outcome=result.outcome,
             reward=result.reward,
             reward_parts=result.parts,
+            reward_notes=result.notes,
             num_turns=played.num_turns,
             response_text=played.response_text,
             timings=timings,

@@ -39,6 +39,7 @@ class RolloutWorker:
         environment: Environment,
         environment_s: float,
         reward_timeout_s: float,
+        scores_together: bool = False,
         early_stop: EarlyStop | None = None,
     ) -> None:
         self._run_id = run_id
@@ -46,6 +47,7 @@ class RolloutWorker:
         self._encoder = PromptEncoder(settings.model_path, max_prompt_tokens)
         self._environment, self._environment_s = environment, environment_s
         self._reward_timeout_s, self._early_stop = reward_timeout_s, early_stop
+        self._scores_together = scores_together
         self._context: RolloutContext
         self._finished: asyncio.Queue[list[Trajectory]] = asyncio.Queue()
         self._groups: dict[str, tuple[GroupPlay, asyncio.Task[None]]] = {}
@@ -68,6 +70,7 @@ class RolloutWorker:
             environment=self._environment,
             environment_s=self._environment_s,
             rewards=RewardClient(rewards, timeout_s=self._reward_timeout_s),
+            scores_together=self._scores_together,
             early_stop=self._early_stop,
             spans=self.spans,
         )

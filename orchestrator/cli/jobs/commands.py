@@ -26,7 +26,7 @@ def submit(options: Namespace) -> int:
     folder = None if options.config_dir is None else str(Path(options.config_dir).absolute())
     raw, config = compose(options.overrides, config_dir=folder)
     algorithm = instantiate(raw.algorithm, _convert_="all")
-    plan.check(config, algorithm)
+    plan.check_launch(config, algorithm)
     job = make_request(
         config,
         options.overrides,

@@ -26,7 +26,7 @@ def examine(config: TrainConfig, algorithm: Algorithm) -> list[Finding]:
 
 def _plan(config: TrainConfig, algorithm: Algorithm) -> Finding:
     try:
-        plan.check(config, algorithm)
+        plan.check_launch(config, algorithm)
     except ValueError as error:
         return fault("plan", str(error), "ballast train dry_run=true shows the whole plan")
     return ok("plan", f"{config.run_name}: the configuration fits cluster={config.cluster.name}")

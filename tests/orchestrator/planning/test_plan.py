@@ -13,7 +13,7 @@ def planned(*overrides):
     """What `ballast train --dry-run` prints, without leading blanks."""
     raw, config = compose(["experiment=tiny", *overrides])
     algorithm = instantiate(raw.algorithm, _convert_="all")
-    plan.check(config, algorithm)
+    plan.check_launch(config, algorithm)
     lines = plan.describe(config, algorithm).splitlines()
     return dict(line.strip().split("  ", 1) for line in lines)
 
@@ -52,18 +52,40 @@ def test_the_rule_decides_whether_a_reference_runs(overrides, roles):
     assert ("reference" in planned(*overrides)["roles"]) == ("ref" in roles)
 
 
-def test_overlong_shaping_follows_the_budget_and_says_where_it_never_applies():
-    rows = planned("algorithm=dapo")
-    assert "max_length=5" in rows["algorithm"]
-    assert "overlong never applies: responses have at most 5 tokens" in rows["note"]
-    room = planned("algorithm=dapo", "algorithm.reward_shaping.overlong.buffer=2")
-    assert "note" not in room
-    longer = planned(
-        "algorithm=dapo",
-        "algorithm.reward_shaping.overlong.max_length=100",
-        "algorithm.reward_shaping.overlong.buffer=20",
-    )
-    assert longer["note"].endswith("its ramp begins after 80")
+def test_overlong_shaping_follows_the_budget():
+    assert "max_length=5" in planned("algorithm=dapo")["algorithm"]
+
+
+def test_notes_are_the_last_section_with_the_key_to_change():
+    rows = planned("algorithm=dapo", "trainer.updates_per_step=2")
+    assert list(rows)[-2:] == ["notes", "algorithm.reward_shaping.overlong.buffer"]
+    assert rows["notes"].startswith("1 setting to look at")
+    assert "the penalty never applies" in rows["algorithm.reward_shaping.overlong.buffer"]
+    assert "notes" not in planned("trainer.updates_per_step=2")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["learner.offload_optimizer=true"], "learner: offload_optimizer needs zero_stage 1, 2"),
+        (
+            ["learner.optimizer.warmup_steps=9", "trainer.total_steps=8"],
+            "learner: total_steps=8 is below warmup_steps=9",
+        ),
+        (["+learner.deepspeed.optimizer={}"], "learner: deepspeed.optimizer={} cannot be passed"),
+        (["+learner.deepspeed.zero_optimization.stage=3"], "learner: .* set zero_stage"),
+        (["+rollout.engine_kwargs.seed=3"], "rollout: rollout engine_kwargs may not set 'seed'"),
+        (["learner.optimizer.betas=[0.9,1.0]"], "learner.optimizer.betas=.*below, 1"),
+        (["learner.optimizer.betas=[-0.1,0.9]"], "learner.optimizer.betas=.*below, 1"),
+        (
+            ["algorithm=ppo", "critic.optimizer.warmup_steps=9", "trainer.total_steps=8"],
+            "critic: total_steps=8 is below warmup_steps=9",
+        ),
+    ],
+)
+def test_the_dry_run_refuses_what_the_launch_would(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        planned(*overrides)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ def meta(group, k, *, reward=1.0, outcome="scored", num_trained=3, version=4):
         max_version=version,
         generate_s=0.1,
         reward_s=0.01,
+        num_prompt=5,
+        prompt_crc=int(group[1:]),
     )
 
 
@@ -79,7 +81,7 @@ def test_every_row_once_and_weights_sum_to_one(num_ranks, num_updates, token_bud
     plan = plan_updates(
         batch,
         ALGORITHM,
-        num_updates=num_updates,
+        groups_per_update=4 // num_updates,
         num_ranks=num_ranks,
         token_budget=token_budget,
         cost=SequenceCost(linear=1.0, quadratic=0.01),
@@ -110,7 +112,7 @@ def test_every_pass_holds_every_row_once_in_an_order_of_its_own(num_ranks):
         return plan_updates(
             batch,
             ALGORITHM,
-            num_updates=4,
+            groups_per_update=2,
             num_passes=3,
             num_ranks=num_ranks,
             token_budget=1000,
@@ -149,3 +151,79 @@ def test_metrics_of_a_batch():
         1 + k + n for n in range(4) for k in range(3) if (n, k) != (1, 1)
     )
     assert np.isfinite(list(metrics.values())).all()
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("token_budget", [14, 1000])
+def test_shared_prompts_are_counted_once_in_a_micro_batch(num_ranks, token_budget):
+    batch = assemble(groups(), ALGORITHM)
+    plans = {
+        shared: plan_updates(
+            batch,
+            ALGORITHM,
+            groups_per_update=2,
+            num_ranks=num_ranks,
+            token_budget=token_budget,
+            cost=SequenceCost(linear=1.0),
+            share_prefixes=shared,
+        )
+        for shared in (False, True)
+    }
+    computed, rows, weights = 0, [], {}
+    for rank in plans[True].ranks:
+        for micro in rank.micro_batches:
+            prompts = len(np.unique(micro.groups))
+            tokens = 5 * prompts + int(batch.lengths[micro.rows].sum())
+            assert tokens <= token_budget
+            computed += tokens
+            rows += micro.rows.tolist()
+            weights |= zip(micro.rows.tolist(), micro.weights["policy"].tolist(), strict=True)
+            # rows of an equal number are of one group, and the other way round
+            pairs = zip(micro.groups.tolist(), batch.group_ids[micro.rows].tolist(), strict=True)
+            assert len(set(pairs)) == prompts
+    assert sorted(rows) == list(range(11))
+    whole = sum(item.num_tokens for item in batch.metas)
+    saved = plans[True].metrics["learner/shared_prefix_frac"]
+    # Less than what is saved where two pieces of a group meet in a micro-batch.
+    assert 0 < saved <= 1 - computed / whole + 1e-9
+    assert plans[False].metrics["learner/shared_prefix_frac"] == 0
+    for rank in plans[False].ranks:
+        for micro in rank.micro_batches:
+            assert micro.groups is None
+            for row, weight in zip(micro.rows, micro.weights["policy"], strict=True):
+                assert weights[int(row)] == weight  # the division changes no weight
+
+
+def updates_of(batch, **more):
+    """Groups of each update of a plan for one rank."""
+    plan = plan_updates(
+        batch,
+        ALGORITHM,
+        num_ranks=1,
+        token_budget=1000,
+        cost=SequenceCost(),
+        **more,
+    )
+    return [
+        sorted({int(batch.group_ids[row]) for micro in update for row in micro.rows})
+        for update in plan.ranks[0].updates
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(16, [16]), (2, [2]), (23, [23]), (24, [12, 12]), (64, [16] * 4)]
+)
+def test_a_batch_of_few_groups_has_fewer_updates_and_not_smaller_ones(count, sizes):
+    updates = updates_of(assemble(groups(count=count), ALGORITHM), groups_per_update=16)
+    assert [len(update) for update in updates] == sizes
+
+
+def test_groups_that_came_in_the_order_of_their_length_are_shuffled_by_the_seed():
+    batch = assemble(groups(count=8), ALGORITHM)
+    in_order = [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert updates_of(batch, groups_per_update=2) == in_order
+    shuffled = updates_of(batch, groups_per_update=2, shuffled=True, seed=(0, 1))
+    assert shuffled != in_order
+    assert sorted(group for update in shuffled for group in update) == list(range(8))
+    assert shuffled == updates_of(batch, groups_per_update=2, shuffled=True, seed=(0, 1))
+    assert shuffled != updates_of(batch, groups_per_update=2, shuffled=True, seed=(0, 2))

@@ -6,6 +6,7 @@ the run puts there. Where the hole has a fixed list of fillings, the test fills 
 
 import ast
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def keys_of(tree):
             found = [node.key]
         elif isinstance(node, ast.Assign):
             found = [t.slice for t in node.targets if isinstance(t, ast.Subscript)]
-        elif isinstance(node, ast.JoinedStr) and text_of(node) in FILLINGS:
+        elif isinstance(node, ast.JoinedStr) and text_of(node) in FILLINGS | UPDATES:
             found = [node]
         yield from filter(None, map(text_of, found))
 
@@ -78,7 +79,9 @@ def heldout_scores():
             prompt_uid="p", prompt="", response="", ground_truth="", reward=1.0, outcome="scored"
         )
     ] * 2
-    return {*summarise(answers), "response_tokens_mean"}  # the last by the evaluator itself
+    abstained = [replace(answer, reward=None, outcome="dropped:abstained") for answer in answers]
+    scores = {*summarise(answers), *summarise(abstained)}
+    return {*scores, "response_tokens_mean"}  # the last by the evaluator itself
 
 
 FILLINGS = {
@@ -86,7 +89,13 @@ FILLINGS = {
     "publication/{}_s": {*arguments_of("phase"), "total"},
     "ledger/{}": {"trained", "dropped", "in_flight"},  # Ledger.counts
     "eval/{}": heldout_scores(),
-    "learner/{}": {"loss", "num_tokens"},  # what an update counts without an area
+}
+# Names whose area is a hole (workers/learner/step_metrics.py): the learner's and the critic's.
+UPDATES = {
+    "{}/{}": {"loss", "num_tokens"},  # what an update counts without an area
+    "{}/grad_norm": {"grad_norm"},
+    "{}/lr": {"lr"},
+    "{}/skipped_updates": {"skipped_updates"},
 }
 
 
@@ -97,6 +106,9 @@ def emitted():
         if path.startswith(IMITATES):
             continue
         for key in keys_of(tree):
+            if path.endswith("step_metrics.py") and key in UPDATES:
+                own = {f"{area}/{name}" for area in ("learner", "critic") for name in UPDATES[key]}
+                names |= dict.fromkeys(own, path)
             if re.fullmatch(r"[a-z]+/[\w{}@/]+", key):
                 fillings = FILLINGS.get(key, {"any"} if HOLE in key else {""})
                 names |= {key.replace(HOLE, filling): path for filling in fillings}

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from conf.compose import compose
 from orchestrator.telemetry.heldout import HeldoutAnswer, HeldoutResult
-from orchestrator.telemetry.progress import Progress
+from orchestrator.telemetry.progress import Progress, sparkline
 from orchestrator.telemetry.run_log import RunLog
 from orchestrator.telemetry.summary import describe
 
@@ -49,6 +49,22 @@ def test_a_terminal_gets_a_live_table():
         assert cell in text
 
 
+def test_the_live_table_draws_the_last_steps_of_what_moves():
+    console = Console(file=io.StringIO(), force_terminal=True, width=140)
+    with Progress(10, console=console) as progress:
+        for step, reward in enumerate((0.0, 0.5, 1.0), start=1):
+            progress.step(step, {**METRICS, "reward/mean": reward})
+    text = console.file.getvalue()
+    assert "reward    ▁▅█" in text  # 7 x 0.5 = 3.5, rounded to the even 4
+    assert "mismatch  ▁▁▁" in text
+    assert "entropy" not in text  # this run measures none
+
+
+def test_a_curve_with_a_value_that_is_no_number_is_drawn_all_the_same():
+    assert sparkline([1.0, float("nan"), 2.0]) == "▁?█"
+    assert sparkline([float("inf"), 2.0]) == "?▁"
+
+
 def scores(*rewards):
     answers = tuple(
         HeldoutAnswer(
@@ -71,11 +87,13 @@ def test_the_summary_names_before_after_and_every_path(tmp_path):
     log.steps.extend(steps)
     log.heldout(0, scores(1, 0, 0, 0))
     log.heldout(8, scores(1, 1, 1, 0))
-    text = describe(config, log, Path("/runs/quickstart"), Path("/runs/final"))
+    text = describe(
+        config, log, Path("/runs/quickstart"), Path("/runs/final"), Path("/runs/report.html")
+    )
     assert "0.100 in step 1 -> 0.600 over the last 5 steps" in text  # (.4 + ... + .8) / 5
     assert "0.250 at step 0 -> 0.750 at step 8" in text
     assert "'1+1=': '1' -> '2', '2'" in text
     assert text.count(" -> ") == 6  # reward, score, heading, three answers
-    for path in ("checkpoints", "final", "metrics.jsonl", "rollouts"):
+    for path in ("checkpoints", "final", "metrics.jsonl", "rollouts", "report.html"):
         assert path in text
     assert "next: ballast train" in text

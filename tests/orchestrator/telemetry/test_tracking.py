@@ -32,9 +32,15 @@ def test_a_line_is_on_disk_before_the_next_step(tmp_path):
 
 def test_every_sink_is_closed_where_the_run_fails(tmp_path):
     config = replace(compose(["experiment=tiny"])[1], tracking=PLAIN)
-    with pytest.raises(KeyError), RunLog(tmp_path, config, Progress(3)) as log:
-        log.step(1, {"reward/mean": 0.5})
-        raise KeyError("step 2")
+    log = RunLog(tmp_path, config, Progress(3))
+
+    def run():
+        with log:
+            log.step(1, {"reward/mean": 0.5})
+            raise KeyError("step 2")
+
+    with pytest.raises(KeyError):
+        run()
     with pytest.raises(ValueError, match="closed file"):
         log.step(2, {})
     assert [line["step"] for line in lines(tmp_path)] == [1]

@@ -71,3 +71,11 @@ def test_a_request_crosses_a_process_boundary_unchanged():
     copy = pickle.loads(pickle.dumps(request))
     assert copy == request
     assert copy.sampling == Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=64)
+
+
+def test_a_rank_reads_the_rows_of_all_its_passes():
+    """A later pass gives the rank rows that another rank had before."""
+    first, second = (micro_batch(3), micro_batch()), (micro_batch(0), micro_batch(3))
+    plan = RankPlan(updates=(first, second), num_passes=2)
+    assert plan.rows.tolist() == [0, 3]
+    assert [once.rows.tolist() for once in plan.passes] == [[3], [0, 3]]

@@ -17,14 +17,23 @@ class Worker:
         self.calls, self.deaths, self.open = [], deaths, asyncio.Event()
         self.open.set()
         self.score = SimpleNamespace(remote=self._score)
+        self.num_settled = SimpleNamespace(remote=self._num_settled)
+        self.settled = iter([0] * 99)
 
-    async def _score(self, samples):
+    async def _score(self, groups):
+        samples = [sample for group in groups for sample in group]
         self.calls.append([sample.response for sample in samples])
         await self.open.wait()
         if self.deaths:
             self.deaths -= 1
             raise ray.exceptions.ActorDiedError
-        return [RewardResult(outcome="scored", reward=float(s.response)) for s in samples]
+        return [
+            [RewardResult(outcome="scored", reward=float(s.response)) for s in group]
+            for group in groups
+        ]
+
+    async def _num_settled(self):
+        return next(self.settled)
 
 
 def sample(number):
@@ -113,7 +122,7 @@ def test_the_retry_goes_to_another_worker():
 
 def test_an_error_of_another_kind_reaches_every_sample_and_leaves_none_waiting():
     class Broken(Worker):
-        async def _score(self, samples):
+        async def _score(self, groups):
             raise KeyError("a fault of our own")
 
     async def run():
@@ -123,3 +132,40 @@ def test_an_error_of_another_kind_reaches_every_sample_and_leaves_none_waiting()
 
     errors = asyncio.run(asyncio.wait_for(run(), 10))
     assert [type(error) for error in errors] == [KeyError, KeyError]
+
+
+def test_a_long_queue_is_waited_for_as_long_as_the_worker_ends_samples():
+    """Ten times the limit pass before the answer; in each of them the worker ended a sample."""
+
+    async def run():
+        worker = Worker()
+        worker.open.clear()
+        worker.settled = iter(range(99))
+        group = WorkerGroup("reward", [worker])
+        client = RewardClient(group, timeout_s=0.01, start_s=0.01)
+        asked = asyncio.create_task(client.score(sample(4)))
+        await asyncio.sleep(0.2)
+        worker.open.set()
+        return (await asked).reward, worker.calls
+
+    assert asyncio.run(run()) == (4.0, [["4"]])
+
+
+def test_a_worker_in_which_nothing_ends_is_given_up():
+    async def run():
+        silent, other = Worker(), Worker()
+        silent.open.clear()
+        client = RewardClient(WorkerGroup("reward", [silent, other]), timeout_s=0.01, start_s=0.01)
+        return (await client.score(sample(4))).reward, len(silent.calls), len(other.calls)
+
+    assert asyncio.run(asyncio.wait_for(run(), 10)) == (4.0, 1, 1)
+
+
+def test_siblings_are_one_unit_of_a_call():
+    async def run():
+        worker = Worker()
+        client = RewardClient(WorkerGroup("reward", [worker]), timeout_s=1.0)
+        results = await client.score_group((sample(3), sample(1)))
+        return [result.reward for result in results], worker.calls
+
+    assert asyncio.run(run()) == ([3.0, 1.0], [["3", "1"]])

@@ -266,3 +266,15 @@ def test_what_is_refused_at_construction(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_no_samples(pool: RewardPool) -> None:
     assert asyncio.run(pool.score([])) == []
+
+
+def test_the_limit_counts_from_the_start_of_scoring(faulty: Function) -> None:
+    """Twelve calls of 0.2 s wait behind one another in one process: 2.4 s, with a limit of 1 s."""
+    slow = faulty.path.replace("faults.py", "slow.py")
+    Path(slow.partition(":")[0]).write_text(
+        "import time\ndef reward(response):\n    time.sleep(0.2)\n    return float(response)\n"
+    )
+    with RewardPool(Function(path=slow), num_processes=1, timeout_s=1.0) as pool:
+        results = score(pool, *["1"] * 12)
+        assert [result.outcome for result in results] == ["scored"] * 12
+        assert pool.num_settled == 12

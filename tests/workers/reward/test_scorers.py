@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def test_columns_named_like_an_argument_of_every_call_disturb_nothing(tmp_path: 
     finished = RewardSample(prompt="2+3=", response="5", ground_truth="5", columns=columns)
     result = score_sample(Function(path=path, arguments={"scale": 2}), finished)
     assert (result.outcome, result.reward) == ("scored", 6.0)
-    with pytest.raises(ValueError, match="arguments named response are those of every call"):
+    with pytest.raises(ValueError, match="reward.scorer.arguments holds \\[.response.\\]"):
         Function(path=path, arguments={"response": 1})
 
 
@@ -206,6 +207,10 @@ def test_bad_construction() -> None:
         (np.array([0.25]), 0.25),
         (torch.tensor(0.75), 0.75),
         ({"reward": 2}, 2.0),
+        (Decimal("0.5"), 0.5),
+        (np.float64(0.25), 0.25),
+        (torch.tensor([0.5]), 0.5),
+        ({"reward": 1, "note": "good"}, 1.0),
     ],
 )
 def test_what_counts_as_a_reward(returned: object, reward: float) -> None:
@@ -216,10 +221,11 @@ def test_what_counts_as_a_reward(returned: object, reward: float) -> None:
 @pytest.mark.parametrize(
     ("returned", "outcome"),
     [
-        (None, "failed:TypeError: reward must be a number, got NoneType None"),
+        (None, "dropped:abstained"),
+        ({"reward": None, "pred": "?"}, "dropped:abstained"),
         ("0.5", "failed:TypeError: reward must be a number, got str '0.5'"),
         ({"score": 1}, 'failed:ValueError: a reward mapping needs the key "reward"'),
-        ({"reward": 1, "note": "good"}, "failed:TypeError: note must be a number, got str 'good'"),
+        ({"reward": "1"}, "failed:TypeError: reward must be a number, got str '1'"),
         (float("nan"), "failed:non-finite reward nan"),
         (float("inf"), "failed:non-finite reward inf"),
         ({"reward": 1, "x": float("nan")}, "failed:non-finite part {'x': nan}"),
@@ -243,9 +249,22 @@ def test_every_shipped_config_builds_and_scores(path: Path) -> None:
         config.scorer.path = "workers.reward.scorers.exact.cut_at"  # any importable callable
         assert callable(instantiate(config.scorer))
         return
+    if path.stem == "http":  # tests/workers/reward/scorers/test_remote.py has a service
+        assert instantiate(config.scorer).whole_group
+        return
     entry = {"dataset": "chain_sum", "config": {}, "question": "2+3", "answer": "5", "metadata": {}}
-    response = "<answer>5</answer>" if path.stem == "format" else "5"
-    result = score_sample(instantiate(config.scorer), sample(response, entry=json.dumps(entry)))
+    response = "<answer>5</answer>" if path.stem in ("format", "pattern") else "5"
+    truth = "B" if path.stem == "choice" else "5"
+    columns = {
+        "entry": json.dumps(entry),
+        "schema": {"type": "integer"},
+        "instruction_id_list": ["punctuation:no_comma"],
+    }
+    response = "B" if path.stem == "choice" else response
+    if path.stem == "python":
+        response, truth = "print(5)", '[{"input": "", "output": "5"}]'
+    scorer = instantiate(config.scorer, _convert_="all")
+    result = score_sample(scorer, sample(response, truth, **columns))
     assert result.outcome == "scored"
     assert result.reward in (1.0, 1.1)  # weighted adds 0.1 for the format
 

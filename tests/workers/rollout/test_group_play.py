@@ -89,6 +89,7 @@ def play(
     early_stop=None,
     environment_s=60.0,
     prompt_fault=None,
+    scores_together=False,
 ):
     request = GroupRequest(
         group_id="g",
@@ -111,6 +112,7 @@ def play(
         rewards=rewards,
         early_stop=early_stop,
         spans=SpanLog(),
+        scores_together=scores_together,
     )
     return GroupPlay(request, context)
 
@@ -305,3 +307,26 @@ def test_a_fault_of_the_engine_is_not_the_environments_even_if_it_hides_it():
     group = play(Hangs({}), Rewards({}), samples=1, environment=Hides())
     with pytest.raises(EngineTimeoutError, match="made no step"):
         asyncio.run(group.run())
+
+
+def test_a_scorer_of_whole_groups_gets_all_siblings_that_finished_once():
+    """Siblings of 9, 5 and 7 turns finish in another order and arrive in their own."""
+
+    class Ranks:
+        calls = ()
+
+        async def score_group(self, siblings):
+            self.calls = (*self.calls, [len(sample.response) for sample in siblings])
+            longest = max(len(sample.response) for sample in siblings)
+            rewards = [float(len(sample.response) == longest) for sample in siblings]
+            return [RewardResult(outcome="scored", reward=reward) for reward in rewards]
+
+    rewards = Ranks()
+    engine = Engine({"g/0/1": 9, "g/1/1": 5, "g/2/1": 7})
+    group = play(engine, rewards, samples=3, scores_together=True)
+    assert outcomes(asyncio.run(group.run())) == [
+        ("scored", 1.0, 9),
+        ("scored", 0.0, 5),
+        ("scored", 0.0, 7),
+    ]
+    assert rewards.calls == ([9, 5, 7],)

@@ -45,23 +45,29 @@ def flash_varlen(
     longest: int,
     scale: float,
     window: int | None,
+    cu_keys: Tensor | None = None,  # [S+1] int32
+    longest_key: int | None = None,
 ) -> Tensor:
     """Compute causal attention within each sequence of a flat batch: [N, H, D].
+
+    With `cu_keys` and `longest_key` a sequence has more keys than queries, and its queries are the
+    last of them.
 
     The operator that `torch.nn.attention.varlen` wraps: it is differentiable by itself and takes
     fewer key-value heads, and its leading arguments are those of every torch that we support,
     which the wrapper's are not. `longest` is the longest sequence's tokens; `window` counts the
     tokens that a token sees, itself included, and None shows it all before it.
     """
-    windowed = window is not None and window < longest
+    longest_key = longest if longest_key is None else longest_key
+    windowed = window is not None and window < longest_key
     out: Tensor = torch.ops.aten._flash_attention_forward(
         query,
         key,
         value,
         cu_seqlens,
-        cu_seqlens,
+        cu_seqlens if cu_keys is None else cu_keys,
         longest,
-        longest,
+        longest_key,
         0.0,  # dropout
         not windowed,  # causal; a window says so by its right end
         False,  # no debug mask
@@ -102,7 +108,8 @@ def dense_varlen(
             q, k, v, scale=scale, is_causal=True, enable_gqa=grouped
         )
         parts.append(out[0].transpose(0, 1))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    # Some models take a view of it: its heads lie beside each other.
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
 
 
 def block_attention(
@@ -142,6 +149,40 @@ def block_attention(
     return F.scaled_dot_product_attention(q, k, v, scale=scale, attn_mask=seen)
 
 
+def suffix_block_attention(
+    q: Tensor,  # [B, H, L, D]
+    k: Tensor,  # [B, Hk, K, D]
+    v: Tensor,  # [B, Hk, K, D]
+    *,
+    absent: Tensor | None,  # [B, 1, 1, K] bool
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Compute the causal attention of a block whose queries are its last L of K keys: [B, H, L, D].
+
+    No query sees the keys that are `absent`.
+    """
+    length, num_keys = q.shape[2], k.shape[2]
+    k, v = (_repeat_heads(tensor, q.shape[1]) for tensor in (k, v))
+    on_cpu = q.device.type == "cpu"
+    if softcap is not None or (on_cpu and num_keys <= PLAIN_LENGTH):
+        return tiled_attention(
+            q,
+            k,
+            v,
+            scale=scale,
+            window=window,
+            softcap=softcap,
+            tile_elements=None if on_cpu else TILE_ELEMENTS,
+            absent=absent,
+        )
+    seen = visible(length, num_keys, num_keys - length, window=window, device=q.device)  # [L, K]
+    if absent is not None:
+        seen = seen & ~absent  # [B, 1, L, K]
+    return F.scaled_dot_product_attention(q, k, v, scale=scale, attn_mask=seen)
+
+
 def _repeat_heads(tensor: Tensor, num_heads: int) -> Tensor:
     """Repeat key-value heads, [B, Hk, L, D] to [B, H, L, D]; neighbours share one."""
     return tensor.repeat_interleave(num_heads // tensor.shape[1], dim=1)
@@ -149,32 +190,43 @@ def _repeat_heads(tensor: Tensor, num_heads: int) -> Tensor:
 
 def tiled_attention(
     query: Tensor,  # [B, H, L, D]
-    key: Tensor,  # [B, H, L, D]
-    value: Tensor,  # [B, H, L, D]
+    key: Tensor,  # [B, H, K, D]
+    value: Tensor,  # [B, H, K, D]
     *,
     scale: float,
     window: int | None,
     softcap: float | None,
     tile_elements: int | None = TILE_ELEMENTS,
+    absent: Tensor | None = None,  # [B, 1, 1, K] bool
 ) -> Tensor:
     """Compute the causal attention of one block by plain scores: [B, H, L, D].
 
-    The scores are computed again in the backward pass.
+    The queries are the last L of K keys. The scores are computed again in the backward pass.
 
     `window` counts the tokens that a token sees, itself included; `softcap` is the `c` of
     `c * tanh(scores / c)`; at most `tile_elements` scores exist at a time, None computes and keeps
-    all of them.
+    all of them; keys that are `absent` are never seen.
     """
     batch, heads, length, _ = query.shape
+    before = key.shape[2] - length
     rows = length
     if tile_elements is not None:
-        rows = max(1, tile_elements // (batch * heads * length))
+        rows = max(1, tile_elements // (batch * heads * key.shape[2]))
     parts = []
     for first in range(0, length, rows):
         last = min(first + rows, length)
-        low = 0 if window is None else max(0, first - window + 1)
-        keys, values = key[:, :, low:last], value[:, :, low:last]
-        tile = (query[:, :, first:last], keys, values, first - low, scale, window, softcap)
+        low = 0 if window is None else max(0, before + first - window + 1)
+        places = slice(low, before + last)
+        tile = (
+            query[:, :, first:last],
+            key[:, :, places],
+            value[:, :, places],
+            before + first - low,
+            scale,
+            window,
+            softcap,
+            None if absent is None else absent[..., places],
+        )
         if rows >= length:
             return _tile(*tile)
         parts.append(checkpoint(_tile, *tile, use_reentrant=False, preserve_rng_state=False))
@@ -189,12 +241,15 @@ def _tile(
     scale: float,
     window: int | None,
     softcap: float | None,
+    absent: Tensor | None,  # [B, 1, 1, m]
 ) -> Tensor:
     """Compute the attention of query rows, the first being key number `offset`: [B, H, l, D]."""
     scores = (query * scale) @ key.transpose(2, 3)  # [B, H, l, m]
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     hidden = ~visible(query.shape[2], key.shape[2], offset, window=window, device=query.device)
+    if absent is not None:
+        hidden = hidden | absent  # [B, 1, l, m]
     scores = scores.masked_fill(hidden, float("-inf"))
     return scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype) @ value
 

@@ -5,8 +5,8 @@ Hidden states [M, H] and the weight [V, H] go in, log-probabilities and full-voc
 the forward and, recomputed, in the backward pass: memory does not grow with M * V. Runs in the
 ranks of learner and reference. Samples nothing.
 
-The arithmetic, per row, with raw logits r, soft cap c and temperature T:
-    z = c * tanh(r / c) / T   (r / T without a cap)        p = softmax(z)
+The arithmetic, per row, with raw logits r, their scale s, soft cap c and temperature T:
+    z = c * tanh(s * r / c) / T   (s * r / T without a cap)        p = softmax(z)
     logprob = z[target] - logsumexp(z)                     d logprob / dz = onehot(target) - p
     entropy = -sum(p * log p)                              d entropy / dz = -p * (log p + entropy)
 
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from workers.engines.model.head_rows import default_chunk_rows
 
@@ -30,6 +31,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         bias: Tensor | None,  # [V]
         targets: Tensor,  # [M] int64
         temperature: float,
+        scale: float,
         softcap: float | None,
         with_entropy: bool,
         chunk_rows: int,
@@ -37,14 +39,15 @@ class _ChunkedLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         # An output that nothing differentiates (entropies that only gate) then costs nothing.
         ctx.set_materialize_grads(False)
-        ctx.temperature, ctx.softcap, ctx.with_entropy = temperature, softcap, with_entropy
+        ctx.temperature, ctx.with_entropy = temperature, with_entropy
+        ctx.scale, ctx.softcap = scale, softcap
         ctx.chunk_rows, ctx.product_dtype = chunk_rows, product_dtype
         logprobs = hidden.new_empty(hidden.shape[0], dtype=torch.float32)  # [M]
         entropies = torch.empty_like(logprobs) if with_entropy else logprobs.new_empty(0)
         factor = weight.to(product_dtype)  # [V, H]
         for rows in _chunks(hidden.shape[0], chunk_rows):
             z = _logits(hidden[rows], factor, bias)  # [m, V]
-            _cap_and_divide_(z, temperature=temperature, softcap=softcap)
+            _cap_and_divide_(z, temperature=temperature, scale=scale, softcap=softcap)
             picked = targets[rows, None]  # [m, 1]
             if with_entropy or z.is_cuda:
                 z = _log_softmax_(z)
@@ -74,7 +77,9 @@ class _ChunkedLogprobs(torch.autograd.Function):
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         for rows in _chunks(hidden.shape[0], ctx.chunk_rows):
             z = _logits(hidden[rows], factor, bias)  # [m, V]
-            slope = _cap_and_divide_(z, temperature=ctx.temperature, softcap=ctx.softcap)
+            slope = _cap_and_divide_(
+                z, temperature=ctx.temperature, scale=ctx.scale, softcap=ctx.softcap
+            )
             z = _log_softmax_(z)
             _gradient_(
                 z,
@@ -97,7 +102,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
         grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
-        return grad_hidden, grad_weight, grad_bias, *([None] * 6)
+        return grad_hidden, grad_weight, grad_bias, *([None] * 7)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
@@ -152,7 +157,7 @@ def _gradient_(
     grad_entropies: Tensor | None,  # [m]
     entropies: Tensor,  # [m], read where they have a gradient
 ) -> None:
-    """Turn log p [m, V] into the gradient by the logits, with one buffer beside it for entropies."""
+    """Turn log p [m, V] into the gradient by the logits; entropies take one buffer beside it."""
     if grad_entropies is None:
         log_p.exp_().mul_(-grad_logprobs[:, None])
     else:
@@ -163,15 +168,16 @@ def _gradient_(
 
 
 def _cap_and_divide_(
-    logits: Tensor, *, temperature: float, softcap: float | None
+    logits: Tensor, *, temperature: float, scale: float, softcap: float | None
 ) -> Tensor | float:
-    """Cap and divide `logits` in place; return their derivative by the raw logits."""
+    """Scale, cap and divide `logits` in place; return their derivative by the raw logits."""
+    divisor = temperature / scale
     if softcap is None:
-        if temperature != 1.0:
-            logits.div_(temperature)
-        return 1.0 / temperature
-    logits.div_(softcap).tanh_()
-    slope = (1.0 - logits**2).div_(temperature)
+        if divisor != 1.0:
+            logits.div_(divisor)
+        return 1.0 / divisor
+    logits.div_(softcap / scale).tanh_()
+    slope = (1.0 - logits**2).div_(divisor)
     logits.mul_(softcap / temperature)
     return slope
 
@@ -183,6 +189,7 @@ def chunked_logprobs(
     *,
     bias: Tensor | None = None,
     temperature: float = 1.0,
+    scale: float = 1.0,
     softcap: float | None = None,
     entropy: bool = False,
     chunk_rows: int | None = None,
@@ -197,6 +204,7 @@ def chunked_logprobs(
         targets: [M] int64.
         bias: [V] or None.
         temperature: the logits are divided by it; positive.
+        scale: positive factor of the logits, before the cap, as Cohere and Granite have.
         softcap: `c` of `c * tanh(logits / c)`, as Gemma 2 has.
         entropy: also return entropies; both outputs then carry gradients.
         chunk_rows: rows of float32 logits held at a time; None asks `head_rows`.
@@ -221,6 +229,7 @@ def chunked_logprobs(
             bias,
             targets,
             float(temperature),
+            scale,
             softcap,
             entropy,
             chunk_rows or default_chunk_rows(weight.shape[0], _gpu_bytes(weight.device)),
@@ -241,25 +250,37 @@ class ChunkedHead(nn.Module):
         weight: nn.Parameter,  # [V, H]
         bias: nn.Parameter | None = None,  # [V]
         *,
+        scale: float = 1.0,
         softcap: float | None = None,
         chunk_rows: int | None = None,
     ) -> None:
         super().__init__()
         self.weight = weight
         self.bias = bias
-        self.softcap = softcap
+        self.scale, self.softcap = scale, softcap
         self.chunk_rows = chunk_rows
 
     def forward(
-        self, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Compute log-probabilities and entropies [M] of `targets` [M] after `hidden` [M, H]."""
+        self,
+        hidden: Tensor,
+        targets: Tensor | None = None,
+        temperature: float = 1.0,
+        entropy: bool = False,
+    ) -> Any:
+        """Compute log-probabilities and entropies [M] of `targets` [M] after `hidden` [M, H].
+
+        Without targets return what the replaced head would, raw logits [..., V] of `hidden`
+        [..., H]: the model's own forward pass, which the self-test runs, works as ever.
+        """
+        if targets is None:
+            return F.linear(hidden, self.weight, self.bias)
         return chunked_logprobs(
             hidden,
             self.weight,
             targets,
             bias=self.bias,
             temperature=temperature,
+            scale=self.scale,
             softcap=self.softcap,
             entropy=entropy,
             chunk_rows=self.chunk_rows,

@@ -10,7 +10,8 @@ gradient is not zero, and from the second update on the backbone has one too.
 
 Runs in the critic's ranks. Computes no loss.
 
-Legend: N tokens of a packed batch, S sequences, M trained tokens, H hidden size.
+Legend: N tokens of a packed batch, n of them computed, S sequences, M trained tokens, H hidden
+size.
 """
 
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
+from workers.data.shared_prefixes import SharedPrefixes
 from workers.engines.model.attention import VARLEN_SDPA, check_attention
 from workers.engines.model.packed_model import PackedModel, check_model_folder
 
@@ -31,6 +33,7 @@ class CriticModel(PackedModel):
         model: the backbone.
         attention: a name of `attention.ATTENTION_NAMES`.
         autocast: dtype of the backbone's matrix products where it is not that of the weights.
+        longest: tokens of the run's longest sequence, see `PackedModel`.
     """
 
     def __init__(
@@ -39,8 +42,9 @@ class CriticModel(PackedModel):
         *,
         attention: str = VARLEN_SDPA,
         autocast: torch.dtype | None = None,
+        longest: int | None = None,
     ) -> None:
-        super().__init__(model, attention=attention, autocast=autocast)
+        super().__init__(model, attention=attention, autocast=autocast, longest=longest)
         width = model.config.get_text_config().hidden_size
         self.value_head = nn.Linear(width, 1, dtype=torch.float32)
         nn.init.zeros_(self.value_head.weight)
@@ -52,6 +56,7 @@ class CriticModel(PackedModel):
         position_ids: Tensor,  # [N] int64
         cu_seqlens: Tensor,  # [S+1] int32
         loss_mask: Tensor,  # [N] bool
+        prefixes: SharedPrefixes | None = None,
     ) -> Tensor:
         """Compute the values [N] float32, zero where `loss_mask` is False.
 
@@ -59,16 +64,32 @@ class CriticModel(PackedModel):
         collectives all happen.
         """
         with self.mixed_precision(tokens):
-            hidden = self.hidden_states(tokens, position_ids, cu_seqlens)  # [N, H]
+            hidden = self.hidden_states(tokens, position_ids, cu_seqlens, prefixes)  # [n, H]
         trained = loss_mask.nonzero()[:, 0]  # [M]
-        before = hidden.index_select(0, trained - 1).float()  # [M, H]
+        before = hidden.index_select(0, self.before(trained, prefixes)).float()  # [M, H]
         with torch.autocast(tokens.device.type, enabled=False):
             picked = self.value_head(before)[:, 0]  # [M]
         return picked.new_zeros(tokens.shape[0]).index_copy(0, trained, picked)
 
+    def packed_outputs(self, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """See `PackedModel`: the hidden states [N, H], which any value is a function of."""
+        with self.mixed_precision(tokens):
+            return _scaled(self.hidden_states(tokens, position_ids, cu_seqlens))
+
+    def plain_outputs(self, tokens: Tensor) -> Tensor:
+        """See `PackedModel`: the backbone's own hidden states [L, H]."""
+        with self.plain_attention():
+            hidden = self.model(input_ids=tokens[None], use_cache=False).last_hidden_state
+        return _scaled(hidden[0])
+
     def hf_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Iterate over the backbone's parameters (`model.`) and the head's (`value_head.`)."""
-        return self.named_parameters()
+        """Iterate over those that train of the backbone (`model.`) and head (`value_head.`)."""
+        return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
+
+
+def _scaled(hidden: Tensor) -> Tensor:
+    """Divide hidden states [N, H] by their root mean square: comparable between models."""
+    return hidden.float() / hidden.float().square().mean(dim=-1, keepdim=True).sqrt()
 
 
 def load_critic_model(
@@ -77,6 +98,7 @@ def load_critic_model(
     dtype: torch.dtype = torch.float32,
     attention: str = VARLEN_SDPA,
     autocast: torch.dtype | None = None,
+    longest: int | None = None,
 ) -> CriticModel:
     """Read the backbone of a Hugging Face model folder, without a head that the folder may have.
 
@@ -86,4 +108,4 @@ def load_critic_model(
     check_attention(attention)
     check_model_folder(folder)
     model = AutoModel.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
-    return CriticModel(model, attention=attention, autocast=autocast)
+    return CriticModel(model, attention=attention, autocast=autocast, longest=longest)

@@ -7,27 +7,34 @@ states of its own part of the tokens; `own` and `whole` lead from a batch to tha
 
 Runs in the ranks of learner, reference and critic. Computes no loss and generates nothing.
 
-Legend: N tokens of a packed batch, S sequences, H hidden size, n tokens of this rank's part (N
-where the batch is not shared).
+Legend: N tokens of a packed batch, S sequences, H hidden size, n tokens that this rank computes (N
+where neither ranks share the batch nor siblings a prefix), M trained tokens.
 """
 
+import contextlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from workers.data.shared_prefixes import SharedPrefixes
 from workers.engines.model.attention import VARLEN_SDPA, attention_arguments, check_attention
+from workers.engines.model.families.positions import fix_positions
 from workers.engines.model.sequence_parallel import ULYSSES, SequenceParallel
 
+# Families whose window stands in the mask alone, which packed attention does not read.
+MASKED_WINDOWS = ("phimoe",)
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
-class PackedModel(nn.Module):
+class PackedModel(nn.Module, ABC):
     """Decoder over packed batches: `hidden_states(tokens, position_ids, cu_seqlens)` -> [n, H].
 
     Args:
@@ -36,6 +43,7 @@ class PackedModel(nn.Module):
         autocast: dtype of the matrix products where it is not that of the weights.
         sequence_group: ranks that share every batch, each of them called with all of it; None
             where this rank computes its batches alone.
+        longest: tokens of the run's longest sequence, see `fix_positions`; None: the context.
     """
 
     def __init__(
@@ -45,6 +53,7 @@ class PackedModel(nn.Module):
         attention: str = VARLEN_SDPA,
         autocast: torch.dtype | None = None,
         sequence_group: dist.ProcessGroup | None = None,
+        longest: int | None = None,
     ) -> None:
         super().__init__()
         check_attention(attention)
@@ -52,8 +61,10 @@ class PackedModel(nn.Module):
         self._shared: SequenceParallel | None = None
         if sequence_group is not None:
             self._shared = SequenceParallel(model.config.get_text_config(), sequence_group)
-        model.set_attn_implementation(attention if self._shared is None else ULYSSES)
+        self._packed_attention = attention if self._shared is None else ULYSSES
+        _set_attention(model, self._packed_attention)
         _without_dropout(model)
+        fix_positions(model, longest)
         self.model = model
         self.attention = attention
         self.autocast = autocast
@@ -63,9 +74,23 @@ class PackedModel(nn.Module):
         tokens: Tensor,  # [N] int64
         position_ids: Tensor,  # [N] int64
         cu_seqlens: Tensor,  # [S+1] int32
+        prefixes: SharedPrefixes | None = None,
     ) -> Tensor:
-        """Compute the last layer's output at every token of this rank's part [n, H]."""
+        """Compute the last layer's output at every token of this rank's part [n, H].
+
+        With `prefixes` the part is the n tokens that they say to compute, in their order.
+
+        Raises:
+            ValueError: the attention, or ranks that share a batch, cannot share prefixes.
+        """
         extras: dict[str, Any] = {}
+        if prefixes is not None:
+            if self._shared is not None:
+                raise ValueError(
+                    "ranks that share a batch (sequence_parallel_size above 1) cannot share "
+                    "prefixes: set learner.shared_prefix=false"
+                )
+            tokens, position_ids = tokens[prefixes.computed], position_ids[prefixes.computed]
         if self._shared is not None:
             cu_seqlens = self._shared.padded_ends(cu_seqlens, tokens.shape[0])
             extras = self._shared.attention_arguments
@@ -73,10 +98,47 @@ class PackedModel(nn.Module):
             input_ids=self.own(tokens)[None],
             position_ids=self.own(position_ids)[None],
             use_cache=False,
-            **attention_arguments(self.attention, cu_seqlens),
+            **attention_arguments(self.attention, cu_seqlens, prefixes),
             **extras,
         ).last_hidden_state
         return hidden[0]
+
+    def before(self, trained: Tensor, prefixes: SharedPrefixes | None) -> Tensor:
+        """Find the hidden state [n] that predicts each of the trained tokens [M].
+
+        It is that of the token before, which may be the last one of a shared prefix. To be called
+        where ranks do not share the batch.
+        """
+        return trained - 1 if prefixes is None else prefixes.places[trained - 1]
+
+    @abstractmethod
+    def packed_outputs(self, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Compute the numbers [N, ...] by which the self-test judges a packed batch."""
+
+    @abstractmethod
+    def plain_outputs(self, tokens: Tensor) -> Tensor:
+        """Compute the same numbers [L, ...] of one sequence [L] by the model's own forward pass."""
+
+    @contextlib.contextmanager
+    def plain_attention(self) -> Iterator[None]:
+        """Give the model, inside the block, the attention that is written out in its own file."""
+        self.model.set_attn_implementation("eager")
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(self._packed_attention)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set train or eval mode, in which the model computes the same.
+
+        Whatever transformers draws in train mode (dropout, jitter of routers and of their inputs,
+        experts drawn at random) would make what is trained another policy than what is scored. Only
+        the layers that a backward pass recomputes ask for the mode.
+        """
+        super().train(mode)
+        for module in self.model.modules():
+            module.training = mode and isinstance(module, GradientCheckpointingLayer)
+        return self
 
     def own(self, values: Tensor) -> Tensor:
         """Take this rank's part [n] of a value per token [N]; padding is zero."""
@@ -95,7 +157,18 @@ class PackedModel(nn.Module):
 
     def hf_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Iterate over the parameters that train, under stable names; a tied weight comes once."""
-        return self.model.named_parameters()
+        return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+
+    def freeze_unread(self) -> None:
+        """Freeze the parameters that no packed batch reads, such as those of a vision tower.
+
+        Nothing gives them a gradient, and weight decay alone would change them.
+        """
+        modules = (self.model.get_decoder(), self.model.get_output_embeddings())
+        read = {id(p) for module in modules if module is not None for p in module.parameters()}
+        for parameter in self.model.parameters():
+            if id(parameter) not in read:
+                parameter.requires_grad_(False)
 
     def enable_gradient_checkpointing(self, *, reentrant: bool) -> None:
         """Keep layer inputs only and recompute the rest in the backward pass."""
@@ -132,10 +205,36 @@ def _check_layers(model: PreTrainedModel) -> None:
     unknown = sorted(kinds - {"full_attention", "sliding_attention"})
     if getattr(config, "attention_chunk_size", None):
         unknown.append(f"attention_chunk_size={config.attention_chunk_size}")
+    window = getattr(config, "sliding_window", None)
+    masked = window is not None and config.model_type in MASKED_WINDOWS
+    if masked and window < config.max_position_embeddings:
+        unknown.append(f"sliding_window={window}")
     if unknown:
         raise ValueError(
             f"{type(model).__name__} has layers that packed batches do not support: "
             f"{', '.join(unknown)}; use a model with full or sliding attention"
+        )
+
+
+def _set_attention(model: PreTrainedModel, name: str) -> None:
+    """Set the attention of a model; raise ValueError where the model keeps another one."""
+    remedy = "sequences of a packed batch would see each other; use another model"
+    try:
+        model.set_attn_implementation(name)
+    except ValueError as error:
+        raise ValueError(
+            f"{type(model).__name__} takes no attention but its own, not learner.attention "
+            f"({name}): {remedy}"
+        ) from error
+    kept = {
+        str(module.config._attn_implementation)
+        for module in model.get_decoder().modules()
+        if isinstance(module, PreTrainedModel)
+    } - {name}
+    if kept:
+        raise ValueError(
+            f"{type(model).__name__} keeps its attention {', '.join(sorted(kept))} where "
+            f"learner.attention ({name}) was set: {remedy}"
         )
 
 

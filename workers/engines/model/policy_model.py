@@ -3,8 +3,9 @@
 A `PackedModel` whose head is a `ChunkedHead`: tokens in, per-token log-probabilities and entropies
 out; logits exist nowhere. Runs in the ranks of learner and reference. Does not generate.
 
-Legend: N tokens of a packed batch, S sequences, n tokens of this rank's part of it (`PackedModel`),
-M tokens of that part whose next token trains.
+Legend: N tokens of a packed batch, S sequences, n tokens of it that this rank computes
+(`PackedModel`), M tokens of those whose next token trains; where siblings share a prefix, M trained
+tokens.
 """
 
 import contextlib
@@ -16,8 +17,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from workers.data.shared_prefixes import SharedPrefixes
 from workers.engines.model.attention import VARLEN_SDPA, check_attention
 from workers.engines.model.chunked_head import ChunkedHead
+from workers.engines.model.families.logits import logit_scale, logit_softcap
 from workers.engines.model.lora import adapter_disabled, adapter_name, attach_lora
 from workers.engines.model.lora_settings import LoraSettings
 from workers.engines.model.packed_model import PackedModel, check_model_folder
@@ -32,6 +35,7 @@ class PolicyModel(PackedModel):
         autocast: dtype of the matrix products where it is not that of the weights.
         head_chunk: rows of logits held at a time; None leaves it to `head_rows`.
         sequence_group: ranks that share every batch, or None.
+        longest: tokens of the run's longest sequence, see `PackedModel`.
         adapter: trains instead of the model's own weights, which are frozen; None trains those.
     """
 
@@ -43,18 +47,27 @@ class PolicyModel(PackedModel):
         autocast: torch.dtype | None = None,
         head_chunk: int | None = None,
         sequence_group: dist.ProcessGroup | None = None,
+        longest: int | None = None,
         adapter: LoraSettings | None = None,
     ) -> None:
         super().__init__(
-            model, attention=attention, autocast=autocast, sequence_group=sequence_group
+            model,
+            attention=attention,
+            autocast=autocast,
+            sequence_group=sequence_group,
+            longest=longest,
         )
         head = model.get_output_embeddings()
         if head is None:
             raise ValueError(f"{type(model).__name__} has no output embedding: not a causal LM")
-        softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        config = model.config.get_text_config()
         model.set_output_embeddings(
             ChunkedHead(
-                head.weight, getattr(head, "bias", None), softcap=softcap, chunk_rows=head_chunk
+                head.weight,
+                getattr(head, "bias", None),
+                scale=logit_scale(config),
+                softcap=logit_softcap(config),
+                chunk_rows=head_chunk,
             )
         )
         self.adapter = adapter
@@ -69,6 +82,7 @@ class PolicyModel(PackedModel):
         loss_mask: Tensor,  # [N] bool
         temperature: float = 1.0,
         entropy: bool = False,
+        prefixes: SharedPrefixes | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Compute log-probs and entropies [N] float32, zero where `loss_mask` is False.
 
@@ -76,18 +90,14 @@ class PolicyModel(PackedModel):
         train gives zeros that still reach every parameter, so ZeRO's collectives all happen.
         """
         with self.mixed_precision(tokens):
-            return self._score(tokens, position_ids, cu_seqlens, loss_mask, temperature, entropy)
+            hidden = self.hidden_states(tokens, position_ids, cu_seqlens, prefixes)  # [n, H]
+            if prefixes is not None:
+                return self._score_shared(hidden, tokens, loss_mask, prefixes, temperature, entropy)
+            return self._score(hidden, tokens, loss_mask, temperature, entropy)
 
     def _score(
-        self,
-        tokens: Tensor,
-        position_ids: Tensor,
-        cu_seqlens: Tensor,
-        loss_mask: Tensor,
-        temperature: float,
-        entropy: bool,
+        self, hidden: Tensor, tokens: Tensor, loss_mask: Tensor, temperature: float, entropy: bool
     ) -> tuple[Tensor, Tensor | None]:
-        hidden = self.hidden_states(tokens, position_ids, cu_seqlens)  # [n, H]
         # The token after each, also where that is another rank's. A mask begins with False, so
         # the last token predicts none.
         next_tokens, predicts = self.own(tokens.roll(-1)), self.own(loss_mask.roll(-1))  # [n]
@@ -104,6 +114,41 @@ class PolicyModel(PackedModel):
 
         logprobs = at_predicted(picked)
         return logprobs, None if picked_entropy is None else at_predicted(picked_entropy)
+
+    def _score_shared(
+        self,
+        hidden: Tensor,
+        tokens: Tensor,
+        loss_mask: Tensor,
+        prefixes: SharedPrefixes,
+        temperature: float,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        trained = loss_mask.nonzero()[:, 0]  # [M]
+        picked, picked_entropy = self.model.get_output_embeddings()(
+            hidden.index_select(0, self.before(trained, prefixes)),
+            tokens[trained],
+            temperature,
+            entropy,
+        )
+        zeros = picked.new_zeros(tokens.shape[0])  # [N]
+        logprobs = zeros.index_copy(0, trained, picked)
+        if picked_entropy is None:
+            return logprobs, None
+        return logprobs, zeros.index_copy(0, trained, picked_entropy)
+
+    def packed_outputs(self, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """See `PackedModel`: the log-probs [N]."""
+        logprobs, _ = self.forward(tokens, position_ids, cu_seqlens, position_ids > 0)
+        return logprobs
+
+    def plain_outputs(self, tokens: Tensor) -> Tensor:
+        """See `PackedModel`: the log-probs [L] of the model's own logits, 0 for the first token."""
+        with self.plain_attention():
+            logits = self.model(input_ids=tokens[None], use_cache=False).logits[0]  # [L, V]
+        log_p = logits[:-1].float().log_softmax(dim=-1)
+        picked = log_p.gather(1, tokens[1:, None])[:, 0]  # [L-1]
+        return torch.cat([picked.new_zeros(1), picked])
 
     def hf_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Iterate as `PackedModel` does; with an adapter, over the adapter's matrices alone."""
@@ -139,6 +184,7 @@ def load_policy_model(
     autocast: torch.dtype | None = None,
     head_chunk: int | None = None,
     sequence_group: dist.ProcessGroup | None = None,
+    longest: int | None = None,
     adapter: LoraSettings | None = None,
 ) -> PolicyModel:
     """Read a Hugging Face model folder; the other arguments are those of `PolicyModel`.
@@ -159,5 +205,6 @@ def load_policy_model(
         autocast=autocast,
         head_chunk=head_chunk,
         sequence_group=sequence_group,
+        longest=longest,
         adapter=adapter,
     )

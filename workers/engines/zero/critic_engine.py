@@ -44,6 +44,7 @@ class CriticEngine(ZeroRank):
             self.settings.model,
             attention=self.settings.attention,
             autocast=self.autocast_dtype,
+            longest=self.settings.longest,
         )
 
     def values(self, micro_batches: Sequence[PackedBatch]) -> Rows:

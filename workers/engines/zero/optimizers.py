@@ -73,7 +73,7 @@ def _fragments(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _move(tensors: Sequence[Tensor], device: torch.device) -> None:
-    """Move tensors to `device`; those that share memory share it there, so that none stays behind."""
+    """Move tensors to `device`; those that share memory share the new memory too."""
     moved: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
     for tensor in tensors:
         here = tensor.untyped_storage()
@@ -81,5 +81,7 @@ def _move(tensors: Sequence[Tensor], device: torch.device) -> None:
             there = torch.UntypedStorage(here.nbytes(), device=device).copy_(here)
             moved[here.data_ptr()] = here, there  # kept: the address of freed memory comes again
         view = torch.empty(0, dtype=tensor.dtype, device=device)
-        view.set_(moved[here.data_ptr()][1], tensor.storage_offset(), tensor.size(), tensor.stride())
+        view.set_(
+            moved[here.data_ptr()][1], tensor.storage_offset(), tensor.size(), tensor.stride()
+        )
         tensor.data = view

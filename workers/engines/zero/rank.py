@@ -29,6 +29,7 @@ from algorithms.inputs import TokenLoss
 from workers.data.packing import PackedBatch
 from workers.data.results import Rows, StepCounts, UpdateResult
 from workers.engines.model.packed_model import PackedModel
+from workers.engines.model.self_test import check_model
 from workers.engines.zero import checkpoint_files
 from workers.engines.zero.gradients import GradientGuard, non_finite_tensors
 from workers.engines.zero.optimizers import build_optimizer, move_states
@@ -70,6 +71,7 @@ class ZeroRank(ABC):
         self.module = self._load(config)
         optimizer = None
         if settings.optimizer is not None:
+            self.module.freeze_unread()
             optimizer = build_optimizer(settings.optimizer, self.module)
         elif settings.engine_stage != 3:
             self.module.requires_grad_(False)
@@ -77,16 +79,17 @@ class ZeroRank(ABC):
         self._guard: GradientGuard | None = None
         if optimizer is None and settings.engine_stage != 3:
             self.module.to(self.device)
-            return
-        self._engine, *_ = deepspeed.initialize(
-            model=self.module,
-            optimizer=optimizer,
-            config=config,
-            dist_init_required=False,
-        )
+        else:
+            self._engine, *_ = deepspeed.initialize(
+                model=self.module,
+                optimizer=optimizer,
+                config=config,
+                dist_init_required=False,
+            )
         if optimizer is not None and settings.engine_stage == 0:
             assert settings.optimizer is not None
             self._guard = GradientGuard(optimizer, settings.optimizer.max_grad_norm)
+        check_model(self.module, self.device)
 
     @abstractmethod
     def build_module(self) -> PackedModel:
@@ -123,7 +126,12 @@ class ZeroRank(ABC):
         """Run the module on a batch on this device, through DeepSpeed where there is an engine."""
         model = self.module if self._engine is None else self._engine
         return model(
-            batch.tokens, batch.position_ids, batch.cu_seqlens, batch.loss_mask, *arguments
+            batch.tokens,
+            batch.position_ids,
+            batch.cu_seqlens,
+            batch.loss_mask,
+            *arguments,
+            prefixes=batch.prefixes,
         )
 
     def take_steps(
@@ -139,7 +147,7 @@ class ZeroRank(ABC):
             The updates, and the forward pass's outputs of every row, in order.
         """
         self.module.train()
-        outputs: list[Any] = []
+        outputs: list[tuple[PackedBatch, Tensor]] = []
         sums, steps = [], []
         for update in updates:
             collected = MetricSums()
@@ -147,9 +155,9 @@ class ZeroRank(ABC):
             def backward(update: Sequence[PackedBatch] = update) -> Iterator[tuple[Any, ...]]:
                 return self._backward(update, loss_of)
 
-            for batch, output, loss, metrics in backward():
+            for own, (batch, output, loss, metrics) in zip(update, backward(), strict=True):
                 collected.add(batch, metrics, loss)
-                outputs += batch.split(output)
+                outputs.append((own, output))  # split at the end: the host need not wait here
             sums.append(collected)
             steps.append(self._step(backward))
         copies = self.settings.sequence_parallel_size
@@ -158,7 +166,8 @@ class ZeroRank(ABC):
             UpdateResult(metrics=metrics, **step)
             for metrics, step in zip(reduced, steps, strict=True)
         )
-        return tuple(results), tuple(outputs)
+        rows = (row for batch, output in outputs for row in batch.split(output))
+        return tuple(results), tuple(rows)
 
     def _backward(
         self, update: Sequence[PackedBatch], loss_of: LossOf

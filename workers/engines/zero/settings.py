@@ -6,11 +6,13 @@ driver can validate settings without them.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from workers.engines.model.lora_settings import LoraSettings
 from workers.engines.zero.schedules import check_schedule
 
+ExportDtype = Literal["source", "float32", "bfloat16", "float16"]
+EXPORT_DTYPES = get_args(ExportDtype)
 # Raw DeepSpeed keys that would change what is differentiated, or belong to a setting of ours.
 OWNED_KEYS = {
     "gradient_accumulation_steps": "micro-batches are the caller's",
@@ -60,6 +62,11 @@ class OptimizerSettings:
                 f"lr={self.lr} and max_grad_norm={self.max_grad_norm} must be positive, "
                 f"weight_decay={self.weight_decay} not negative"
             )
+        if not all(0 <= beta < 1 for beta in self.betas) or not self.eps > 0:
+            raise ValueError(
+                f"betas={self.betas} must be from 0 up to, and below, 1, and eps={self.eps} "
+                "positive"
+            )
         check_schedule(self.schedule, warmup_steps=self.warmup_steps, total_steps=self.total_steps)
 
 
@@ -82,8 +89,13 @@ class ZeroSettings:
         gradient_checkpointing: recompute layers in the backward pass.
         attention: a name of `attention.ATTENTION_NAMES`.
         head_chunk: rows of logits held at a time; None leaves it to `head_rows`.
+        longest: tokens of the run's longest sequence, by which a model with two sets of rotary
+            frequencies takes one, as the engines do; None takes that of the model's context.
         sequence_parallel_size: neighbouring ranks that share every micro-batch (Ulysses).
         offload_optimizer, offload_params: to the host; parameters on stage 3 only.
+        exports: True where the policy is written as a folder in the end; refused at once where
+            that folder would be another model.
+        export_dtype: of the weights that are written; "source" gives each tensor that of `model`.
         deepspeed: raw DeepSpeed configuration, merged over ours.
     """
 
@@ -95,9 +107,12 @@ class ZeroSettings:
     gradient_checkpointing: bool = False
     attention: str = "varlen_sdpa"
     head_chunk: int | None = None
+    longest: int | None = None
     sequence_parallel_size: int = 1
     offload_optimizer: bool = False
     offload_params: bool = False
+    exports: bool = False
+    export_dtype: ExportDtype = "source"
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -105,6 +120,10 @@ class ZeroSettings:
             raise ValueError(f"zero_stage={self.zero_stage}: choose 0, 1, 2 or 3")
         if self.dtype not in ("float32", "bf16"):
             raise ValueError(f"dtype={self.dtype!r}: choose float32 or bf16")
+        if self.export_dtype not in EXPORT_DTYPES:
+            raise ValueError(
+                f"export_dtype={self.export_dtype!r}: choose {', '.join(EXPORT_DTYPES)}"
+            )
         if self.head_chunk is not None and self.head_chunk < 1:
             raise ValueError(f"head_chunk={self.head_chunk}: give at least one row, or null")
         if self.sequence_parallel_size < 1:

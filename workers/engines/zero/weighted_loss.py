@@ -7,9 +7,10 @@ for the loss. Runs in every rank that trains. Computes no weight: the driver doe
 Legend: N tokens of a micro-batch, S sequences.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,10 @@ IDENTITIES = {
     "epoch_logprobs": "logprobs",
     "old_entropy": "entropy",
 }
+PLAIN_SUMS = ("loss", "num_tokens")  # of every update: no mean over tokens
+COUNT = " tokens"  # behind the name of a metric: the tokens that measured it
+Key: TypeAlias = tuple[int, str]  # number of an update, name of a metric
+Metrics: TypeAlias = dict[str, float]
 _FIELDS = frozenset(item.name for item in fields(LossInputs))
 
 
@@ -77,7 +82,8 @@ def loss_inputs(
 def known_columns(batch: PackedBatch) -> dict[str, Tensor]:
     """Select the columns [N] or [S] of a batch that `LossInputs` has a name for."""
     columns = {**batch.columns, **batch.sequence_columns}
-    return {name: value for name, value in columns.items() if name in _FIELDS}
+    known = {name: value for name, value in columns.items() if name in _FIELDS}
+    return known | {name: known[name].bool() for name in known.keys() & {"truncated"}}
 
 
 def check_columns(
@@ -110,87 +116,125 @@ def weighted_sum(batch: PackedBatch, loss: TokenLoss) -> Tensor:
     total = torch.zeros((), device=trained.device)
     for name, term in loss.terms.items():
         weight = batch.weights[name][batch.sequence_ids]  # [N]
-        total = total + (term[trained] * weight[trained]).sum()
+        # Not `term[trained]`: to pick by a mask, the host waits for the device.
+        total = total + (torch.where(trained, term, 0.0) * weight).sum()
     return total
 
 
 @dataclass(kw_only=True)
 class MetricSums:
-    """Sums, extremes and the token count of an optimizer update, on this rank until reduced."""
+    """Sums, extremes and token counts of an optimizer update, on this rank until reduced."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     extremes: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, batch: PackedBatch, metrics: Mapping[str, Tensor], loss: Tensor) -> None:
-        """Add one micro-batch; nothing is read back from the device."""
+        """Add one micro-batch; nothing is read back from the device.
+
+        Raises:
+            ValueError: a metric has the name of a number that every update has.
+        """
+        taken = sorted(set(metrics) & set(PLAIN_SUMS))
+        if taken:
+            raise ValueError(f"metric {taken[0]!r} is the update's own; call it policy/{taken[0]}")
         trained = batch.loss_mask
+        num = trained.sum()
         self._sum("loss", loss.detach())
-        self._sum("num_tokens", trained.sum())
+        self._sum("num_tokens", num)
         for name, value in metrics.items():
-            picked = value.detach()[trained]  # [M]
             if name.endswith(("_max", "_min")):
-                self._extreme(name, picked)
+                self._extreme(name, value.detach(), trained)
             else:
-                self._sum(name, picked.sum())
+                self._sum(name, torch.where(trained, value.detach(), 0.0).sum())
+                self._sum(name + COUNT, num)
 
     def _sum(self, name: str, value: Tensor) -> None:
         before = self.sums.get(name)
         self.sums[name] = value.double() if before is None else before + value.double()
 
-    def _extreme(self, name: str, picked: Tensor) -> None:
+    def _extreme(self, name: str, value: Tensor, trained: Tensor) -> None:
         sign = -1.0 if name.endswith("_min") else 1.0
+        peak = value.new_full((), -math.inf)
+        if value.numel():
+            peak = torch.where(trained, sign * value, -math.inf).amax()
         before = self.extremes.get(name)
-        value = picked.new_full((), float("-inf"))
-        if picked.numel():
-            value = (sign * picked).amax()
-        self.extremes[name] = value if before is None else torch.maximum(before, value)
+        self.extremes[name] = peak if before is None else torch.maximum(before, peak)
 
 
 def reduced_metrics(
     updates: list[MetricSums], device: torch.device, *, copies: int = 1
 ) -> list[dict[str, float]]:
-    """Reduce the metrics of each update over all ranks, in two collectives for all updates.
+    """Reduce the metrics of each update over all ranks, together for all updates.
+
+    The ranks agree on the names first: a metric that some ranks did not measure is reduced over the
+    others, so that a number never lands under another name.
 
     Args:
         updates: of this rank.
         device: where the collectives run.
         copies: ranks that counted the same tokens, as those that share every batch do.
 
-    "loss" is the plain sum (its weights are global already), "num_tokens" a count, names in
-    `_max` and `_min` are extremes, everything else is a mean over all trained tokens.
+    Returns:
+        For each update, by name: "loss" is the plain sum (its weights are global already),
+        "num_tokens" a count, names in `_max` and `_min` are extremes, everything else is a mean
+        over all trained tokens that measured it.
     """
-    sums = [
-        value.to(device, torch.float64)
-        for update in updates
-        for _, value in sorted(update.sums.items())
-    ]
-    extremes = [
-        value.to(device, torch.float64)
-        for update in updates
-        for _, value in sorted(update.extremes.items())
-    ]
-    flat = _all_reduce(sums, dist.ReduceOp.SUM)
-    peaks = _all_reduce(extremes, dist.ReduceOp.MAX)
-    results = []
-    for update in updates:
-        totals = {name: flat.pop(0) / copies for name in sorted(update.sums)}
-        count = max(1.0, totals["num_tokens"])
-        values = {
-            name: total if name in ("loss", "num_tokens") else total / count
-            for name, total in totals.items()
-        }
-        for name in sorted(update.extremes):
-            peak = peaks.pop(0)
-            if peak != float("-inf"):
-                values[name] = -peak if name.endswith("_min") else peak
-        results.append(values)
-    return results
+    sums = _agreed({(number, name) for number, own in enumerate(updates) for name in own.sums})
+    peaks = _agreed({(number, name) for number, own in enumerate(updates) for name in own.extremes})
+    flat = _all_reduce(
+        [updates[number].sums.get(name) for number, name in sums],
+        empty=0.0,
+        operation=dist.ReduceOp.SUM,
+        device=device,
+    )
+    high = _all_reduce(
+        [updates[number].extremes.get(name) for number, name in peaks],
+        empty=-math.inf,
+        operation=dist.ReduceOp.MAX,
+        device=device,
+    )
+    values = torch.cat([flat, high]).tolist()  # all numbers leave the device together
+    totals = {key: value / copies for key, value in zip(sums, values, strict=False)}
+    extremes = dict(zip(peaks, values[len(sums) :], strict=True))
+    return [_named(number, totals, extremes) for number in range(len(updates))]
 
 
-def _all_reduce(values: list[Tensor], operation: dist.ReduceOp.RedOpType) -> list[float]:
+def _named(number: int, totals: Mapping[Key, float], extremes: Mapping[Key, float]) -> Metrics:
+    """Return the metrics of one update; a metric that no token measured is left out."""
+    metrics: Metrics = {}
+    for (update, name), total in totals.items():
+        if update != number or name.endswith(COUNT):
+            continue
+        count = 1.0 if name in PLAIN_SUMS else totals[number, name + COUNT]
+        if count:
+            metrics[name] = total / count
+    for (update, name), peak in extremes.items():
+        if update == number and peak != -math.inf:
+            metrics[name] = -peak if name.endswith("_min") else peak
+    return metrics
+
+
+def _agreed(keys: set[Key]) -> list[Key]:
+    """Return the keys that any rank has, in one order on all ranks."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return sorted(keys)
+    gathered: list[set[Key]] = [set() for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, keys)
+    return sorted(set().union(*gathered))
+
+
+def _all_reduce(
+    values: list[Tensor | None],
+    *,
+    empty: float,
+    operation: dist.ReduceOp.RedOpType,
+    device: torch.device,
+) -> Tensor:
+    """Reduce scalars over all ranks -> [number of values], float64; `empty` stands for None."""
     if not values:
-        return []
-    flat = torch.stack(values)
+        return torch.zeros(0, dtype=torch.float64, device=device)
+    absent = torch.full((), empty, dtype=torch.float64, device=device)
+    flat = torch.stack([absent if v is None else v.to(device, torch.float64) for v in values])
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(flat, op=operation)
-    return flat.tolist()
+    return flat

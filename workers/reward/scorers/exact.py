@@ -15,14 +15,22 @@ def cut_at(text: str, stop_at: str | None) -> str:
     return text if stop_at is None else text.split(stop_at, 1)[0]
 
 
+def check_stop(stop_at: str | None) -> None:
+    """Raise ValueError where `stop_at` is empty: every response would be cut to nothing."""
+    if stop_at == "":
+        raise ValueError("stop_at must not be empty: give a text such as a line break, or null")
+
+
 def truth_of(sample: RewardSample) -> str:
     """Return the ground truth of a sample.
 
     Raises:
-        ValueError: the sample has none, so there is nothing to compare with.
+        ValueError: the sample has none, or an empty one, so there is nothing to compare with.
     """
     if sample.ground_truth is None:
         raise ValueError("the sample has no ground truth; see data.ground_truth_column")
+    if not sample.ground_truth.strip():
+        raise ValueError("the ground truth is empty; see data.ground_truth_column")
     return sample.ground_truth
 
 
@@ -39,8 +47,7 @@ class Exact:
     normalise: bool = True
 
     def __post_init__(self) -> None:
-        if self.stop_at == "":
-            raise ValueError("stop_at must not be empty: give a text such as a line break, or null")
+        check_stop(self.stop_at)
 
     def __call__(self, sample: RewardSample) -> float:
         """Compare one response; raises if there is no ground truth."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workers.reward.base import RewardSample
-from workers.reward.scorers.exact import cut_at
+from workers.reward.scorers.exact import check_stop, cut_at
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +35,7 @@ class ReasoningGym:
     stop_at: str | None = None
 
     def __post_init__(self) -> None:
+        check_stop(self.stop_at)
         if importlib.util.find_spec("reasoning_gym") is None:
             raise ModuleNotFoundError(
                 "reward=reasoning_gym needs the package reasoning-gym: "

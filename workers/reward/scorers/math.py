@@ -9,9 +9,13 @@ from __future__ import annotations
 import importlib.util
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 from workers.reward.base import RewardSample
-from workers.reward.scorers.exact import cut_at, truth_of
+from workers.reward.scorers.exact import check_stop, cut_at, truth_of
+
+NO_ANSWER = {"n/a", "na", "nan", "none", "null"}  # as tables write a missing answer
+MAX_ROUNDING = 0.01  # of a small number: 0.0000001 and 0.0000002 are different answers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,13 +26,15 @@ class Math:
 
     Attributes:
         stop_at: only the response before this text counts, None for all of it.
-        float_rounding: digits after the point to which decimals are compared.
+        float_rounding: digits after the point to which decimals are compared; rounding never makes
+            numbers equal that differ by more than a hundredth of themselves.
     """
 
     stop_at: str | None = None
     float_rounding: int = 6
 
     def __post_init__(self) -> None:
+        check_stop(self.stop_at)
         if importlib.util.find_spec("math_verify") is None:
             raise ModuleNotFoundError(
                 "reward=math needs the package math-verify: "
@@ -47,10 +53,29 @@ class Math:
         truth = truth_of(sample)
         marked = truth if "$" in truth or r"\boxed" in truth else rf"\boxed{{{truth}}}"
         gold = math_verify.parse(marked, parsing_timeout=None)
-        if not gold:
+        if not gold or truth.strip().casefold() in NO_ANSWER:
             raise ValueError(f"math-verify cannot read the ground truth {truth!r}")
         answer = math_verify.parse(cut_at(sample.response, self.stop_at), parsing_timeout=None)
+        return float(any(self._equal(one, other) for one in gold for other in answer))
+
+    def _equal(self, gold: Any, answer: Any) -> bool:
+        import math_verify
+
         equal = math_verify.verify(
             gold, answer, float_rounding=self.float_rounding, timeout_seconds=None
         )
-        return float(equal)
+        return equal and not self._rounded_away(gold, answer)
+
+    def _rounded_away(self, gold: Any, answer: Any) -> bool:
+        """Return True for two small numbers that only rounding to a fixed place makes equal.
+
+        math-verify compares numbers rounded to `float_rounding` places after the point, so that
+        every number far below 10^-`float_rounding` equals every other.
+        """
+        try:
+            first, second = float(gold), float(answer)
+        except (TypeError, ValueError, OverflowError):  # no numbers, or none that is small
+            return False
+        largest = max(abs(first), abs(second))
+        small = largest < 10.0 ** (2 - self.float_rounding)
+        return small and abs(first - second) > MAX_ROUNDING * largest

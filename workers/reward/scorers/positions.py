@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from workers.reward.base import RewardSample
-from workers.reward.scorers.exact import cut_at, truth_of
+from workers.reward.scorers.exact import check_stop, cut_at, truth_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,14 +30,11 @@ class Positions:
     def __post_init__(self) -> None:
         if not 0.0 <= self.exact_weight <= 1.0:
             raise ValueError(f"exact_weight must lie in [0, 1], got {self.exact_weight}")
-        if self.stop_at == "":
-            raise ValueError("stop_at must not be empty: give a text such as a line break, or null")
+        check_stop(self.stop_at)
 
     def __call__(self, sample: RewardSample) -> dict[str, float]:
         """Score one response; parts "positions" (fraction) and "exact" (0 or 1)."""
         response, truth = cut_at(sample.response, self.stop_at), truth_of(sample)
-        if not truth:
-            raise ValueError("the ground truth is empty: no position to compare")
         right = sum(a == b for a, b in zip(response, truth, strict=False)) / len(truth)
         exact = float(response == truth)
         reward = self.exact_weight * exact + (1.0 - self.exact_weight) * right

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from workers.reward.base import RewardSample, Scorer, score_sample
+from workers.reward.base import ABSTAINED, RewardSample, Scorer, score_sample, takes_group
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,7 +16,8 @@ class Weighted:
     """Weighted sum of scorers: sum_k weights[k] * scorers[k](sample).
 
     Parts are each scorer's unweighted reward under its name, and its own parts under "name/part".
-    If one scorer fails, the sample fails.
+    If one scorer fails, the sample fails; if one abstains, the sum abstains. Texts of a scorer are
+    kept under "name/text".
 
     Attributes:
         scorers: by name.
@@ -39,6 +40,11 @@ class Weighted:
         for name, scorer in self.scorers.items():
             if not callable(scorer):
                 raise ValueError(f"scorer {name!r} must be callable, got {scorer!r}")
+            if takes_group(scorer):
+                raise ValueError(
+                    f"scorer {name!r} scores whole groups, which a weighted sum can't: combine the "
+                    "scores in that function"
+                )
 
     def prepare(self) -> None:
         """Prepare every scorer that has a `prepare`."""
@@ -47,14 +53,18 @@ class Weighted:
             if prepare is not None:
                 prepare()
 
-    def __call__(self, sample: RewardSample) -> dict[str, float]:
+    def __call__(self, sample: RewardSample) -> dict[str, float | str] | None:
         """Score one sample with all scorers."""
         total, parts = 0.0, {}
+        notes: dict[str, str] = {}
         for name, scorer in self.scorers.items():
             result = score_sample(scorer, sample)
+            if result.outcome == ABSTAINED:
+                return None
             if result.reward is None:
                 raise ValueError(f"{name}: {result.outcome}")
             total += self.weights[name] * result.reward
             parts[name] = result.reward
             parts.update({f"{name}/{part}": value for part, value in result.parts.items()})
-        return {"reward": total, **parts}
+            notes.update({f"{name}/{key}": text for key, text in result.notes.items()})
+        return {"reward": total, **parts, **notes}

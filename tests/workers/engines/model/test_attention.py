@@ -1,21 +1,17 @@
 """Packed equals padded, and no token sees across sequences; Llama, Qwen3, Gemma 2 and 3."""
 
-import copy
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma2Config,
-    Gemma3TextConfig,
-    LlamaConfig,
-    PreTrainedConfig,
-    Qwen3Config,
-)
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny_families import CONFIGS, TEMPERATURE, alone, build
 
 from workers.data.packing import pack_sequences
-from workers.engines.model import attention
+from workers.engines.model import attention, sequence_attention
 from workers.engines.model.attention import attention_arguments, check_attention, sequence_blocks
 from workers.engines.model.attention_kernels import (
     flash_computes,
@@ -25,63 +21,12 @@ from workers.engines.model.attention_kernels import (
 )
 from workers.engines.model.policy_model import PolicyModel
 
-SHAPE = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-CONFIGS: dict[str, PreTrainedConfig] = {
-    "llama": LlamaConfig(**SHAPE, tie_word_embeddings=True),
-    "qwen3": Qwen3Config(**SHAPE, tie_word_embeddings=False),
-    "gemma2": Gemma2Config(
-        **SHAPE,
-        sliding_window=7,
-        attn_logit_softcapping=20.0,
-        final_logit_softcapping=10.0,
-        query_pre_attn_scalar=8,
-    ),
-    "gemma3": Gemma3TextConfig(
-        **SHAPE,
-        sliding_window=7,
-        layer_types=["sliding_attention", "full_attention"],
-        query_pre_attn_scalar=8,
-    ),
-}
 LENGTHS = (3, 141, 9, 1, 23, 140)  # blocks 141 140, 23 9, 3 1: either side of PLAIN_LENGTH
-TEMPERATURE = 0.7
-
-
-def build(name: str) -> torch.nn.Module:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(
-        copy.deepcopy(CONFIGS[name]), attn_implementation="eager"
-    )
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model.eval()
 
 
 def sequences() -> list[list[int]]:
     rng = np.random.default_rng(0)
     return [rng.integers(3, 61, size=length).tolist() for length in LENGTHS]
-
-
-def alone(model: torch.nn.Module, tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs and entropies [L] of one unpacked sequence by eager attention, plain logits."""
-    logits = model(torch.tensor([tokens]), use_cache=False).logits[0].float() / TEMPERATURE
-    log_p = logits.log_softmax(-1)  # [L, V]
-    picked = log_p[:-1].gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
-    entropy = -(log_p.exp() * log_p).sum(-1)[:-1]
-    zero = picked.new_zeros(1)
-    return torch.cat([zero, picked]), torch.cat([zero, entropy])
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -208,7 +153,7 @@ def test_what_a_gpu_would_be_asked_is_what_a_cpu_computes(
     with torch.no_grad():
         want, _ = model(*arguments)
         monkeypatch.setattr(attention, "flash_computes", lambda *_, **__: True)
-        monkeypatch.setattr(attention, "flash_varlen", flash)
+        monkeypatch.setattr(sequence_attention, "flash_varlen", flash)
         got, _ = model(*arguments)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
     assert calls == ([7, None] if name == "gemma3" else [None, None])

@@ -18,8 +18,8 @@ def tensors(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
     return hidden, weight, bias, torch.randint(0, V, (M,), generator=generator)
 
 
-def plain(hidden, weight, bias, targets, temperature, softcap):
-    logits = hidden.float() @ weight.t() + (0 if bias is None else bias)
+def plain(hidden, weight, bias, targets, temperature, softcap, scale=1.0):
+    logits = scale * (hidden.float() @ weight.t() + (0 if bias is None else bias))
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     log_p = (logits / temperature).log_softmax(-1)  # [M, V]
@@ -29,7 +29,10 @@ def plain(hidden, weight, bias, targets, temperature, softcap):
 @pytest.mark.parametrize("rows", [1, 5, M, 100])
 @pytest.mark.parametrize("softcap", [None, 6.0])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_equals_plain_logits(rows: int, softcap: float | None, with_bias: bool) -> None:
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_equals_plain_logits(
+    rows: int, softcap: float | None, with_bias: bool, scale: float
+) -> None:
     ours, theirs = tensors(), tensors()
     bias = ours[2] if with_bias else None
     got, entropy = chunked_logprobs(
@@ -38,12 +41,13 @@ def test_equals_plain_logits(rows: int, softcap: float | None, with_bias: bool) 
         ours[3],
         bias=bias,
         temperature=0.8,
+        scale=scale,
         softcap=softcap,
         entropy=True,
         chunk_rows=rows,
     )
     want, want_entropy = plain(
-        theirs[0], theirs[1], theirs[2] if with_bias else None, theirs[3], 0.8, softcap
+        theirs[0], theirs[1], theirs[2] if with_bias else None, theirs[3], 0.8, softcap, scale
     )
     torch.testing.assert_close(got, want, rtol=1e-6, atol=2e-6)
     torch.testing.assert_close(entropy, want_entropy, rtol=1e-6, atol=2e-6)

@@ -60,6 +60,8 @@ def engine(folder, loop) -> Iterator[VLLMEngine]:
         yield engine
         loop.run_until_complete(engine.shutdown())
         loop.run_until_complete(engine.shutdown())
+        for child in multiprocessing.active_children():
+            child.join(10)  # killed after the limit of `shutdown`, on a busy machine
         assert multiprocessing.active_children() == []
         with pytest.raises(RuntimeError, match=r"call start\(\)"):
             loop.run_until_complete(engine.version())
@@ -218,13 +220,24 @@ def test_prompt_logprobs_are_untempered_and_not_cached(engine, loop, reference):
         torch.testing.assert_close(scored, expected, **EXACT)
 
 
+async def begun(engine: VLLMEngine, request_id: str) -> None:
+    """Wait until the request has a token, however fast the machine is."""
+    while True:
+        states = engine._live().output_processor.request_states.values()
+        if any(
+            s.external_req_id == request_id and s.detokenizer.num_output_tokens() for s in states
+        ):
+            return
+        await asyncio.sleep(0.001)
+
+
 def test_an_aborted_request_returns_what_it_has(engine, loop):
     async def run():
         sampling = Sampling(max_tokens=450, ignore_eos=True)
         task = asyncio.create_task(
             engine.generate(PROMPT, request_id="long", sampling=sampling, seed=1)
         )
-        await asyncio.sleep(0.2)
+        await begun(engine, "long")
         await engine.abort(["long"])
         return await task
 
@@ -234,16 +247,16 @@ def test_an_aborted_request_returns_what_it_has(engine, loop):
 
 
 def test_a_pause_may_last_and_an_engine_that_stands_still_is_named(engine, loop, monkeypatch):
-    monkeypatch.setattr(engine._progress, "limit_s", 0.3)
+    monkeypatch.setattr(engine._progress, "limit_s", 1.0)
 
     async def run():
         sampling = Sampling(max_tokens=400, ignore_eos=True)
         paused = asyncio.create_task(
             engine.generate(PROMPT, request_id="paused", sampling=sampling, seed=1)
         )
-        await asyncio.sleep(0.2)
+        await begun(engine, "paused")
         await engine.pause()
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(2.5)
         await engine.resume()
         assert len((await paused).tokens) == 400
         await engine._live().pause_generation(mode="keep")  # of which the account is not told
@@ -252,7 +265,7 @@ def test_a_pause_may_last_and_an_engine_that_stands_still_is_named(engine, loop,
         finally:
             await engine.resume()
 
-    with pytest.raises(EngineTimeoutError, match=r"'slow' \(6 prompt tokens\) within 0.3 s"):
+    with pytest.raises(EngineTimeoutError, match=r"'slow' \(6 prompt tokens\) within 1 s"):
         loop.run_until_complete(run())
     loop.run_until_complete(
         engine.generate(PROMPT, request_id="next", sampling=Sampling(max_tokens=2), seed=1)
@@ -260,28 +273,39 @@ def test_a_pause_may_last_and_an_engine_that_stands_still_is_named(engine, loop,
 
 
 def test_a_response_that_the_scheduler_forgets_is_a_failed_sample(engine, loop, monkeypatch):
-    """As if a request had been lost inside vLLM, while another one goes on."""
-    monkeypatch.setattr(engine._progress, "limit_s", 0.6)
-    reported = {"lost": 7}
+    """As if a request had been lost inside vLLM, while others go on."""
+    monkeypatch.setattr(engine._progress, "limit_s", 1.5)
+    processor = engine._live().output_processor
+    process = processor.process_outputs
+
+    def forget(outputs, *arguments, **options):
+        def is_lost(output):
+            state = processor.request_states.get(output.request_id)
+            if state is None or state.external_req_id != "lost":
+                return False
+            return state.detokenizer.num_output_tokens() >= 7
+
+        return process([o for o in outputs if not is_lost(o)], *arguments, **options)
+
+    monkeypatch.setattr(processor, "process_outputs", forget)
 
     async def run():
         sampling = Sampling(max_tokens=450, ignore_eos=True)
-        other = asyncio.create_task(
-            engine.generate(PROMPT, request_id="other", sampling=sampling, seed=1)
+        lost = asyncio.create_task(
+            engine.generate(PROMPT, request_id="lost", sampling=sampling, seed=2)
         )
-        observe = engine._progress.observe
-        monkeypatch.setattr(
-            engine._progress,
-            "observe",
-            lambda tokens, **more: observe(
-                {**tokens, **{n: 7 for n in reported if n in tokens}}, **more
-            ),
-        )
+        others = 0
+        while not lost.done():  # however fast the machine is, another one runs beside
+            other = await engine.generate(
+                PROMPT, request_id=f"other{others}", sampling=sampling, seed=1
+            )
+            assert len(other.tokens) == 450
+            others += 1
         with pytest.raises(UnusableAnswerError, match="stalled"):
-            await engine.generate(PROMPT, request_id="lost", sampling=sampling, seed=2)
-        return await other
+            await lost
+        return others
 
-    loop.run_until_complete(run())
+    assert loop.run_until_complete(run()) > 0
 
 
 def test_an_engine_samples_only_when_all_its_memory_is_back(engine, loop):
@@ -312,7 +336,7 @@ def test_the_prefix_cache_is_not_reset_under_running_requests(engine, loop):
         task = asyncio.create_task(
             engine.generate(PROMPT * 30, request_id="busy", sampling=sampling, seed=1)
         )
-        await asyncio.sleep(0.2)
+        await begun(engine, "busy")
         try:
             await engine.reset_prefix_cache()
         finally:

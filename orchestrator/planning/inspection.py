@@ -1,0 +1,137 @@
+"""Show prompt files as a run would send them: `ballast data inspect`.
+
+Reads every row of the training and held-out files, renders and tokenizes each with the model's own
+tokenizer and chat template, and scores each row's ground truth. Runs in the process of the command;
+a scoring process runs the scorer. Samples and trains nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from conf.schema import TrainConfig
+from orchestrator.planning.sources import Sources
+from orchestrator.planning.trial import gives_less, open_pool, reasons, shorten, try_rows
+from orchestrator.telemetry.counting import counted, describe_reasons
+from workers.data.prompts import PromptEncoder, PromptSet
+from workers.reward.pool import RewardPool
+
+NUM_SHOWN = 2  # rows that are printed whole
+BAR_WIDTH = 40
+
+
+@dataclass(kw_only=True)
+class _Read:
+    """Facts about all rows of one file."""
+
+    keys: Counter[str] = field(default_factory=Counter)  # prompts as JSON, to compare
+    lengths: list[int] = field(default_factory=list)  # tokens of each row that can be sent
+    refused: Counter[str] = field(default_factory=Counter)  # reasons against a row
+    refused_uids: list[str] = field(default_factory=list)
+    num_double_bos: int = 0
+    shown: list[str] = field(default_factory=list)
+
+
+def inspect(config: TrainConfig, scorer: Any, sources: Sources) -> Iterator[str]:
+    """Yield the lines of the report."""
+    encoder = PromptEncoder(sources.model_path, config.data.max_prompt_tokens)
+    named = {"train": sources.train}
+    if sources.heldout is not None:
+        named["held-out"] = sources.heldout
+    read = {name: _read(prompts, encoder) for name, prompts in named.items()}
+    with open_pool(config, scorer) as pool:
+        for name, prompts in named.items():
+            yield from _about_rows(name, prompts, read[name], config)
+            yield from _about_scores(prompts, pool, scorer)
+    if "held-out" in read:
+        both = read["train"].keys.keys() & read["held-out"].keys.keys()
+        yield f"overlap: {counted(len(both), 'held-out prompt')} also in the training file"
+
+
+def _read(prompts: PromptSet, encoder: PromptEncoder) -> _Read:
+    found = _Read()
+    for row in range(len(prompts)):
+        prompt = prompts[row]
+        found.keys[json.dumps(prompt.prompt, default=str, sort_keys=True)] += 1
+        try:
+            tokens, why = encoder.encode(prompt.prompt)
+        # Whatever a template or a tokenizer raises, the row is what must be named.
+        except Exception as error:
+            tokens, why = [], f"{type(error).__name__}: {error}"
+        if why is not None:
+            found.refused[re.sub(r"\d+", "N", why)] += 1  # one kind, however long
+            found.refused_uids.append(prompt.uid)
+            continue
+        found.lengths.append(len(tokens))
+        found.num_double_bos += encoder.begins_twice(tokens)
+        if len(found.shown) < NUM_SHOWN:
+            found.shown.append(
+                f"  {prompt.uid}, {counted(len(tokens), 'token')}: {encoder.decode(tokens)!r}\n"
+                f"    ground truth {shorten(prompt.ground_truth, 200)}, "
+                f"columns {sorted(prompt.columns)}"
+            )
+    return found
+
+
+def _about_rows(name: str, prompts: PromptSet, read: _Read, config: TrainConfig) -> Iterator[str]:
+    yield f"{name}: {counted(len(prompts), 'row')} of {prompts.path}"
+    yield from read.shown
+    yield from _histogram(read.lengths)
+    if read.refused:
+        yield (
+            f"  {counted(read.refused.total(), 'row')} would not be sampled "
+            f"({', '.join(read.refused_uids[:3])}; data.max_prompt_tokens="
+            f"{config.data.max_prompt_tokens}): {describe_reasons(read.refused)}"
+        )
+    repeated = sum(count - 1 for count in read.keys.values())
+    yield f"  duplicates: {counted(repeated, 'row')} repeat a prompt of this file"
+    if read.num_double_bos:
+        yield (
+            f"  {counted(read.num_double_bos, 'row')} begin with two BOS tokens: the text has one "
+            "that the tokenizer adds again"
+        )
+    if any(
+        shown.split("\n    ground truth")[0].rstrip("'\"\\n ").endswith("<think>")
+        for shown in read.shown
+    ):
+        yield (
+            "  the template's generation prompt opens <think>: a response begins inside it, and a "
+            "reward that looks for <think> in the response finds none"
+        )
+
+
+def _histogram(lengths: list[int]) -> Iterator[str]:
+    """Yield the token lengths in classes of powers of two."""
+    classes = Counter(max(0, length - 1).bit_length() for length in lengths)
+    most = max(classes.values(), default=1)
+    for power in sorted(classes):
+        bar = "#" * max(1, round(BAR_WIDTH * classes[power] / most))
+        yield f"  up to {2**power:>6} tokens {classes[power]:>8} {bar}"
+
+
+def _about_scores(prompts: PromptSet, pool: RewardPool, scorer: Any) -> Iterator[str]:
+    """Score the ground truth of every row as a response."""
+    tried = try_rows(pool, scorer, [prompts[row] for row in range(len(prompts))])
+    failed = [row for row in tried if row.failed]
+    if failed:
+        yield (
+            f"  reward: {counted(len(failed), 'row')} can't be scored ({failed[0].uid}): "
+            f"{reasons(failed)}"
+        )
+    rewards = [
+        r.with_truth.reward for r in tried if r.with_truth and r.with_truth.reward is not None
+    ]
+    made_up = [r.made_up.reward for r in tried if r.made_up.reward is not None]
+    if rewards and made_up:
+        less = [row for row in tried if gives_less(row.with_truth)]
+        yield (
+            f"  reward: the ground truth as the response earns {sum(rewards) / len(rewards):.3f} "
+            f"on average, a made-up response {sum(made_up) / len(made_up):.3f}"
+        )
+        if less:
+            yield f"  reward: {counted(len(less), 'ground truth')} not right ({less[0].uid})"

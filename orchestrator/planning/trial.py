@@ -1,0 +1,182 @@
+"""Try the scorer on the first rows before Ray starts, and note what looks wrong with the data.
+
+Runs in the driver, which starts one scoring process for it. Each row is scored twice: with a
+made-up response, and with the ground truth itself as the response. Nothing is sampled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from conf.schema import TrainConfig
+from orchestrator.planning.sources import Sources
+from orchestrator.telemetry.counting import describe_reasons
+from workers.data.prompts import Prompt, PromptEncoder, PromptSet
+from workers.reward.base import (
+    ABSTAINED,
+    CORRECT,
+    RewardResult,
+    RewardSample,
+    Siblings,
+    takes_group,
+)
+from workers.reward.pool import RewardPool
+
+NUM_ROWS = 4  # of each file
+MADE_UP = "This is a made-up response."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """Row that was scored twice.
+
+    Example:
+        Tried(uid="train:7", truth="5", made_up=RewardResult(outcome="scored", reward=0.0),
+              with_truth=RewardResult(outcome="scored", reward=1.0))
+    """
+
+    uid: str
+    truth: str | None
+    made_up: RewardResult
+    with_truth: RewardResult | None  # None where the row has no ground truth
+
+    @property
+    def results(self) -> list[RewardResult]:
+        """Both results."""
+        return [self.made_up] if self.with_truth is None else [self.made_up, self.with_truth]
+
+    @property
+    def failed(self) -> bool:
+        """True if the row can't be scored, whatever the response."""
+        return all(result.outcome.startswith("failed:") for result in self.results)
+
+
+def try_scorer(config: TrainConfig, scorer: Any, sources: Sources) -> list[str]:
+    """Score the first rows of every prompt file; return what should be looked at, a line each.
+
+    Raises:
+        ValueError: the scorer can't be built in a scoring process, or no row of a file can be
+            scored; the message holds the scorer's own error.
+    """
+    notes = list(_ends_of_responses(config, scorer, sources.train))
+    files = [sources.train, *([sources.heldout] if sources.heldout is not None else [])]
+    with open_pool(config, scorer) as pool:
+        for prompts in files:
+            rows = [prompts[row] for row in range(min(NUM_ROWS, len(prompts)))]
+            notes += _judge(prompts, try_rows(pool, scorer, rows))
+    return notes
+
+
+def open_pool(config: TrainConfig, scorer: Any) -> RewardPool:
+    """Start a scoring process with the scorer.
+
+    Raises:
+        ValueError: it can't be built there.
+    """
+    try:
+        return RewardPool(scorer, num_processes=1, timeout_s=config.reward.timeout_s)
+    except RuntimeError as error:
+        raise ValueError(f"reward.scorer: {error}") from error
+
+
+def try_rows(pool: RewardPool, scorer: Any, rows: Sequence[Prompt]) -> list[Tried]:
+    """Score each row with a made-up response and with its ground truth.
+
+    A row whose prompt can't be read as text is left out: the encoder refuses that row by name.
+    """
+    readable: list[tuple[Prompt, int]] = []
+    groups: list[Siblings] = []
+    for row in rows:
+        try:
+            text = PromptEncoder.text(row.prompt)
+        except (TypeError, KeyError, IndexError, ValueError):
+            continue
+        responses = [MADE_UP, *([row.ground_truth] if row.ground_truth is not None else [])]
+        samples = tuple(
+            RewardSample(
+                prompt=text, response=each, ground_truth=row.ground_truth, columns=row.columns
+            )
+            for each in responses
+        )
+        readable.append((row, len(samples)))
+        groups += [samples] if takes_group(scorer) else [(sample,) for sample in samples]
+    results = iter([one for group in asyncio.run(pool.score_groups(groups)) for one in group])
+    return [
+        Tried(
+            uid=row.uid,
+            truth=row.ground_truth,
+            made_up=next(results),
+            with_truth=next(results) if count == 2 else None,
+        )
+        for row, count in readable
+    ]
+
+
+def reasons(tried: Sequence[Tried]) -> str:
+    """Return the reasons of all failures, by kind."""
+    return describe_reasons(
+        Counter(
+            result.outcome
+            for row in tried
+            for result in row.results
+            if result.outcome.startswith("failed:")
+        )
+    )
+
+
+def gives_less(result: RewardResult | None) -> bool:
+    """Return True if the ground truth as a response was scored, and not as right."""
+    if result is None or result.reward is None:
+        return False
+    return result.parts.get(CORRECT, result.reward) < 1.0
+
+
+def _judge(prompts: PromptSet, tried: Sequence[Tried]) -> Iterator[str]:
+    """Yield notes on the rows of one file.
+
+    Raises:
+        ValueError: no row can be scored.
+    """
+    failed = [row for row in tried if row.failed]
+    if tried and len(failed) == len(tried):
+        raise ValueError(
+            f"the reward can't score one of the first {len(tried)} rows of {prompts.path}: "
+            f"{reasons(failed)}. Mend the reward, or the keys data.ground_truth_column and "
+            "data.prompt_column; ballast data inspect tries every row"
+        )
+    if failed:
+        yield (
+            f"reward: {len(failed)} of the first {len(tried)} rows of {prompts.path.name} can't be "
+            f"scored ({failed[0].uid}): {reasons(failed)}"
+        )
+    less = [row for row in tried if gives_less(row.with_truth)]
+    if less and less[0].with_truth is not None:
+        yield (
+            f"reward: the ground truth {shorten(less[0].truth)} of {less[0].uid}, as the response, "
+            f"earns {less[0].with_truth.reward:g}: right if the reward wants more than the bare "
+            "answer (a format, a program), wrong if not"
+        )
+    if any(result.outcome == ABSTAINED for row in tried for result in row.results):
+        yield "reward: the scorer abstains (None) from some responses; they do not train"
+
+
+def _ends_of_responses(config: TrainConfig, scorer: Any, prompts: PromptSet) -> Iterator[str]:
+    """Yield a note where nothing but the length limit may end the response to a text prompt."""
+    sampling = config.rollout.sampling
+    ends = sampling.stop or sampling.stop_token_ids or getattr(scorer, "stop_at", None)
+    if isinstance(prompts[0].prompt, str) and not ends:
+        yield (
+            "prompts are plain text without a stop: a response ends at the model's own end token "
+            f"or at {sampling.max_new_tokens} tokens. Set rollout.sampling.stop or "
+            "reward.scorer.stop_at, or give chat messages to a chat model"
+        )
+
+
+def shorten(text: str | None, limit: int = 60) -> str:
+    """Return a text as a literal of at most `limit` characters."""
+    shown = repr(text)
+    return shown if len(shown) <= limit else shown[: limit - 3] + "..."

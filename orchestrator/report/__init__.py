@@ -1,0 +1,1 @@
+"""Report of a run: read its folder, write one HTML file that opens offline."""

@@ -1,0 +1,118 @@
+"""Self-test of a loaded model: packed batches against the model's own forward pass.
+
+transformers has hundreds of families, and a family may do what packed batches do not carry along:
+a scale behind its head, an attention of its own, a state that runs on from one sequence into the
+next, noise in train mode. So every model is asked once, after it is loaded, on two short sequences.
+Runs in every rank of learner, reference and critic; under ZeRO-3 all ranks in step. Trains nothing.
+
+Legend: N tokens of both sequences.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.data.packing import PackedBatch, pack_sequences
+from workers.engines.model.attention import VARLEN_SDPA
+from workers.engines.model.packed_model import PackedModel
+
+LENGTHS = (9, 6)
+#: Greatest mean difference per token that rounding explains: kernels add in another order.
+FLOAT32_TOLERANCE = 1e-3
+HALF_TOLERANCE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Differences:
+    """Mean absolute differences of log-probs (policy) or scaled hidden states (critic).
+
+    Attributes:
+        alone: a packed batch of one sequence against the model's own forward pass.
+        together: both sequences in one batch against each in a batch of its own.
+        training: train mode against eval mode.
+    """
+
+    alone: float
+    together: float
+    training: float
+
+
+def check_model(module: PackedModel, device: torch.device | str) -> Differences:
+    """Compare packed batches with the model's own forward pass; return the differences.
+
+    Everything is computed in the dtype of the weights, without autocast where the attention allows
+    it, so that the tolerance is that of float32 for a policy that trains in bf16 as well.
+
+    Raises:
+        ValueError: a difference that rounding does not explain, with names and numbers.
+    """
+    weights = next(module.model.parameters()).dtype
+    autocast = module.autocast
+    if module.attention == VARLEN_SDPA:
+        module.autocast = None
+    exact = weights == torch.float32 and module.autocast is None
+    try:
+        found = _differences(module, device)
+    finally:
+        module.autocast = autocast
+    tolerance = FLOAT32_TOLERANCE if exact else HALF_TOLERANCE
+    faults = [
+        f"{text} differs by {value:.2g}"
+        for text, value in (
+            ("a packed batch of one sequence from the model's own forward pass", found.alone),
+            ("two sequences in one batch from each alone", found.together),
+            ("train mode from eval mode", found.training),
+        )
+        if not value <= tolerance
+    ]
+    if faults:
+        raise ValueError(
+            f"{type(module.model).__name__} is computed wrongly: {'; '.join(faults)} (mean over "
+            f"{sum(LENGTHS)} tokens, allowed is {tolerance:g}, learner.attention="
+            f"{module.attention}): packed batches do not support this model, use another one"
+        )
+    return found
+
+
+def _differences(module: PackedModel, device: torch.device | str) -> Differences:
+    was_training = module.training
+    rows = _sequences(module.model.config.get_text_config())
+    singles = [pack_sequences([row]).to(device) for row in rows]
+    both = pack_sequences(rows).to(device)
+    module.eval()
+    with torch.no_grad():
+        plain = torch.cat([module.plain_outputs(batch.tokens) for batch in singles])  # [N, ...]
+        alone = torch.cat([_packed(module, batch) for batch in singles])
+        together = _packed(module, both)
+        module.train()
+        training = _packed(module, both)
+        module.train(was_training)
+    return Differences(
+        alone=_difference(plain, alone),
+        together=_difference(alone, together),
+        training=_difference(together, training),
+    )
+
+
+def _packed(module: PackedModel, batch: PackedBatch) -> Tensor:
+    return module.packed_outputs(batch.tokens, batch.position_ids, batch.cu_seqlens)
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    return float((one.float() - other.float()).abs().mean())
+
+
+def _sequences(config: object) -> list[list[int]]:
+    """Draw the sequences: always the same, without ids that mean padding or an image."""
+    size: int = config.vocab_size  # type: ignore[attr-defined]
+    special = {
+        value
+        for name, value in vars(config).items()
+        if name.endswith(("_token_id", "_token_index")) and isinstance(value, int)
+    }
+    usable = torch.tensor([number for number in range(min(size, 1024)) if number not in special])
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(len(usable), (sum(LENGTHS),), generator=generator)
+    tokens: list[int] = usable[drawn].tolist()
+    return [tokens[: LENGTHS[0]], tokens[LENGTHS[0] :]]
