@@ -234,6 +234,6 @@ def test_in_bfloat16_the_tolerance_is_twice_what_was_measured_for_the_model(publ
 
 
 def test_in_bfloat16_a_gap_beyond_the_models_rounding_ends_the_run_before_the_first_step(publish):
-    stack = Stack(probed=[0.0, -1.2, -1.2], swapped=[0.0, -0.99, -1.01])
+    stack = Stack(probed=[0.0, -1.25, -1.25], swapped=[0.0, -0.99, -1.01])
     with pytest.raises(AttestationError, match=r"differ by 0\.1[0-9]+ on average.*is no rounding"):
         publish(stack, overrides=BF16)
