@@ -30,6 +30,7 @@ def test_every_tutorial_is_short_and_run_by_a_test():
         "own_reward.py",
         "read_record.py",
         "resume_after_kill.py",
+        "reward_server.py",  # tests/workers/reward/scorers/test_remote.py
     }
     for name in scripts:
         text = (HERE / name).read_text()
