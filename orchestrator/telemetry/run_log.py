@@ -35,6 +35,10 @@ class RunLog:
         self.steps.append({"step": step, **metrics})
         self._progress.step(step, metrics)
 
+    def note(self, text: str) -> None:
+        """Show a line that the user should read."""
+        self._progress.print_line(f"note: {text}")
+
     def heldout(self, step: int, result: HeldoutResult) -> None:
         """Log an evaluation after `step` and write its answers to `eval/`."""
         self._tracker.log(step, {f"eval/{name}": value for name, value in result.metrics.items()})
