@@ -32,6 +32,8 @@ LOSS_COLUMNS = frozenset(
         "entropy",
         "old_entropy",
         "rewards",
+        "staleness",
+        "truncated",
     }
 )
 #: Of a value loss, fields of `LossInputs`.
@@ -63,6 +65,9 @@ class LossInputs:
         old_values: [N] critic outputs at credit time.
         returns: [N] regression targets of the critic.
         rewards: [S] the scorer's rewards, before any shaping.
+        staleness: [N] weight versions between those that sampled the token and those that start
+            the step; 0 for tokens that were not sampled.
+        truncated: [S] bool, stopped by the length limit.
     """
 
     logprobs: Tensor
@@ -79,6 +84,8 @@ class LossInputs:
     old_values: Tensor | None = None
     returns: Tensor | None = None
     rewards: Tensor | None = None
+    staleness: Tensor | None = None
+    truncated: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +101,7 @@ class CreditInputs:
         group_ids: [S] int64, 0..G-1.
         sequence_ids: [N] int64, sorted, 0..S-1.
         loss_mask: [N] bool.
+        truncated: [S] bool, stopped by the length limit; needs no declaration.
         old_logprobs, ref_logprobs, rollout_logprobs, values: [N], where a part declares them.
     """
 
@@ -101,6 +109,7 @@ class CreditInputs:
     group_ids: Tensor
     sequence_ids: Tensor
     loss_mask: Tensor
+    truncated: Tensor | None = None
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
     rollout_logprobs: Tensor | None = None

@@ -44,6 +44,8 @@ def prepared(
         entropy=clean(inputs.entropy, detach=not entropy_gradient),
         old_entropy=clean(inputs.old_entropy),
         rewards=None if inputs.rewards is None else inputs.rewards.detach(),
+        staleness=clean(inputs.staleness),
+        truncated=inputs.truncated,
     )
 
 

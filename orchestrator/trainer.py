@@ -97,6 +97,7 @@ class Trainer:
             cost=self.roles.cost,
             share_prefixes=self.roles.share_prefixes,
             coefficients=self.adaptation.coefficients,
+            version=sampled_for,
         )
         critic = None
         if self.roles.critic is not None:

@@ -58,6 +58,8 @@ def random_inputs(
         old_values=noise(1.0),
         returns=noise(1.0),
         rewards=rewards,
+        staleness=torch.arange(num).to(dtype) % 3,
+        truncated=torch.arange(len(lengths)) % 3 == 1,
     )
 
 
@@ -86,6 +88,7 @@ def credit_inputs(
         group_ids=torch.arange(num) // group_size,
         sequence_ids=inputs.sequence_ids,
         loss_mask=inputs.loss_mask,
+        truncated=inputs.truncated,
         old_logprobs=inputs.old_logprobs,
         ref_logprobs=inputs.ref_logprobs,
         rollout_logprobs=inputs.rollout_logprobs,
@@ -99,12 +102,13 @@ def select_sequences(inputs: LossInputs, order: Sequence[int]) -> LossInputs:
     rows = torch.cat(wanted)
     columns: dict[str, Tensor | None] = {}
     for item in fields(inputs):
-        column = None if item.name == "rewards" else getattr(inputs, item.name)
-        columns[item.name] = None if column is None else column[rows]
+        column = getattr(inputs, item.name)
+        per_sequence = item.name in ("rewards", "truncated")
+        chosen = torch.tensor(list(order)) if per_sequence else rows
+        columns[item.name] = None if column is None else column[chosen]
     columns["sequence_ids"] = torch.repeat_interleave(
         torch.arange(len(wanted)), torch.tensor([len(part) for part in wanted])
     )
-    columns["rewards"] = None if inputs.rewards is None else inputs.rewards[list(order)]
     return LossInputs(**columns)  # type: ignore[arg-type]
 
 

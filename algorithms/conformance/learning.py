@@ -123,6 +123,8 @@ class _Rollout:
             old_values=self.old_values,
             returns=self.credit.returns,
             rewards=self.rewards,
+            staleness=torch.zeros_like(logprobs.detach()),
+            truncated=torch.zeros_like(self.rewards, dtype=torch.bool),
         )
         lengths = self.mask.view(-1, LENGTH).sum(-1)
         metadata = BatchMetadata(lengths=lengths, group_ids=self.group_ids, rewards=self.rewards)

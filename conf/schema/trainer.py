@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from conf.schema.checks import choose, require
 
+EXPORT_DTYPES = ("source", "float32", "bfloat16", "float16")
+
 
 @dataclass(kw_only=True)
 class TrainerConfig:
@@ -27,6 +29,7 @@ class TrainerConfig:
     best_is: str = "max"  # or min
     stop_if_stuck_steps: int = 0  # steps in a row with nothing to learn from; 0: goes on
     export: bool = True  # write the final policy as a Hugging Face folder
+    export_dtype: str = "source"  # of its weights: as in the policy's folder, or one for all
 
     def check(self) -> None:
         """Raise a ValueError that names an impossible value and the remedy."""
@@ -38,6 +41,7 @@ class TrainerConfig:
             value = getattr(self, name)
             require(value >= 0, f"trainer.{name}", value, "must not be negative")
         choose("trainer.best_is", self.best_is, ("max", "min"))
+        choose("trainer.export_dtype", self.export_dtype, EXPORT_DTYPES)
         if self.keep_best and self.checkpoint_every and self.best_metric.startswith("eval/"):
             require(
                 self.eval_every > 0 and self.checkpoint_every % self.eval_every == 0,

@@ -112,6 +112,8 @@ PRODUCED = frozenset(
         "epoch_logprobs",
         "rollout_logprobs",
         "rewards",
+        "staleness",
+        "truncated",
     }
 )
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from algorithms.algorithm import Algorithm
 from conf.schema import OptimizerConfig, TrainConfig
 from workers.engines.model.lora_settings import LoraSettings, adapted_leaves, linear_names
 from workers.engines.vllm.settings import VLLMSettings
-from workers.engines.zero.settings import OptimizerSettings, ZeroSettings
+from workers.engines.zero.settings import ExportDtype, OptimizerSettings, ZeroSettings
 from workers.rollout.group_play import EarlyStop
 
 
@@ -103,6 +103,8 @@ def policy_settings(config: TrainConfig, model_path: str, *, trains: bool) -> Ze
         sequence_parallel_size=learner.sequence_parallel_size,
         offload_optimizer=learner.offload_optimizer and trains,
         offload_params=learner.offload_params if trains else reference.offloads(learner),
+        exports=config.trainer.export and trains,
+        export_dtype=cast("ExportDtype", config.trainer.export_dtype),
         deepspeed=learner.deepspeed,
     )
 

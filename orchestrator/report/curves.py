@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.report.samples import rounded, rounded_all
+from orchestrator.telemetry.alerts.rules import Alerts
 from orchestrator.telemetry.glossary import GLOSSARY
 
 MAX_POINTS = 2_000  # of a curve
@@ -164,8 +165,10 @@ def events(
         {"step": step + 1, "kind": "resumed", "text": f"resumed after step {step}"}
         for step in resumed_after
     ]
+    alerts = Alerts()
     for before, now in pairwise([{}, *steps]):
         step = int(now["step"])
+        found += [{"step": step, "kind": "alert", "text": line} for line in alerts.step(now)]
         lost = _more(before, now, "rollout/engines_lost")
         again = _more(before, now, "rollout/groups_resampled")
         skipped = now.get("learner/updates", 0) - now.get("learner/steps", 0)

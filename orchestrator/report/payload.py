@@ -23,6 +23,7 @@ from orchestrator.report.selection import choose
 from orchestrator.report.timeline import read_timeline
 from orchestrator.report.token_texts import TokenTexts
 from orchestrator.telemetry import bubbles
+from orchestrator.telemetry.counting import counted
 
 
 def build(
@@ -39,7 +40,10 @@ def build(
         max_tokens: tokens to read, of all runs together.
     """
     share = len(records)
-    runs = [_run(record, max_bytes // share, max_tokens // share) for record in records]
+    runs = [
+        {"name": name, **_run(record, max_bytes // share, max_tokens // share)}
+        for name, record in zip(labels(records), records, strict=True)
+    ]
     names = sorted({name for run in runs for part in _PARTS for name in run[part]["values"]})
     return {
         "runs": runs,
@@ -49,6 +53,18 @@ def build(
     }
 
 
+def labels(records: Sequence[RunRecord]) -> list[str]:
+    """Return a name per run that tells it from the others: its own, else as much of its path."""
+    paths = [record.folder.parts for record in records]
+    found = []
+    for path in paths:
+        count = next(
+            (n for n in range(1, len(path)) if sum(p[-n:] == path[-n:] for p in paths) == 1), 1
+        )
+        found.append("/".join(path[-count:]))
+    return found
+
+
 _PARTS = ("curves", "heldout")
 
 
@@ -56,7 +72,6 @@ def _run(record: RunRecord, max_bytes: int, max_tokens: int) -> dict[str, Any]:
     rows = read_rows(record.rollouts, clip=_clip(record), max_tokens=max_tokens)
     shares, bubble = _time(record)
     return {
-        "name": record.name,
         "folder": str(record.folder),
         "state": record.state,
         "total_steps": record.setting("trainer.total_steps"),
@@ -112,29 +127,29 @@ def _rollouts(record: RunRecord, rows: Sequence[RecordedStep], max_bytes: int) -
     chosen = choose(rows, seed=int(record.setting("seed") or 0))
     groups, pieces = load_groups(rows, chosen, texts, max_bytes=max_bytes)
     held = sum(len(group["samples"]) for group in groups)
-    counted = sum(len(step) for step in rows)
+    total = sum(len(step) for step in rows)
     return {
         "groups": groups,
         "pieces": pieces,
         "clip": _clip(record),
-        "note": _note(record, rows, held, counted),
+        "note": _note(record, rows, held, total),
         "numbers_only": not texts.known,
     }
 
 
-def _note(record: RunRecord, rows: Sequence[RecordedStep], held: int, counted: int) -> str:
+def _note(record: RunRecord, rows: Sequence[RecordedStep], held: int, total: int) -> str:
     """Say what the report holds of the recorded samples, and what it left out."""
     if not record.rollouts:
         return "no sample was recorded (tracking.rollouts=false, or no step has finished)"
-    note = f"{held:,} of {counted:,} recorded samples are shown"
-    if held < counted:
+    note = f"{held:,} of {total:,} recorded samples are shown"
+    if held < total:
         note += (
             ": every kind of failure, the extremes, prompts of several steps, the rest drawn at "
             "random with the run's seed, whole groups each"
         )
     if len(rows) < len(record.rollouts):
-        note += f"; {len(record.rollouts) - len(rows):,} steps were not read"
+        note += f"; {counted(len(record.rollouts) - len(rows), 'step')} not read"
     unread = sum(not step.facts for step in rows)
     if unread:
-        note += f"; of {unread:,} steps the tokens were not read"
+        note += f"; of {counted(unread, 'step')} the tokens not read"
     return note

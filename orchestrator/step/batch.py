@@ -144,6 +144,7 @@ def plan_updates(
     seed: tuple[int, ...] = (0,),
     shuffled: bool = False,
     coefficients: Mapping[str, float] | None = None,
+    version: int = 0,
 ) -> BatchPlan:
     """Divide a step into passes, optimizer updates, ranks and micro-batches.
 
@@ -167,6 +168,7 @@ def plan_updates(
         shuffled: shuffle the first pass too, where groups came in an order that depends on them,
             such as the short ones first.
         coefficients: of the algorithm, for this step.
+        version: label of the weights that start the step.
     """
     trained = batch.lengths  # [S]
     training = len(np.unique(batch.group_ids[trained > 0]))  # groups with a token that trains
@@ -201,6 +203,7 @@ def plan_updates(
             updates=tuple(tuple(update.micro_batches[rank]) for update in updates),
             num_passes=num_passes,
             coefficients=dict(coefficients or {}),
+            version=version,
         )
         for rank in range(num_ranks)
     )

@@ -5,8 +5,9 @@ The driver prints to its console; the numbers are kept elsewhere (`tracking.py`)
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.live import Live
@@ -26,6 +27,26 @@ COLUMNS = (  # heading, metric, format
 )
 
 
+SPARKS = (  # heading, metric: drawn below the table over the last steps
+    ("reward", "reward/mean"),
+    ("entropy", "policy/entropy"),
+    ("mismatch", "mismatch/abs_mean"),
+    ("staleness", "staleness/mean"),
+)
+BARS = "▁▂▃▄▅▆▇█"
+SPARK_STEPS = 60
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Return a bar per value, from the lowest to the highest of them; "?" for no finite one."""
+    finite = [value for value in values if math.isfinite(value)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    scale = (len(BARS) - 1) / (high - low or 1.0)
+    return "".join(
+        BARS[round(scale * (value - low))] if math.isfinite(value) else "?" for value in values
+    )
+
+
 class Progress:
     """Display of the last steps while the run goes on; a context manager."""
 
@@ -33,6 +54,7 @@ class Progress:
         self._console = console or Console()
         self._total = total_steps
         self._rows: deque[tuple[int, Mapping[str, float]]] = deque(maxlen=12)
+        self._sparks = {name: deque[float](maxlen=SPARK_STEPS) for _, name in SPARKS}
         self._live: Live | None = None
 
     def __enter__(self) -> Progress:
@@ -53,6 +75,9 @@ class Progress:
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show a finished step."""
         self._rows.append((step, metrics))
+        for name, values in self._sparks.items():
+            if name in metrics:
+                values.append(metrics[name])
         if self._live is not None:
             self._live.update(self._table(step))
         else:
@@ -73,7 +98,11 @@ class Progress:
             table.add_column(heading, justify="right")
         for number, metrics in self._rows:
             table.add_row(str(number), *self._cells(metrics))
-        table.caption = None
+        drawn = [(head, self._sparks[name]) for head, name in SPARKS if len(self._sparks[name]) > 1]
+        table.caption = (
+            "\n".join(f"{head:<10}{sparkline(values)}" for head, values in drawn) or None
+        )
+        table.caption_justify = "left"
         table.add_section()
         table.add_row(ProgressBar(total=self._total, completed=step, width=6), *[""] * len(COLUMNS))
         return table

@@ -1,6 +1,6 @@
 """Pass finished steps and evaluations on, in the driver: to trackers, display and last page.
 
-Metrics are computed elsewhere; here they are only passed on.
+Metrics are computed elsewhere; here they are only passed on, and alerts are told of them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from conf.schema import TrainConfig
+from orchestrator.telemetry.alerts.rules import Alerts
 from orchestrator.telemetry.heldout import HeldoutResult
 from orchestrator.telemetry.progress import Progress
 from orchestrator.telemetry.tracking import Tracker
@@ -25,6 +26,7 @@ class RunLog:
     def __init__(self, run_dir: Path, config: TrainConfig, progress: Progress) -> None:
         self._run_dir, self._progress = run_dir, progress
         self._tracker = Tracker(run_dir, config.tracking, run_name=config.run_name)
+        self._alerts = Alerts()
         self.steps: list[dict[str, float]] = []
         self.first_heldout: tuple[int, HeldoutResult] | None = None
         self.last_heldout: tuple[int, HeldoutResult] | None = None
@@ -34,6 +36,8 @@ class RunLog:
         self._tracker.log(step, metrics)
         self.steps.append({"step": step, **metrics})
         self._progress.step(step, metrics)
+        for line in self._alerts.step(metrics):
+            self._progress.print_line(f"alert at step {step}: {line}")
 
     def note(self, text: str) -> None:
         """Show a line that the user should read."""

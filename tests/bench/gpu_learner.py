@@ -34,7 +34,7 @@ from algorithms.aggregations import TokenMean
 from algorithms.algorithm import Algorithm
 from algorithms.policy_losses.clipped import ClippedRatio
 from workers.data.packing import PackedBatch, pack_sequences
-from workers.engines.model import attention
+from workers.engines.model import attention, sequence_attention
 from workers.engines.model.chunked_head import chunked_logprobs
 from workers.engines.model.head_rows import default_chunk_rows
 from workers.engines.model.lora_settings import LoraSettings
@@ -102,17 +102,17 @@ def attention_by(name: str) -> Iterator[None]:
     `blocks` and `cudnn` are padded blocks even on a GPU. `cudnn` names the kernel that has to
     compute them; for `blocks` torch chooses it.
     """
-    chosen = attention.flash_computes, attention.dense_is_faster
+    chosen = attention.flash_computes, sequence_attention.dense_is_faster
     if name in ("blocks", "cudnn"):
         attention.flash_computes = lambda *_, **__: False
     if name == "flash":
-        attention.dense_is_faster = lambda *_, **__: False
+        sequence_attention.dense_is_faster = lambda *_, **__: False
     backend = sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if name == "cudnn" else nullcontext()
     try:
         with backend:
             yield
     finally:
-        attention.flash_computes, attention.dense_is_faster = chosen
+        attention.flash_computes, sequence_attention.dense_is_faster = chosen
 
 
 def build(case: Case, device: torch.device) -> PolicyModel:

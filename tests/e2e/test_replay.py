@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
@@ -83,6 +84,29 @@ def test_replay_reproduces_the_run(original, again):
         for column in one.column_names:
             same = one[column].combine_chunks().equals(other[column].combine_chunks())
             assert same, f"step {step}: {column}"
+
+
+@pytest.mark.slow
+def test_shared_prompts_give_the_same_run(folder, original):
+    apart, output = finished(
+        folder,
+        "apart",
+        *GRPO,
+        "rollout=replay",
+        f"rollout.replay.folder={original}",
+        "learner.shared_prefix=false",
+    )
+    assert "each sequence computes its own (learner.shared_prefix=false)" in output
+    for own, other in zip(steps(original), steps(apart), strict=True):
+        assert own["learner/shared_prefix_frac"] > 0.3
+        assert other["learner/shared_prefix_frac"] == 0
+        for metric in ("learner/loss", "learner/grad_norm"):
+            assert own[metric] == pytest.approx(other[metric], rel=1e-4, abs=1e-6), metric
+    for step in range(1, STEPS + 1):
+        one, other = (
+            np.concatenate(recorded(run, step)["logprobs"].to_numpy()) for run in (original, apart)
+        )
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def first(folder):
         "rollout.num_engines=2",
         "learner.num_ranks=2",
         "learner.zero_stage=2",
-        "learner.token_budget=96",
+        "learner.token_budget=36",
         "trainer.updates_per_step=2",
         "trainer.prompts_per_step=8",
         "trainer.total_steps=3",
@@ -224,6 +224,7 @@ def test_resume_goes_on_from_the_last_checkpoint(first, folder):
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "total_steps: 3" in saved
+    assert '"text":"resumed after step 2"' in (run / "report.html").read_text()
     after = metrics(run)
     assert [line["step"] for line in after] == [1, 2, 3, 4]
     again = pq.read_table(run / "rollouts" / "step_000003.parquet")

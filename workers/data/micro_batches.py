@@ -26,6 +26,10 @@ def packed_rows(table: pa.Table, micro: MicroBatchPlan, names: Sequence[str]) ->
     rewards = np.zeros(table.num_rows, dtype=np.float32)
     if "reward" in table.column_names:
         rewards[micro.rows] = table.column("reward").take(pa.array(micro.rows)).to_numpy()
+    truncated = np.zeros(table.num_rows, dtype=np.float32)
+    if "finish_reason" in table.column_names:
+        ended = table.column("finish_reason").take(pa.array(micro.rows))
+        truncated[micro.rows] = np.asarray(ended.to_pylist()) == "length"
     weights = {}
     for name, own in micro.weights.items():
         weights[name] = np.zeros(table.num_rows, dtype=np.float32)
@@ -37,10 +41,25 @@ def packed_rows(table: pa.Table, micro: MicroBatchPlan, names: Sequence[str]) ->
     return pack(
         {name: table.column(name) for name in (*TOKEN_COLUMNS, *names)},
         micro.rows,
-        sequence_columns={"rewards": rewards},
+        sequence_columns={"rewards": rewards, "truncated": truncated},
         weights=weights,
         groups=groups,
     )
+
+
+def with_staleness(table: pa.Table, version: int) -> pa.Table:
+    """Add the column `staleness`, a list of float32 per row; 0 for tokens that were not sampled.
+
+    Args:
+        table: trajectories, with their `weight_versions`.
+        version: label of the weights that start the step.
+    """
+    versions = table.column("weight_versions").combine_chunks()
+    flat = versions.flatten().to_numpy()
+    staleness = np.where(flat < 0, 0, version - flat).astype(np.float32)
+    offsets = versions.offsets.to_numpy() - versions.offsets[0].as_py()
+    column = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(staleness))
+    return table.append_column("staleness", column)
 
 
 def as_columns(plan: RankPlan, columns: Mapping[str, Rows]) -> pa.RecordBatch:

@@ -90,11 +90,13 @@ class RankPlan:
             equally long on every rank.
         num_passes: passes over the batch; all have the same number of updates.
         coefficients: numbers of the algorithm that hold for this step, by dotted path.
+        version: label of the weights that start the step.
     """
 
     updates: tuple[tuple[MicroBatchPlan, ...], ...]
     num_passes: int = 1
     coefficients: Mapping[str, float] = field(default_factory=dict)
+    version: int = 0
 
     @property
     def passes(self) -> list[RankPlan]:

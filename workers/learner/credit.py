@@ -48,6 +48,7 @@ def assign_credit(
             group_ids=torch.from_numpy(plan.group_ids),
             sequence_ids=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)),
             loss_mask=torch.from_numpy(mask),
+            truncated=_truncated(table),
             **columns,
         )
     )
@@ -64,6 +65,13 @@ def assign_credit(
         values = columns["values"].numpy()[mask]
         metrics |= critic_metrics(values, earned["returns"][mask])
     return computed_columns(np.arange(len(lengths)), lengths, **earned), metrics
+
+
+def _truncated(table: pa.Table) -> torch.Tensor | None:
+    """Mark the responses that the length limit stopped [S]; None where the table does not say."""
+    if "finish_reason" not in table.column_names:
+        return None
+    return torch.tensor([why == "length" for why in table.column("finish_reason").to_pylist()])
 
 
 def critic_metrics(

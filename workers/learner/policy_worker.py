@@ -18,7 +18,7 @@ import ray.util
 import torch
 
 from algorithms.algorithm import Algorithm
-from workers.data.micro_batches import as_columns, packed_rows
+from workers.data.micro_batches import as_columns, packed_rows, with_staleness
 from workers.data.plans import CreditPlan, RankPlan, StepRows
 from workers.engines.zero.settings import ZeroSettings
 from workers.learner.credit import assign_credit
@@ -148,6 +148,8 @@ class PolicyWorker(RankWorker):
         """
         read = self._read_columns()
         table = self._table(rows, computed, names=read, of=plan)
+        if "staleness" in read:
+            table = with_staleness(table, plan.version)
         names = [name for name in table.column_names if name in read]
         skipped = self._engine.progress.skipped_in_a_row
         trained = train_passes(

@@ -158,6 +158,9 @@
     section.append(anyMetric());
   };
 
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>
-    charts.forEach((plot) => plot.redraw(false, true)));
+  // Canvases do not follow the colours of the page by themselves; paper is light.
+  for (const query of ["(prefers-color-scheme: dark)", "print"]) {
+    matchMedia(query).addEventListener("change", () =>
+      charts.forEach((plot) => plot.redraw(false, true)));
+  }
 })();

@@ -28,7 +28,14 @@
       run.bubble ? el("p", null, `Largest bubble: ${run.bubble}.`) : null);
   };
 
-  document.getElementById("top").append(...payload.runs.map(verdict));
+  // One row per run, so that the numbers of several stand below each other.
+  const sideBySide = () => el("div", { id: "side-by-side" }, ballast.table(
+    ["run", "algorithm", "steps", "reward, last five steps", "held-out, last", "samples", "tokens", "time in steps"],
+    payload.runs.map(({ name, algorithm, verdict: v }) => [name, algorithm ?? "–", v.steps ?? 0,
+      v.reward_last ?? "–", v.heldout_last ?? "–", v.samples ?? "–", v.tokens ?? "–", seconds(v.seconds)])));
+
+  document.getElementById("top").append(
+    ...payload.runs.map(verdict), ballast.several ? sideBySide() : "");
   for (const part of ["result", "time", "prompts", "rollouts", "settings"]) ballast[part]();
   document.body.dataset.ready = "yes";
 })();

@@ -72,6 +72,13 @@ def test_losses_skips_failures_and_resumes_are_marked_at_their_steps():
     }
 
 
+def test_alerts_of_the_log_are_marked_too():
+    values = {"credit/informative_groups_frac": 0.0, "reward/sampled_mean": 0.0}
+    (event,) = events([{"step": step, **values} for step in (1, 2, 3, 4)], [])
+    assert (event["step"], event["kind"]) == (3, "alert")
+    assert event["text"].startswith("nothing to learn")
+
+
 def test_a_count_that_a_new_job_begins_again_is_no_negative_loss():
     lines = [{"step": k, "rollout/engines_lost": v} for k, v in ((1, 2.0), (2, 0.0), (3, 1.0))]
     assert [(e["step"], e["text"]) for e in events(lines, [])] == [

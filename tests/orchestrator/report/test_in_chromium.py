@@ -62,6 +62,19 @@ def test_nothing_overlaps_or_leaves_the_screen(browser, page, width, dark):
     assert background == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
 
 
+def test_paper_is_light_also_in_dark_mode_and_has_no_controls(browser, page):
+    browser.open(page, dark=True)
+    browser.call(
+        "Emulation.setEmulatedMedia",
+        media="print",
+        features=[{"name": "prefers-color-scheme", "value": "dark"}],
+    )
+    assert browser.read("getComputedStyle(document.body).color") == "rgb(22, 25, 29)"
+    shown = "[...document.querySelectorAll('nav, .controls, #token')].map((e) => e.offsetHeight)"
+    assert set(browser.read(shown)) == {0}
+    browser.call("Emulation.setEmulatedMedia", media="")
+
+
 def test_no_request_leaves_the_file_and_no_error_is_logged(browser, page):
     browser.requests.clear()
     browser.errors.clear()
@@ -156,6 +169,11 @@ def test_runs_side_by_side_show_their_differences_first(browser, run_dir, tmp_pa
     browser.errors.clear()
     browser.open(tmp_path / "both.html")
     assert browser.read("[...document.querySelectorAll('#top h1')].length") == 2
+    table = browser.read("document.querySelector('#side-by-side tbody').innerText")
+    assert table.splitlines() == [
+        "steady\tcpgd\t4\t0.25\t1\t32\t400\t8 s",
+        "other\tgrpo\t4\t0.25\t1\t32\t400\t8 s",
+    ]
     rows = browser.read("document.querySelector('#settings table').innerText")
     assert "algorithm.name\tcpgd\tgrpo" in rows
     legend = browser.read("document.querySelector('[data-panel=Reward] .u-legend').innerText")

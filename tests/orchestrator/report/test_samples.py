@@ -36,6 +36,26 @@ def test_a_group_has_its_prompt_and_every_number_of_its_tokens(tmp_path):
     assert first["notes"] == {"judge": "the sum is wrong"}
 
 
+def test_tokens_of_an_environment_between_two_turns_are_marked(tmp_path):
+    texts = TokenTexts.of_model(str(model_folder(tmp_path / "model")))
+    turns = sample(
+        "a",
+        0,
+        (1, 4, 2),
+        1.0,
+        loss_mask=[False, False, True, False, True],
+        weight_versions=[-1, -1, 3, -1, 4],
+        num_turns=2,
+    )
+    steps = recorded(tmp_path, [turns, sample("a", 1, (3,), 0.0)])
+    (group,), pieces = load_groups(steps, [FIRST], texts)
+    shown = group["samples"][0]
+    assert [pieces[number] for number in shown["tokens"]] == ["one ", "four ", "two "]
+    assert (shown["trains"], shown["version"]) == ([1, 0, 1], [3, -1, 4])
+    assert (shown["turns"], shown["facts"]["sampled"]) == (2, 2)
+    assert group["prompt"] == "sum="
+
+
 def test_the_middle_of_a_long_response_is_left_out(tmp_path):
     long = tuple([1] * SHOWN_TOKENS + [2] * 10 + [3] * SHOWN_TOKENS)
     steps = recorded(tmp_path, [sample("a", 0, long, 1.0), sample("a", 1, (1,), 0.0)])

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from conf.compose import compose
 from orchestrator.telemetry.heldout import HeldoutAnswer, HeldoutResult
-from orchestrator.telemetry.progress import Progress
+from orchestrator.telemetry.progress import Progress, sparkline
 from orchestrator.telemetry.run_log import RunLog
 from orchestrator.telemetry.summary import describe
 
@@ -47,6 +47,22 @@ def test_a_terminal_gets_a_live_table():
     text = shown(terminal=True)
     for cell in ("step 1 of 10", "reward", "0.250", "publish s", "1.2e-02", "\x1b"):
         assert cell in text
+
+
+def test_the_live_table_draws_the_last_steps_of_what_moves():
+    console = Console(file=io.StringIO(), force_terminal=True, width=140)
+    with Progress(10, console=console) as progress:
+        for step, reward in enumerate((0.0, 0.5, 1.0), start=1):
+            progress.step(step, {**METRICS, "reward/mean": reward})
+    text = console.file.getvalue()
+    assert "reward    ▁▅█" in text  # 7 x 0.5 = 3.5, rounded to the even 4
+    assert "mismatch  ▁▁▁" in text
+    assert "entropy" not in text  # this run measures none
+
+
+def test_a_curve_with_a_value_that_is_no_number_is_drawn_all_the_same():
+    assert sparkline([1.0, float("nan"), 2.0]) == "▁?█"
+    assert sparkline([float("inf"), 2.0]) == "?▁"
 
 
 def scores(*rewards):

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pyarrow as pa
+import torch
 
-from workers.data.micro_batches import as_columns, packed_rows
+from workers.data.micro_batches import as_columns, packed_rows, with_staleness
 from workers.data.plans import MicroBatchPlan, RankPlan
+from workers.engines.zero.weighted_loss import loss_inputs
 
 TABLE = pa.table(
     {
@@ -34,6 +36,24 @@ def test_a_row_without_a_reward_does_not_disturb_those_with_one():
     batch = packed_rows(TABLE.drop_columns(["reward"]), micro(1, weight=(1.0,)), [])
     assert batch.sequence_columns["rewards"].tolist() == [0.0]
     assert batch.tokens.tolist() == [8, 9]
+
+
+def test_a_loss_may_read_whether_a_response_was_truncated_and_how_stale_its_tokens_are():
+    ends = pa.array(["stop", "length", "length"])
+    versions = pa.array([[-1, 4, 4], [-1, 6], [-1, -1, 5, 6]], pa.large_list(pa.int32()))
+    table = TABLE.append_column("finish_reason", ends).append_column("weight_versions", versions)
+    chunks = pa.concat_tables([table.slice(1), table.slice(0, 1)])  # rows 1, 2, 0
+    batch = packed_rows(with_staleness(chunks, 6), micro(1, 2), ["staleness"])
+    assert batch.sequence_columns["truncated"].tolist() == [1.0, 0.0]
+    assert batch.columns["staleness"].tolist() == [0, 0, 1, 0, 0, 2, 2]
+    inputs = loss_inputs(
+        batch.with_columns({"advantages": torch.zeros(7)}),
+        torch.zeros(7),
+        None,
+        old_is_current=True,
+    )
+    assert inputs.truncated is not None and inputs.truncated.tolist() == [True, False]
+    assert inputs.staleness is not None and inputs.staleness.tolist() == [0, 0, 1, 0, 0, 2, 2]
 
 
 def test_answers_are_keyed_by_the_rows_of_all_micro_batches():

@@ -1,10 +1,12 @@
 """Advantages of a step from Arrow to Arrow, filtered rows included."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from algorithms.advantages.outcome import GroupRelative
+from algorithms.advantages.outcome import BatchRelative, GroupRelative
 from algorithms.aggregations import TokenMean
 from algorithms.algorithm import Algorithm
 from algorithms.policy_losses.clipped import ClippedRatio
@@ -60,3 +62,24 @@ def test_explained_variance_is_what_values_foretold():
     assert found["critic/explained_variance"] == pytest.approx(0.6)
     assert (found["critic/value_mean"], found["critic/return_mean"]) == (0.5, 1.5)
     assert critic_metrics(returns, constant)["critic/explained_variance"] == 0.0
+
+
+class WithoutTruncated(BatchRelative):
+    """The reward itself, and 0 for truncated responses."""
+
+    def __call__(self, inputs):
+        rewards = inputs.shaped_rewards.masked_fill(inputs.truncated, 0.0)
+        return super().__call__(replace(inputs, shaped_rewards=rewards))
+
+
+def test_an_advantage_sees_which_responses_were_truncated():
+    table = pa.Table.from_batches([batch([2, 2])])
+    table = table.append_column("finish_reason", pa.array(["length", "stop"]))
+    plan = CreditPlan(
+        shaped_rewards=np.array([1.0, 1.0], dtype=np.float32),
+        group_ids=np.array([0, 0]),
+        trained=np.array([True, True]),
+    )
+    algorithm = replace(ALGORITHM, advantage=WithoutTruncated(baseline="none", whiten="none"))
+    columns, _ = assign_credit(algorithm, plan, table)
+    assert columns.column("advantages").to_pylist() == [[0, 0], [0, 1]]

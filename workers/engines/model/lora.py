@@ -14,9 +14,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from workers.engines.model.lora_settings import PEFT_PREFIX, LoraSettings, check_targets
+from workers.engines.model.lora_settings import (
+    PEFT_PREFIX,
+    LoraSettings,
+    adapted_modules,
+    check_targets,
+)
 
 ADAPTER = "default"  # peft's name for the only adapter
+HELD = "held"  # the model's name while peft puts the adapter in
 
 
 def attach_lora(model: PreTrainedModel, settings: LoraSettings) -> None:
@@ -30,17 +36,24 @@ def attach_lora(model: PreTrainedModel, settings: LoraSettings) -> None:
 
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     check_targets(settings.target_modules, linear)
-    targets = settings.target_modules
+    # Asked for by name, and in a holder without a configuration: from that of a mixture of experts
+    # peft would take every name for one of the experts' fused matrices, and wrap routers too. They
+    # are no linear layers and stay frozen.
+    holder = nn.ModuleDict({HELD: model})
+    targets = adapted_modules(settings.target_modules, linear)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft computes alpha / r with it
         lora_dropout=0.0,
-        target_modules=targets if isinstance(targets, str) else list(targets),
+        target_modules=[f"{HELD}.{name}" for name in targets],
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+        inject_adapter_in_model(config, holder, adapter_name=ADAPTER)
+    assert lora_layers(model).keys() == set(targets), "peft adapted other layers"
+    config.target_modules = set(targets)
+    model.peft_config = {ADAPTER: config}
 
 
 def lora_layers(model: nn.Module) -> dict[str, Any]:

@@ -96,13 +96,18 @@ def check_targets(targets: str | Sequence[str], modules: Sequence[str]) -> None:
 
 def adapted_leaves(targets: str | Sequence[str], modules: Iterable[str]) -> tuple[str, ...]:
     """List the last name parts of the modules that `targets` select, such as `q_proj`; sorted."""
+    chosen = adapted_modules(targets, modules)
+    return tuple(sorted({module.rpartition(".")[2] for module in chosen}))
+
+
+def adapted_modules(targets: str | Sequence[str], modules: Iterable[str]) -> list[str]:
+    """List the modules that `targets` select, by their whole names."""
     chosen = [targets] if isinstance(targets, str) else targets
-    found = {
-        module.rpartition(".")[2]
+    return [
+        module
         for module in modules
         if targets == ALL_LINEAR or any(f".{module}".endswith(f".{name}") for name in chosen)
-    }
-    return tuple(sorted(found))
+    ]
 
 
 def _in_layer(name: str) -> bool:

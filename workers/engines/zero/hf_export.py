@@ -1,8 +1,9 @@
-"""Export of a policy as a Hugging Face folder: safetensors shards, configuration, tokenizer.
+"""Export of a policy as a Hugging Face folder: safetensors shards, configuration, companions.
 
 Weights come as a stream of layers; only the shard being filled is held, and only by the rank that
 writes. Under ZeRO-3 every rank takes part in the stream's gathers, but the whole model is in no
-process. Runs in the learner's ranks. Gathers nothing: the stream does.
+process. Runs in the learner's ranks. Gathers nothing: the stream does. Which tensors a folder holds
+is the business of `checkpoint_layout`.
 """
 
 import json
@@ -17,17 +18,11 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 SHARD_BYTES = 1 << 30
-# What a model folder holds beside weights and configuration, by the name it begins with.
-COMPANIONS = (
-    "added_tokens",
-    "chat_template",
-    "generation_config",
-    "merges",
-    "special_tokens_map",
-    "spiece",
-    "tokenizer",
-    "vocab",
-)
+# Text that belongs to a model without saying so by its suffix.
+COMPANIONS = ("merges", "vocab", "LICENSE", "NOTICE")
+COMPANION_SUFFIXES = (".jinja", ".json", ".model", ".spm", ".tiktoken")
+# What an export writes anew, and what is of the run that made the source.
+NOT_COMPANIONS = ("config.json", "adapter_config.json", "ballast_recipe.json", "trainer_state.json")
 
 
 class ShardWriter:
@@ -95,11 +90,11 @@ def export_hf(
 
     Args:
         folder: made if need be; must not hold weights yet.
-        weights: (name, full tensor) pairs in `dtype`, a collective under ZeRO-3: it is drained on
-            every rank.
+        weights: (name, full tensor) pairs as they are written, a collective under ZeRO-3: it is
+            drained on every rank.
         config: of the model.
-        source: folder whose tokenizer and generation settings are copied.
-        dtype: of the written weights, noted in the configuration.
+        source: folder whose tokenizer, processor and generation settings are copied.
+        dtype: noted in the configuration.
         writes: True on the one rank that writes.
         shard_bytes: size of a safetensors file.
 
@@ -122,5 +117,14 @@ def export_hf(
     settings.pop("_attn_implementation", None)
     (target / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     for path in sorted(Path(source).iterdir()):
-        if path.is_file() and path.name.startswith(COMPANIONS):
+        if path.is_file() and _is_companion(path.name):
             shutil.copy2(path, target / path.name)
+        elif path.is_dir() and path.name == "additional_chat_templates":
+            shutil.copytree(path, target / path.name)
+
+
+def _is_companion(name: str) -> bool:
+    """Return True for a file that a model needs beside weights and configuration."""
+    if name in NOT_COMPANIONS or name.endswith(".index.json"):
+        return False
+    return name.startswith(COMPANIONS) or name.endswith(COMPANION_SUFFIXES)

@@ -63,9 +63,9 @@ def publication_source(
 
 
 def export_source(
-    module: nn.Module, *, rank: int, world_size: int, dtype: torch.dtype
+    module: nn.Module, *, rank: int, world_size: int, dtype: torch.dtype | None = None
 ) -> ZeroSource:
-    """Build a source of every tensor of the policy, under the base model's names."""
+    """Build a source of every parameter of the policy, under the base model's names."""
 
     def rename(name: str) -> str | None:
         return base_name(name) if adapter_name(name) is None else None

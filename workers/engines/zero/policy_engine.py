@@ -10,7 +10,6 @@ Every method is collective: all ranks call it, in the same order, with equally m
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,17 +20,25 @@ from torch import Tensor, nn
 from algorithms.inputs import TokenLoss
 from workers.data.packing import PackedBatch, pack_sequences
 from workers.data.results import ScoredRows, TrainResult
+from workers.engines.model.families.folder_layout import FolderLayout
 from workers.engines.model.lora import adapter_name, save_adapter
 from workers.engines.model.policy_model import PolicyModel, load_policy_model
 from workers.engines.zero.hf_export import export_hf
 from workers.engines.zero.lora_weights import export_source
+from workers.engines.zero.process_group import ProcessGroupSettings
 from workers.engines.zero.rank import ZeroRank
+from workers.engines.zero.settings import ZeroSettings
 from workers.engines.zero.weighted_loss import TokenLossAlgorithm, check_columns, loss_inputs
 from workers.engines.zero.weights import ZeroSource
 
 
 class PolicyEngine(ZeroRank):
     """Policy under ZeRO on this rank; `ZeroRank` describes the arguments."""
+
+    def __init__(self, settings: ZeroSettings, group: ProcessGroupSettings | None = None) -> None:
+        super().__init__(settings, group)
+        if settings.exports:
+            self.folder_layout()  # refuses before the policy has trained for nothing
 
     def build_module(self) -> PolicyModel:
         """Load a causal language model with the chunked head."""
@@ -127,24 +134,44 @@ class PolicyEngine(ZeroRank):
         logprobs, token_entropies = self.forward(batch.to(self.device), temperature, entropy)
         return logprobs, token_entropies
 
-    def export_hf(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+    def folder_layout(self) -> FolderLayout:
+        """Return the way from the policy's tensors to those of the folder it was read from.
+
+        Raises:
+            ValueError: the policy's tensors are not those of the folder.
+        """
+        dtype = self.settings.export_dtype
+        return FolderLayout(
+            self.policy.model,
+            export_source(self.hf_model, rank=self.rank, world_size=self.world_size),
+            self.settings.model,
+            dtype=None if dtype == "source" else getattr(torch, dtype),
+        )
+
+    def export_hf(self, folder: str | Path) -> None:
         """Write a Hugging Face folder, shard by shard; rank 0 writes.
 
         An adapter is merged into it, and stands by itself, as peft writes it, in `adapter/`.
         """
-        place: dict[str, Any] = {"rank": self.rank, "world_size": self.world_size, "dtype": dtype}
+        layout = self.folder_layout()
         export_hf(
             folder,
-            export_source(self.hf_model, **place),
+            layout,
             config=self.policy.model.config,
             source=self.settings.model,
-            dtype=dtype,
+            dtype=layout.dtype,
             writes=self.rank == 0,
         )
         if self.settings.adapter is not None:
             save_adapter(
                 Path(folder) / "adapter",
-                ZeroSource(self.hf_model, rename=adapter_name, **place),
+                ZeroSource(
+                    self.hf_model,
+                    rank=self.rank,
+                    world_size=self.world_size,
+                    dtype=layout.dtype,
+                    rename=adapter_name,
+                ),
                 model=self.hf_model,
                 base=self.settings.model,
                 writes=self.rank == 0,

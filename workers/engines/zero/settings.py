@@ -6,11 +6,13 @@ driver can validate settings without them.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from workers.engines.model.lora_settings import LoraSettings
 from workers.engines.zero.schedules import check_schedule
 
+ExportDtype = Literal["source", "float32", "bfloat16", "float16"]
+EXPORT_DTYPES = get_args(ExportDtype)
 # Raw DeepSpeed keys that would change what is differentiated, or belong to a setting of ours.
 OWNED_KEYS = {
     "gradient_accumulation_steps": "micro-batches are the caller's",
@@ -91,6 +93,9 @@ class ZeroSettings:
             frequencies takes one, as the engines do; None takes that of the model's context.
         sequence_parallel_size: neighbouring ranks that share every micro-batch (Ulysses).
         offload_optimizer, offload_params: to the host; parameters on stage 3 only.
+        exports: True where the policy is written as a folder in the end; refused at once where
+            that folder would be another model.
+        export_dtype: of the weights that are written; "source" gives each tensor that of `model`.
         deepspeed: raw DeepSpeed configuration, merged over ours.
     """
 
@@ -106,6 +111,8 @@ class ZeroSettings:
     sequence_parallel_size: int = 1
     offload_optimizer: bool = False
     offload_params: bool = False
+    exports: bool = False
+    export_dtype: ExportDtype = "source"
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -113,6 +120,10 @@ class ZeroSettings:
             raise ValueError(f"zero_stage={self.zero_stage}: choose 0, 1, 2 or 3")
         if self.dtype not in ("float32", "bf16"):
             raise ValueError(f"dtype={self.dtype!r}: choose float32 or bf16")
+        if self.export_dtype not in EXPORT_DTYPES:
+            raise ValueError(
+                f"export_dtype={self.export_dtype!r}: choose {', '.join(EXPORT_DTYPES)}"
+            )
         if self.head_chunk is not None and self.head_chunk < 1:
             raise ValueError(f"head_chunk={self.head_chunk}: give at least one row, or null")
         if self.sequence_parallel_size < 1:

@@ -82,7 +82,8 @@ def loss_inputs(
 def known_columns(batch: PackedBatch) -> dict[str, Tensor]:
     """Select the columns [N] or [S] of a batch that `LossInputs` has a name for."""
     columns = {**batch.columns, **batch.sequence_columns}
-    return {name: value for name, value in columns.items() if name in _FIELDS}
+    known = {name: value for name, value in columns.items() if name in _FIELDS}
+    return known | {name: known[name].bool() for name in known.keys() & {"truncated"}}
 
 
 def check_columns(

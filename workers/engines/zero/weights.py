@@ -108,12 +108,15 @@ class ZeroSource:
 
     def metadata(self) -> list[ParameterMeta]:
         """Describe what iteration yields, without communication."""
-        return [
-            ParameterMeta(
-                name=name, dtype=self._dtype or parameter.dtype, shape=_full_shape(parameter)
-            )
-            for name, parameter in self._parameters
-        ]
+        return [self._described(name, parameter) for name, parameter in self._parameters]
+
+    def layer_metadata(self, number: int) -> list[ParameterMeta]:
+        """Describe what `layer` returns, without communication."""
+        return [self._described(name, parameter) for name, parameter in self._layers()[number]]
+
+    def _described(self, name: str, parameter: nn.Parameter) -> ParameterMeta:
+        dtype = self._dtype or parameter.dtype
+        return ParameterMeta(name=name, dtype=dtype, shape=_full_shape(parameter))
 
     @property
     def num_layers(self) -> int:

@@ -64,9 +64,10 @@ def weights() -> dict[str, np.ndarray]:
     return {"value": zero_matrix.weights()["policy"]}
 
 
-def packed(chosen: np.ndarray | list[int]) -> PackedBatch:
+def packed(chosen: np.ndarray | list[int], *, shared_prefix: bool = False) -> PackedBatch:
     """Some of the rows as one micro-batch."""
-    return pack(rows(), chosen, weights=weights())
+    groups = zero_matrix.GROUPS if shared_prefix else None
+    return pack(rows(), chosen, weights=weights(), groups=groups)
 
 
 def main(job: dict) -> None:
@@ -83,7 +84,7 @@ def main(job: dict) -> None:
             pieces = np.array_split(cut, count)
             if count > 1 and rank == world - 1:
                 pieces = [*pieces[:-2], np.concatenate(pieces[-2:]), cut[:0]]
-            update = [packed(piece) for piece in pieces]
+            update = [packed(piece, shared_prefix=job["shared_prefix"]) for piece in pieces]
             for name, lr, steps in (("gradient", zero_matrix.GRADIENT_LR, 1), ("weights", 0.1, 3)):
                 optimizer = OptimizerSettings(name="sgd", lr=lr, max_grad_norm=job["max_grad_norm"])
                 settings = ZeroSettings(

@@ -123,6 +123,7 @@ def test_one_gradient_whatever_the_layout(
         micro_batches=micro_batches,
         checkpointing=checkpointing,
         max_grad_norm=max_grad_norm,
+        shared_prefix=world_size > 1,
     )
     results = torch.load(saved)
     assert len(results) == 2 * len(stages) * len(micro_batches)

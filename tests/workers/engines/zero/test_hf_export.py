@@ -8,6 +8,20 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from workers.engines.zero.hf_export import export_hf
 
+COMPANIONS = (
+    "LICENSE",
+    "chat_template.jinja",
+    "generation_config.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "qwen.tiktoken",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.txt",
+)
+
 
 def test_shards_and_index(tmp_path: Path) -> None:
     config = LlamaConfig(
@@ -21,8 +35,10 @@ def test_shards_and_index(tmp_path: Path) -> None:
     model = LlamaForCausalLM(config)
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("tokenizer.json", "chat_template.jinja", "notes.txt"):
+    for name in (*COMPANIONS, "notes.txt", "ballast_recipe.json", "model.safetensors.index.json"):
         (source / name).write_text(name)
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tools.jinja").write_text("tools")
     export_hf(
         tmp_path / "out",
         iter(model.named_parameters()),
@@ -39,8 +55,9 @@ def test_shards_and_index(tmp_path: Path) -> None:
     assert all((tmp_path / "out" / name).stat().st_size < 18_000 for name in shards)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert sorted(index["weight_map"]) == sorted(name for name, _ in model.named_parameters())
-    assert {"tokenizer.json", "chat_template.jinja"} <= set(files)
-    assert "notes.txt" not in files
+    assert set(COMPANIONS) <= set(files)
+    assert not {"notes.txt", "ballast_recipe.json"} & set(files)
+    assert (tmp_path / "out" / "additional_chat_templates" / "tools.jinja").read_text() == "tools"
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     for name, parameter in loaded.named_parameters():
         assert torch.equal(parameter, dict(model.named_parameters())[name])

@@ -117,6 +117,7 @@ def test_every_layout_takes_the_steps_of_plain_autograd(
         micro_batches=micro_batches,
         checkpointing=checkpointing,
         max_grad_norm=float("inf"),
+        shared_prefix=world_size > 1,
         lora=LORA,
         cases=[["weights", RATE, STEPS]],
     )

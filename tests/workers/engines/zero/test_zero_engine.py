@@ -75,11 +75,16 @@ def expected(model: Path, max_grad_norm: float) -> dict[str, dict[str, torch.Ten
 
 
 @pytest.mark.parametrize(
-    ("world_size", "checkpointing", "max_grad_norm"),
-    [(1, False, math.inf), (2, False, math.inf), (2, True, 0.05)],
+    ("world_size", "checkpointing", "max_grad_norm", "shared_prefix"),
+    [(1, False, math.inf, False), (2, False, math.inf, True), (2, True, 0.05, True)],
 )
 def test_one_gradient_whatever_the_layout(
-    model: Path, tmp_path: Path, world_size: int, checkpointing: bool, max_grad_norm: float
+    model: Path,
+    tmp_path: Path,
+    world_size: int,
+    checkpointing: bool,
+    max_grad_norm: float,
+    shared_prefix: bool,
 ) -> None:
     saved = run_ranks(
         zero_matrix.__file__,
@@ -90,6 +95,7 @@ def test_one_gradient_whatever_the_layout(
         micro_batches=[1, 3],
         checkpointing=checkpointing,
         max_grad_norm=max_grad_norm,
+        shared_prefix=shared_prefix,
     )
     results = torch.load(saved)
     assert len(results) == 16

@@ -17,6 +17,7 @@ from torch import Tensor
 from algorithms.inputs import LossInputs, TokenLoss
 
 NUM_ROWS = 10
+GROUPS = (0, 0, 0, 0, 0, 0, 6, 6, 6, 9)  # first sibling of each row
 TEMPERATURE = 0.8
 GRADIENT_LR = 100.0  # so large that weights minus weights is the gradient in full precision
 CASES = (("gradient", GRADIENT_LR, 1), ("weights", 0.1, 3))  # name, rate, steps
@@ -40,10 +41,16 @@ class TwoTermLoss:
 
 
 def rows() -> dict[str, pa.Array]:
-    """Ten sequences of 4 to 19 tokens; the second half of each trains."""
+    """Ten sequences of 4 to 19 tokens; the second half of each trains.
+
+    Rows 0 to 5 are siblings behind 3 tokens, rows 6 to 8 behind 2; row 9 has none.
+    """
     rng = np.random.default_rng(7)
     lengths = rng.integers(4, 20, size=NUM_ROWS)
     tokens = [rng.integers(3, 20, size=n).astype(np.int32) for n in lengths]
+    for row in range(NUM_ROWS):
+        shared = {0: 3, 6: 2, 9: 0}[GROUPS[row]]
+        tokens[row][:shared] = tokens[GROUPS[row]][:shared]
     return {
         "tokens": pa.array(tokens, pa.list_(pa.int32())),
         "loss_mask": pa.array([np.arange(n) >= n // 2 for n in lengths], pa.list_(pa.bool_())),
@@ -78,7 +85,8 @@ def main(job: dict) -> None:
             pieces = np.array_split(cut, count)
             if count > 1 and rank == world - 1:
                 pieces = [*pieces[:-2], np.concatenate(pieces[-2:]), cut[:0]]
-            update = [pack(rows(), piece, weights=weights()) for piece in pieces]
+            groups = GROUPS if job.get("shared_prefix") else None
+            update = [pack(rows(), piece, weights=weights(), groups=groups) for piece in pieces]
             for name, lr, steps in job.get("cases", CASES):
                 optimizer = OptimizerSettings(name="sgd", lr=lr, max_grad_norm=job["max_grad_norm"])
                 engine = PolicyEngine(
