@@ -122,9 +122,7 @@ class Loop:
                 return f"ended after step {step - 1}: {reason}"
             metrics = stepped | self.saver.poll()
             self.outputs.log.step(step, metrics)
-            if stuck := self.watch.see(metrics):
-                self.outputs.log.note(stuck)
-            ending = self.watch.ending() if step < last else None
+            ending = self.watch.ending(metrics)
             if step == last or ending or _is_due(step, trainer.eval_every):
                 metrics |= self.evaluate(step)
             if step == first_step:
@@ -133,7 +131,7 @@ class Loop:
             every = trainer.checkpoint_every if trainer.learns else 1
             if step == last or stopping or ending or _is_due(step, every):
                 self.save(step, metrics)
-            if ending:
+            if ending and step < last:
                 return f"ended after step {step}: {ending}"
             if stopping:
                 return f"stopped; step {step} is saved; resume=auto goes on from there"

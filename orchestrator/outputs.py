@@ -25,9 +25,6 @@ class Log(Protocol):
     def heldout(self, step: int, result: HeldoutResult) -> None:
         """Take the result of an evaluation after `step`."""
 
-    def note(self, text: str) -> None:
-        """Take a line that the user should read."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:

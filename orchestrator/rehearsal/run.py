@@ -265,9 +265,6 @@ class Rehearsal:
         """Refuse: a rehearsal has no held-out prompts."""
         raise AssertionError(f"held-out result {result} at step {step} of a rehearsal")
 
-    def note(self, text: str) -> None:
-        """Leave a note unsaid: simulated rewards say nothing about learning."""
-
 
 def rehearse(config: TrainConfig, algorithm: Algorithm) -> list[Moment]:
     """Run a rehearsal in a folder that is deleted afterwards."""

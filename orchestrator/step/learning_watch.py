@@ -1,7 +1,8 @@
 """Watch for a run that has nothing to learn from, and name the likely cause.
 
-The driver's loop shows it the metrics of every step, and the last page repeats its verdict. Metrics
-are read, none is computed; nothing is stopped here.
+The driver's loop ends a run by it (`trainer.stop_if_stuck_steps`), and the last page has its
+verdict. Lines in the middle of a run come from `telemetry/alerts`. Metrics are read, none is
+computed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from conf.schema import TrainConfig
 from orchestrator.telemetry.counting import counted
 
-FIRST_STEPS = 3  # in a row, before a word is said: one step may be chance
+LAST_STEPS = 3  # in a row: one step may be chance
+RIGHT = 1.0  # a reward that needs no learning
 
 
 class LearningWatch:
@@ -25,28 +27,30 @@ class LearningWatch:
         self._config = config
         self.num_stuck = 0
 
-    def see(self, metrics: Mapping[str, float]) -> str | None:
-        """Count a step; return a line where it is the third such step in a row, else None."""
+    def ending(self, metrics: Mapping[str, float]) -> str | None:
+        """Count a step; return the reason to end the run after it, or None.
+
+        The reason is `trainer.stop_if_stuck_steps` such steps in a row, with the cause in the last.
+        """
         why = cause(metrics, self._config)
         self.num_stuck = 0 if why is None else self.num_stuck + 1
-        if why is None or self.num_stuck != FIRST_STEPS:
-            return None
-        return f"nothing to learn from in {FIRST_STEPS} steps in a row: {why}"
-
-    def ending(self) -> str | None:
-        """Return the reason to end the run under `trainer.stop_if_stuck_steps`, or None."""
         limit = self._config.trainer.stop_if_stuck_steps
-        if limit == 0 or self.num_stuck < limit:
+        if why is None or limit == 0 or self.num_stuck < limit:
             return None
         return (
             f"{counted(self.num_stuck, 'step')} in a row had nothing to learn from "
-            f"(trainer.stop_if_stuck_steps={limit})"
+            f"(trainer.stop_if_stuck_steps={limit}): {why}"
         )
 
 
 def cause(metrics: Mapping[str, float], config: TrainConfig) -> str | None:
-    """Return the likely cause why a step had nothing to learn from; None if it had something."""
+    """Return the likely cause why a step had nothing to learn from; None if it had something.
+
+    Rewards that are all right need no learning, and are no cause.
+    """
     reward = metrics.get("reward/mean", 0.0)
+    if reward >= RIGHT:
+        return None
     if metrics.get("reward/std") == 0.0:
         if metrics.get("rollout/truncated_frac") == 1.0:
             limit = config.rollout.sampling.max_new_tokens
@@ -57,7 +61,7 @@ def cause(metrics: Mapping[str, float], config: TrainConfig) -> str | None:
             )
         return (
             f"every sample earns {reward:g}; look at responses (eval/, ballast data inspect): the "
-            "task is solved, too hard, or not read by the reward as it is written"
+            "task is too hard, or not read by the reward as it is written"
         )
     siblings = config.rollout.samples_per_prompt > 1
     if siblings and metrics.get("credit/informative_groups_frac") == 0.0:
@@ -80,7 +84,7 @@ def verdict(steps: Sequence[Mapping[str, float]], config: TrainConfig) -> str | 
     causes = [cause(step, config) for step in steps]
     if causes and None not in causes:
         return f"in none of {counted(len(steps), 'step')} was there anything to learn: {causes[-1]}"
-    last = causes[-FIRST_STEPS:]
-    if len(last) == FIRST_STEPS and None not in last:
+    last = causes[-LAST_STEPS:]
+    if len(last) == LAST_STEPS and None not in last:
         return f"the last steps had nothing to learn from: {last[-1]}"
     return None

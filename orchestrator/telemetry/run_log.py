@@ -39,10 +39,6 @@ class RunLog:
         for line in self._alerts.step(metrics):
             self._progress.print_line(f"alert at step {step}: {line}")
 
-    def note(self, text: str) -> None:
-        """Show a line that the user should read."""
-        self._progress.print_line(f"note: {text}")
-
     def heldout(self, step: int, result: HeldoutResult) -> None:
         """Log an evaluation after `step` and write its answers to `eval/`."""
         self._tracker.log(step, {f"eval/{name}": value for name, value in result.metrics.items()})

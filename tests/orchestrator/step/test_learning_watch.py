@@ -1,4 +1,4 @@
-"""The watch names the likely cause, once, and falls silent when there is something to learn."""
+"""The watch counts steps with nothing to learn from, and names the likely cause."""
 
 from __future__ import annotations
 
@@ -45,20 +45,23 @@ def test_a_step_that_learns_has_no_cause() -> None:
     assert cause({"reward/mean": 0.5, "reward/std": 0.5}, config()) is None  # rollout_only
 
 
-def test_one_line_after_three_steps_in_a_row() -> None:
+def test_a_task_that_is_solved_is_no_cause() -> None:
+    assert cause(GOOD | {"reward/mean": 1.0, "reward/std": 0.0}, config()) is None
+
+
+def test_steps_in_a_row_are_counted() -> None:
     watch = LearningWatch(config())
-    said = [watch.see(metrics) for metrics in [EQUAL, EQUAL, GOOD, EQUAL, EQUAL, EQUAL, EQUAL]]
-    assert [line is not None for line in said] == [False] * 5 + [True, False]
-    assert watch.num_stuck == 4
-    assert watch.ending() is None  # trainer.stop_if_stuck_steps is 0
+    counts = []
+    for metrics in [EQUAL, EQUAL, GOOD, EQUAL, EQUAL]:
+        assert watch.ending(metrics) is None  # trainer.stop_if_stuck_steps is 0
+        counts.append(watch.num_stuck)
+    assert counts == [1, 2, 0, 1, 2]
 
 
 def test_the_run_ends_where_it_was_told_to() -> None:
     watch = LearningWatch(config(stop_if_stuck_steps=2))
-    watch.see(EQUAL)
-    assert watch.ending() is None
-    watch.see(EQUAL)
-    assert watch.ending() is not None
+    assert watch.ending(EQUAL) is None
+    assert (watch.ending(EQUAL) or "").startswith("2 steps in a row had nothing to learn from")
 
 
 def test_the_verdict_of_the_last_page() -> None:
