@@ -1,16 +1,19 @@
 """What packing and the chunked head save: tokens/s and peak memory of forward and backward.
 
     python tests/bench/learner.py [--layers 4] [--rows 8] [--length-limit 512] [--sequences 24]
+    python tests/bench/learner.py --task short --rows 85      # the quickstart's shape
 
-What it is: one optimizer update's worth of the policy loss on sequences whose lengths are those of
-a reasoning run (log-normal, a twentieth of it cut at the length limit, all scaled down by 32), cut
-into micro-batches of at most `rows x length limit` tokens, padding counted. The same model,
-sequences, loss and budget in four ways:
+What it is: one optimizer update's worth of the policy loss on groups of `--siblings` sequences,
+whose lengths are those of a reasoning run (log-normal, a twentieth of it cut at the length limit,
+all scaled down by 32) or of the quickstart (prompts of 16 tokens, answers of 1 to 4), cut into
+micro-batches of at most `rows x length limit` tokens, padding counted. The same model, sequences,
+loss and budget in five ways:
 
     padded, plain logits      right-padded rows in the order of arrival, as many as the budget holds
     sorted, plain logits      the same after sorting by length, which ties a batch to its lengths
     packed, plain logits      no padding, logits [N, V]
-    packed, chunked head      what the learner runs
+    packed, chunked head      what the learner runs where siblings cannot share their prompt
+    shared, chunked head      what it runs elsewhere: the prompt of siblings once in a micro-batch
 
 Each way has a process of its own; the loss and the gradient norm are printed to show that all
 compute the same. Memory is the peak above the loaded model and its gradients: resident on CPU,
@@ -43,14 +46,16 @@ from algorithms.advantages.outcome import GroupRelative
 from algorithms.aggregations import TokenMean
 from algorithms.algorithm import Algorithm
 from algorithms.policy_losses.clipped import ClippedRatio
-from orchestrator.step.partition import micro_batches
+from orchestrator.step.partition import micro_batches, partition
+from orchestrator.step.siblings import Siblings
 from workers.data.packing import PackedBatch, pack
 from workers.engines.model.attention import VARLEN_SDPA, attention_arguments
 from workers.engines.model.policy_model import PolicyModel
 from workers.engines.zero.weighted_loss import loss_inputs, weighted_sum
 
-BASELINE, OURS = "padded, plain logits", "packed, chunked head"
-VARIANTS = (BASELINE, "sorted, plain logits", "packed, plain logits", OURS)
+BASELINE, PACKED, OURS = "padded, plain logits", "packed, chunked head", "shared, chunked head"
+VARIANTS = (BASELINE, "sorted, plain logits", "packed, plain logits", PACKED, OURS)
+SHORT_PROMPT, SHORT_RESPONSES = 16, (1, 4)  # tokens
 MIB = 1 << 20
 PROMPT_FRACS = (1 / 32, 1 / 16)  # of the length limit
 RESPONSE_MEDIAN, RESPONSE_SIGMA = 3 / 16, 1.0  # log-normal; the median as part of the length limit
@@ -70,7 +75,7 @@ class Measured:
     cpu_seconds: float
     peak_bytes: int
     tokens: int  # real ones
-    computed_tokens: int  # padding counted
+    computed_tokens: int  # padding counted, a shared prompt once
     micro_batches: int
     loss: float
     grad_norm: float
@@ -109,16 +114,26 @@ def sequences(options: argparse.Namespace) -> dict[str, pa.ListArray]:
     """Columns of `--sequences` trajectories: the quantiles of the length distribution, shuffled."""
     random = np.random.default_rng(0)
     count, limit = options.sequences, options.length_limit
-    quantiles = [NormalDist().inv_cdf((row + 0.5) / count) for row in range(count)]
-    responses = RESPONSE_MEDIAN * limit * np.exp(RESPONSE_SIGMA * random.permutation(quantiles))
-    prompts = (random.uniform(*PROMPT_FRACS, count) * limit).astype(np.int64)  # [S]
+    group = np.arange(count) // options.siblings  # [S]
+    if options.task == "short":
+        responses = random.permutation(np.linspace(*SHORT_RESPONSES, count).round())
+        prompts = np.full(count, SHORT_PROMPT)
+    else:
+        quantiles = [NormalDist().inv_cdf((row + 0.5) / count) for row in range(count)]
+        responses = RESPONSE_MEDIAN * limit * np.exp(RESPONSE_SIGMA * random.permutation(quantiles))
+        prompts = (random.uniform(*PROMPT_FRACS, count) * limit).astype(np.int64)[group]  # [S]
     lengths = np.minimum(prompts + np.maximum(responses.astype(np.int64), 1), limit)  # [S]
     offsets = np.concatenate([[0], np.cumsum(lengths)])  # [S+1]
     total = int(offsets[-1])
     place = np.arange(total) - np.repeat(offsets[:-1], lengths)  # [N]
     mask = place >= np.repeat(prompts, lengths)
+    tokens = random.integers(0, options.vocab, total)
+    for row in range(count):  # of a group all have the first one's prompt
+        first = offsets[row - row % options.siblings]
+        start, size = offsets[row], prompts[row]
+        tokens[start : start + size] = tokens[first : first + size]
     columns = {
-        "tokens": random.integers(0, options.vocab, total),
+        "tokens": tokens,
         "loss_mask": mask,
         "advantages": np.repeat(random.standard_normal(count), lengths),
     }
@@ -143,6 +158,15 @@ def plan_rows(
 ) -> tuple[list[npt.NDArray[np.int64]], int]:
     """Rows of every micro-batch of one way, and the tokens it computes, padding counted."""
     budget = options.rows * options.length_limit
+    if name == OURS:
+        columns = sequences(options)
+        mask = np.split(columns["loss_mask"].flatten().to_numpy(False), np.cumsum(lengths)[:-1])
+        siblings = Siblings(
+            groups=np.arange(len(lengths)) // options.siblings,
+            prefixes=np.asarray([int(np.argmax(own)) for own in mask]),
+        )
+        found = partition(lengths, num_ranks=1, token_budget=budget, siblings=siblings)
+        return list(found.rows[0]), found.num_tokens
     if name.startswith("packed"):
         return micro_batches(lengths, budget), int(lengths.sum())
     order = np.argsort(lengths) if name.startswith("sorted") else np.arange(len(lengths))
@@ -220,14 +244,17 @@ def measure(name: str, options: argparse.Namespace) -> Measured:
     plan, computed = plan_rows(name, lengths, options)
     num_trained = int(np.count_nonzero(columns["loss_mask"].flatten()))
     weights = {"policy": np.full(len(lengths), 1.0 / num_trained)}
-    batches = [pack(columns, rows, weights=weights).to(options.device) for rows in plan]
+    groups = np.arange(len(lengths)) // options.siblings if name == OURS else None
+    batches = [
+        pack(columns, rows, weights=weights, groups=groups).to(options.device) for rows in plan
+    ]
     model = build_model(options)
-    if name == OURS:
+    if name in (PACKED, OURS):
         policy = PolicyModel(model)  # type: ignore[arg-type]
 
         def forward(batch: PackedBatch) -> Tensor:
             arguments = (batch.tokens, batch.position_ids, batch.cu_seqlens, batch.loss_mask)
-            return policy(*arguments)[0]
+            return policy(*arguments, prefixes=batch.prefixes)[0]
 
     elif name.startswith("packed"):
         model.set_attn_implementation(VARLEN_SDPA)
@@ -300,8 +327,10 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--layers", type=int, help="4; on cuda 30")
     parser.add_argument("--sequences", type=int, help="24; on cuda 256")
+    parser.add_argument("--task", choices=("reasoning", "short"), default="reasoning")
+    parser.add_argument("--siblings", type=int, default=8, help="sequences of one prompt")
     parser.add_argument("--rows", type=int, default=8, help="budget / length limit")
-    parser.add_argument("--length-limit", type=int, help="512; on cuda 8192")
+    parser.add_argument("--length-limit", type=int, help="512; on cuda 8192; of --task short 24")
     parser.add_argument("--vocab", type=int, default=49152)
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="autocast")
     parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=True)
@@ -310,8 +339,9 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     on_cuda = options.device.startswith("cuda")
     options.layers = options.layers or (30 if on_cuda else 4)
-    options.sequences = options.sequences or (256 if on_cuda else 24)
-    options.length_limit = options.length_limit or (8192 if on_cuda else 512)
+    short = options.task == "short"
+    options.sequences = options.sequences or (128 if short else 256 if on_cuda else 24)
+    options.length_limit = options.length_limit or (24 if short else 8192 if on_cuda else 512)
     options.bf16 = on_cuda if options.bf16 is None else options.bf16
     return options
 
