@@ -10,7 +10,8 @@ read that first.
     save                every `trainer.checkpoint_every` steps, after the last, and before stopping;
                         after every step where nothing learns, because it costs a small file;
                         before any failure is raised, if the weights are whole
-    stop                when a signal came, or the supply is at its end; a step that still samples
+    stop                when a signal came, the supply is at its end, or there was nothing to learn
+                        from for `trainer.stop_if_stuck_steps` steps; a step that still samples
                         when the signal comes is given back instead of finished
 """
 
@@ -25,6 +26,7 @@ from conf.schema import TrainConfig
 from orchestrator.checkpoints.checkpoint import Checkpoint
 from orchestrator.checkpoints.saving import CheckpointError, Saver
 from orchestrator.outputs import Outputs
+from orchestrator.step.learning_watch import LearningWatch
 from orchestrator.stop import StopRequest
 from orchestrator.supply.source import NothingLeftError
 from orchestrator.supply.supply import Supply
@@ -60,8 +62,12 @@ class Loop:
     saver: Saver
     outputs: Outputs
     stop: StopRequest = field(default_factory=StopRequest)
+    watch: LearningWatch = field(init=False)
     _begun: int = 0  # the last step that was begun
     _saved: int = 0  # the last step of which a checkpoint was taken
+
+    def __post_init__(self) -> None:
+        self.watch = LearningWatch(self.config)
 
     def begin(self, checkpoint: Checkpoint | None) -> int:
         """Bring engines and learner to the state before the first step; return that step's number.
@@ -116,14 +122,17 @@ class Loop:
                 return f"ended after step {step - 1}: {reason}"
             metrics = stepped | self.saver.poll()
             self.outputs.log.step(step, metrics)
-            if step == last or _is_due(step, trainer.eval_every):
+            ending = self.watch.ending(metrics)
+            if step == last or ending or _is_due(step, trainer.eval_every):
                 metrics |= self.evaluate(step)
             if step == first_step:
                 self._check_best_metric(metrics)
             stopping = self.stop.requested and step < last
             every = trainer.checkpoint_every if trainer.learns else 1
-            if step == last or stopping or _is_due(step, every):
+            if step == last or stopping or ending or _is_due(step, every):
                 self.save(step, metrics)
+            if ending and step < last:
+                return f"ended after step {step}: {ending}"
             if stopping:
                 return f"stopped; step {step} is saved; resume=auto goes on from there"
         return ""

@@ -41,6 +41,7 @@ from orchestrator.report.at_end import ReportAtEnd
 from orchestrator.run_folder import open_run, write_run_manifest
 from orchestrator.step.adaptation import Adaptation
 from orchestrator.step.critic import Critic
+from orchestrator.step.learning_watch import verdict
 from orchestrator.step.partition import SequenceCost
 from orchestrator.step.roles import TrainingRoles
 from orchestrator.stop import StoppedError, StopRequest
@@ -132,7 +133,8 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
             exports = config.trainer.learns and config.trainer.export
             exported = _export(config, roles, run_dir) if exports else None
             outputs.accounting.finish()
-        progress.print_line(summary.describe(config, log, run_dir, exported, report.path))
+        stuck = verdict(log.steps, config)
+        progress.print_line(summary.describe(config, log, run_dir, exported, report.path, stuck))
     return run_dir
 
 

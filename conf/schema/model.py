@@ -15,7 +15,7 @@ from conf.schema.checks import choose, require
 
 @dataclass(kw_only=True)
 class ArchitectureConfig:
-    """Sizes of a dense decoder, from which memory follows without its weights."""
+    """Sizes of a decoder, from which memory follows without its weights."""
 
     num_layers: int = MISSING
     hidden_size: int = MISSING
@@ -28,6 +28,8 @@ class ArchitectureConfig:
     attention_bias: bool = False  # on query, key and value, as in Qwen2
     qk_norm: bool = False  # a norm of head_dim on query and key, as in Qwen3
     context: int = MISSING  # longest sequence, tokens
+    total_parameters: int | None = None  # null: of a dense decoder of these sizes
+    active_parameters: int | None = None  # that one token passes; null: all
 
     def check(self) -> None:
         """Raise a ValueError that names an impossible value and the remedy."""

@@ -27,6 +27,7 @@ class TrainerConfig:
     keep_best: int = 1  # and those with the best `best_metric`; 0 keeps none for it
     best_metric: str = "reward/mean"  # of the checkpoint's own step, as in metrics.jsonl
     best_is: str = "max"  # or min
+    stop_if_stuck_steps: int = 0  # steps in a row with nothing to learn from; 0: goes on
     export: bool = True  # write the final policy as a Hugging Face folder
     export_dtype: str = "source"  # of its weights: as in the policy's folder, or one for all
 
@@ -35,7 +36,8 @@ class TrainerConfig:
         for name in ("total_steps", "prompts_per_step", "updates_per_step", "epochs_per_step"):
             value = getattr(self, name)
             require(value >= 1, f"trainer.{name}", value, "must be at least 1")
-        for name in ("eval_every", "checkpoint_every", "keep_checkpoints", "keep_best"):
+        counts = ("eval_every", "checkpoint_every", "keep_checkpoints", "keep_best")
+        for name in (*counts, "stop_if_stuck_steps"):
             value = getattr(self, name)
             require(value >= 0, f"trainer.{name}", value, "must not be negative")
         choose("trainer.best_is", self.best_is, ("max", "min"))

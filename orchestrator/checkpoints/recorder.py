@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from workers.data.plans import Slice
 from workers.data.record_files import write_step
-from workers.worker_group import Pending
+from workers.worker_group import NoAnswerError, Pending
 
 _write = ray.remote(num_cpus=0, max_retries=1)(write_step)
 
@@ -36,6 +36,7 @@ class Recorder:
         self._task = _write.options(scheduling_strategy=near)
         self._folder, self._timeout_s = folder, timeout_s
         self._last: Pending[int] | None = None
+        self._arguments: tuple[Any, ...] = ()  # of the last call
 
     def write(
         self, step: int, slices: Sequence[Slice], batches: Sequence[Any], computed: Sequence[Any]
@@ -43,11 +44,26 @@ class Recorder:
         """Begin to write `step_<step>.parquet`; first wait for the step before."""
         self.flush()
         path = str(self._folder / f"step_{step:06d}.parquet")
-        ref = self._task.remote(path, slices, len(computed), *computed, *batches)
-        self._last = Pending("recorder", "write", [ref], self._timeout_s)
+        self._arguments = (path, slices, len(computed), *computed, *batches)
+        self._last = self._begin()
+
+    def _begin(self) -> Pending[int]:
+        ref = self._task.remote(*self._arguments)
+        return Pending("recorder", "write", [ref], self._timeout_s)
 
     def flush(self) -> None:
-        """Wait until every step that was begun is on disk."""
+        """Wait until every step that was begun is on disk.
+
+        A process that hangs is ended, and another one writes the step, once.
+
+        Raises:
+            WorkerError: the step can't be written.
+        """
         if self._last is not None:
-            self._last.result()
-            self._last = None
+            try:
+                self._last.result()
+            except NoAnswerError:
+                ray.cancel(self._last.refs[0], force=True)
+                self._last = self._begin()
+                self._last.result()
+            self._last, self._arguments = None, ()

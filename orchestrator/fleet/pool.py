@@ -80,8 +80,8 @@ class RolloutPool:
         # reference to metadata -> engine, reference to the batch
         self._open: dict[Awaitable[Collected], tuple[int, Any]] = {}
         self._kept: list[RolloutGroup] = []  # finished while somebody waited for other groups
-        # reference to the end of a copy -> engine, metadata, reference to the copied batch
-        self._copying: dict[Awaitable[None], tuple[int, Sequence[TrajectoryMeta], Any]] = {}
+        # reference to the end of a copy -> engine, metadata, reference to the copied batch, begin
+        self._copying: dict[Awaitable[None], tuple[int, Sequence[TrajectoryMeta], Any, float]] = {}
 
     @property
     def num_in_flight(self) -> int:
@@ -194,7 +194,7 @@ class RolloutPool:
             groups = self._split(collected.metas, batch)
         else:
             copy, copied = self._keep(batch)
-            self._copying[copied] = (number, collected.metas, copy)
+            self._copying[copied] = (number, collected.metas, copy, self._clock())
         if engine.health.samples:
             self._assign_groups([number])
         if self._routing.outstanding(number):
@@ -203,21 +203,27 @@ class RolloutPool:
 
     def _copied(self, ref: Awaitable[None]) -> list[RolloutGroup]:
         """Return groups that are where they stay; sample those again that were lost before."""
-        number, metas, copy = self._copying.pop(ref)
+        number, metas, copy, _ = self._copying.pop(ref)
         try:
             self._group.answer(ref)
         except ray.exceptions.RayError:
-            self._resampled += self._routing.requeue_groups(
-                number, {meta.group_id for meta in metas}
-            )
-            self._assign_groups(self.sampling())
+            self._sample_again(number, metas)
             return []
         return self._split(metas, copy)
+
+    def _sample_again(self, number: int, metas: Sequence[TrajectoryMeta]) -> None:
+        """Let engines sample groups again whose batch is lost."""
+        self._resampled += self._routing.requeue_groups(number, {meta.group_id for meta in metas})
+        self._assign_groups(self.sampling())
 
     def _check_heartbeats(self) -> None:
         if self._clock() - self._heartbeats_checked < CHECK_HEARTBEATS_EVERY_S:
             return
-        self._heartbeats_checked = self._clock()
+        self._heartbeats_checked = now = self._clock()
+        for ref, (number, metas, _, began) in list(self._copying.items()):
+            if now - began > self._silence_s:  # the process that copies hangs
+                del self._copying[ref]
+                self._sample_again(number, metas)
         for number, _ in list(self._open.values()):
             engine = self.engines[number]
             silence_s = self._clock() - engine.answered

@@ -3,8 +3,8 @@
 The learner sends; then each engine reports its version, the tensors that arrived, and its log-probs
 of a fixed probe, and the learner reports its own log-probs. `Attestation` compares, and a
 disagreement ends the run with the names of the tensors. In float32 the tolerance is a number of the
-configuration; in other types it is the gap that was measured before the first step, when both sides
-held the same weights for certain, times a factor. Runs in the driver, which holds no weight: the
+configuration; in other types it follows the model's own rounding, which the learner measures in
+every publication. Runs in the driver, which holds no weight: the
 transports are in `workers.weight_sync`.
 """
 
@@ -19,6 +19,7 @@ from orchestrator.fleet.colocation import Colocation
 from orchestrator.fleet.fleet import Fleet
 from orchestrator.fleet.health import Health
 from workers.calls import bind
+from workers.data.probe import LearnerProbe, choose_probe
 from workers.data.prompts import PromptSet
 from workers.learner.policy_worker import PolicyWorker
 from workers.learner.weight_client import Destination
@@ -27,6 +28,7 @@ from workers.weight_sync.attestation import (
     Attestation,
     AttestationError,
     EngineEvidence,
+    Noise,
     ProbeGap,
     Tolerance,
 )
@@ -34,9 +36,7 @@ from workers.weight_sync.endpoint import PublishReport
 from workers.worker_group import WorkerError, WorkerGroup, divide, is_death
 
 PROBE_PROMPTS = 8
-PROBE_TOKENS = 64  # of each prompt, at most
 INNER_SHARE = 0.9  # of the limit, for the learner's own waits: who is behind one, it knows best
-PLAUSIBLE_NOISE = 0.2  # mean |gap| of log-probs above which no arithmetic type explains it
 
 
 class Publishing(Protocol):
@@ -74,20 +74,22 @@ class Publisher:
         self._connected: list[int] = []  # engines that the learner sends to
         self._probe: list[list[int]] = []
         self._attestation: Attestation | None = None
+        dtypes = {config.rollout.dtype, config.model.dtype}
+        self._exact = dtypes == {"float32"}  # both sides round alike
+        self._noise: Noise | None = None
 
     def begin(self, version: int) -> dict[str, float]:
         """Publish the present weights to all engines that run, and set the tolerance."""
-        config = self._config
         self._probe = self._choose_probe()
         names = bind(PolicyWorker.parameter_names)
         expected = self._learner.call_first(names, timeout_s=self._limit_s)
-        tolerance = Tolerance.rounding(config.rollout.probe_tolerance)
-        if config.rollout.dtype != "float32" or config.model.dtype != "float32":
+        if not self._exact:
             self._version = version
             _, engines, own = self._deliver()
             if not engines:
                 raise WorkerError("no rollout engine outlived the first publication; see its log")
-            tolerance = self._above_noise(version, engines, own)
+            self._noise = self._measure_noise(version, engines, own)
+        tolerance = Tolerance.rounding(self._config.rollout.probe_tolerance)
         self._attestation = Attestation(expected=expected, tolerance=tolerance)
         return self.publish(version, stepped=False)
 
@@ -138,7 +140,7 @@ class Publisher:
                 pool.admit(engine.engine_id)
         return metrics
 
-    def _deliver(self) -> tuple[PublishReport | None, list[EngineEvidence], list[float]]:
+    def _deliver(self) -> tuple[PublishReport | None, list[EngineEvidence], LearnerProbe]:
         """Send to all engines that run; without those that end or hang meanwhile, once more.
 
         Learner and engines connect again when an engine joined, is gone, or was cut short.
@@ -156,7 +158,7 @@ class Publisher:
                     raise  # the learner hangs with the engine that it waits for
                 if self._find_running(ask=True) == numbers:
                     raise  # all run: no engine was at fault
-        return None, [], []
+        return None, [], LearnerProbe(logprobs=[])
 
     def _find_running(self, *, ask: bool) -> list[int]:
         """Return the engines that run; if they are asked, those that answer. The others are ended.
@@ -179,12 +181,11 @@ class Publisher:
             pool.kill(number, str(why))
         return list(answers)
 
-    def _send(self, numbers: list[int]) -> tuple[PublishReport, list[EngineEvidence], list[float]]:
+    def _send(self, numbers: list[int]) -> tuple[PublishReport, list[EngineEvidence], LearnerProbe]:
         """Send the weights and collect the evidence of their arrival.
 
         Returns:
-            The sender's report, the evidence of every living engine, and the learner's log-probs of
-            the probe, prompt after prompt.
+            The sender's report, the evidence of every living engine, and the learner's own probe.
         """
         learner = self._learner
         rollouts = self._fleet.workers.only(numbers)
@@ -213,21 +214,28 @@ class Publisher:
             )
             for number, (version, received, used, probe) in answers.items()
         ]
-        return report, evidence, list(chain.from_iterable(own.result()[0]))
+        logprobs = list(chain.from_iterable(own.result()[0]))
+        if self._exact:
+            return report, evidence, LearnerProbe(logprobs=logprobs)
+        swapped = bind(PolicyWorker.probe, self._probe, swapped=True)
+        other = list(chain.from_iterable(learner.call(swapped, timeout_s=self._limit_s)[0]))
+        return report, evidence, LearnerProbe(logprobs=logprobs, swapped=other)
 
     def _attest(
         self,
         report: PublishReport,
         engines: list[EngineEvidence],
-        own: list[float],
+        own: LearnerProbe,
         *,
         stepped: bool,
     ) -> dict[str, float]:
         assert self._attestation is not None, "begin comes before publish"
+        if self._noise is not None:
+            self._attestation.tolerance = self._noise.tolerance(_rounding(own))
         metrics = self._attestation.check(
             report,
             engines,
-            learner_logprobs=own,
+            learner_logprobs=own.logprobs,
             optimizer_stepped=stepped,
             diagnose=self._diagnose(report),
         )
@@ -238,6 +246,7 @@ class Publisher:
         return {
             **metrics,
             **phases,
+            "publication/probe_allowed_mean": self._attestation.tolerance.mean,
             "publication/bytes": float(report.num_bytes),
             "publication/bytes_per_s": bandwidth,
         }
@@ -256,18 +265,20 @@ class Publisher:
         encode, number = bind(RolloutWorker.encode, prompts), self._find_running(ask=False)[0]
         asked = self._fleet.workers.start_one(number, encode, timeout_s=self._limit_s)
         encoded = asked.result()[0]
-        room = min(PROBE_TOKENS, self._config.rollout.max_model_len - 1)
-        return [tokens[:room] for tokens in encoded if len(tokens) > 1]
+        context = self._config.rollout.max_model_len - 1
+        return choose_probe(encoded, context=context, budget=self._config.learner.token_budget)
 
     @staticmethod
-    def _above_noise(version: int, engines: list[EngineEvidence], own: list[float]) -> Tolerance:
-        gaps = [ProbeGap.between(own, engine.probe_logprobs) for engine in engines]
-        floor = ProbeGap(mean=max(gap.mean for gap in gaps), max=max(gap.max for gap in gaps))
-        if not floor.mean <= PLAUSIBLE_NOISE:
-            fault = (
-                f"with equal weights learner and engines differ by {floor.mean:.3g} on average, "
-                f"more than arithmetic explains ({PLAUSIBLE_NOISE:g}); check rollout.dtype, "
-                "model.dtype and whether vLLM supports this architecture"
-            )
-            raise AttestationError(version, {}, [fault])
-        return Tolerance.above_noise(floor)
+    def _measure_noise(version: int, engines: list[EngineEvidence], own: LearnerProbe) -> Noise:
+        try:
+            gaps = [ProbeGap.between(own.logprobs, engine.probe_logprobs) for engine in engines]
+            ratios = [Noise.measured(gap, _rounding(own)) for gap in gaps]
+        except ValueError as error:
+            fault = f"{error}; check rollout.dtype, model.dtype and whether vLLM supports the model"
+            raise AttestationError(version, {}, [fault]) from error
+        return Noise(mean=max(r.mean for r in ratios), max=max(r.max for r in ratios))
+
+
+def _rounding(own: LearnerProbe) -> ProbeGap:
+    """Return the gap that the learner's rounding alone makes."""
+    return ProbeGap.between(own.logprobs, own.swapped)

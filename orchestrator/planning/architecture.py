@@ -1,14 +1,23 @@
 """Read a model's sizes from the configuration or its folder, and count the model's parameters.
 
-Runs in the driver, for the plan and the doctor. Loads no weights.
+Runs in the driver, for the plan and the doctor. Loads no weights. Families whose sizes alone do not
+say it (mixtures of experts, further norms, projections of another shape) are counted by
+transformers.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from conf.schema import ArchitectureConfig, ModelConfig
+from workers.engines.model.families.experts import active_parameters
+
+# Families whose parameters follow from the sizes, by `num_parameters`; others are counted.
+BY_SIZES = (None, "llama", "mistral", "qwen2", "qwen3")
 
 
 def architecture_of(model: ModelConfig) -> ArchitectureConfig | None:
@@ -31,11 +40,14 @@ def architecture_of(model: ModelConfig) -> ArchitectureConfig | None:
 
 
 def _read(path: Path) -> ArchitectureConfig | None:
-    """Read sizes from a Hugging Face `config.json` of a dense decoder; None for another model."""
+    """Read sizes from a Hugging Face `config.json` of a decoder; None for another model."""
     if not path.is_file():
         return None
-    record = json.loads(path.read_text())
+    text = path.read_text()
+    record = json.loads(text)
     try:
+        if record.get("model_type") not in BY_SIZES:
+            return _counted(path.parent, text)
         num_heads = record["num_attention_heads"]
         return ArchitectureConfig(
             num_layers=record["num_hidden_layers"],
@@ -50,15 +62,63 @@ def _read(path: Path) -> ArchitectureConfig | None:
             qk_norm=record.get("model_type") == "qwen3",
             context=record["max_position_embeddings"],
         )
-    except KeyError:  # another kind of model: nothing is claimed about it
+    except (AttributeError, KeyError):  # another kind of model: nothing is claimed about it
         return None
+
+
+@functools.lru_cache(maxsize=8)
+def _counted(folder: Path, record: str) -> ArchitectureConfig | None:
+    """Count a folder's model on a device without memory; None for no decoder of transformers.
+
+    Args:
+        folder: of the model.
+        record: text of its `config.json`: another text is counted anew.
+    """
+    import torch  # the driver needs both for these families only
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    del record
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (ValueError, KeyError, ImportError):  # a family that transformers does not know
+        return None
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    sizes = [(name, parameter.numel()) for name, parameter in model.named_parameters()]
+    dense = ArchitectureConfig(
+        num_layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
+        intermediate_size=_width(text),
+        num_heads=heads,
+        num_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        vocab_size=text.vocab_size,
+        tied_embeddings=bool(text.tie_word_embeddings),
+        context=text.max_position_embeddings,
+    )
+    return replace(
+        dense,
+        total_parameters=sum(size for _, size in sizes),
+        active_parameters=active_parameters(sizes, text),
+    )
+
+
+def _width(config: Any) -> int:
+    """Return the feed-forward size of one token in a layer: that of all experts it passes."""
+    size = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+    return int(size * (getattr(config, "num_experts_per_tok", None) or 1))
 
 
 def num_parameters(model: ArchitectureConfig) -> int:
     """Count the parameters P: embeddings, layers and the last norm.
 
-    A layer has attention, a gated feed-forward network and two norms.
+    A layer has attention, a gated feed-forward network and two norms, unless transformers counted
+    another family.
     """
+    if model.total_parameters is not None:
+        return model.total_parameters
     queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     attention = model.hidden_size * 2 * (queries + keys)
     if model.attention_bias:

@@ -291,9 +291,9 @@ def sequence_cost(config: TrainConfig) -> SequenceCost:
     if sizes is None:
         return SequenceCost()
     return SequenceCost.of_model(
-        num_parameters=architecture.num_parameters(sizes),
+        num_parameters=sizes.active_parameters or architecture.num_parameters(sizes),
         num_layers=sizes.num_layers,
-        hidden_size=sizes.hidden_size,
+        attention_size=sizes.num_heads * sizes.head_dim,
     )
 
 

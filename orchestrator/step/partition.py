@@ -51,13 +51,14 @@ class SequenceCost:
         return self.linear * length + self.quadratic * length**2
 
     @staticmethod
-    def of_model(*, num_parameters: int, num_layers: int, hidden_size: int) -> "SequenceCost":
+    def of_model(*, num_parameters: int, num_layers: int, attention_size: int) -> "SequenceCost":
         """Build the cost of a transformer, in units of one token's matrix products.
 
-        A token costs 2 * parameters floating-point operations, a causal pair of tokens
-        2 * layers * hidden (scores and values, half the square): their ratio is what balances.
+        A token costs 2 * parameters floating-point operations (of a mixture of experts those that
+        it passes), a causal pair of tokens 2 * layers * heads * head size (scores and values, half
+        the square): their ratio is what balances.
         """
-        return SequenceCost(linear=1.0, quadratic=num_layers * hidden_size / num_parameters)
+        return SequenceCost(linear=1.0, quadratic=num_layers * attention_size / num_parameters)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -291,6 +291,7 @@ PUBLICATION = (
             "learner against engines on fixed prompts, |a - b| / max(1, |a|) of log-probs, worst",
         ),
         ("publication/probe_gap_mean", "1", "the same, mean of the worst engine"),
+        ("publication/probe_allowed_mean", "1", "largest probe_gap_mean that counts as rounding"),
         ("publication/unchanged_tensors", "tensors", "equal to the last ones, bit for bit"),
         (
             "publication/shown_in_use_frac",

@@ -15,11 +15,27 @@ from orchestrator.telemetry.heldout import HeldoutResult
 from orchestrator.telemetry.run_log import RunLog
 from orchestrator.telemetry.trace_file import FILE_NAME
 
+INSPECT = "ballast data inspect with the same overrides, which scores every ground truth"
+
 
 def describe(
-    config: TrainConfig, log: RunLog, run_dir: Path, export: Path | None, report: Path | None
+    config: TrainConfig,
+    log: RunLog,
+    run_dir: Path,
+    export: Path | None,
+    report: Path | None,
+    stuck: str | None = None,
 ) -> str:
-    """Return rewards, held-out scores, sample answers and paths, as text."""
+    """Return rewards, held-out scores, sample answers and paths, as text.
+
+    Args:
+        config: of the run.
+        log: of the run.
+        run_dir: its folder.
+        export: the final model's folder, if there is one.
+        report: the report's file, if there is one.
+        stuck: the verdict on a run that had nothing to learn from, or None.
+    """
     steps, first_heldout, last_heldout = log.steps, log.first_heldout, log.last_heldout
     lines = ["", f"run {run_dir.name} finished"]
     if steps:
@@ -33,6 +49,8 @@ def describe(
             f" {sum(s['rollout/tokens'] for s in steps):.0f} tokens sampled",
             *_bubbles(config, steps),
         ]
+    if stuck is not None:
+        lines.append(f"  learning        {stuck}")
     if first_heldout and last_heldout and first_heldout[0] < last_heldout[0]:
         (first, before), (final, after) = first_heldout, last_heldout
         lines.append(
@@ -47,7 +65,7 @@ def describe(
         *([f"  rollouts        {run_dir / 'rollouts'}"] if config.tracking.rollouts else []),
         *([f"  trace           {run_dir / FILE_NAME}"] if config.tracking.trace else []),
         *([f"  report          {report}"] if report is not None else []),
-        f"next: {_next_command(config, run_dir)}",
+        f"next: {_next_command(config, run_dir) if stuck is None else INSPECT}",
     ]
     return "\n".join(lines)
 

@@ -54,7 +54,7 @@ from workers.learner.credit import assign_credit
 STEPS = 5
 EPOCH = 100_000  # prompts, so that the ledger is as large as a run's
 BUDGET, LONGEST, PROMPT_TOKENS = 32768, 16384, 256
-COST = SequenceCost.of_model(num_parameters=7_000_000_000, num_layers=32, hidden_size=4096)
+COST = SequenceCost.of_model(num_parameters=7_000_000_000, num_layers=32, attention_size=4096)
 
 
 def response_lengths(count: int, random: np.random.Generator) -> np.ndarray:

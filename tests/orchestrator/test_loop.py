@@ -35,7 +35,7 @@ class Run:
     def __init__(self, *, faults=None, stop_in=0, heldout=True, **trainer):
         self.events, self.version, self.faults, self.stop_in = [], 0, dict(faults or {}), stop_in
         self.trained, self.trained_at_fault = 0, "the step before"
-        self.samples_when_asked = 0
+        self.samples_when_asked, self.metrics = 0, None
         self.fault_of_evaluation = self.fault_of_log = self.fault_of_saving = None
         settings = {"total_steps": 3, "checkpoint_every": 0, **trainer}
         config = TrainConfig(trainer=TrainerConfig(**settings))
@@ -70,7 +70,7 @@ class Run:
                 self.trained = self.trained_at_fault
             raise self.faults[step]
         self.version, self.trained = self.version + 1, step
-        return {"reward/mean": step / 10}
+        return self.metrics or {"reward/mean": step / 10}
 
     # The evaluator and the log.
     def evaluate(self, version):
@@ -217,6 +217,20 @@ def test_a_supply_at_its_end_ends_the_run_as_a_last_step_would():
         "save step 2, weights 2, score None",
         "finish saving",
         "flush the record",
+    ]
+
+
+def test_a_run_with_nothing_to_learn_from_ends_where_it_was_told_to():
+    run = Run(total_steps=9, stop_if_stuck_steps=4)
+    run.metrics = {"reward/mean": 0.0, "reward/std": 0.0}
+    assert run.from_the_start().startswith(
+        "ended after step 4: 4 steps in a row had nothing to learn from "
+        "(trainer.stop_if_stuck_steps=4): every sample earns 0;"
+    )
+    assert [e for e in run.events if e.startswith(("step", "save", "evaluate"))][-3:] == [
+        "step 4",
+        "evaluate weights 4",
+        "save step 4, weights 4, score 0.0",
     ]
 
 

@@ -252,9 +252,9 @@ class PolicyWorker(RankWorker):
         return expected_names(model, published_name(model, self._settings.adapter))
 
     @recorded("attest")
-    def probe(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Compute the log-probs of fixed sequences at temperature 1; 0.0 for first tokens."""
-        return [row.tolist() for row in self._engine.probe(sequences)]
+    def probe(self, sequences: Sequence[Sequence[int]], swapped: bool = False) -> list[list[float]]:
+        """Compute log-probs of sequences at temperature 1; see `PolicyEngine.probe`."""
+        return [row.tolist() for row in self._engine.probe(sequences, swapped=swapped)]
 
     # ---- life ----
 

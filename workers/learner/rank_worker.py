@@ -107,16 +107,26 @@ class RankWorker(ABC):
         """Build the engine of this role; `group` holds the address at which its ranks meet."""
 
     def shape(self) -> dict[str, int]:
-        """Return the sizes that decide the cost of a sequence: parameters, layers, hidden size."""
+        """Return the sizes that decide the cost of a sequence.
+
+        They are the parameters that a token passes, the layers, and heads x head size.
+        """
+        from workers.engines.model.families.experts import active_parameters
         from workers.engines.zero.weights import ZeroSource
 
         model = self._zero.module.model
         config = model.config.get_text_config()
         parameters = ZeroSource(model).metadata()
         return {
-            "num_parameters": sum(parameter.num_elements for parameter in parameters),
+            "num_parameters": active_parameters(
+                ((parameter.name, parameter.num_elements) for parameter in parameters), config
+            ),
             "num_layers": int(config.num_hidden_layers),
-            "hidden_size": int(config.hidden_size),
+            "attention_size": int(
+                config.num_attention_heads * config.head_dim
+                if getattr(config, "head_dim", None)
+                else config.hidden_size
+            ),
         }
 
     @recorded("checkpoint")

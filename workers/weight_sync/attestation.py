@@ -13,6 +13,12 @@ from dataclasses import dataclass, field
 from workers.weight_sync.endpoint import PublishReport
 from workers.weight_sync.fingerprint import Block, Fingerprint, join_blocks
 
+PLAUSIBLE_RATIO = 20.0  # of a gap to the model's own rounding; measured: 1, a tiny model on a CPU
+PLAUSIBLE_MEAN = 0.2  # gap of log-probs beyond any rounding
+MEAN_MARGIN = 2.0  # by which the ratio may grow after the start, over all tokens
+MAX_MARGIN = 4.0  # and of a single token
+SMALLEST = 1e-5  # rounding below it is that of float32
+
 
 class AttestationError(RuntimeError):
     """Publication that cannot be trusted.
@@ -66,7 +72,7 @@ class ProbeGap:
 class Tolerance:
     """Largest gap that counts as agreement.
 
-    `Tolerance.rounding(1e-4)` in float32; `Tolerance.above_noise` where arithmetic differs.
+    `Tolerance.rounding(1e-4)` in float32; `Noise` gives one where arithmetic differs.
     """
 
     mean: float
@@ -87,20 +93,54 @@ class Tolerance:
         """
         return cls(mean=value / 10, max=value)
 
-    @classmethod
-    def above_noise(cls, floor: ProbeGap, factor: float = 4.0) -> Tolerance:
-        """Allow a multiple of the gap measured while both sides held the same weights for certain.
-
-        Raises:
-            ValueError: a factor below 1.
-        """
-        if factor < 1.0:
-            raise ValueError(f"a factor below 1 rejects the noise itself, got {factor}")
-        return cls(mean=factor * floor.mean, max=factor * floor.max)
-
     def allows(self, gap: ProbeGap) -> bool:
         """Return True where the gap counts as agreement; never for NaN."""
         return gap.mean <= self.mean and gap.max <= self.max
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Noise:
+    """Ratio of the gap between learner and engines to the model's own rounding, measured at start.
+
+    The model's rounding is the gap between the learner's log-probs in float32 and in bfloat16. It
+    depends on the weights of the moment: a policy that is sure of its tokens rounds less. So the
+    rounding is measured in every publication, and only the ratio is that of the start, when both
+    sides held the same weights for certain.
+
+    Attributes:
+        mean: ratio of the means over the tokens, at least 1.
+        max: ratio of the largest gaps, at least 1.
+    """
+
+    mean: float
+    max: float
+
+    @classmethod
+    def measured(cls, gap: ProbeGap, rounding: ProbeGap) -> Noise:
+        """Take the ratio of a gap between learner and engines to the model's own rounding.
+
+        Raises:
+            ValueError: a gap that no arithmetic explains.
+        """
+        noise = cls(
+            mean=max(1.0, gap.mean / max(rounding.mean, SMALLEST)),
+            max=max(1.0, gap.max / max(rounding.max, SMALLEST)),
+        )
+        plausible = noise.mean <= PLAUSIBLE_RATIO and gap.mean <= PLAUSIBLE_MEAN
+        if not (plausible and gap.max == gap.max):
+            raise ValueError(
+                f"with equal weights learner and engine differ by {gap.mean:.3g} on average, and "
+                f"float32 and bfloat16 in the learner by {rounding.mean:.3g}; more than "
+                f"{PLAUSIBLE_RATIO:g} times that, or {PLAUSIBLE_MEAN:g}, is no rounding"
+            )
+        return noise
+
+    def tolerance(self, rounding: ProbeGap) -> Tolerance:
+        """Return the tolerance where the model rounds as measured now."""
+        return Tolerance(
+            mean=MEAN_MARGIN * self.mean * max(rounding.mean, SMALLEST),
+            max=MAX_MARGIN * self.max * max(rounding.max, SMALLEST),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,7 +238,12 @@ class Attestation:
         for engine in engines:
             gap = ProbeGap.between(learner_logprobs, engine.probe_logprobs)
             gaps.append(gap)
-            self._check_engine(report, engine, gap, diagnose, reasons, faults)
+            self._check_engine(report, engine, reasons, faults)
+            if not self.tolerance.allows(gap):
+                faults.append(_disagreement(engine.engine_id, gap, self.tolerance))
+                if diagnose is not None:
+                    for name, reason in diagnose(engine.engine_id).items():
+                        reasons.setdefault(name, f"{reason} (engine {engine.engine_id})")
         if reasons or faults:
             raise AttestationError(report.version, reasons, faults)
         self._previous = dict(report.fingerprints)
@@ -229,8 +274,6 @@ class Attestation:
         self,
         report: PublishReport,
         engine: EngineEvidence,
-        gap: ProbeGap,
-        diagnose: Callable[[int], Mapping[str, str]] | None,
         reasons: dict[str, str],
         faults: list[str],
     ) -> None:
@@ -248,11 +291,10 @@ class Attestation:
             wanted = report.fingerprints.get(name)
             if wanted is not None and used.get(name) != tuple(wanted):
                 reasons.setdefault(name, f"arrived, but {label} computes with other weights")
-        if not self.tolerance.allows(gap):
-            faults.append(
-                f"{label} and the learner disagree about the probe: mean {gap.mean:.3g} (allowed "
-                f"{self.tolerance.mean:.3g}), max {gap.max:.3g} (allowed {self.tolerance.max:.3g})"
-            )
-            if diagnose is not None:
-                for name, reason in diagnose(engine.engine_id).items():
-                    reasons.setdefault(name, f"{reason} ({label})")
+
+
+def _disagreement(engine_id: int, gap: ProbeGap, allowed: Tolerance) -> str:
+    return (
+        f"engine {engine_id} and the learner disagree about the probe: mean {gap.mean:.3g} "
+        f"(allowed {allowed.mean:.3g}), max {gap.max:.3g} (allowed {allowed.max:.3g})"
+    )

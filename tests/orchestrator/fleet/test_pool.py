@@ -165,6 +165,27 @@ def test_a_group_that_was_lost_with_its_node_is_sampled_again(engines, keeping):
     assert keeping.metrics()["rollout/groups_resampled"] == 1
 
 
+def test_a_group_whose_copy_hangs_is_sampled_again(engines):
+    now = [0.0]
+    pool = RolloutPool(
+        engines, silence_s=60, together=False, keep=engines.keep, clock=lambda: now[0]
+    )
+    pool.maintain = lambda: None
+    pool.submit([request("a"), request("b")])
+    engines.says = {0: ["a"]}
+    assert pool.poll() == []
+    engines.says = {}
+    for now[0] in (30.0, 59.0):
+        for engine in pool.engines.values():
+            engine.answered = now[0]
+        assert pool.poll(wait=False) == []
+        assert pool.metrics()["rollout/groups_resampled"] == 0
+    now[0] = 61.0
+    assert pool.poll(wait=False) == []
+    assert sorted(engines.submitted[0] + engines.submitted[1]) == ["a", "a", "b"]
+    assert pool.num_in_flight == 2
+
+
 def test_a_group_whose_engine_dies_while_it_is_copied_is_finished_once(engines, keeping):
     engines.says = {0: ["a"]}
     keeping.poll()

@@ -46,6 +46,8 @@ class Stack:
     received: dict = field(default_factory=lambda: TENSOR)
     attested: list[list[int]] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
+    probed: list[float] = field(default_factory=lambda: PROBED)  # by the engines
+    swapped: list[float] = field(default_factory=lambda: PROBED)  # by the learner
 
     def __post_init__(self):
         self.dying = list(self.dies)
@@ -58,6 +60,9 @@ class Stack:
             assert to.nodes == {n: f"node {n}" for n in to.engines.ranks}
             self.connected.append(list(to.engines.ranks))
             return None
+        if call.method == "probe":
+            assert call.kwargs == {"swapped": True}
+            return [[self.swapped]]
         assert call.method == "publish"
         if self.fails:
             self.fails -= 1
@@ -107,7 +112,7 @@ class Stack:
             return NoAnswerError(f"rollout.{method}: no answer from rank [{number}]")
         if method == "attest" and number in self.refuses:
             return WorkerError(f"rollout.attest, rank {number}: KeyError: 'weight'")
-        return 0 if method == "version" else (self.version, self.received, {}, [PROBED])
+        return 0 if method == "version" else (self.version, self.received, {}, [self.probed])
 
     def start(self, call, *, timeout_s):
         assert call.method == "probe"
@@ -215,3 +220,20 @@ def test_no_engine_left_after_the_first_publication_is_said(publish):
     stack = Stack(alive=[])
     with pytest.raises(WorkerError, match="no rollout engine outlived the first publication"):
         publish(stack, transport="shm", overrides=["rollout.dtype=bfloat16"])
+
+
+BF16 = ["rollout.dtype=bfloat16"]
+
+
+def test_in_bfloat16_the_tolerance_is_twice_what_was_measured_for_the_model(publish):
+    """The learner rounds by 0.01 a token of three (the first has none), the engines as much."""
+    stack = Stack(probed=[0.0, -1.01, -1.01], swapped=[0.0, -0.99, -1.01])
+    metrics = publish(stack, overrides=BF16)
+    assert metrics["publication/probe_gap_mean"] == pytest.approx(0.02 / 3)
+    assert metrics["publication/probe_allowed_mean"] == pytest.approx(2 * 0.02 / 3)
+
+
+def test_in_bfloat16_a_gap_beyond_the_models_rounding_ends_the_run_before_the_first_step(publish):
+    stack = Stack(probed=[0.0, -1.25, -1.25], swapped=[0.0, -0.99, -1.01])
+    with pytest.raises(AttestationError, match=r"differ by 0\.1[0-9]+ on average.*is no rounding"):
+        publish(stack, overrides=BF16)

@@ -65,7 +65,7 @@ def test_sixteen_thousand_sequences_in_time() -> None:
 
 
 def test_cost_of_a_model() -> None:
-    cost = SequenceCost.of_model(num_parameters=100_000, num_layers=2, hidden_size=100)
+    cost = SequenceCost.of_model(num_parameters=100_000, num_layers=2, attention_size=100)
     assert cost([10]).tolist() == [pytest.approx(10 + 0.002 * 100)]
     with pytest.raises(ValueError, match="non-negative"):
         SequenceCost(linear=-1.0)

@@ -6,6 +6,7 @@ from workers.weight_sync.attestation import (
     Attestation,
     AttestationError,
     EngineEvidence,
+    Noise,
     ProbeGap,
     Tolerance,
 )
@@ -119,14 +120,23 @@ def test_a_probe_that_disagrees_asks_for_the_stale_weights(value):
     assert "disagree about the probe" in caught.value.faults[0]
 
 
-def test_noise_floor_scales_mean_and_max():
-    floor = ProbeGap.between([0.0, -1.0], [0.0, -1.5])  # |0|, |0.5|
-    assert floor == ProbeGap(mean=0.25, max=0.5)
-    tolerance = Tolerance.above_noise(floor, factor=2.0)
-    assert tolerance == Tolerance(mean=0.5, max=1.0)
-    assert tolerance.allows(ProbeGap(mean=0.5, max=1.0))
-    assert not tolerance.allows(ProbeGap(mean=0.6, max=0.6))
-    assert not tolerance.allows(ProbeGap(mean=0.1, max=1.1))
+def test_the_tolerance_follows_the_models_own_rounding():
+    """At the start the gap is 1.5 x (mean) and 0.5 x (max) what the model rounds."""
+    start = Noise.measured(ProbeGap(mean=0.003, max=0.02), ProbeGap(mean=0.002, max=0.04))
+    assert (start.mean, start.max) == (1.5, 1.0)
+    tolerance = start.tolerance(ProbeGap(mean=0.001, max=0.01))  # surer of its tokens since
+    assert tolerance == Tolerance(mean=2 * 1.5 * 0.001, max=4 * 0.01)
+    assert tolerance.allows(ProbeGap(mean=0.003, max=0.04))
+    assert not tolerance.allows(ProbeGap(mean=0.0031, max=0.01))
+    assert not tolerance.allows(ProbeGap(mean=0.001, max=0.05))
+
+
+@pytest.mark.parametrize("gap", [(0.2, 0.5), (float("nan"), float("nan"))])
+def test_a_gap_at_the_start_that_is_no_rounding_is_refused(gap):
+    """A mean of 0.2 was once taken for noise, whatever the model."""
+    mean, largest = gap
+    with pytest.raises(ValueError, match="with equal weights learner and engine differ by"):
+        Noise.measured(ProbeGap(mean=mean, max=largest), ProbeGap(mean=0.002, max=0.04))
 
 
 def test_rounding_lets_one_token_differ_by_more_than_all():
@@ -139,8 +149,6 @@ def test_rounding_lets_one_token_differ_by_more_than_all():
 def test_impossible_arguments_are_refused():
     with pytest.raises(ValueError, match="got 1 from the learner and 2"):
         ProbeGap.between([0.0], [0.0, 1.0])
-    with pytest.raises(ValueError, match=r"0\.5"):
-        Tolerance.above_noise(ProbeGap(mean=1, max=1), factor=0.5)
     with pytest.raises(ValueError, match="got none"):
         Attestation(expected=[], tolerance=Tolerance.absolute(1))
     with pytest.raises(AttestationError, match="no engine gave evidence"):

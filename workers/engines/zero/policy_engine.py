@@ -86,9 +86,21 @@ class PolicyEngine(ZeroRank):
                     entropies += batch.split(token_entropies)
         return ScoredRows(logprobs=tuple(logprobs), entropies=tuple(entropies) if entropy else None)
 
-    def probe(self, sequences: Sequence[Sequence[int]]) -> tuple[npt.NDArray[np.float32], ...]:
-        """Compute log-probs at temperature 1 of all tokens but the first, as training does."""
-        return self.compute_logprobs([pack_sequences(sequences)], temperature=1.0).logprobs
+    def probe(
+        self, sequences: Sequence[Sequence[int]], *, swapped: bool = False
+    ) -> tuple[npt.NDArray[np.float32], ...]:
+        """Compute log-probs at temperature 1 of all tokens but the first, as training does.
+
+        With `swapped` the matrix products are of the other precision: bfloat16 where training
+        computes in float32, and the reverse. What differs then is the model's own rounding.
+        """
+        usual = self.policy.autocast
+        if swapped:
+            self.policy.autocast = torch.bfloat16 if usual is None else None
+        try:
+            return self.compute_logprobs([pack_sequences(sequences)], temperature=1.0).logprobs
+        finally:
+            self.policy.autocast = usual
 
     def train(
         self,
