@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
+from workers.data.packing import PackedBatch
 from workers.data.shared_prefixes import SharedPrefixes
 from workers.engines.model.attention import VARLEN_SDPA, check_attention
 from workers.engines.model.packed_model import PackedModel, check_model_folder
@@ -71,10 +72,13 @@ class CriticModel(PackedModel):
             picked = self.value_head(before)[:, 0]  # [M]
         return picked.new_zeros(tokens.shape[0]).index_copy(0, trained, picked)
 
-    def packed_outputs(self, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
+    def packed_outputs(self, batch: PackedBatch) -> Tensor:
         """See `PackedModel`: the hidden states [N, H], which any value is a function of."""
-        with self.mixed_precision(tokens):
-            return _scaled(self.hidden_states(tokens, position_ids, cu_seqlens))
+        with self.mixed_precision(batch.tokens):
+            hidden = self.hidden_states(
+                batch.tokens, batch.position_ids, batch.cu_seqlens, batch.prefixes
+            )
+        return _scaled(hidden if batch.prefixes is None else hidden[batch.prefixes.places])
 
     def plain_outputs(self, tokens: Tensor) -> Tensor:
         """See `PackedModel`: the backbone's own hidden states [L, H]."""

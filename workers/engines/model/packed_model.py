@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from workers.data.packing import PackedBatch
 from workers.data.shared_prefixes import SharedPrefixes
 from workers.engines.model.attention import VARLEN_SDPA, attention_arguments, check_attention
 from workers.engines.model.families.positions import fix_positions
@@ -112,8 +113,13 @@ class PackedModel(nn.Module, ABC):
         return trained - 1 if prefixes is None else prefixes.places[trained - 1]
 
     @abstractmethod
-    def packed_outputs(self, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
+    def packed_outputs(self, batch: PackedBatch) -> Tensor:
         """Compute the numbers [N, ...] by which the self-test judges a packed batch."""
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """True where siblings of a batch may share a prefix."""
+        return self.attention == VARLEN_SDPA and self._shared is None
 
     @abstractmethod
     def plain_outputs(self, tokens: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from workers.data.packing import PackedBatch
 from workers.data.shared_prefixes import SharedPrefixes
 from workers.engines.model.attention import VARLEN_SDPA, check_attention
 from workers.engines.model.chunked_head import ChunkedHead
@@ -137,9 +138,15 @@ class PolicyModel(PackedModel):
             return logprobs, None
         return logprobs, zeros.index_copy(0, trained, picked_entropy)
 
-    def packed_outputs(self, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
+    def packed_outputs(self, batch: PackedBatch) -> Tensor:
         """See `PackedModel`: the log-probs [N]."""
-        logprobs, _ = self.forward(tokens, position_ids, cu_seqlens, position_ids > 0)
+        logprobs, _ = self.forward(
+            batch.tokens,
+            batch.position_ids,
+            batch.cu_seqlens,
+            batch.position_ids > 0,
+            prefixes=batch.prefixes,
+        )
         return logprobs
 
     def plain_outputs(self, tokens: Tensor) -> Tensor:

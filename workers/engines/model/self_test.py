@@ -8,16 +8,19 @@ Runs in every rank of learner, reference and critic; under ZeRO-3 all ranks in s
 Legend: N tokens of both sequences.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from workers.data.packing import PackedBatch, pack_sequences
+from workers.data.shared_prefixes import SharedPrefixes, share_prefixes
 from workers.engines.model.attention import VARLEN_SDPA
 from workers.engines.model.packed_model import PackedModel
 
 LENGTHS = (9, 6)
+PREFIX = 5  # tokens that the siblings share
 #: Greatest mean difference per token that rounding explains: kernels add in another order.
 FLOAT32_TOLERANCE = 1e-3
 HALF_TOLERANCE = 0.1
@@ -31,11 +34,13 @@ class Differences:
         alone: a packed batch of one sequence against the model's own forward pass.
         together: both sequences in one batch against each in a batch of its own.
         training: train mode against eval mode.
+        siblings: two that share a prefix against the same two that do not; 0 where none may.
     """
 
     alone: float
     together: float
     training: float
+    siblings: float
 
 
 def check_model(module: PackedModel, device: torch.device | str) -> Differences:
@@ -63,6 +68,7 @@ def check_model(module: PackedModel, device: torch.device | str) -> Differences:
             ("a packed batch of one sequence from the model's own forward pass", found.alone),
             ("two sequences in one batch from each alone", found.together),
             ("train mode from eval mode", found.training),
+            ("siblings that share a prefix from siblings that do not", found.siblings),
         )
         if not value <= tolerance
     ]
@@ -83,20 +89,31 @@ def _differences(module: PackedModel, device: torch.device | str) -> Differences
     module.eval()
     with torch.no_grad():
         plain = torch.cat([module.plain_outputs(batch.tokens) for batch in singles])  # [N, ...]
-        alone = torch.cat([_packed(module, batch) for batch in singles])
-        together = _packed(module, both)
+        alone = torch.cat([module.packed_outputs(batch) for batch in singles])
+        together = module.packed_outputs(both)
         module.train()
-        training = _packed(module, both)
+        training = module.packed_outputs(both)
+        module.eval()
+        siblings = 0.0
+        if module.shares_prefixes:
+            apart = pack_sequences([rows[0], rows[0][:PREFIX] + rows[1]])
+            shared = replace(apart, prefixes=_one_group(apart)).to(device)
+            siblings = _difference(
+                module.packed_outputs(apart.to(device)), module.packed_outputs(shared)
+            )
         module.train(was_training)
     return Differences(
         alone=_difference(plain, alone),
         together=_difference(alone, together),
         training=_difference(together, training),
+        siblings=siblings,
     )
 
 
-def _packed(module: PackedModel, batch: PackedBatch) -> Tensor:
-    return module.packed_outputs(batch.tokens, batch.position_ids, batch.cu_seqlens)
+def _one_group(batch: PackedBatch) -> SharedPrefixes | None:
+    """Lay the common prefix of all sequences once."""
+    ends = batch.cu_seqlens.numpy().astype(np.int64)  # [S+1]
+    return share_prefixes(batch.tokens.numpy(), ends, np.zeros(len(ends) - 1, dtype=np.int64))
 
 
 def _difference(one: Tensor, other: Tensor) -> float:

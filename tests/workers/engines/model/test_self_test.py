@@ -49,9 +49,9 @@ def test_the_guide_names_many_families_and_no_refused_one() -> None:
 @pytest.mark.parametrize("family", sorted(TABLE))
 def test_a_family_is_computed_as_transformers_does(family: str) -> None:
     found = check_model(PolicyModel(tiny_model(family)), "cpu")
-    largest = max(found.alone, found.together)
+    largest = max(found.alone, found.together, found.siblings)
     assert largest <= 1e-5
-    assert largest <= 5 * TABLE[family]
+    assert largest <= max(2e-6, 5 * TABLE[family])  # rounding is another one on another CPU
     assert found.training == 0.0
 
 
@@ -69,8 +69,18 @@ def test_a_window_that_only_a_mask_knows_is_refused() -> None:
 def test_a_critic_is_compared_by_its_hidden_states() -> None:
     backbone = tiny_model("gemma2").get_decoder()
     found = check_model(CriticModel(backbone), "cpu")
-    assert max(found.alone, found.together) < 1e-5
+    assert max(found.alone, found.together, found.siblings) < 1e-5
     assert found.training == 0.0
+
+
+def test_a_wrong_way_to_share_a_prefix_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def before(self, trained, prefixes):
+        return trained - 1 if prefixes is None else prefixes.places[trained]
+
+    monkeypatch.setattr(PolicyModel, "before", before)
+    message = r"wrongly: siblings that share a prefix from siblings that do not differs by \d"
+    with pytest.raises(ValueError, match=message):
+        check_model(PolicyModel(tiny_model("llama")), "cpu")
 
 
 def test_logits_with_another_scale_are_refused_with_the_number() -> None:

@@ -35,7 +35,7 @@ def phi3(**changes: object) -> PolicyModel:
 def logprobs(policy: PolicyModel, rows: list[list[int]]) -> torch.Tensor:
     batch = pack_sequences(rows)
     with torch.no_grad():
-        return policy.packed_outputs(batch.tokens, batch.position_ids, batch.cu_seqlens)
+        return policy.packed_outputs(batch)
 
 
 def own(rows: list[int]) -> torch.Tensor:
