@@ -36,6 +36,17 @@ def ballast(*arguments, cwd):
     )
 
 
+FIRST = (
+    "algorithm=dapo",
+    "rollout.num_engines=2",
+    "learner.num_ranks=2",
+    "learner.zero_stage=2",
+    "learner.token_budget=36",
+    "trainer.updates_per_step=2",
+    "trainer.prompts_per_step=8",
+)
+
+
 def tiny(folder, name, *overrides):
     """`ballast train experiment=tiny` in `folder`."""
     common = [f"output_dir={folder}", f"run_name={name}", "data.eval_limit=16"]
@@ -58,13 +69,7 @@ def first(folder):
     done = tiny(
         folder,
         "first",
-        "algorithm=dapo",
-        "rollout.num_engines=2",
-        "learner.num_ranks=2",
-        "learner.zero_stage=2",
-        "learner.token_budget=36",
-        "trainer.updates_per_step=2",
-        "trainer.prompts_per_step=8",
+        *FIRST,
         "trainer.total_steps=3",
         "trainer.checkpoint_every=2",
     )
@@ -211,13 +216,7 @@ def test_resume_goes_on_from_the_last_checkpoint(first, folder):
     done = tiny(
         folder,
         "first",
-        "algorithm=dapo",
-        "rollout.num_engines=2",
-        "learner.num_ranks=2",
-        "learner.zero_stage=2",
-        "learner.token_budget=96",
-        "trainer.updates_per_step=2",
-        "trainer.prompts_per_step=8",
+        *FIRST,
         "trainer.total_steps=4",
         "trainer.checkpoint_every=2",
         "resume=auto",
