@@ -14,7 +14,7 @@ from conf.schema import OptimizerConfig, TrainConfig
 from workers.engines.model.lora_settings import LoraSettings, adapted_leaves, linear_names
 from workers.engines.vllm.settings import VLLMSettings
 from workers.engines.zero.settings import ExportDtype, OptimizerSettings, ZeroSettings
-from workers.rollout.group_play import EarlyStop
+from workers.rollout.early_stop import EarlyStop
 
 
 def check_settings(config: TrainConfig, algorithm: Algorithm, *, transport: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from workers.data.prompts import PromptEncoder
@@ -22,27 +22,10 @@ from workers.engines.vllm.engine import VLLMEngine
 from workers.reward.base import RewardResult, RewardSample
 from workers.reward.client import RewardClient
 from workers.reward.siblings import SiblingScores
+from workers.rollout.early_stop import EarlyStop
 from workers.rollout.environments.guarded_play import EnvironmentFaultError, play_guarded
 from workers.rollout.environments.single_turn import Environment, Interaction
 from workers.spans import SpanLog
-
-
-@dataclass(frozen=True, kw_only=True)
-class EarlyStop:
-    """Rule that stops the siblings still being drawn once the group's verdict is settled.
-
-    Attributes:
-        settled: (rewards of the scored siblings, number of those still to come) -> True if the
-            verdict on the group is the same for every reward of those.
-        min_samples: siblings that must be scored before the rule applies.
-    """
-
-    settled: Callable[[Sequence[float], int], bool]
-    min_samples: int
-
-    def __call__(self, rewards: Sequence[float], num_left: int) -> bool:
-        """Return True if the remaining siblings should be stopped."""
-        return len(rewards) >= self.min_samples and self.settled(rewards, num_left)
 
 
 @dataclass(frozen=True, kw_only=True)

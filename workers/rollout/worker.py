@@ -21,8 +21,9 @@ from workers.data.trajectory import Trajectory, describe, to_record_batch
 from workers.engines.vllm.engine import EngineTimeoutError, VLLMEngine, VLLMSettings
 from workers.reward.client import RewardClient
 from workers.reward.worker import RewardWorker
+from workers.rollout.early_stop import EarlyStop
 from workers.rollout.environments.single_turn import Environment
-from workers.rollout.group_play import EarlyStop, GroupPlay, RolloutContext
+from workers.rollout.group_play import GroupPlay, RolloutContext
 from workers.spans import Recorded, SpanLog
 from workers.worker_group import EngineDiedError, WorkerGroup
 

@@ -16,7 +16,7 @@ def names(found):
     [
         ("reward/std", ["reward/std"]),
         ("erc", ["erc/mask_frac", "erc/mask_low_frac", "erc/mask_high_frac", "erc/entropy_ratio"]),
-        ("drift/*", ["drift/kl_k3", "drift/cap_frac"]),
+        ("drift/*", ["drift/squared_log_ratio", "drift/kl_k3", "drift/cap_frac"]),
         ("*/lr", ["learner/lr", "critic/lr"]),
         ("bubble/learner/idle_frac", ["bubble/<role>/<activity>_frac"]),
         ("eval/pass@8", ["eval/pass@<k>"]),

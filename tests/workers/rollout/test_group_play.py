@@ -11,8 +11,9 @@ from workers.data.trajectory import STOPPED_EARLY
 from workers.engines.vllm.answers import UnusableAnswerError
 from workers.engines.vllm.process import EngineTimeoutError
 from workers.reward.base import RewardResult
+from workers.rollout.early_stop import EarlyStop
 from workers.rollout.environments.single_turn import Interaction, SingleTurn
-from workers.rollout.group_play import EarlyStop, GroupPlay, RolloutContext
+from workers.rollout.group_play import GroupPlay, RolloutContext
 from workers.spans import SpanLog
 
 

@@ -18,8 +18,8 @@ from workers.engines.vllm.engine import (
 )
 from workers.models.tiny import build_tiny
 from workers.reward.base import RewardResult
+from workers.rollout.early_stop import EarlyStop
 from workers.rollout.environments.single_turn import SingleTurn
-from workers.rollout.group_play import EarlyStop
 from workers.rollout.worker import RolloutWorker
 from workers.worker_group import WorkerGroup
 
