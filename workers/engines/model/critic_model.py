@@ -87,8 +87,9 @@ class CriticModel(PackedModel):
         return _scaled(hidden[0])
 
     def hf_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Iterate over those that train of the backbone (`model.`) and head (`value_head.`)."""
-        return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
+        """Iterate over what trains of the backbone (`model.`) and of the head (`value_head.`)."""
+        unread = self.unread()
+        return ((name, p) for name, p in self.named_parameters() if id(p) not in unread)
 
 
 def _scaled(hidden: Tensor) -> Tensor:

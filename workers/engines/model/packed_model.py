@@ -162,18 +162,27 @@ class PackedModel(nn.Module, ABC):
         return torch.autocast(tokens.device.type, self.autocast, enabled=self.autocast is not None)
 
     def hf_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Iterate over the parameters that train, under stable names; a tied weight comes once."""
-        return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+        """Iterate over what packed batches read, under stable names; a tied weight comes once.
+
+        These are the parameters that train, and those that a policy which only scores is given.
+        """
+        unread = self.unread()
+        return ((name, p) for name, p in self.model.named_parameters() if id(p) not in unread)
+
+    def unread(self) -> set[int]:
+        """Return the ids of the parameters that no packed batch reads, as of a vision tower."""
+        modules = (self.model.get_decoder(), self.model.get_output_embeddings())
+        read = {id(p) for module in modules if module is not None for p in module.parameters()}
+        return {id(p) for p in self.model.parameters()} - read
 
     def freeze_unread(self) -> None:
-        """Freeze the parameters that no packed batch reads, such as those of a vision tower.
+        """Freeze the parameters that no packed batch reads.
 
         Nothing gives them a gradient, and weight decay alone would change them.
         """
-        modules = (self.model.get_decoder(), self.model.get_output_embeddings())
-        read = {id(p) for module in modules if module is not None for p in module.parameters()}
+        unread = self.unread()
         for parameter in self.model.parameters():
-            if id(parameter) not in read:
+            if id(parameter) in unread:
                 parameter.requires_grad_(False)
 
     def enable_gradient_checkpointing(self, *, reentrant: bool) -> None:
