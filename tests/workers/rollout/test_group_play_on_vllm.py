@@ -43,13 +43,13 @@ class Compare:
     def score(self):
         return self
 
-    async def remote(self, samples):
-        self.scored += samples
-        return [
-            RewardResult(outcome="scored", reward=float(s.response > s.ground_truth), parts={},
-                         seconds=0.0)
-            for s in samples
-        ]  # fmt: skip
+    async def remote(self, groups):
+        self.scored += [sample for siblings in groups for sample in siblings]
+        return [[self._compare(sample) for sample in siblings] for siblings in groups]
+
+    def _compare(self, sample):
+        better = sample.response > sample.ground_truth
+        return RewardResult(outcome="scored", reward=float(better), parts={}, seconds=0.0)
 
 
 @pytest.fixture(scope="module")
