@@ -17,7 +17,7 @@ from workers import spans
 from workers.data import durable_files, plans, requests, results, trajectory
 from workers.learner import passes, policy_worker, weight_client
 from workers.reward import base
-from workers.rollout.environments import single_turn
+from workers.rollout.environments import contract, single_turn
 
 # All records of these modules are shared by processes.
 SHARED = (durable_files, plans, requests, results, trajectory, spans, base)
@@ -37,8 +37,14 @@ RECORDS = (
     policy_worker.TrainReport,
     weight_client.Destination,
     single_turn.Interaction,
+    contract.Task,
+    contract.Turn,
+    contract.Outcome,
 )
-ELSEWHERE = (batch, partition, source, heldout, passes, policy_worker, weight_client, single_turn)
+ELSEWHERE = (
+    *(batch, partition, source, heldout, passes, policy_worker, weight_client),
+    *(single_turn, contract),
+)
 
 
 def meta(**changes: Any) -> trajectory.TrajectoryMeta:
