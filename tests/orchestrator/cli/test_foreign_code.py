@@ -33,9 +33,9 @@ def test_what_ships_is_trusted(overrides):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("environment._target_", "os.system"),
-        ("environment._target_", "workers.models.cache.shutil.rmtree"),
-        ("environment._target_", "workers.nothing.here"),
+        ("environment.player._target_", "os.system"),
+        ("environment.player._target_", "workers.models.cache.shutil.rmtree"),
+        ("environment.player._target_", "workers.nothing.here"),
         ("reward.scorer._target_", "their_package.Scorer"),
         ("algorithm.policy_loss._target_", "builtins.exec"),
         ("data.build._target_", "subprocess.run"),
