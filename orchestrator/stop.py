@@ -14,7 +14,7 @@ import sys
 from types import FrameType
 from typing import Any
 
-from orchestrator.telemetry.activity import Activity
+from orchestrator.telemetry.display.activity import Activity
 
 EXIT_CODE = 128 + signal.SIGTERM
 SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -15,9 +15,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from orchestrator.report.run_record import check_folder, state_of
-from orchestrator.telemetry.activity import read_moment
 from orchestrator.telemetry.alerts.rules import Alerts
-from orchestrator.telemetry.progress import Progress
+from orchestrator.telemetry.display.activity import read_moment
+from orchestrator.telemetry.display.progress import Progress
 
 INTERVAL_S = 1.0
 

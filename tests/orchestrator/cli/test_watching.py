@@ -9,8 +9,8 @@ from rich.console import Console
 from orchestrator.checkpoints.owner_file import NAME as OWNER
 from orchestrator.cli.parser import main
 from orchestrator.cli.watching import MetricsTail, watch
-from orchestrator.telemetry.activity import Activity
-from orchestrator.telemetry.progress import Progress
+from orchestrator.telemetry.display.activity import Activity
+from orchestrator.telemetry.display.progress import Progress
 
 
 def line(step, reward):

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.telemetry.activity import FILE, Activity, Moment, read_moment
 from orchestrator.telemetry.clock import Clock
+from orchestrator.telemetry.display.activity import FILE, Activity, Moment, read_moment
 
 
 def test_another_process_reads_the_step_and_what_it_waits_for(tmp_path):

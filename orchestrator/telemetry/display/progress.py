@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.telemetry.activity import Moment
+from orchestrator.telemetry.display.activity import Moment
 
 COLUMNS = (  # heading, metric, format
     ("reward", "reward/mean", "{:.3f}"),

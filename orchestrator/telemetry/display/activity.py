@@ -30,7 +30,7 @@ WAITS_FOR = {  # span of the step's clock -> words
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """What a run did at a moment.
+    """Activity of a run at a moment.
 
     Example, a step that waits for the engines since noon of a day:
         Moment(doing="step 5 of 16", waits_for="samples and their rewards", since_s=1795348800.0)
