@@ -48,9 +48,9 @@ from orchestrator.step.roles import TrainingRoles
 from orchestrator.stop import StoppedError, StopRequest
 from orchestrator.supply.replay import check_sources, open_recording
 from orchestrator.supply.supply import Supply, from_engines, from_recording
+from orchestrator.telemetry import summary
 from orchestrator.telemetry.accounting import Accounting
 from orchestrator.telemetry.clock import Clock
-from orchestrator.telemetry.display import summary
 from orchestrator.telemetry.display.activity import Activity
 from orchestrator.telemetry.display.progress import Progress
 from orchestrator.telemetry.failure_log import FailureLog

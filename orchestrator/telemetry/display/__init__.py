@@ -1,1 +1,1 @@
-"""Show a run to a person: what it does now, its last steps, its last page. Runs in the driver."""
+"""Show a run to a person: what it does now, and its last steps. Runs in the driver."""

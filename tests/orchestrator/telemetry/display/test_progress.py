@@ -7,9 +7,9 @@ from rich.console import Console
 
 from conf.compose import compose
 from orchestrator.telemetry.display.progress import Progress, sparkline
-from orchestrator.telemetry.display.summary import describe
 from orchestrator.telemetry.heldout import HeldoutAnswer, HeldoutResult
 from orchestrator.telemetry.run_log import RunLog
+from orchestrator.telemetry.summary import describe
 
 METRICS = {
     "step": 1.0,
