@@ -18,6 +18,7 @@ from conf.schema.cluster import (
 )
 from conf.schema.critic import CriticConfig
 from conf.schema.data import DataConfig
+from conf.schema.environment import EnvironmentConfig
 from conf.schema.learner import LearnerConfig, OptimizerConfig, ProfileConfig
 from conf.schema.model import AdapterConfig, ArchitectureConfig, ModelConfig
 from conf.schema.reference import ReferenceConfig
@@ -36,6 +37,7 @@ __all__ = [
     "CriticConfig",
     "CriticRoleConfig",
     "DataConfig",
+    "EnvironmentConfig",
     "LearnerConfig",
     "ModelConfig",
     "OptimizerConfig",

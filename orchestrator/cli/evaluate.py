@@ -44,7 +44,7 @@ def evaluate(
     raw, config, checkpoint = _resolve(path, overrides, config_dir)
     algorithm: Algorithm = instantiate(raw.algorithm, _convert_="all")
     scorer = instantiate(raw.reward.scorer, _convert_="all")
-    environment = instantiate(raw.environment, _convert_="all")
+    environment = instantiate(raw.environment.player, _convert_="all")
     sources = prepare(config)
     if sources.heldout is None:
         raise ValueError("data.eval_path=None: name the held-out Parquet to score on")

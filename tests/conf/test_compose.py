@@ -15,6 +15,7 @@ GROUPS = (
     "trainer",
     "data",
     "reward",
+    "environment",
     "rollout",
     "learner",
     "critic",

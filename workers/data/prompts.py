@@ -127,11 +127,24 @@ class PromptEncoder:
             tokens = self._tokens(prompt)
         except Exception as error:  # a template is a program of the model's, run on a user's row
             return [], f"not encoded: {reason_of(error)}"
+        return tokens, self.fault_of_length(tokens)
+
+    def fault_of_length(self, tokens: list[int]) -> str | None:
+        """Return the reason against sampling behind so few or so many tokens, or None."""
         if not tokens:
-            return tokens, "empty prompt"
+            return "empty prompt"
         if len(tokens) > self._max_prompt_tokens:
-            return tokens, f"prompt of {len(tokens)} tokens, limit {self._max_prompt_tokens}"
-        return tokens, None
+            return f"prompt of {len(tokens)} tokens, limit {self._max_prompt_tokens}"
+        return None
+
+    def continuation(self, text: str) -> list[int]:
+        """Return the token ids of a text that follows other tokens: no token opens it."""
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, of transformers."""
+        return self._tokenizer
 
     def decode(self, tokens: list[int]) -> str:
         """Return the text of token ids, special tokens included."""

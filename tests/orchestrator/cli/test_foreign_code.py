@@ -33,9 +33,9 @@ def test_what_ships_is_trusted(overrides):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("environment._target_", "os.system"),
-        ("environment._target_", "workers.models.cache.shutil.rmtree"),
-        ("environment._target_", "workers.nothing.here"),
+        ("environment.player._target_", "os.system"),
+        ("environment.player._target_", "workers.models.cache.shutil.rmtree"),
+        ("environment.player._target_", "workers.nothing.here"),
         ("reward.scorer._target_", "their_package.Scorer"),
         ("algorithm.policy_loss._target_", "builtins.exec"),
         ("data.build._target_", "subprocess.run"),
@@ -64,7 +64,7 @@ def test_eval_of_a_foreign_folder_runs_nothing_of_it(tmp_path, capsys):
     run.mkdir()
     victim.mkdir()
     raw = config()
-    raw.environment = {"_target_": "shutil.rmtree", "path": str(victim)}
+    raw.environment.player = {"_target_": "shutil.rmtree", "path": str(victim)}
     OmegaConf.save(raw, run / "config.yaml")
     assert main(["eval", str(run)]) == 2
     assert "names code that is not this project's" in capsys.readouterr().err
