@@ -138,7 +138,9 @@ class Session(Protocol):
     async def reopen(
         self, messages: Prompt, *, tools: Sequence[Mapping[str, Any]] | None = None
     ) -> None:
-        """Replace the prompt before the first turn, for an environment that writes prompts itself.
+        """Replace the row's prompt before its first turn, by one that the environment wrote.
+
+        A branch that shares no turn (`branch(0)`) gets a prompt of its own.
 
         Args:
             messages: text, or chat messages.
