@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import ray.util
 
-from workers.data.prompts import PromptEncoder
+from workers.data.prompts import ChatTemplate, PromptEncoder
 from workers.data.requests import Collected, GroupRequest
 from workers.data.trajectory import Trajectory, describe, to_record_batch
 from workers.engines.vllm.engine import EngineTimeoutError, VLLMEngine, VLLMSettings
@@ -40,12 +40,13 @@ class RolloutWorker:
         environment: Environment,
         environment_s: float,
         reward_timeout_s: float,
+        template: ChatTemplate | None = None,
         scores_together: bool = False,
         early_stop: EarlyStop | None = None,
     ) -> None:
         self._run_id = run_id
         self._engine = VLLMEngine(settings)
-        self._encoder = PromptEncoder(settings.model_path, max_prompt_tokens)
+        self._encoder = PromptEncoder(settings.model_path, max_prompt_tokens, template)
         self._environment, self._environment_s = environment, environment_s
         self._reward_timeout_s, self._early_stop = reward_timeout_s, early_stop
         self._scores_together = scores_together
