@@ -17,7 +17,7 @@ from conf.schema.cluster import (
     TimeoutConfig,
 )
 from conf.schema.critic import CriticConfig
-from conf.schema.data import DataConfig
+from conf.schema.data import CurriculumConfig, DataConfig, SourceConfig
 from conf.schema.environment import EnvironmentConfig
 from conf.schema.learner import LearnerConfig, OptimizerConfig, ProfileConfig
 from conf.schema.model import AdapterConfig, ArchitectureConfig, ModelConfig
@@ -36,6 +36,7 @@ __all__ = [
     "ClusterConfig",
     "CriticConfig",
     "CriticRoleConfig",
+    "CurriculumConfig",
     "DataConfig",
     "EnvironmentConfig",
     "LearnerConfig",
@@ -50,6 +51,7 @@ __all__ = [
     "RolloutConfig",
     "SamplingConfig",
     "ScheduleConfig",
+    "SourceConfig",
     "TimeoutConfig",
     "TrackingConfig",
     "TrainConfig",

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from conf.schema import TrainConfig
-from orchestrator.planning.sources import Sources
+from orchestrator.planning.sources import Sources, encoder_of
 from orchestrator.planning.trial import gives_less, open_pool, reasons, shorten, try_rows
 from orchestrator.telemetry.counting import counted, describe_reasons
 from workers.data.prompts import PromptEncoder, PromptSet
@@ -39,7 +39,7 @@ class _Read:
 
 def inspect(config: TrainConfig, scorer: Any, sources: Sources) -> Iterator[str]:
     """Yield the lines of the report."""
-    encoder = PromptEncoder(sources.model_path, config.data.max_prompt_tokens)
+    encoder = encoder_of(config, sources.model_path)
     named = {"train": sources.train}
     if sources.heldout is not None:
         named["held-out"] = sources.heldout
@@ -79,7 +79,7 @@ def _read(prompts: PromptSet, encoder: PromptEncoder) -> _Read:
 
 
 def _about_rows(name: str, prompts: PromptSet, read: _Read, config: TrainConfig) -> Iterator[str]:
-    yield f"{name}: {counted(len(prompts), 'row')} of {prompts.path}"
+    yield f"{name}: {counted(len(prompts), 'row')} of {prompts.where}"
     yield from read.shown
     yield from _histogram(read.lengths)
     if read.refused:

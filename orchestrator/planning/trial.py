@@ -15,7 +15,9 @@ from typing import Any
 from conf.schema import TrainConfig
 from orchestrator.planning.sources import Sources
 from orchestrator.telemetry.counting import describe_reasons
-from workers.data.prompts import Prompt, PromptEncoder, PromptSet
+from workers.data.prompts import PromptEncoder, PromptSet
+from workers.data.sources.source import Prompt, PromptSource
+from workers.data.sources.truths import Truth
 from workers.reward.base import (
     ABSTAINED,
     CORRECT,
@@ -40,7 +42,7 @@ class Tried:
     """
 
     uid: str
-    truth: str | None
+    truth: Truth
     made_up: RewardResult
     with_truth: RewardResult | None  # None where the row has no ground truth
 
@@ -63,9 +65,9 @@ def try_scorer(config: TrainConfig, scorer: Any, sources: Sources) -> list[str]:
             scored; the message holds the scorer's own error.
     """
     notes = list(_ends_of_responses(config, scorer, sources.train))
-    files = [sources.train, *([sources.heldout] if sources.heldout is not None else [])]
+    sets = [sources.train, *([sources.heldout] if sources.heldout is not None else [])]
     with open_pool(config, scorer) as pool:
-        for prompts in files:
+        for prompts in (source for each in sets for source in each.sources):
             rows = [prompts[row] for row in range(min(NUM_ROWS, len(prompts)))]
             notes += _judge(prompts, try_rows(pool, scorer, rows))
     return notes
@@ -95,11 +97,11 @@ def try_rows(pool: RewardPool, scorer: Any, rows: Sequence[Prompt]) -> list[Trie
             text = PromptEncoder.text(row.prompt)
         except (TypeError, KeyError, IndexError, ValueError):
             continue
-        responses = [MADE_UP, *([row.ground_truth] if row.ground_truth is not None else [])]
+        truth = row.ground_truth
+        first = truth[0] if isinstance(truth, list) else truth
+        responses = [MADE_UP, *([first] if first is not None else [])]
         samples = tuple(
-            RewardSample(
-                prompt=text, response=each, ground_truth=row.ground_truth, columns=row.columns
-            )
+            RewardSample(prompt=text, response=each, ground_truth=truth, columns=row.columns)
             for each in responses
         )
         readable.append((row, len(samples)))
@@ -135,7 +137,7 @@ def gives_less(result: RewardResult | None) -> bool:
     return result.parts.get(CORRECT, result.reward) < 1.0
 
 
-def _judge(prompts: PromptSet, tried: Sequence[Tried]) -> Iterator[str]:
+def _judge(prompts: PromptSource, tried: Sequence[Tried]) -> Iterator[str]:
     """Yield notes on the rows of one file.
 
     Raises:
@@ -176,7 +178,7 @@ def _ends_of_responses(config: TrainConfig, scorer: Any, prompts: PromptSet) -> 
         )
 
 
-def shorten(text: str | None, limit: int = 60) -> str:
-    """Return a text as a literal of at most `limit` characters."""
+def shorten(text: Truth, limit: int = 60) -> str:
+    """Return a text, or several, as a literal of at most `limit` characters."""
     shown = repr(text)
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import ray.util
 
-from workers.data.prompts import PromptEncoder
+from workers.data.prompts import ChatTemplate, PromptEncoder
 from workers.data.requests import Collected, GroupRequest
 from workers.data.trajectory import Trajectory, describe, to_record_batch
 from workers.engines.vllm.engine import EngineTimeoutError, VLLMEngine, VLLMSettings
@@ -44,13 +44,14 @@ class RolloutWorker:
         environment: Environment | Preparable,
         limits: RolloutLimits,
         reward_timeout_s: float,
+        template: ChatTemplate | None = None,
         scores_together: bool = False,
         early_stop: EarlyStop | None = None,
         end_token_ids: Sequence[int] = (),
     ) -> None:
         self._run_id = run_id
         self._engine = VLLMEngine(settings)
-        self._encoder = PromptEncoder(settings.model_path, max_prompt_tokens)
+        self._encoder = PromptEncoder(settings.model_path, max_prompt_tokens, template)
         self._texts = TurnTexts(self._encoder, end_token_ids=end_token_ids)
         self._environment, self._limits = environment, limits
         self._reward_timeout_s, self._early_stop = reward_timeout_s, early_stop
