@@ -19,7 +19,7 @@ from conf.schema.cluster import (
 from conf.schema.critic import CriticConfig
 from conf.schema.data import DataConfig
 from conf.schema.learner import LearnerConfig, OptimizerConfig, ProfileConfig
-from conf.schema.model import AdapterConfig, ArchitectureConfig, ModelConfig
+from conf.schema.model import AdapterConfig, ArchitectureConfig, ModelConfig, TowerConfig
 from conf.schema.reference import ReferenceConfig
 from conf.schema.rehearsal import RehearsalConfig
 from conf.schema.reward import RewardConfig
@@ -49,6 +49,7 @@ __all__ = [
     "SamplingConfig",
     "ScheduleConfig",
     "TimeoutConfig",
+    "TowerConfig",
     "TrackingConfig",
     "TrainConfig",
     "TrainerConfig",
