@@ -20,7 +20,7 @@ from conf.schema.critic import CriticConfig
 from conf.schema.data import CurriculumConfig, DataConfig, SourceConfig
 from conf.schema.environment import EnvironmentConfig
 from conf.schema.learner import LearnerConfig, OptimizerConfig, ProfileConfig
-from conf.schema.model import AdapterConfig, ArchitectureConfig, ModelConfig
+from conf.schema.model import AdapterConfig, ArchitectureConfig, ModelConfig, TowerConfig
 from conf.schema.reference import ReferenceConfig
 from conf.schema.rehearsal import RehearsalConfig
 from conf.schema.reward import RewardConfig
@@ -53,6 +53,7 @@ __all__ = [
     "ScheduleConfig",
     "SourceConfig",
     "TimeoutConfig",
+    "TowerConfig",
     "TrackingConfig",
     "TrainConfig",
     "TrainerConfig",
