@@ -18,6 +18,7 @@ import ray
 
 from conf.schema import TrainConfig
 from orchestrator.fleet.pool import RolloutPool
+from orchestrator.step.samples import first_rows, whole_samples
 from orchestrator.supply.producer import draw_settings
 from orchestrator.telemetry.heldout import HeldoutAnswer, HeldoutResult
 from workers.data.prompts import PromptSet
@@ -69,7 +70,9 @@ class Evaluator:
         for request in requests:
             group = finished[request.group_id]
             texts = ray.get(group.batch).column("response_text")
-            for number, meta in enumerate(group.metas):
+            for number, meta in zip(
+                first_rows(group.metas), whole_samples(group.metas), strict=True
+            ):
                 lengths.append(meta.num_sampled)
                 answers.append(
                     HeldoutAnswer(

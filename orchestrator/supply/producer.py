@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 from conf.schema import SamplingConfig, TrainConfig
 from orchestrator.fleet.pool import RolloutPool
+from orchestrator.step.samples import whole_samples
 from orchestrator.supply.ledger import Ledger
 from orchestrator.supply.source import Taken, group_name, prompt_of
 from workers.data.prompts import PromptSet
@@ -126,10 +127,11 @@ class Producer:
                 left = budget - len(chosen) - dropped.total()
                 self._begin(min(wanted - len(chosen), left), version)
             group = self._next_group()
-            num_abstained += sum(meta.outcome == ABSTAINED for meta in group.metas)
+            samples = whole_samples(group.metas)
+            num_abstained += sum(meta.outcome == ABSTAINED for meta in samples)
             fine = (SCORED, STOPPED_EARLY, ABSTAINED)
-            failed.update(meta.outcome for meta in group.metas if meta.outcome not in fine)
-            rewards += [meta.reward for meta in group.metas if meta.reward is not None]
+            failed.update(meta.outcome for meta in samples if meta.outcome not in fine)
+            rewards += [meta.reward for meta in samples if meta.reward is not None]
             epoch, row = self._entries.pop(group.group_id)
             late = self._staleness(group, version) > self._config.schedule.max_staleness
             why = self._unusable(group, version) or may_train(group)

@@ -324,7 +324,7 @@ class RolloutGroup:
     def too_few(self, *, samples_per_prompt: int) -> str | None:
         """Return the most frequent outcome if too few siblings are usable; None if enough are."""
         needed = 2 if samples_per_prompt > 1 else 1
-        if len(self.usable_rows()) >= needed:
+        if len({self.metas[row].rollout_id for row in self.usable_rows()}) >= needed:
             return None
         outcomes = Counter(meta.outcome for meta in self.metas)
         return outcomes.most_common(1)[0][0].split(":", 1)[-1]

@@ -64,7 +64,7 @@ def test_eval_of_a_foreign_folder_runs_nothing_of_it(tmp_path, capsys):
     run.mkdir()
     victim.mkdir()
     raw = config()
-    raw.environment = {"_target_": "shutil.rmtree", "path": str(victim)}
+    raw.environment.player = {"_target_": "shutil.rmtree", "path": str(victim)}
     OmegaConf.save(raw, run / "config.yaml")
     assert main(["eval", str(run)]) == 2
     assert "names code that is not this project's" in capsys.readouterr().err
