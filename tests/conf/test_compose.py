@@ -35,6 +35,8 @@ NEEDS = {  # members that leave a path to the user
     ("rollout", "replay"): ["rollout.replay.folder=/somewhere"],
     ("reward", "function"): ["reward.scorer.path=my.reward"],
     ("environment", "agent"): ["environment.player.command=my_agent"],
+    ("environment", "function"): ["environment.player.path=my.play"],
+    ("environment", "text_game"): ["environment.player.path=my.Game"],
 }
 
 
