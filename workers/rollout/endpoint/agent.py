@@ -28,6 +28,7 @@ from workers.rollout.endpoint.agent_process import (
 from workers.rollout.endpoint.conversation import Conversation
 from workers.rollout.endpoint.rollout_calls import RolloutCalls
 from workers.rollout.endpoint.server import Endpoint
+from workers.rollout.endpoint.turn_reader import TurnReader
 from workers.rollout.environments.contract import Outcome, Session, Task
 
 RESULT_KEYS = frozenset({"reward", "parts", "notes", "turn_rewards", "response"})
@@ -46,6 +47,7 @@ class Agent:
         variables: environment variables for the program.
         max_calls: requests of one rollout, refused ones included.
         max_body_bytes: longest body of a request.
+        tool_parser: name of vLLM's parser for calls of tools; None refuses requests with tools.
 
     Raises:
         ValueError: an empty or unreadable command, or a limit that is not positive.
@@ -55,9 +57,7 @@ class Agent:
     variables: Mapping[str, str] = field(default_factory=dict)
     max_calls: int = 256
     max_body_bytes: int = 4_194_304
-    _endpoints: dict[int, asyncio.Task[Endpoint]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    tool_parser: str | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -76,19 +76,41 @@ class Agent:
                     f"environment.player.{name} must be positive, got {getattr(self, name)}"
                 )
 
+    def prepare(self, tokenizer: Any) -> AgentPlayer:
+        """Return the environment that plays.
+
+        Raises:
+            ValueError: vLLM has no such parser, or the parser does not fit the model.
+        """
+        reader = None if self.tool_parser is None else TurnReader(self.tool_parser, tokenizer)
+        return AgentPlayer(self, reader)
+
+
+class AgentPlayer:
+    """Environment that starts programs, and serves them on a port of the rollout worker.
+
+    Args:
+        settings: of the environment.
+        reader: finds calls of tools in turns; None where requests with tools are refused.
+    """
+
+    def __init__(self, settings: Agent, reader: TurnReader | None) -> None:
+        self._settings, self._reader = settings, reader
+        self._serving: asyncio.Task[Endpoint] | None = None
+
     async def play(self, task: Task, session: Session) -> Outcome:
         """Start the program and wait for its end.
 
         Raises:
-            AgentError: it failed, hung, made no call, or wrote an unreadable result.
+            AgentError: it failed, made no call, or wrote an unreadable result.
             FloodError: it made too many calls.
             Exception: the engine's fault.
         """
         endpoint = await self._endpoint()
         calls = RolloutCalls(
             token=secrets.token_hex(24),
-            conversation=Conversation(session, task.prompt, parse=None),
-            max_calls=self.max_calls,
+            conversation=Conversation(session, task.prompt, reader=self._reader),
+            max_calls=self._settings.max_calls,
             over=asyncio.get_running_loop().create_future(),
         )
         url = endpoint.open(calls)
@@ -113,13 +135,13 @@ class Agent:
 
     def _job(self, task: Task, url: str, token: str) -> AgentJob:
         return AgentJob(
-            command=shlex.split(self.command),
+            command=shlex.split(self._settings.command),
             variables={
                 "OPENAI_BASE_URL": f"{url}/v1",
                 "OPENAI_API_KEY": token,
                 "ANTHROPIC_BASE_URL": url,
                 "ANTHROPIC_API_KEY": token,
-                **self.variables,
+                **self._settings.variables,
             },
             task={
                 "uid": task.uid,
@@ -151,19 +173,15 @@ class Agent:
         )
 
     async def _endpoint(self) -> Endpoint:
-        """Return the server of this process, started by the first rollout."""
-        loop = asyncio.get_running_loop()
-        if id(loop) not in self._endpoints:
-            self._endpoints[id(loop)] = loop.create_task(self._started())
-        return await asyncio.shield(self._endpoints[id(loop)])
+        """Return the server, started by the first rollout."""
+        if self._serving is None:
+            self._serving = asyncio.create_task(self._started())
+        return await asyncio.shield(self._serving)
 
     async def _started(self) -> Endpoint:
-        endpoint = Endpoint(max_body_bytes=self.max_body_bytes)
+        endpoint = Endpoint(max_body_bytes=self._settings.max_body_bytes)
         await endpoint.start(ray.util.get_node_ip_address())
         return endpoint
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_endpoints": {}}
 
 
 def _read_result(text: str) -> dict[str, Any]:

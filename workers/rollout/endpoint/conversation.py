@@ -11,17 +11,25 @@ from __future__ import annotations
 
 import asyncio
 import json
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from workers.rollout.endpoint.calls import Call, CallError
 from workers.rollout.endpoint.pieces import Given, History, Place, Said, Thread, find_place
 from workers.rollout.environments.contract import Prompt, Session, SpentError, Turn
 
-# Text of a turn, schemas of tools -> what is said beside the calls; name and arguments of each.
-ToolParser = Callable[[str, Sequence[Mapping[str, Any]]], tuple[str, Sequence[tuple[str, Any]]]]
+
+class ToolReader(Protocol):
+    """Interface of what finds calls of tools in a turn (`turn_reader.TurnReader`)."""
+
+    def check(self, tools: Sequence[Mapping[str, Any]]) -> None:
+        """Raise a ValueError for schemas that are none."""
+
+    def read(
+        self, turn: Turn, tools: Sequence[Mapping[str, Any]]
+    ) -> tuple[str, list[dict[str, Any]]]:
+        """Return what a turn says beside its calls, and the calls as OpenAI writes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +62,14 @@ class Conversation:
     Args:
         session: root row, with the ids of the prompt.
         prompt: of the root row.
-        parse: finds calls of tools in a turn; None: a call with tools is refused.
+        reader: finds calls of tools in a turn; None: a call with tools is refused.
 
     Attributes:
         last_text: text of the latest turn.
     """
 
-    def __init__(self, session: Session, prompt: Prompt, *, parse: ToolParser | None) -> None:
-        self._root, self._prompt, self._parse = session, prompt, parse
+    def __init__(self, session: Session, prompt: Prompt, *, reader: ToolReader | None) -> None:
+        self._root, self._prompt, self._reader = session, prompt, reader
         self._threads: list[Thread] = []
         self._placing = asyncio.Lock()
         self.last_text: str | None = None
@@ -73,11 +81,7 @@ class Conversation:
             CallError: the call asks for something that can't be done in this rollout.
             Exception: the engine's fault.
         """
-        if call.tools and self._parse is None:
-            raise CallError(
-                "tools are not supported by this run; set environment.player.tool_parser",
-                param="tools",
-            )
+        self._check_tools(call)
         # Calls that come together must see each other's places.
         async with self._placing:
             thread = await self._open(call)
@@ -93,15 +97,27 @@ class Conversation:
             raise CallError(str(error), code="context_length_exceeded") from error
         text = _before_stop(turn.text, call.stop)
         tool_calls: list[dict[str, Any]] = []
-        if call.tools and self._parse is not None:
-            text, found = self._parse(text, call.tools)
-            tool_calls = [_as_call(name, arguments) for name, arguments in found]
+        if call.tools and self._reader is not None:
+            text, tool_calls = self._reader.read(turn, call.tools)
         reply = Reply(turn=turn, text=text, tool_calls=tool_calls, prompt_tokens=start)
         thread.pieces[place] = Said(
             forms=_forms(call.given, turn, reply), start=start, end=start + len(turn.tokens)
         )
         self.last_text = turn.text
         return reply
+
+    def _check_tools(self, call: Call) -> None:
+        if not call.tools:
+            return
+        if self._reader is None:
+            raise CallError(
+                "this run reads no calls of tools; set environment.player.tool_parser",
+                param="tools",
+            )
+        try:
+            self._reader.check(call.tools)
+        except ValueError as error:
+            raise CallError(f"tools can't be read: {error}", param="tools") from error
 
     async def _open(self, call: Call) -> Thread:
         """Return the thread whose row ends where the turn of a call begins."""
@@ -148,17 +164,6 @@ def _before_stop(text: str, stop: Sequence[str]) -> str:
     """Return a text up to the first of the stop strings in it."""
     places = [place for one in stop if (place := text.find(one)) >= 0]
     return text[: min(places)] if places else text
-
-
-def _as_call(name: str, arguments: Any) -> dict[str, Any]:
-    return {
-        "id": f"call_{uuid.uuid4().hex[:16]}",
-        "type": "function",
-        "function": {
-            "name": name,
-            "arguments": arguments if isinstance(arguments, str) else json.dumps(arguments),
-        },
-    }
 
 
 def _forms(given: History, turn: Turn, reply: Reply) -> Sequence[str] | dict[str, Any]:

@@ -115,7 +115,7 @@ class Served:
 
 
 @asynccontextmanager
-async def served(engine, prompt, *, parse=None, max_calls=100, max_body_bytes=100_000, **limits):
+async def served(engine, prompt, *, reader=None, max_calls=100, max_body_bytes=100_000, **limits):
     """Serves one rollout of `prompt`."""
     texts = TurnTexts(engine.encoder)
     rollout = Rollout(
@@ -129,7 +129,7 @@ async def served(engine, prompt, *, parse=None, max_calls=100, max_body_bytes=10
     )
     calls = RolloutCalls(
         token=TOKEN,
-        conversation=Conversation(rollout.first, prompt, parse=parse),
+        conversation=Conversation(rollout.first, prompt, reader=reader),
         max_calls=max_calls,
         over=asyncio.get_running_loop().create_future(),
     )

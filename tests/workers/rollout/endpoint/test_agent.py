@@ -1,7 +1,6 @@
 """Rollouts that programs play: what comes back, and what a bad program costs."""
 
 import asyncio
-import pickle
 import sys
 import textwrap
 import time
@@ -55,12 +54,13 @@ def _local(monkeypatch):
 
 @pytest.fixture
 def program(tmp_path):
-    """Writes the program of an agent; returns the environment."""
+    """Writes the program of an agent; returns the environment that plays."""
 
     def write(source, *, name="agent.py", **settings):
         path = tmp_path / name
         path.write_text(CLIENT + textwrap.dedent(source))
-        return Agent(command=f"{sys.executable} -S {path}", **settings)
+        agent = Agent(command=f"{sys.executable} -S {path}", **settings)
+        return agent.prepare(tokenizer=None)
 
     return write
 
@@ -182,13 +182,6 @@ def test_a_program_that_blocks_slows_no_other(program, tokens):
     assert [outcome.response for outcome in good] == ["3"] * 8
     assert still == [False, False]
     assert all(isinstance(error, EnvironmentFaultError) for error in bad)
-
-
-def test_an_agent_travels_to_another_process_without_its_server(program, tokens):
-    agent = program("complete('q')")
-    play(agent, tokens, "5")
-    assert pickle.loads(pickle.dumps(agent)) == agent
-    assert pickle.loads(pickle.dumps(agent))._endpoints == {}
 
 
 @pytest.mark.parametrize(
