@@ -59,6 +59,14 @@ def test_a_reward_function_is_code_too(tmp_path):
     check_code(raw, [f"reward.scorer.path={file}:reward"], folder="runs/a")
 
 
+@pytest.mark.parametrize("member", ["function", "text_game"])
+def test_a_program_that_plays_is_code_too(member):
+    raw = config(f"environment={member}", "environment.player.path=theirs.play")
+    with pytest.raises(ValueError, match=r"adding: environment\.player\.path=theirs\.play$"):
+        check_code(raw, [], folder="runs/a")
+    check_code(raw, ["environment.player.path=theirs.play"], folder="runs/a")
+
+
 def test_eval_of_a_foreign_folder_runs_nothing_of_it(tmp_path, capsys):
     run, victim = tmp_path / "run", tmp_path / "victim"
     run.mkdir()

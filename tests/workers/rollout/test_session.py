@@ -4,58 +4,8 @@ import asyncio
 
 import pytest
 
-from workers.data.requests import Sample, Sampling
-from workers.rollout.environments.contract import SpentError, Task
-from workers.rollout.environments.guarded_play import EnvironmentClock
-from workers.rollout.limits import RolloutLimits
-from workers.rollout.session import Rollout, turn_seed
-from workers.rollout.turn_texts import TurnTexts
-
-
-class Encoder:
-    """Letters are their code points; a prompt has at most eight."""
-
-    def encode(self, prompt):
-        tokens = self.continuation(prompt)
-        return tokens, self.fault_of_length(tokens)
-
-    def fault_of_length(self, tokens):
-        return f"prompt of {len(tokens)} tokens, limit 8" if len(tokens) > 8 else None
-
-    def continuation(self, text):
-        return [ord(letter) for letter in text]
-
-
-class Engine:
-    """Answers every turn with the next of `answers`, cut at the turn's bound."""
-
-    def __init__(self, *answers):
-        self.answers, self.asked = list(answers), []
-
-    async def __call__(self, tokens, turn, sampling):
-        self.asked.append(("".join(map(chr, tokens)), turn, sampling.max_tokens, sampling.stop))
-        text = self.answers.pop(0)
-        cut = text[: sampling.max_tokens]
-        return Sample(
-            tokens=[ord(letter) for letter in cut],
-            logprobs=[-0.5] * len(cut),
-            weight_versions=[2] * len(cut),
-            finish_reason="stop" if cut == text else "length",
-            text=cut,
-        )
-
-
-def rollout(engine, *, prompt="q:", max_tokens=20, **limits):
-    encoder = Encoder()
-    return Rollout(
-        Task(uid="p:0", prompt=prompt, ground_truth=None),
-        encoder.continuation(prompt),
-        sampling=Sampling(max_tokens=max_tokens, stop=("#",)),
-        limits=RolloutLimits(**{"max_turns": 4, **limits}),
-        texts=TurnTexts(encoder),
-        sample=engine,
-        clock=EnvironmentClock(stretch_s=60.0),
-    )
+from workers.rollout.environments.contract import SpentError
+from workers.rollout.session import turn_seed
 
 
 def text(session):
@@ -66,9 +16,9 @@ def say(content):
     return [{"role": "user", "content": content}]
 
 
-def test_an_observation_is_appended_and_does_not_train():
+def test_an_observation_is_appended_and_does_not_train(rollout, says):
     async def played():
-        own = rollout(Engine("ab", "c"))
+        own = rollout(says("ab", "c"))
         first = await own.first.draw(stop=["!"])
         await own.first.observe(say("low"))
         await own.first.observe(say("er"))
@@ -88,9 +38,9 @@ def test_an_observation_is_appended_and_does_not_train():
     assert own.text == "ab\nc"
 
 
-def test_each_turn_has_what_is_left_of_the_tokens_and_no_more():
+def test_each_turn_has_what_is_left_of_the_tokens_and_no_more(rollout, says):
     async def played():
-        engine = Engine("abcd", "efgh", "ijkl")
+        engine = says("abcd", "efgh", "ijkl")
         own = rollout(engine, max_tokens=10, max_turn_tokens=4)
         await own.first.draw()
         await own.first.observe(say("-"))
@@ -106,9 +56,9 @@ def test_each_turn_has_what_is_left_of_the_tokens_and_no_more():
         asyncio.run(own.first.draw())
 
 
-def test_an_observation_without_room_is_left_out_and_ends_the_rollout():
+def test_an_observation_without_room_is_left_out_and_ends_the_rollout(rollout, says):
     async def played():
-        own = rollout(Engine("ab"), max_tokens=6)
+        own = rollout(says("ab"), max_tokens=6)
         await own.first.draw()
         await own.first.observe(say("1234"))
         return own
@@ -118,9 +68,9 @@ def test_an_observation_without_room_is_left_out_and_ends_the_rollout():
     assert (own.first.may_draw, own.finish_reason) == (False, "length")
 
 
-def test_before_the_first_turn_an_observation_joins_the_prompt():
+def test_before_the_first_turn_an_observation_joins_the_prompt(rollout, says):
     async def played():
-        engine = Engine("ab")
+        engine = says("ab")
         own = rollout(engine, prompt="q", max_tokens=4)
         await own.first.observe(say("?"))
         await own.first.draw()
@@ -133,14 +83,14 @@ def test_before_the_first_turn_an_observation_joins_the_prompt():
         asyncio.run(own.first.reopen("new"))
 
 
-def test_a_prompt_that_the_environment_writes_has_the_bound_of_all_prompts():
+def test_a_prompt_that_the_environment_writes_has_the_bound_of_all_prompts(rollout, says):
     with pytest.raises(ValueError, match="prompt of 9 tokens, limit 8"):
-        asyncio.run(rollout(Engine()).first.reopen("123456789"))
+        asyncio.run(rollout(says()).first.reopen("123456789"))
 
 
-def test_a_branch_shares_a_prefix_and_the_budget_of_turns():
+def test_a_branch_shares_a_prefix_and_the_budget_of_turns(rollout, says):
     async def played():
-        engine = Engine("ab", "cd", "ef")
+        engine = says("ab", "cd", "ef")
         own = rollout(engine, max_turns=3)
         await own.first.draw()
         other = own.first.branch(1)
@@ -164,9 +114,9 @@ def test_a_branch_shares_a_prefix_and_the_budget_of_turns():
         own.first.branch(7)
 
 
-def test_equal_states_have_equal_checksums_whatever_was_said_before():
+def test_equal_states_have_equal_checksums_whatever_was_said_before(rollout, says):
     async def played(*states):
-        own = rollout(Engine("a", "bc", "d"))
+        own = rollout(says("a", "bc", "d"))
         for state in states:
             await own.first.draw(state=state)
             await own.first.observe(say("!"))
