@@ -3,9 +3,10 @@
 import shutil
 
 import pytest
-from recorded_run import HOSTILE, write_run
+from recorded_run import HOSTILE, sample, write_rollouts, write_run
 
 from orchestrator.report.writing import write_report
+from workers.data.turns import TurnSpan
 
 GROUPS = "document.querySelectorAll('#groups > details').length"
 # Elements with text whose boxes cross, of those that stand on their own; [] is right.
@@ -155,6 +156,22 @@ def test_tokens_are_coloured_by_the_chosen_number(browser, page):
     told = browser.read("document.getElementById('token').textContent")
     assert '"zero "' in told
     assert "surprise: −log-prob when sampled, nats 0.5" in told
+
+
+def test_the_turns_of_a_sample_are_set_apart(browser, tmp_path):
+    turns = (
+        TurnSpan(number=1, start=2, end=3, finish_reason="length", state=7, reward=0.25),
+        TurnSpan(number=2, start=4, end=5, finish_reason="stop", state=8),
+    )
+    values = {"weight_versions": [-1, -1, 3, -1, 4], "num_turns": 2, "turns": turns}
+    rows = [sample("talk", 0, (1, 4, 2), 1.0, **values), sample("talk", 1, (1,), 0.0)]
+    run = write_run(tmp_path / "run", steps=1, resumed_after=())
+    write_rollouts(run, 1, rows, ratio=1.0, gap=0.0)
+    write_report([run], tmp_path / "report.html")
+    browser.open(tmp_path / "report.html")
+    open_first_group(browser, "train:talk")
+    marks = browser.read("[...document.querySelectorAll('.turn')].map((one) => one.textContent)")
+    assert marks == ["turn 1 · earned 0.25 · length", "turn 2"]
 
 
 def test_the_same_prompt_is_found_in_its_other_steps(browser, page):
