@@ -58,6 +58,7 @@ class Evaluator:
                     seed=row * rollout.eval_samples_per_prompt,
                     sampling=draw_settings(rollout.eval_sampling),
                     columns=prompt.columns,
+                    images=prompt.images,
                 )
             )
         self._pool.submit(requests)

@@ -33,7 +33,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-SCHEMA_VERSION = 3  # raised whenever a column is added, or changes its name or its meaning
+from workers.data.images.columns import FILE_TYPE, SPAN_TYPE, as_structs, from_structs
+from workers.data.images.spans import ImageSpan
+
+SCHEMA_VERSION = 4  # raised whenever a column is added, or changes its name or its meaning
 VERSION_KEY = b"ballast.schema_version"
 SCHEMA = pa.schema(
     [
@@ -55,6 +58,8 @@ SCHEMA = pa.schema(
         ("num_turns", pa.int32()),
         ("response_text", pa.large_string()),
         ("timings", pa.map_(pa.string(), pa.float32())),
+        ("images", SPAN_TYPE),
+        ("image_files", FILE_TYPE),
     ],
     metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
@@ -112,6 +117,8 @@ class Trajectory:
     num_turns: int = 1
     response_text: str = ""
     timings: Mapping[str, float] = field(default_factory=dict)  # seconds
+    images: Sequence[ImageSpan] = ()  # places of the prompt's images
+    image_files: Sequence[bytes] = field(default=(), repr=False)  # of each
 
     def __post_init__(self) -> None:
         lengths = {
@@ -214,6 +221,8 @@ def to_record_batch(trajectories: Sequence[Trajectory]) -> pa.RecordBatch:
         values = [getattr(trajectory, name) for trajectory in trajectories]
         if pa.types.is_map(kind):
             values = [list(value.items()) for value in values]
+        elif kind == SPAN_TYPE:
+            values = [as_structs(value) for value in values]
         columns.append(pa.array(values, type=kind))
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
@@ -224,6 +233,7 @@ def from_record_batch(batch: pa.RecordBatch) -> list[Trajectory]:
     for row in rows:
         for name in ("reward_parts", "reward_notes", "timings"):
             row[name] = dict(row[name])
+        row["images"] = from_structs(row["images"])
     return [Trajectory(**row) for row in rows]
 
 

@@ -45,7 +45,7 @@ class RolloutWorker:
     ) -> None:
         self._run_id = run_id
         self._engine = VLLMEngine(settings)
-        self._encoder = PromptEncoder(settings.model_path, max_prompt_tokens)
+        self._encoder = PromptEncoder(settings.model_path, max_prompt_tokens, settings.images)
         self._environment, self._environment_s = environment, environment_s
         self._reward_timeout_s, self._early_stop = reward_timeout_s, early_stop
         self._scores_together = scores_together
