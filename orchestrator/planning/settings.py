@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from algorithms.algorithm import Algorithm
 from conf.schema import OptimizerConfig, TrainConfig
+from orchestrator.planning.sources import image_limits
 from workers.engines.model.lora_settings import LoraSettings, adapted_leaves, linear_names
 from workers.engines.vllm.settings import VLLMSettings
 from workers.engines.zero.settings import ExportDtype, OptimizerSettings, ZeroSettings
@@ -83,6 +84,7 @@ def vllm_settings(
         **_adapter_slots(config, model_path),
         request_timeout_s=timeouts.request_s,
         control_timeout_s=timeouts.publish_s,
+        images=image_limits(config.data),
         engine_kwargs=rollout.engine_kwargs,
     )
 

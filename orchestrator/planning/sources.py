@@ -13,6 +13,7 @@ from pathlib import Path
 from hydra.utils import instantiate
 
 from conf.schema import DataConfig, ModelConfig, TrainConfig
+from workers.data.images.settings import ImageLimits, read_image_settings
 from workers.data.prompts import PromptSet
 from workers.engines.model.heads import check_heads
 from workers.engines.model.lora_settings import check_targets, linear_names
@@ -49,6 +50,7 @@ def prepare(config: TrainConfig) -> Sources:
         check_vocabulary(critic_path, model_path)
     if config.model.adapter.trains:
         check_targets(config.model.adapter.target_modules, linear_names(model_path))
+    check_shown(model_path, config.data)
     train, heldout = prompt_sets(config.data)
     return Sources(model_path=model_path, critic_path=critic_path, train=train, heldout=heldout)
 
@@ -113,15 +115,40 @@ def check_vocabulary(critic_path: Path, model_path: Path) -> None:
         )
 
 
+def image_limits(config: DataConfig) -> ImageLimits | None:
+    """Return the limits of the images that prompts show; None where they show none."""
+    if config.image_column is None:
+        return None
+    images = config.images
+    return ImageLimits(max_pixels=images.max_pixels, max_per_prompt=images.max_per_prompt)
+
+
+def check_shown(model_path: Path, config: DataConfig) -> None:
+    """Raise ValueError where prompts show images and the model takes none, or not of this size."""
+    limits = image_limits(config)
+    if limits is None:
+        return
+    if read_image_settings(model_path, max_pixels=limits.max_pixels) is None:
+        raise ValueError(
+            f"data.image_column={config.image_column}: {model_path.name} is a model of text alone; "
+            "choose a vision-language model, or data.image_column=null"
+        )
+
+
 def prompt_sets(config: DataConfig) -> tuple[PromptSet, PromptSet | None]:
     """Return the training prompts, and the held-out prompts or None; build them if need be."""
     train_path, eval_path = config.train_path, config.eval_path
     if train_path is None:
         folder = Path(instantiate(config.build))
         train_path, eval_path = str(folder / "train.parquet"), str(folder / "eval.parquet")
-    names = {
-        "prompt_column": config.prompt_column,
-        "ground_truth_column": config.ground_truth_column,
-    }
-    train = PromptSet(train_path, **names)
-    return train, None if eval_path is None else PromptSet(eval_path, **names)
+    train = _prompt_set(config, train_path)
+    return train, None if eval_path is None else _prompt_set(config, eval_path)
+
+
+def _prompt_set(config: DataConfig, path: str) -> PromptSet:
+    return PromptSet(
+        path,
+        prompt_column=config.prompt_column,
+        ground_truth_column=config.ground_truth_column,
+        image_column=config.image_column,
+    )

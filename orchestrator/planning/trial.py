@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from conf.schema import TrainConfig
-from orchestrator.planning.sources import Sources
+from orchestrator.planning.sources import Sources, image_limits
 from orchestrator.telemetry.counting import describe_reasons
+from workers.data.images.decoding import ImageFaultError
 from workers.data.prompts import Prompt, PromptEncoder, PromptSet
 from workers.reward.base import (
     ABSTAINED,
@@ -59,16 +60,49 @@ def try_scorer(config: TrainConfig, scorer: Any, sources: Sources) -> list[str]:
     """Score the first rows of every prompt file; return what should be looked at, a line each.
 
     Raises:
-        ValueError: the scorer can't be built in a scoring process, or no row of a file can be
-            scored; the message holds the scorer's own error.
+        ValueError: the scorer can't be built in a scoring process, no row of a file can be scored,
+            or the images of none can be used; the message holds the first row's own error.
     """
     notes = list(_ends_of_responses(config, scorer, sources.train))
     files = [sources.train, *([sources.heldout] if sources.heldout is not None else [])]
+    notes += _try_images(config, sources, files)
     with open_pool(config, scorer) as pool:
         for prompts in files:
             rows = [prompts[row] for row in range(min(NUM_ROWS, len(prompts)))]
             notes += _judge(prompts, try_rows(pool, scorer, rows))
     return notes
+
+
+def _try_images(config: TrainConfig, sources: Sources, files: Sequence[PromptSet]) -> Iterator[str]:
+    """Yield notes on prompts whose images can't be sent.
+
+    Raises:
+        ValueError: none of the first rows of a file can be sent.
+    """
+    limits = image_limits(config.data)
+    if limits is None:
+        return
+    encoder = PromptEncoder(sources.model_path, config.data.max_prompt_tokens, images=limits)
+    for prompts in files:
+        rows = [prompts[row] for row in range(min(NUM_ROWS, len(prompts)))]
+        faults = [(row.uid, fault) for row in rows if (fault := image_fault(encoder, row))]
+        if faults and len(faults) == len(rows):
+            raise ValueError(
+                f"data.image_column={config.data.image_column}: none of the first {len(rows)} "
+                f"prompts of {prompts.path} can be sent; {faults[0][0]}: {faults[0][1]}. Mend the "
+                "rows; ballast data inspect tries every row"
+            )
+        for uid, fault in faults:
+            yield f"images: {uid} will be dropped: {fault}"
+
+
+def image_fault(encoder: PromptEncoder, row: Prompt) -> str | None:
+    """Return the reason against sending a prompt with its images, or None."""
+    try:
+        loaded = encoder.load(row.images) if row.images else ()
+    except ImageFaultError as fault:
+        return str(fault)
+    return encoder.encode_shown(row.prompt, loaded)[2]
 
 
 def open_pool(config: TrainConfig, scorer: Any) -> RewardPool:

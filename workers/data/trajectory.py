@@ -118,7 +118,7 @@ class Trajectory:
     response_text: str = ""
     timings: Mapping[str, float] = field(default_factory=dict)  # seconds
     images: Sequence[ImageSpan] = ()  # places of the prompt's images
-    image_files: Sequence[bytes] = field(default=(), repr=False)  # of each
+    image_files: Sequence[bytes] = field(default=(), repr=False)  # of each, whole
 
     def __post_init__(self) -> None:
         lengths = {
@@ -234,6 +234,7 @@ def from_record_batch(batch: pa.RecordBatch) -> list[Trajectory]:
         for name in ("reward_parts", "reward_notes", "timings"):
             row[name] = dict(row[name])
         row["images"] = from_structs(row["images"])
+        row["image_files"] = tuple(row["image_files"])
     return [Trajectory(**row) for row in rows]
 
 

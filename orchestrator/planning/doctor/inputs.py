@@ -12,7 +12,14 @@ from typing import Any
 
 from conf.schema import TrainConfig
 from orchestrator.planning.doctor.findings import Finding, fault, note, ok
-from orchestrator.planning.sources import check_context, model_folder, prompt_sets
+from orchestrator.planning.sources import (
+    check_context,
+    check_shown,
+    image_limits,
+    model_folder,
+    prompt_sets,
+)
+from orchestrator.planning.trial import image_fault
 from orchestrator.telemetry.counting import counted
 from workers.data.prompts import PromptEncoder, PromptSet
 from workers.tasks.local_copy import source_files
@@ -34,6 +41,7 @@ def model(config: TrainConfig) -> Iterator[Finding]:
     try:
         folder = model_folder(config.model)
         check_context(folder, config.rollout.max_model_len)
+        check_shown(folder, config.data)
     except ValueError as error:
         yield fault("model", str(error), "put a local copy of the model there, or set model.path")
         return
@@ -83,7 +91,9 @@ def tokenizer(config: TrainConfig, prompts: PromptSet | None) -> Iterator[Findin
     if config.model.path is None or not Path(config.model.path).is_dir():
         return
     try:
-        encoder = PromptEncoder(config.model.path, config.data.max_prompt_tokens)
+        encoder = PromptEncoder(
+            config.model.path, config.data.max_prompt_tokens, images=image_limits(config.data)
+        )
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         yield fault("tokenizer", f"can't be loaded: {first}", "copy the tokenizer's files, too")
@@ -91,10 +101,10 @@ def tokenizer(config: TrainConfig, prompts: PromptSet | None) -> Iterator[Findin
     if prompts is None:
         yield ok("tokenizer", "loads")
         return
-    sample = [prompts[row].prompt for row in range(min(SAMPLED_PROMPTS, len(prompts)))]
-    chats = [prompt for prompt in sample if not isinstance(prompt, str)]
+    sample = [prompts[row] for row in range(min(SAMPLED_PROMPTS, len(prompts)))]
+    chats = [prompt for prompt in sample if not isinstance(prompt.prompt, str)]
     try:
-        refused = [why for prompt in sample if (why := encoder.encode(prompt)[1])]
+        refused = [why for prompt in sample if (why := image_fault(encoder, prompt))]
     except ValueError as error:  # transformers: no chat template
         yield fault(
             "chat template",

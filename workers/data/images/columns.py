@@ -28,7 +28,7 @@ SPAN_TYPE = pa.large_list(
     )
 )
 #: Column `image_files`: the bytes of the file of each.
-FILE_TYPE = pa.large_list(pa.dictionary(pa.int32(), pa.large_binary()))
+FILE_TYPE = pa.large_list(pa.dictionary(pa.int32(), pa.binary()))  # as Parquet reads it back
 
 
 def as_structs(spans: Sequence[ImageSpan]) -> list[dict[str, Any]]:

@@ -97,3 +97,28 @@ def _shallow(picture: Image.Image) -> Image.Image:
     if values.min() < 0 or values.max() > 0xFFFF:
         raise ImageFaultError("image of more than 16 bits a pixel; save the picture with 8 bits")
     return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def describe_picture(file_bytes: bytes) -> str:
+    """Return the size and the mean colour of a picture, such as `56 x 56 pixels, mean #e01010`.
+
+    Raises:
+        ImageFaultError: the bytes are no picture that can be used.
+    """
+    picture = decode(file_bytes)
+    red, green, blue = np.asarray(picture).reshape(-1, 3).mean(axis=0).round().astype(int)
+    width, height = picture.size
+    return f"{width} x {height} pixels, mean #{red:02x}{green:02x}{blue:02x}"
+
+
+def thumbnail(file_bytes: bytes, side: int) -> bytes:
+    """Return a picture as a JPEG file of at most `side` x `side` pixels.
+
+    Raises:
+        ImageFaultError: the bytes are no picture that can be used.
+    """
+    small = decode(file_bytes)
+    small.thumbnail((side, side))
+    file = io.BytesIO()
+    small.save(file, format="JPEG", quality=80)
+    return file.getvalue()
