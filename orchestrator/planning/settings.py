@@ -98,6 +98,7 @@ def policy_settings(config: TrainConfig, model_path: str, *, trains: bool) -> Ze
         dtype="bf16" if config.model.dtype == "bfloat16" else "float32",
         optimizer=optimizer_settings(config) if trains else None,
         adapter=adapter_settings(config) if trains else None,
+        max_pixels=config.data.images.max_pixels,
         gradient_checkpointing=learner.gradient_checkpointing,
         attention=learner.attention,
         longest=config.rollout.max_model_len,

@@ -29,7 +29,7 @@ from workers.data.images.prompt_images import (
     text_of,
     with_places,
 )
-from workers.data.images.settings import ImageLimits, read_image_settings
+from workers.data.images.settings import ImageLimits, ImageSettings, read_image_settings
 from workers.data.images.spans import expand
 from workers.data.trajectory import reason_of
 
@@ -169,6 +169,11 @@ class PromptEncoder:
         """
         tokens, _, fault = self.encode_shown(prompt, ())
         return tokens, fault
+
+    @property
+    def image_settings(self) -> ImageSettings | None:
+        """Settings of the model's pixels; None where prompts show no images."""
+        return self._images
 
     def load(self, sources: Sequence[str | bytes]) -> list[LoadedImage]:
         """Read the images of a prompt; may run in a thread of its own.

@@ -92,6 +92,12 @@ class ImageSettings:
         return self.num_rows(grid) // self.merge_size**2
 
 
+def is_supported(folder: str | Path) -> bool:
+    """Return True for a vision-language model of a family whose images are supported."""
+    record = _read(Path(folder))
+    return "vision_config" in record and record.get("model_type") in FAMILIES
+
+
 def is_vision_model(folder: str | Path) -> bool:
     """Return True for a folder whose `config.json` describes a tower for images."""
     return "vision_config" in _read(Path(folder))

@@ -21,6 +21,7 @@ from workers.data.images.settings import (
     IDEFICS,
     ImageLimits,
     ImageSettings,
+    is_supported,
     read_image_settings,
 )
 
@@ -36,10 +37,9 @@ def image_args(model_path: str, limits: ImageLimits | None) -> dict[str, Any]:
         limits: of the images; None where prompts show none, and no memory is kept for them.
     """
     if limits is None:
-        settings, most = read_image_settings(model_path, max_pixels=None), 0
-    else:
-        settings = read_image_settings(model_path, max_pixels=limits.max_pixels)
-        most = limits.max_per_prompt
+        none = {"limit_mm_per_prompt": {"image": 0, "video": 0}}
+        return none if is_supported(model_path) else {}
+    settings = read_image_settings(model_path, max_pixels=limits.max_pixels)
     if settings is None:
         return {}
     size: dict[str, int] = {"longest_edge": settings.max_pixels}
@@ -48,7 +48,7 @@ def image_args(model_path: str, limits: ImageLimits | None) -> dict[str, Any]:
     else:
         size["shortest_edge"] = settings.min_pixels
     return {
-        "limit_mm_per_prompt": {"image": most, "video": 0},
+        "limit_mm_per_prompt": {"image": limits.max_per_prompt, "video": 0},
         "mm_processor_kwargs": {"size": size},
         "mm_processor_cache_gb": 0,
     }
