@@ -1,4 +1,4 @@
-"""Read image files and decode their bytes to RGB, alike in engines and learner.
+"""Read image files and decode their bytes to RGB, alike in engines and learner; write small ones.
 
 Libraries decode pictures differently: one puts white behind transparent pixels and another black,
 and few apply the rotation that a camera writes beside them. This is the only place that decodes.
@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps
 
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # modes of 16-bit grey pictures
@@ -121,4 +122,11 @@ def thumbnail(file_bytes: bytes, side: int) -> bytes:
     small.thumbnail((side, side))
     file = io.BytesIO()
     small.save(file, format="JPEG", quality=80)
+    return file.getvalue()
+
+
+def png_of(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Return colours [height, width, 3] as the bytes of a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
     return file.getvalue()
