@@ -30,6 +30,10 @@ ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 OmegaConf.register_new_resolver(
     "share", lambda total, each: max(1, int(total) // max(1, int(each))), replace=True
 )
+# `${rest:64,4,4}`: the context without the longest response, which is left to prompts.
+OmegaConf.register_new_resolver(
+    "rest", lambda context, *new: max(1, int(context) - max(map(int, new))), replace=True
+)
 
 # Keys that the schema has no use for, whose nearest name would mislead.
 NEEDLESS = {

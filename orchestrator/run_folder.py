@@ -74,5 +74,5 @@ def write_run_manifest(run_dir: Path, raw: DictConfig, sources: Sources) -> None
         raw,
         source_dir=Path(__file__).parent,
         model=str(sources.model_path),
-        data={str(prompts.path): prompts.digest for prompts in sets},
+        data={prompts.where: prompts.digest for prompts in sets},
     )

@@ -17,7 +17,7 @@ from conf.schema.cluster import (
     TimeoutConfig,
 )
 from conf.schema.critic import CriticConfig
-from conf.schema.data import DataConfig
+from conf.schema.data import CurriculumConfig, DataConfig, SourceConfig
 from conf.schema.learner import LearnerConfig, OptimizerConfig, ProfileConfig
 from conf.schema.model import AdapterConfig, ArchitectureConfig, ModelConfig
 from conf.schema.reference import ReferenceConfig
@@ -35,6 +35,7 @@ __all__ = [
     "ClusterConfig",
     "CriticConfig",
     "CriticRoleConfig",
+    "CurriculumConfig",
     "DataConfig",
     "LearnerConfig",
     "ModelConfig",
@@ -48,6 +49,7 @@ __all__ = [
     "RolloutConfig",
     "SamplingConfig",
     "ScheduleConfig",
+    "SourceConfig",
     "TimeoutConfig",
     "TrackingConfig",
     "TrainConfig",

@@ -254,9 +254,9 @@ def data(options: Namespace) -> int:
     from orchestrator.planning.sources import prompt_sets
 
     train_set, heldout = prompt_sets(config.data)
-    print(f"{counted(len(train_set), 'training prompt')}: {train_set.path}")
+    print(f"{counted(len(train_set), 'training prompt')}: {train_set.where}")
     if heldout is not None:
-        print(f"{counted(len(heldout), 'held-out prompt')}: {heldout.path}")
+        print(f"{counted(len(heldout), 'held-out prompt')}: {heldout.where}")
     return 0
 
 

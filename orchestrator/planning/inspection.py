@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from conf.schema import TrainConfig
-from orchestrator.planning.sources import Sources, image_limits
+from orchestrator.planning.sources import Sources, encoder_of
 from orchestrator.planning.trial import gives_less, open_pool, reasons, shorten, try_rows
 from orchestrator.telemetry.counting import counted, describe_reasons
 from workers.data.images.decoding import describe_picture
 from workers.data.images.prompt_images import PromptImages
-from workers.data.prompts import Prompt, PromptEncoder, PromptSet
+from workers.data.prompts import PromptEncoder, PromptSet
+from workers.data.sources.source import Prompt
 from workers.reward.pool import RewardPool
 
 NUM_SHOWN = 2  # rows that are printed whole
@@ -41,9 +42,7 @@ class _Read:
 
 def inspect(config: TrainConfig, scorer: Any, sources: Sources) -> Iterator[str]:
     """Yield the lines of the report."""
-    encoder = PromptEncoder(
-        sources.model_path, config.data.max_prompt_tokens, images=image_limits(config.data)
-    )
+    encoder = encoder_of(config, sources.model_path)
     named = {"train": sources.train}
     if sources.heldout is not None:
         named["held-out"] = sources.heldout
@@ -104,7 +103,7 @@ def _about_images(prompt: Prompt, images: PromptImages) -> str:
 
 
 def _about_rows(name: str, prompts: PromptSet, read: _Read, config: TrainConfig) -> Iterator[str]:
-    yield f"{name}: {counted(len(prompts), 'row')} of {prompts.path}"
+    yield f"{name}: {counted(len(prompts), 'row')} of {prompts.where}"
     yield from read.shown
     yield from _histogram(read.lengths)
     if read.refused:

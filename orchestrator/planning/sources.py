@@ -12,9 +12,11 @@ from pathlib import Path
 
 from hydra.utils import instantiate
 
-from conf.schema import DataConfig, ModelConfig, TrainConfig
+from conf.schema import DataConfig, ModelConfig, SourceConfig, TrainConfig
 from workers.data.images.settings import ImageLimits, read_image_settings
-from workers.data.prompts import PromptSet
+from workers.data.prompts import ChatTemplate, PromptEncoder, PromptSet
+from workers.data.sources.messages import PromptFormat
+from workers.data.sources.source import PromptSource
 from workers.engines.model.heads import check_heads
 from workers.engines.model.lora_settings import check_targets, linear_names
 from workers.models.vocabulary import check_stop
@@ -35,7 +37,8 @@ def prepare(config: TrainConfig) -> Sources:
 
     Raises:
         ValueError: a model folder without weights or without the layers to adapt, a stop token or
-            string that its tokenizer lacks, a missing column, an empty or unreadable Parquet file;
+            string that its tokenizer lacks, a missing column, an empty or unreadable file of
+            prompts or of a chat template;
             the message names the path and the remedy.
     """
     model_path = model_folder(config.model)
@@ -51,6 +54,7 @@ def prepare(config: TrainConfig) -> Sources:
     if config.model.adapter.trains:
         check_targets(config.model.adapter.target_modules, linear_names(model_path))
     check_shown(model_path, config.data)
+    chat_template(config.data)
     train, heldout = prompt_sets(config.data)
     return Sources(model_path=model_path, critic_path=critic_path, train=train, heldout=heldout)
 
@@ -137,18 +141,69 @@ def check_shown(model_path: Path, config: DataConfig) -> None:
 
 def prompt_sets(config: DataConfig) -> tuple[PromptSet, PromptSet | None]:
     """Return the training prompts, and the held-out prompts or None; build them if need be."""
+    if config.sources:
+        train = PromptSet.of([_source(config, each) for each in config.sources])
+        return train, None if config.eval_path is None else _one_file(config, config.eval_path)
     train_path, eval_path = config.train_path, config.eval_path
     if train_path is None:
         folder = Path(instantiate(config.build))
         train_path, eval_path = str(folder / "train.parquet"), str(folder / "eval.parquet")
-    train = _prompt_set(config, train_path)
-    return train, None if eval_path is None else _prompt_set(config, eval_path)
+    train = _one_file(config, train_path)
+    return train, None if eval_path is None else _one_file(config, eval_path)
 
 
-def _prompt_set(config: DataConfig, path: str) -> PromptSet:
-    return PromptSet(
+def _one_file(config: DataConfig, path: str) -> PromptSet:
+    only = PromptSource(
         path,
         prompt_column=config.prompt_column,
         ground_truth_column=config.ground_truth_column,
         image_column=config.image_column,
+        form=_form(config, config.prompt_template),
+    )
+    return PromptSet.of([only])
+
+
+def _source(config: DataConfig, source: SourceConfig) -> PromptSource:
+    return PromptSource(
+        source.path,
+        name=source.name,
+        weight=source.weight,
+        prompt_column=source.prompt_column or config.prompt_column,
+        ground_truth_column=source.ground_truth_column or config.ground_truth_column,
+        image_column=config.image_column,
+        form=_form(config, source.prompt_template or config.prompt_template),
+    )
+
+
+def _form(config: DataConfig, template: str | None) -> PromptFormat:
+    return PromptFormat(
+        template=template, system_prompt=config.system_prompt, as_chat=config.as_chat
+    )
+
+
+def chat_template(config: DataConfig) -> ChatTemplate:
+    """Read the chat template that the run uses in place of the tokenizer's own.
+
+    Raises:
+        ValueError: the file can't be read.
+    """
+    text = None
+    if config.chat_template is not None:
+        try:
+            text = Path(config.chat_template).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"data.chat_template={config.chat_template} can't be read ({error}); name a file "
+                "with a Jinja template"
+            ) from error
+    return ChatTemplate(text=text, keywords=config.template_kwargs)
+
+
+def encoder_of(config: TrainConfig, model_path: Path) -> PromptEncoder:
+    """Return an encoder that makes the tokens that the run's engines make."""
+    return PromptEncoder(
+        model_path,
+        config.data.max_prompt_tokens,
+        chat_template(config.data),
+        images=image_limits(config.data),
     )

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from conf.schema import TrainConfig
-from orchestrator.planning.sources import Sources, image_limits
+from orchestrator.planning.sources import Sources, encoder_of
 from orchestrator.telemetry.counting import describe_reasons
 from workers.data.images.decoding import ImageFaultError
-from workers.data.prompts import Prompt, PromptEncoder, PromptSet
+from workers.data.prompts import PromptEncoder, PromptSet
+from workers.data.sources.source import Prompt, PromptSource
+from workers.data.sources.truths import Truth
 from workers.reward.base import (
     ABSTAINED,
     CORRECT,
@@ -41,7 +43,7 @@ class Tried:
     """
 
     uid: str
-    truth: str | None
+    truth: Truth
     made_up: RewardResult
     with_truth: RewardResult | None  # None where the row has no ground truth
 
@@ -64,7 +66,8 @@ def try_scorer(config: TrainConfig, scorer: Any, sources: Sources) -> list[str]:
             or the images of none can be used; the message holds the first row's own error.
     """
     notes = list(_ends_of_responses(config, scorer, sources.train))
-    files = [sources.train, *([sources.heldout] if sources.heldout is not None else [])]
+    sets = [sources.train, *([sources.heldout] if sources.heldout is not None else [])]
+    files = [source for prompts in sets for source in prompts.sources]
     notes += _try_images(config, sources, files)
     with open_pool(config, scorer) as pool:
         for prompts in files:
@@ -73,16 +76,17 @@ def try_scorer(config: TrainConfig, scorer: Any, sources: Sources) -> list[str]:
     return notes
 
 
-def _try_images(config: TrainConfig, sources: Sources, files: Sequence[PromptSet]) -> Iterator[str]:
+def _try_images(
+    config: TrainConfig, sources: Sources, files: Sequence[PromptSource]
+) -> Iterator[str]:
     """Yield notes on prompts whose images can't be sent.
 
     Raises:
         ValueError: none of the first rows of a file can be sent.
     """
-    limits = image_limits(config.data)
-    if limits is None:
+    if config.data.image_column is None:
         return
-    encoder = PromptEncoder(sources.model_path, config.data.max_prompt_tokens, images=limits)
+    encoder = encoder_of(config, sources.model_path)
     for prompts in files:
         rows = [prompts[row] for row in range(min(NUM_ROWS, len(prompts)))]
         faults = [(row.uid, fault) for row in rows if (fault := image_fault(encoder, row))]
@@ -129,11 +133,11 @@ def try_rows(pool: RewardPool, scorer: Any, rows: Sequence[Prompt]) -> list[Trie
             text = PromptEncoder.text(row.prompt)
         except (TypeError, KeyError, IndexError, ValueError):
             continue
-        responses = [MADE_UP, *([row.ground_truth] if row.ground_truth is not None else [])]
+        truth = row.ground_truth
+        first = truth[0] if isinstance(truth, list) else truth
+        responses = [MADE_UP, *([first] if first is not None else [])]
         samples = tuple(
-            RewardSample(
-                prompt=text, response=each, ground_truth=row.ground_truth, columns=row.columns
-            )
+            RewardSample(prompt=text, response=each, ground_truth=truth, columns=row.columns)
             for each in responses
         )
         readable.append((row, len(samples)))
@@ -169,7 +173,7 @@ def gives_less(result: RewardResult | None) -> bool:
     return result.parts.get(CORRECT, result.reward) < 1.0
 
 
-def _judge(prompts: PromptSet, tried: Sequence[Tried]) -> Iterator[str]:
+def _judge(prompts: PromptSource, tried: Sequence[Tried]) -> Iterator[str]:
     """Yield notes on the rows of one file.
 
     Raises:
@@ -210,7 +214,7 @@ def _ends_of_responses(config: TrainConfig, scorer: Any, prompts: PromptSet) -> 
         )
 
 
-def shorten(text: str | None, limit: int = 60) -> str:
-    """Return a text as a literal of at most `limit` characters."""
+def shorten(text: Truth, limit: int = 60) -> str:
+    """Return a text, or several, as a literal of at most `limit` characters."""
     shown = repr(text)
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."

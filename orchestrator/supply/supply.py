@@ -19,6 +19,7 @@ from orchestrator.fleet.publication import Publisher, Publishing
 from orchestrator.fleet.scaling import ScaleRequests
 from orchestrator.planning.sources import Sources
 from orchestrator.supply.buffered import BufferedGroups
+from orchestrator.supply.curriculum import Curriculum
 from orchestrator.supply.evaluation import Evaluator
 from orchestrator.supply.ledger import Ledger
 from orchestrator.supply.producer import Producer
@@ -114,7 +115,9 @@ def from_recording(
 
 
 def _ledger(config: TrainConfig, sources: Sources) -> Ledger:
-    return Ledger(sources.train, seed=config.seed, shuffle=config.data.shuffle)
+    prompts = sources.train
+    curriculum = Curriculum(config.data.curriculum, prompts)
+    return Ledger(prompts, seed=config.seed, shuffle=config.data.shuffle, curriculum=curriculum)
 
 
 def _colocation(config: TrainConfig, roles: Roles) -> Colocation:

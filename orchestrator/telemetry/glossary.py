@@ -66,6 +66,16 @@ REWARD = (
             "one to watch under dynamic sampling",
         ),
     ),
+    *_metrics(
+        "steps of a run with several sources, for each of which a group ended",
+        ("source/<name>/reward", "reward", "mean of the scored samples of one source"),
+        ("source/<name>/pass_rate", "share", "its samples that are right"),
+        ("source/<name>/groups", "groups", "of one source that train"),
+    ),
+    *_metrics(
+        "steps of a run whose curriculum passes over prompts",
+        ("curriculum/skipped", "prompts", "passed over so far, in all epochs"),
+    ),
     *_metrics(LEARNS, ("reward/shaped_mean", "reward", "mean after the algorithm's shaping")),
     *_metrics(
         "steps whose scorer returns parts",

@@ -25,7 +25,7 @@ class HeldoutAnswer:
     prompt_uid: str
     prompt: str
     response: str
-    ground_truth: str | None
+    ground_truth: str | list[str] | None
     reward: float | None  # None if scoring failed
     outcome: str
     correct: bool | None = None  # as the scorer says; None if it says nothing

@@ -27,6 +27,7 @@ LONG = ["rollout.max_model_len=8192", "learner.token_budget=8192"]
 NEEDS = {  # members that leave a path to the user
     ("model", "hf"): ["model.path=/somewhere"],
     ("data", "parquet"): ["data.train_path=/somewhere.parquet", "data.max_prompt_tokens=32"],
+    ("data", "files"): ["data.train_path=/somewhere.jsonl"],
     ("data", "reasoning"): ["rollout.max_model_len=288"],
     ("data", "dapo_math"): LONG,
     ("data", "dapo_math_english"): LONG,

@@ -1,24 +1,24 @@
-"""Read prompts from Parquet, order them by seed and epoch, and encode them to token ids.
+"""Number the prompts of all sources, order them by seed and epoch, and encode them to token ids.
 
-The driver uses `PromptSet`, a table with rows by position; a rollout worker uses `PromptEncoder`,
-which turns one prompt into tokens. The token ids made here are the ids that train: nothing is
+The driver uses `PromptSet`, prompts by number; a rollout worker uses `PromptEncoder`, which turns
+one prompt into tokens. The token ids made here are the ids that train: nothing is
 re-tokenised. The module does not record the state of a prompt: the ledger does.
 """
 
 from __future__ import annotations
 
+import bisect
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.dataset as pads
 
-from workers.data.images.columns import sources_of
 from workers.data.images.decoding import ImageFaultError
 from workers.data.images.prompt_images import (
     NO_IMAGES,
@@ -31,39 +31,23 @@ from workers.data.images.prompt_images import (
 )
 from workers.data.images.settings import ImageLimits, ImageSettings, read_image_settings
 from workers.data.images.spans import expand
+from workers.data.sources.source import Prompt, PromptSource
 from workers.data.trajectory import reason_of
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prompt:
-    """One row of a prompt file.
-
-    Example:
-        Prompt(uid="train:7", prompt="2+3=", ground_truth="5", dataset="add")
-
-    Example, of a row with an image:
-        Prompt(
-            uid="train:8",
-            prompt="<image>colour?",
-            ground_truth="red",
-            dataset="colours",
-            images=("/data/colours/8.png",),
-        )
-    """
-
-    uid: str
-    prompt: str | list[dict[str, Any]]
-    ground_truth: str | None
-    dataset: str
-    columns: dict[str, Any] = field(default_factory=dict)
-    images: tuple[str | bytes, ...] = ()  # path or bytes of each
-
-
 class PromptSet:
-    """The prompts of one Parquet file or folder.
+    """The prompts of one source, or of several, whose rows are counted on from source to source.
+
+    Args:
+        path: of the only source; `of` makes a set of several.
+        prompt_column: text, or chat messages.
+        ground_truth_column: the answer.
+
+    Attributes:
+        sources: in the order of their rows.
 
     Raises:
-        ValueError: when it is missing, unreadable or empty, or lacks a named column.
+        ValueError: the path is missing, unreadable or empty, or lacks a named column.
     """
 
     def __init__(
@@ -74,82 +58,112 @@ class PromptSet:
         ground_truth_column: str,
         image_column: str | None = None,
     ) -> None:
-        self.path = Path(path)
-        self._prompt_column = prompt_column
-        self._truth_column = ground_truth_column
-        self._image_column = image_column
-        if not self.path.exists():
-            raise ValueError(f"prompt file {self.path} does not exist; check data.train_path")
-        try:
-            self._table = pads.dataset(self.path, format="parquet").to_table()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"{self.path} is not readable as Parquet: {error}") from error
-        for key, column in (
-            ("data.prompt_column", prompt_column),
-            ("data.ground_truth_column", ground_truth_column),
-            ("data.image_column", image_column),
-        ):
-            if column is not None and column not in self._table.column_names:
-                raise ValueError(
-                    f"{self.path} has no column {column!r} ({key}); "
-                    f"it has {', '.join(self._table.column_names)}"
-                )
-        if self._table.num_rows == 0:
-            raise ValueError(f"{self.path} holds no prompt; give a Parquet file with rows")
+        only = PromptSource(
+            path,
+            prompt_column=prompt_column,
+            ground_truth_column=ground_truth_column,
+            image_column=image_column,
+        )
+        self._hold((only,))
+
+    @classmethod
+    def of(cls, sources: Sequence[PromptSource]) -> PromptSet:
+        """Return the set of several sources.
+
+        Raises:
+            ValueError: two sources of one name, whose prompts would have one uid.
+        """
+        names = Counter(source.name for source in sources)
+        twice = sorted(name for name, count in names.items() if count > 1)
+        if twice:
+            raise ValueError(
+                f"data.sources: {', '.join(twice)} names several sources; give each another name"
+            )
+        made = cls.__new__(cls)
+        made._hold(tuple(sources))
+        return made
+
+    def _hold(self, sources: tuple[PromptSource, ...]) -> None:
+        self.sources = sources
+        self._ends = list(accumulate(map(len, sources)))
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return self._ends[-1]
 
     def __getitem__(self, row: int) -> Prompt:
-        values = self._table.slice(row, 1).to_pylist()[0]
-        prompt = values.pop(self._prompt_column)
-        truth = values.pop(self._truth_column)
-        images: tuple[str | bytes, ...] = ()
-        if self._image_column is not None:
-            folder = self.path if self.path.is_dir() else self.path.parent
-            images = sources_of(values.pop(self._image_column), folder)
-        return Prompt(
-            uid=f"{self.path.stem}:{row}",
-            prompt=prompt,
-            ground_truth=None if truth is None else str(truth),
-            dataset=str(values.get("dataset", self.path.stem)),
-            columns=values,
-            images=images,
-        )
+        source = self.source_of(row)
+        return self.sources[source][row - self.start_of(source)]
 
-    def order(self, *, epoch: int, seed: int, shuffle: bool) -> list[int]:
-        """Return the rows in the order of an epoch; equal seeds give equal orders."""
+    def source_of(self, row: int) -> int:
+        """Return the number of the source that holds a row."""
+        return bisect.bisect_right(self._ends, row)
+
+    def start_of(self, source: int) -> int:
+        """Return the row at which a source begins."""
+        return self._ends[source - 1] if source else 0
+
+    def order(self, *, epoch: int, seed: int, shuffle: bool, source: int = 0) -> list[int]:
+        """Return the rows of a source in the order of an epoch; equal seeds give equal orders."""
+        start, count = self.start_of(source), len(self.sources[source])
         if not shuffle:
-            return list(range(len(self)))
-        return list(np.random.default_rng([seed, epoch]).permutation(len(self)).tolist())
+            return list(range(start, start + count))
+        key = [seed, epoch, source] if source else [seed, epoch]
+        return (start + np.random.default_rng(key).permutation(count)).tolist()
+
+    @property
+    def where(self) -> str:
+        """The files, for messages."""
+        return ", ".join(str(source.path) for source in self.sources)
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the bytes of the files, read once, for the run manifest and the ledger."""
-        files = sorted(self.path.rglob("*.parquet")) if self.path.is_dir() else [self.path]
-        total = hashlib.sha256()
-        for name in files:
-            with name.open("rb") as file:
-                while block := file.read(1 << 20):
-                    total.update(block)
-        return total.hexdigest()
+        digests = [source.digest for source in self.sources]
+        return (
+            digests[0]
+            if len(digests) == 1
+            else hashlib.sha256("".join(digests).encode()).hexdigest()
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatTemplate:
+    """Template in the place of the tokenizer's own, and the values that a template asks for.
+
+    Example: ChatTemplate(text=None, keywords={"enable_thinking": False})
+
+    Attributes:
+        text: Jinja; None for the tokenizer's own.
+        keywords: variables of the template.
+    """
+
+    text: str | None = None
+    keywords: Mapping[str, Any] = field(default_factory=dict)
 
 
 class PromptEncoder:
-    """Encoder of text or chat messages, with the model's own tokenizer and chat template.
+    """Encoder of text or chat messages, with the model's own tokenizer.
 
     Args:
-        model_path: folder of the model.
-        max_prompt_tokens: longest prompt, the tokens of its images counted.
+        model_path: folder of the tokenizer.
+        max_prompt_tokens: longest prompt that is sampled, the tokens of its images counted.
+        template: of chats; None for the model's own.
         images: limits of the images; None where prompts show none.
     """
 
     def __init__(
-        self, model_path: str | Path, max_prompt_tokens: int, images: ImageLimits | None = None
+        self,
+        model_path: str | Path,
+        max_prompt_tokens: int,
+        template: ChatTemplate | None = None,
+        images: ImageLimits | None = None,
     ) -> None:
         from transformers import AutoTokenizer  # slow to import, and only engines encode
 
         self._tokenizer = AutoTokenizer.from_pretrained(str(model_path))
+        self._keywords = dict(template.keywords) if template else {}
+        if template is not None and template.text is not None:
+            self._tokenizer.chat_template = template.text
         self._max_prompt_tokens = max_prompt_tokens
         self._limits = images or ImageLimits()
         self._images = (
@@ -212,7 +226,7 @@ class PromptEncoder:
         if not isinstance(prompt, str) and not self._tokenizer.chat_template:
             raise ValueError(
                 "prompts are chat messages, but the model's tokenizer has no chat template; use an "
-                "instruct model, or prompts of plain text"
+                "instruct model, prompts of plain text, or data.chat_template"
             )
         try:
             tokens = self._tokens(prompt if settings is None else with_places(prompt, settings))
@@ -254,7 +268,7 @@ class PromptEncoder:
         if isinstance(prompt, str):
             return list(self._tokenizer(prompt)["input_ids"])
         encoded = self._tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=True
+            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **self._keywords
         )
         return list(encoded["input_ids"])
 

@@ -124,7 +124,7 @@ class GroupRequest:
     begun_version: int  # of the weights when the group is begun
     dataset: str
     prompt: str | list[dict[str, Any]]  # text, or chat messages
-    ground_truth: str | None
+    ground_truth: str | list[str] | None  # of a list, any is right
     num_samples: int
     seed: int  # of the first sample; sibling k draws with seed + k
     sampling: Sampling

@@ -18,8 +18,9 @@ import ray.util
 from workers.data.images.decoding import ImageFaultError
 from workers.data.images.prompt_images import NO_IMAGES, PromptImages
 from workers.data.probe import ProbeSequence
-from workers.data.prompts import Prompt, PromptEncoder
+from workers.data.prompts import ChatTemplate, PromptEncoder
 from workers.data.requests import Collected, GroupRequest
+from workers.data.sources.source import Prompt
 from workers.data.trajectory import Trajectory, describe, to_record_batch
 from workers.engines.vllm.engine import EngineTimeoutError, VLLMEngine, VLLMSettings
 from workers.reward.client import RewardClient
@@ -43,12 +44,15 @@ class RolloutWorker:
         environment: Environment,
         environment_s: float,
         reward_timeout_s: float,
+        template: ChatTemplate | None = None,
         scores_together: bool = False,
         early_stop: EarlyStop | None = None,
     ) -> None:
         self._run_id = run_id
         self._engine = VLLMEngine(settings)
-        self._encoder = PromptEncoder(settings.model_path, max_prompt_tokens, settings.images)
+        self._encoder = PromptEncoder(
+            settings.model_path, max_prompt_tokens, template, images=settings.images
+        )
         self._environment, self._environment_s = environment, environment_s
         self._reward_timeout_s, self._early_stop = reward_timeout_s, early_stop
         self._scores_together = scores_together

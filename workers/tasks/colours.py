@@ -28,7 +28,8 @@ def colours(
     """Make pictures of equally many of each colour, in shuffled order.
 
     Args:
-        num_train, num_heldout: rows of each table, multiples of 4.
+        num_train: rows of the train table, a multiple of 4.
+        num_heldout: rows of the held-out table, a multiple of 4.
         blank: True for pictures of no colour, whose answers are as before: the control.
         seed: of noise and order.
 

@@ -27,7 +27,8 @@ def counting(
 
     Args:
         most: largest number of squares, 2 to 9.
-        num_train, num_heldout: rows of each table.
+        num_train: rows of the train table.
+        num_heldout: rows of the held-out table.
         seed: of pictures and order.
 
     Raises:

@@ -15,13 +15,13 @@ from orchestrator.planning.doctor.findings import Finding, fault, note, ok
 from orchestrator.planning.sources import (
     check_context,
     check_shown,
-    image_limits,
+    encoder_of,
     model_folder,
     prompt_sets,
 )
 from orchestrator.planning.trial import image_fault
 from orchestrator.telemetry.counting import counted
-from workers.data.prompts import PromptEncoder, PromptSet
+from workers.data.prompts import PromptSet
 from workers.tasks.local_copy import source_files
 
 SAMPLED_PROMPTS = 64
@@ -83,7 +83,7 @@ def data(config: TrainConfig) -> tuple[PromptSet | None, list[Finding]]:
         prompts, _ = prompt_sets(config.data)
     except ValueError as error:
         return None, [fault("data", str(error), "see data.build.source, or data.train_path")]
-    return prompts, [ok("data", f"{counted(len(prompts), 'prompt')}: {prompts.path}")]
+    return prompts, [ok("data", f"{counted(len(prompts), 'prompt')}: {prompts.where}")]
 
 
 def tokenizer(config: TrainConfig, prompts: PromptSet | None) -> Iterator[Finding]:
@@ -91,9 +91,7 @@ def tokenizer(config: TrainConfig, prompts: PromptSet | None) -> Iterator[Findin
     if config.model.path is None or not Path(config.model.path).is_dir():
         return
     try:
-        encoder = PromptEncoder(
-            config.model.path, config.data.max_prompt_tokens, images=image_limits(config.data)
-        )
+        encoder = encoder_of(config, Path(config.model.path))
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         yield fault("tokenizer", f"can't be loaded: {first}", "copy the tokenizer's files, too")
