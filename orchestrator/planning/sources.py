@@ -7,18 +7,21 @@ checks of the inputs are made here, in the driver, before a process starts.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hydra.utils import instantiate
 
-from conf.schema import DataConfig, ModelConfig, SourceConfig, TrainConfig
+from conf.schema import DataConfig, EvaluationSetConfig, ModelConfig, SourceConfig, TrainConfig
 from workers.data.prompts import ChatTemplate, PromptEncoder, PromptSet
 from workers.data.sources.messages import PromptFormat
 from workers.data.sources.source import PromptSource
 from workers.engines.model.heads import check_heads
 from workers.engines.model.lora_settings import check_targets, linear_names
 from workers.models.vocabulary import check_stop
+
+SET_COLUMN = "evaluation_set"  # of held-out rows, by which the scorer of a set is chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,7 @@ class Sources:
     critic_path: Path  # the model from which a critic starts
     train: PromptSet
     heldout: PromptSet | None
+    sets: Mapping[str, PromptSet] = field(default_factory=dict)  # of evaluation.sets
 
 
 def prepare(config: TrainConfig) -> Sources:
@@ -54,7 +58,13 @@ def prepare(config: TrainConfig) -> Sources:
         check_targets(config.model.adapter.target_modules, linear_names(model_path))
     chat_template(config.data)
     train, heldout = prompt_sets(config.data)
-    return Sources(model_path=model_path, critic_path=critic_path, train=train, heldout=heldout)
+    return Sources(
+        model_path=model_path,
+        critic_path=critic_path,
+        train=train,
+        heldout=heldout,
+        sets={name: _set(config.data, name, own) for name, own in config.evaluation.sets.items()},
+    )
 
 
 def model_folder(config: ModelConfig) -> Path:
@@ -149,6 +159,22 @@ def _source(config: DataConfig, source: SourceConfig) -> PromptSource:
         ground_truth_column=source.ground_truth_column or config.ground_truth_column,
         form=_form(config, source.prompt_template or config.prompt_template),
     )
+
+
+def _set(config: DataConfig, name: str, own: EvaluationSetConfig) -> PromptSet:
+    only = PromptSource(
+        own.path,
+        name=name,
+        prompt_column=own.prompt_column,
+        ground_truth_column=own.ground_truth_column,
+        form=PromptFormat(
+            template=own.prompt_template,
+            system_prompt=config.system_prompt,
+            as_chat=config.as_chat if own.as_chat is None else own.as_chat,
+        ),
+        more={SET_COLUMN: name},
+    )
+    return PromptSet.of([only])
 
 
 def _form(config: DataConfig, template: str | None) -> PromptFormat:
