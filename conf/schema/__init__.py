@@ -18,6 +18,7 @@ from conf.schema.cluster import (
 )
 from conf.schema.critic import CriticConfig
 from conf.schema.data import CurriculumConfig, DataConfig, SourceConfig
+from conf.schema.evaluation import AnchorConfig, EvaluationConfig, EvaluationSetConfig
 from conf.schema.learner import LearnerConfig, OptimizerConfig, ProfileConfig
 from conf.schema.model import AdapterConfig, ArchitectureConfig, ModelConfig
 from conf.schema.reference import ReferenceConfig
@@ -31,12 +32,15 @@ from conf.schema.trainer import TrainerConfig
 
 __all__ = [
     "AdapterConfig",
+    "AnchorConfig",
     "ArchitectureConfig",
     "ClusterConfig",
     "CriticConfig",
     "CriticRoleConfig",
     "CurriculumConfig",
     "DataConfig",
+    "EvaluationConfig",
+    "EvaluationSetConfig",
     "LearnerConfig",
     "ModelConfig",
     "OptimizerConfig",

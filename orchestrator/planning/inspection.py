@@ -46,14 +46,15 @@ def inspect(config: TrainConfig, scorer: Any, sources: Sources) -> Iterator[str]
     named = {"train": sources.train}
     if sources.heldout is not None:
         named["held-out"] = sources.heldout
+    named |= sources.sets
     read = {name: _read(prompts, encoder) for name, prompts in named.items()}
     with open_pool(config, scorer) as pool:
         for name, prompts in named.items():
             yield from _about_rows(name, prompts, read[name], config)
             yield from _about_scores(prompts, pool, scorer)
-    if "held-out" in read:
-        both = read["train"].keys.keys() & read["held-out"].keys.keys()
-        yield f"overlap: {counted(len(both), 'held-out prompt')} also in the training file"
+    for name in (name for name in read if name != "train"):
+        both = read["train"].keys.keys() & read[name].keys.keys()
+        yield f"overlap: {counted(len(both), f'{name} prompt')} also in the training files"
 
 
 def _read(prompts: PromptSet, encoder: PromptEncoder) -> _Read:

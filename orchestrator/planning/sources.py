@@ -7,12 +7,13 @@ checks of the inputs are made here, in the driver, before a process starts.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hydra.utils import instantiate
 
-from conf.schema import DataConfig, ModelConfig, SourceConfig, TrainConfig
+from conf.schema import DataConfig, EvaluationSetConfig, ModelConfig, SourceConfig, TrainConfig
 from workers.data.images.settings import ImageLimits, read_image_settings
 from workers.data.prompts import ChatTemplate, PromptEncoder, PromptSet
 from workers.data.sources.messages import PromptFormat
@@ -20,6 +21,8 @@ from workers.data.sources.source import PromptSource
 from workers.engines.model.heads import check_heads
 from workers.engines.model.lora_settings import check_targets, linear_names
 from workers.models.vocabulary import check_stop
+
+SET_COLUMN = "evaluation_set"  # of held-out rows, by which the scorer of a set is chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,7 @@ class Sources:
     critic_path: Path  # the model from which a critic starts
     train: PromptSet
     heldout: PromptSet | None
+    sets: Mapping[str, PromptSet] = field(default_factory=dict)  # of evaluation.sets
 
 
 def prepare(config: TrainConfig) -> Sources:
@@ -56,7 +60,13 @@ def prepare(config: TrainConfig) -> Sources:
     check_shown(model_path, config.data)
     chat_template(config.data)
     train, heldout = prompt_sets(config.data)
-    return Sources(model_path=model_path, critic_path=critic_path, train=train, heldout=heldout)
+    return Sources(
+        model_path=model_path,
+        critic_path=critic_path,
+        train=train,
+        heldout=heldout,
+        sets={name: _set(config.data, name, own) for name, own in config.evaluation.sets.items()},
+    )
 
 
 def model_folder(config: ModelConfig) -> Path:
@@ -173,6 +183,23 @@ def _source(config: DataConfig, source: SourceConfig) -> PromptSource:
         image_column=config.image_column,
         form=_form(config, source.prompt_template or config.prompt_template),
     )
+
+
+def _set(config: DataConfig, name: str, own: EvaluationSetConfig) -> PromptSet:
+    only = PromptSource(
+        own.path,
+        name=name,
+        prompt_column=own.prompt_column,
+        ground_truth_column=own.ground_truth_column,
+        image_column=own.image_column,
+        form=PromptFormat(
+            template=own.prompt_template,
+            system_prompt=config.system_prompt,
+            as_chat=config.as_chat if own.as_chat is None else own.as_chat,
+        ),
+        more={SET_COLUMN: name},
+    )
+    return PromptSet.of([only])
 
 
 def _form(config: DataConfig, template: str | None) -> PromptFormat:

@@ -12,8 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
 from conf.schema import TrainConfig
-from orchestrator.planning.sources import Sources, encoder_of
+from orchestrator.planning.sources import SET_COLUMN, Sources, encoder_of
 from orchestrator.telemetry.counting import describe_reasons
 from workers.data.images.decoding import ImageFaultError
 from workers.data.prompts import PromptEncoder, PromptSet
@@ -28,6 +31,7 @@ from workers.reward.base import (
     takes_group,
 )
 from workers.reward.pool import RewardPool
+from workers.reward.scorers.by_column import ByColumn
 
 NUM_ROWS = 4  # of each file
 MADE_UP = "This is a made-up response."
@@ -58,6 +62,17 @@ class Tried:
         return all(result.outcome.startswith("failed:") for result in self.results)
 
 
+def build_scorer(raw: DictConfig) -> Any:
+    """Build the scorer of a run; held-out sets with a scorer of their own are scored by that."""
+    scorer = instantiate(raw.reward.scorer, _convert_="all")
+    own = {
+        name: instantiate(each.scorer, _convert_="all")
+        for name, each in raw.evaluation.sets.items()
+        if each.scorer is not None
+    }
+    return ByColumn(scorers=own, column=SET_COLUMN, other=scorer) if own else scorer
+
+
 def try_scorer(config: TrainConfig, scorer: Any, sources: Sources) -> list[str]:
     """Score the first rows of every prompt file; return what should be looked at, a line each.
 
@@ -66,7 +81,8 @@ def try_scorer(config: TrainConfig, scorer: Any, sources: Sources) -> list[str]:
             or the images of none can be used; the message holds the first row's own error.
     """
     notes = list(_ends_of_responses(config, scorer, sources.train))
-    sets = [sources.train, *([sources.heldout] if sources.heldout is not None else [])]
+    heldout = [] if sources.heldout is None else [sources.heldout]
+    sets = [sources.train, *heldout, *sources.sets.values()]
     files = [source for prompts in sets for source in prompts.sources]
     notes += _try_images(config, sources, files)
     with open_pool(config, scorer) as pool:

@@ -64,6 +64,7 @@ class PromptSource:
             rows keep the `dataset` that they have.
         weight: share of the prompts that a run begins, relative to other sources; None: its rows.
         form: of every prompt.
+        more: columns that every row gets, in the place of its own of that name.
 
     Raises:
         ValueError: the path is missing, unreadable or empty, lacks a named column, or has records
@@ -80,12 +81,13 @@ class PromptSource:
         name: str | None = None,
         weight: float | None = None,
         form: PromptFormat | None = None,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = Path(path).expanduser().absolute()  # a run changes its folder
         self.name, self._named = name or self.path.stem, name is not None
         self._prompt_column, self._truth_column = prompt_column, ground_truth_column
         self._image_column = image_column
-        self._form = form or PromptFormat()
+        self._form, self._more = form or PromptFormat(), dict(more or {})
         self._rows = open_rows(self.path)
         if len(self._rows) == 0:
             raise ValueError(f"{self.path} holds no prompt; give a file with rows")
@@ -119,7 +121,7 @@ class PromptSource:
             prompt=self._form.apply(prompt),
             ground_truth=read_truth(truth),
             dataset=str(values.get(LABEL, self.name)),
-            columns=values,
+            columns=values | self._more,
             images=images,
         )
 

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from workers.data.images.columns import FILE_TYPE, SPAN_TYPE, as_structs, from_structs
 from workers.data.images.spans import ImageSpan
 from workers.data.plans import Slice
 from workers.data.record_files import load_groups, load_step, write_groups, write_step
@@ -94,3 +95,10 @@ def test_a_row_without_images_has_empty_lists() -> None:
     )
     batch = to_record_batch([bare])
     assert batch["images"].to_pylist() == batch["image_files"].to_pylist() == [[]]
+
+
+def test_spans_are_read_back_from_their_columns() -> None:
+    column = pa.array([as_structs([SPAN]), []], SPAN_TYPE)
+    assert [from_structs(value) for value in column.to_pylist()] == [(SPAN,), ()]
+    assert SCHEMA.field("images").type == SPAN_TYPE
+    assert SCHEMA.field("image_files").type == FILE_TYPE

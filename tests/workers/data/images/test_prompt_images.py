@@ -10,7 +10,8 @@ from PIL import Image
 
 from tests.workers.data.images.folders import file_of, noise
 from workers.data.images.decoding import ImageFaultError
-from workers.data.images.settings import ImageLimits
+from workers.data.images.prompt_images import with_places
+from workers.data.images.settings import ImageLimits, read_image_settings
 from workers.data.prompts import PromptEncoder, PromptSet
 from workers.models.tiny import build_tiny
 from workers.models.tiny_vision import build_tiny_vision
@@ -185,3 +186,14 @@ def test_an_image_column_that_is_not_there_or_holds_numbers_is_named(tmp_path: P
 def test_a_reward_sees_the_text_around_the_images() -> None:
     assert PromptEncoder.text(chat(IN_PARTS)) == "a<image>b"
     assert PromptEncoder.text("a<image>b") == "a<image>b"
+
+
+def test_a_template_gets_parts_without_the_keys_of_others(
+    folders: dict[str, Path],
+) -> None:
+    settings = read_image_settings(folders["qwen"], max_pixels=None)
+    assert settings is not None
+    assert with_places(chat(IN_PARTS), settings) == chat(
+        [{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}]
+    )
+    assert with_places(chat("plain"), settings) == chat("plain")

@@ -13,6 +13,7 @@ from tests.workers.data.images.folders import file_of, noise
 from workers.data.images import ImageLimits, PromptImages, normalised
 from workers.data.prompts import PromptEncoder
 from workers.data.requests import Sampling
+from workers.engines.vllm import image_only
 from workers.engines.vllm.engine import VLLMEngine, VLLMSettings, engine_env
 from workers.engines.vllm.images import engine_input
 from workers.models.tiny_vision import build_tiny_vision
@@ -242,3 +243,14 @@ def test_vllm_takes_the_fields_that_are_rendered(encoder):
         for name in ours:
             assert torch.equal(ours[name].data, their[name].data)
             assert ours[name].field == their[name].field
+
+
+def test_the_plugin_stands_in_where_torchvision_is_absent():
+    import importlib.util
+
+    from vllm import ModelRegistry
+
+    image_only.register()
+    found = ModelRegistry.models["Qwen2_5_VLForConditionalGeneration"]
+    expected = importlib.util.find_spec("torchvision") is None
+    assert (found.module_name == "workers.engines.vllm.image_only_model") == expected
