@@ -85,10 +85,19 @@ class ModelConfig:
     dtype: str = "auto"  # of the learner's forward and backward; weights stay float32
     architecture: ArchitectureConfig | None = None  # null: read from the folder, if it is there
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    freeze: Any = None  # patterns of parameters that don't train; null: tower of a vision model
 
     def check(self) -> None:
         """Raise a ValueError that names an impossible value and the remedy."""
         self.adapter.check()
+        patterns = self.freeze
+        require(
+            patterns is None
+            or (isinstance(patterns, list) and all(isinstance(name, str) for name in patterns)),
+            "model.freeze",
+            patterns,
+            "must be null or a list of name patterns, such as ['model.visual.*']; [] trains all",
+        )
         choose("model.dtype", self.dtype, ("auto", "float32", "bfloat16"))
         require(
             (self.path is None) != (self.build is None),
