@@ -103,7 +103,6 @@ def describe_rows(batch: pa.RecordBatch) -> list[TrajectoryMeta]:
             "weight_versions",
             "reward_notes",
             "response_text",
-            "images",
             "image_files",
         ]
     )
@@ -111,7 +110,8 @@ def describe_rows(batch: pa.RecordBatch) -> list[TrajectoryMeta]:
     for row, length, end in zip(plain.to_pylist(), lengths, ends, strict=True):
         place = slice(end - length, end)
         drawn = versions[place][versions[place] >= 0]
-        num_prompt, prompt_crc = prompt_of(tokens[place], versions[place])
+        digests = [span["digest"] for span in row["images"]]
+        num_prompt, prompt_crc = prompt_of(tokens[place], versions[place], digests)
         timings = dict(row["timings"])
         metas.append(
             TrajectoryMeta(

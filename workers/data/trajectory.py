@@ -181,7 +181,9 @@ def describe(trajectory: Trajectory) -> TrajectoryMeta:
     """Return the metadata of one trajectory."""
     versions = np.asarray(trajectory.weight_versions, dtype=np.int32)
     drawn = versions[versions >= 0].tolist()
-    num_prompt, prompt_crc = prompt_of(np.asarray(trajectory.tokens, dtype=np.int32), versions)
+    tokens = np.asarray(trajectory.tokens, dtype=np.int32)
+    digests = [span.digest for span in trajectory.images]
+    num_prompt, prompt_crc = prompt_of(tokens, versions, digests)
     return TrajectoryMeta(
         prompt_uid=trajectory.prompt_uid,
         group_id=trajectory.group_id,
@@ -202,16 +204,19 @@ def describe(trajectory: Trajectory) -> TrajectoryMeta:
     )
 
 
-def prompt_of(tokens: npt.NDArray[np.int32], versions: npt.NDArray[np.int32]) -> tuple[int, int]:
+def prompt_of(
+    tokens: npt.NDArray[np.int32], versions: npt.NDArray[np.int32], digests: Sequence[str] = ()
+) -> tuple[int, int]:
     """Count the tokens before the first drawn one, and return the count with their CRC-32.
 
     Args:
         tokens: [L] of a trajectory.
         versions: [L] the weight version of each, -1 where the sampler did not draw it.
+        digests: of the images that the tokens stand for, which belong to the checksum.
     """
     drawn = np.flatnonzero(versions >= 0)
     count = int(drawn[0]) if len(drawn) else len(tokens)
-    return count, zlib.crc32(tokens[:count].tobytes())
+    return count, zlib.crc32(tokens[:count].tobytes(), zlib.crc32("".join(digests).encode()))
 
 
 def to_record_batch(trajectories: Sequence[Trajectory]) -> pa.RecordBatch:
