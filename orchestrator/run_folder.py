@@ -68,7 +68,8 @@ def _claim_new(named: Path, held: ExitStack) -> Path:
 
 def write_run_manifest(run_dir: Path, raw: DictConfig, sources: Sources) -> None:
     """Write configuration, versions, seed and hashes of the inputs to the run's manifest."""
-    sets = [sources.train] + ([sources.heldout] if sources.heldout is not None else [])
+    heldout = [] if sources.heldout is None else [sources.heldout]
+    sets = [sources.train, *heldout, *sources.sets.values()]
     write_manifest(
         run_dir,
         raw,

@@ -19,6 +19,7 @@ from conf.schema.cluster import (
 from conf.schema.critic import CriticConfig
 from conf.schema.data import CurriculumConfig, DataConfig, SourceConfig
 from conf.schema.environment import EnvironmentConfig
+from conf.schema.evaluation import AnchorConfig, EvaluationConfig, EvaluationSetConfig
 from conf.schema.learner import LearnerConfig, OptimizerConfig, ProfileConfig
 from conf.schema.model import AdapterConfig, ArchitectureConfig, ModelConfig, TowerConfig
 from conf.schema.reference import ReferenceConfig
@@ -32,6 +33,7 @@ from conf.schema.trainer import TrainerConfig
 
 __all__ = [
     "AdapterConfig",
+    "AnchorConfig",
     "ArchitectureConfig",
     "ClusterConfig",
     "CriticConfig",
@@ -39,6 +41,8 @@ __all__ = [
     "CurriculumConfig",
     "DataConfig",
     "EnvironmentConfig",
+    "EvaluationConfig",
+    "EvaluationSetConfig",
     "LearnerConfig",
     "ModelConfig",
     "OptimizerConfig",

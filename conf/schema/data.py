@@ -102,6 +102,29 @@ class CurriculumConfig:
 
 
 @dataclass(kw_only=True)
+class ImagesConfig:
+    """Limits of the images that prompts show."""
+
+    max_pixels: int | None = None  # of one image, which is scaled down; null: the model's own limit
+    max_per_prompt: int = 8
+
+    def check(self) -> None:
+        """Raise a ValueError that names an impossible value and the remedy."""
+        require(
+            self.max_pixels is None or self.max_pixels >= 1,
+            "data.images.max_pixels",
+            self.max_pixels,
+            "must be at least 1; null takes the model's own limit",
+        )
+        require(
+            self.max_per_prompt >= 1,
+            "data.images.max_per_prompt",
+            self.max_per_prompt,
+            "must be at least 1; data.image_column=null is a run without images",
+        )
+
+
+@dataclass(kw_only=True)
 class DataConfig:
     """Prompts: where they are, the names of their columns, and the form in which they are sent."""
 
@@ -112,6 +135,8 @@ class DataConfig:
     build: Any = None  # `_target_` of a function that generates both into a folder
     prompt_column: str = "prompt"  # string, or list of {role, content} messages; dots lead inside
     ground_truth_column: str = "ground_truth"  # a text, or a list of which any is right
+    image_column: str | None = None  # path, bytes, {bytes, path} or a list of them; null: no images
+    images: ImagesConfig = field(default_factory=ImagesConfig)
     prompt_template: str | None = None  # text around the last user message, with {prompt}
     system_prompt: str | None = None  # before chats that have none
     as_chat: bool = False  # a text prompt becomes a chat of one user message
@@ -143,6 +168,7 @@ class DataConfig:
             self.max_prompt_tokens,
             "must be at least 1",
         )
+        self.images.check()
         require(self.eval_limit >= 0, "data.eval_limit", self.eval_limit, "must not be negative")
 
     def _check_sources(self) -> None:

@@ -32,6 +32,7 @@ class EvaluationSetConfig:
     path: str = MISSING  # Parquet, JSON lines, or a folder of one of them or of Arrow files
     prompt_column: str = "prompt"
     ground_truth_column: str = "ground_truth"
+    image_column: str | None = None  # null: prompts show no images
     prompt_template: str | None = None  # text around the last user message, with {prompt}
     as_chat: bool | None = None  # null: data.as_chat
     samples_per_prompt: int | None = None  # k; null: rollout.eval_samples_per_prompt

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,7 +96,12 @@ def eval(options: Namespace) -> int:  # noqa: A001 - the command's name
     from orchestrator.cli.evaluate import evaluate
 
     folder = None if options.config_dir is None else str(Path(options.config_dir).absolute())
-    evaluate(Path(options.path).absolute(), options.overrides, folder, Path(options.output))
+    scores = evaluate(
+        Path(options.path).absolute(), options.overrides, folder, Path(options.output)
+    )
+    if (why := scores.all_failed()) is not None:
+        print(f"ballast eval: every sample failed: {why}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -265,9 +271,9 @@ def _inspect_data(options: Namespace) -> int:
     raw, config = _compose(options)
     from orchestrator.planning.inspection import inspect
     from orchestrator.planning.sources import prepare
+    from orchestrator.planning.trial import build_scorer
 
-    scorer = instantiate(raw.reward.scorer, _convert_="all")
-    for line in inspect(config, scorer, prepare(config)):
+    for line in inspect(config, build_scorer(raw), prepare(config)):
         print(line)
     return 0
 

@@ -50,6 +50,11 @@ class ByColumn:
         """True where the scorers want all siblings of a prompt in one call."""
         return any(map(takes_group, self._all()))
 
+    @property
+    def stop_at(self) -> str | None:
+        """The text at which the scorer of other rows stops reading."""
+        return getattr(self.other, "stop_at", None)
+
     def prepare(self) -> None:
         """Prepare every scorer that has a `prepare`."""
         for scorer in self._all():
