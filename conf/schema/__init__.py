@@ -17,7 +17,8 @@ from conf.schema.cluster import (
     TimeoutConfig,
 )
 from conf.schema.critic import CriticConfig
-from conf.schema.data import DataConfig
+from conf.schema.data import CurriculumConfig, DataConfig, SourceConfig
+from conf.schema.evaluation import AnchorConfig, EvaluationConfig, EvaluationSetConfig
 from conf.schema.learner import LearnerConfig, OptimizerConfig, ProfileConfig
 from conf.schema.model import AdapterConfig, ArchitectureConfig, ModelConfig, TowerConfig
 from conf.schema.reference import ReferenceConfig
@@ -31,11 +32,15 @@ from conf.schema.trainer import TrainerConfig
 
 __all__ = [
     "AdapterConfig",
+    "AnchorConfig",
     "ArchitectureConfig",
     "ClusterConfig",
     "CriticConfig",
     "CriticRoleConfig",
+    "CurriculumConfig",
     "DataConfig",
+    "EvaluationConfig",
+    "EvaluationSetConfig",
     "LearnerConfig",
     "ModelConfig",
     "OptimizerConfig",
@@ -48,6 +53,7 @@ __all__ = [
     "RolloutConfig",
     "SamplingConfig",
     "ScheduleConfig",
+    "SourceConfig",
     "TimeoutConfig",
     "TowerConfig",
     "TrackingConfig",

@@ -7,6 +7,7 @@ Runs in the process of the command, which is the driver for `train`. Options are
 from __future__ import annotations
 
 import gc
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,7 +95,12 @@ def eval(options: Namespace) -> int:  # noqa: A001 - the command's name
     from orchestrator.cli.evaluate import evaluate
 
     folder = None if options.config_dir is None else str(Path(options.config_dir).absolute())
-    evaluate(Path(options.path).absolute(), options.overrides, folder, Path(options.output))
+    scores = evaluate(
+        Path(options.path).absolute(), options.overrides, folder, Path(options.output)
+    )
+    if (why := scores.all_failed()) is not None:
+        print(f"ballast eval: every sample failed: {why}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -254,9 +260,9 @@ def data(options: Namespace) -> int:
     from orchestrator.planning.sources import prompt_sets
 
     train_set, heldout = prompt_sets(config.data)
-    print(f"{counted(len(train_set), 'training prompt')}: {train_set.path}")
+    print(f"{counted(len(train_set), 'training prompt')}: {train_set.where}")
     if heldout is not None:
-        print(f"{counted(len(heldout), 'held-out prompt')}: {heldout.path}")
+        print(f"{counted(len(heldout), 'held-out prompt')}: {heldout.where}")
     return 0
 
 
@@ -264,9 +270,9 @@ def _inspect_data(options: Namespace) -> int:
     raw, config = _compose(options)
     from orchestrator.planning.inspection import inspect
     from orchestrator.planning.sources import prepare
+    from orchestrator.planning.trial import build_scorer
 
-    scorer = instantiate(raw.reward.scorer, _convert_="all")
-    for line in inspect(config, scorer, prepare(config)):
+    for line in inspect(config, build_scorer(raw), prepare(config)):
         print(line)
     return 0
 

@@ -21,6 +21,7 @@ from conf.tables.transports import Reach
 from orchestrator.planning import capacity
 from orchestrator.planning.placement import FreePlaces
 from orchestrator.planning.settings import vllm_settings
+from orchestrator.planning.sources import chat_template
 from workers.engines.vllm.settings import engine_env
 from workers.rollout.worker import RolloutWorker
 from workers.worker_group import Placement, WorkerGroup
@@ -101,6 +102,7 @@ class EngineLauncher:
             )
             for number in numbers
         }
+        template = chat_template(config.data)
         return WorkerGroup.launch(
             "rollout",
             RolloutWorker,
@@ -109,6 +111,7 @@ class EngineLauncher:
                 "run_id": self._run_id,
                 "settings": settings[number],
                 "max_prompt_tokens": config.data.max_prompt_tokens,
+                "template": template,
                 "environment": self._environment,
                 "environment_s": config.cluster.timeouts.environment_s,
                 "reward_timeout_s": config.reward.timeout_s,

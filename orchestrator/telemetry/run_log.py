@@ -45,7 +45,7 @@ class RunLog:
         result.write(self._run_dir / "eval" / f"step_{step:06d}.json")
         self.first_heldout = self.first_heldout or (step, result)
         self.last_heldout = (step, result)
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in result.shown().items())
         self._progress.print_line(f"held-out at step {step}: {shown}")
 
     def __enter__(self) -> RunLog:

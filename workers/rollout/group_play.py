@@ -14,6 +14,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from workers.data.images.decoding import ImageFaultError
+from workers.data.images.prompt_images import NO_IMAGES, PromptImages
 from workers.data.prompts import PromptEncoder
 from workers.data.requests import GroupRequest, Sample
 from workers.data.trajectory import STOPPED_EARLY, Trajectory
@@ -67,11 +69,12 @@ class GroupPlay:
             context.rewards, num_samples=request.num_samples, together=context.scores_together
         )
         self._stopped = False
+        self._images = NO_IMAGES
 
     async def run(self) -> list[Trajectory]:
         """Sample and score all siblings; return them in order."""
         request = self._request
-        prompt_tokens, fault = self._context.encoder.encode(request.prompt)
+        prompt_tokens, self._images, fault = await self._read_prompt()
         siblings = range(request.num_samples)
         if fault is not None:
             nothing = _prompt_only(prompt_tokens)
@@ -80,6 +83,18 @@ class GroupPlay:
                 for k in siblings
             ]
         return list(await asyncio.gather(*(self._sibling(k, prompt_tokens) for k in siblings)))
+
+    async def _read_prompt(self) -> tuple[list[int], PromptImages, str | None]:
+        """Return the prompt's tokens, its images, and the reason against sampling, or None."""
+        request, encoder = self._request, self._context.encoder
+        if not request.images:
+            tokens, fault = encoder.encode(request.prompt)
+            return tokens, NO_IMAGES, fault
+        try:  # in a thread: decoding takes the time of many tokens
+            loaded = await asyncio.to_thread(encoder.load, request.images)
+        except ImageFaultError as fault:
+            return [], NO_IMAGES, str(fault)
+        return encoder.encode_shown(request.prompt, loaded)
 
     async def _sibling(self, k: int, prompt_tokens: list[int]) -> Trajectory:
         turn = 0
@@ -133,6 +148,7 @@ class GroupPlay:
                     request_id=request_id,
                     sampling=self._request.sampling,
                     seed=self._request.seed + k,
+                    images=self._images,
                 )
         finally:
             self.drawing.discard(request_id)
@@ -186,6 +202,8 @@ class GroupPlay:
             num_turns=played.num_turns,
             response_text=played.response_text,
             timings=timings,
+            images=self._images.spans,
+            image_files=[image.file for image in self._images.loaded],
         )
 
 

@@ -80,6 +80,8 @@
     });
     pick.querySelector("select").value = mode;
     place.replaceChildren(
+      el("div", { class: "pictures" }, (group.images ?? []).map((src, at) =>
+        el("img", { src, alt: `image ${at + 1} of the prompt` }))),
       el("div", { class: "text prompt", dir: "auto" }, visible(group.prompt)),
       el("div", { class: "controls" }, pick, again.length ? el("button", {
         onclick: () => { search.value = state.search = group.prompt_uid; fill(); },
