@@ -101,6 +101,23 @@ def test_the_page_tells_the_verdict_the_curves_and_the_events(browser, page):
     assert "one_step_off" in browser.read("document.querySelector('.bubble').textContent")
 
 
+def test_a_goal_is_a_line_that_the_axis_of_a_score_reaches(browser, run_dir, tmp_path):
+    """The pixels of two pages differ where the line is, in the charts of scores and in no other."""
+    pages = {goal: tmp_path / f"{goal}.html" for goal in (None, 2.5)}
+    drawn = {}
+    for goal, path in pages.items():
+        write_report([run_dir], path, goal=goal)
+        browser.open(path, width=1280)
+        drawn[goal] = browser.read(
+            "[...document.querySelectorAll('[data-panel]')].map((e) =>"
+            " [e.dataset.panel, e.querySelector('canvas').toDataURL()])"
+        )
+    changed = [
+        name for (name, one), (_, other) in zip(*drawn.values(), strict=True) if one != other
+    ]
+    assert changed == ["Reward", "Held-out score"]
+
+
 def test_filters_search_and_order_choose_groups(browser, page):
     browser.open(page)
     assert browser.read("document.getElementById('count').textContent") == "16 of 16 groups match."
