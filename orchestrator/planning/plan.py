@@ -114,6 +114,8 @@ PRODUCED = frozenset(
         "rewards",
         "staleness",
         "truncated",
+        "turn_numbers",
+        "group_ids",
     }
 )
 
