@@ -15,7 +15,7 @@ from orchestrator.planning.doctor.findings import Finding, fault, note, ok
 from orchestrator.planning.sources import check_context, encoder_of, model_folder, prompt_sets
 from orchestrator.telemetry.counting import counted
 from workers.data.prompts import PromptSet
-from workers.tasks.local_copy import source_files
+from workers.tasks.copy_files import source_files
 
 SAMPLED_PROMPTS = 64
 
