@@ -102,6 +102,7 @@ class CreditInputs:
         sequence_ids: [N] int64, sorted, 0..S-1.
         loss_mask: [N] bool.
         truncated: [S] bool, stopped by the length limit; needs no declaration.
+        reward_parts: name -> [S] float32, of the parts that the advantage names.
         old_logprobs, ref_logprobs, rollout_logprobs, values: [N], where a part declares them.
     """
 
@@ -110,6 +111,7 @@ class CreditInputs:
     sequence_ids: Tensor
     loss_mask: Tensor
     truncated: Tensor | None = None
+    reward_parts: Mapping[str, Tensor] | None = None
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
     rollout_logprobs: Tensor | None = None

@@ -8,7 +8,7 @@ filtered rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 
 from algorithms.algorithm import Algorithm
+from algorithms.composition import part_values
 from algorithms.inputs import CreditInputs
 from workers.data.plans import CreditPlan
 from workers.data.trajectory import computed_columns
@@ -49,6 +50,7 @@ def assign_credit(
             sequence_ids=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)),
             loss_mask=torch.from_numpy(mask),
             truncated=_truncated(table),
+            reward_parts=_reward_parts(table, algorithm.advantage.reward_parts),
             **columns,
         )
     )
@@ -72,6 +74,14 @@ def _truncated(table: pa.Table) -> torch.Tensor | None:
     if "finish_reason" not in table.column_names:
         return None
     return torch.tensor([why == "length" for why in table.column("finish_reason").to_pylist()])
+
+
+def _reward_parts(table: pa.Table, names: Sequence[str]) -> dict[str, torch.Tensor] | None:
+    """Return the named parts of the rewards [S]; None where the advantage names none."""
+    if not names:
+        return None
+    parts = [dict(row) for row in table.column("reward_parts").to_pylist()]
+    return {name: part_values("advantage", name, parts) for name in names}
 
 
 def critic_metrics(
