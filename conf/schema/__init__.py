@@ -25,8 +25,9 @@ from conf.schema.data import (
     EvaluationSetConfig,
     SourceConfig,
 )
+from conf.schema.environment import EnvironmentConfig
 from conf.schema.learner import LearnerConfig, OptimizerConfig, ProfileConfig
-from conf.schema.model import AdapterConfig, ArchitectureConfig, ModelConfig
+from conf.schema.model import AdapterConfig, ArchitectureConfig, ModelConfig, TowerConfig
 from conf.schema.reference import ReferenceConfig
 from conf.schema.rehearsal import RehearsalConfig
 from conf.schema.reward import RewardConfig
@@ -45,6 +46,7 @@ __all__ = [
     "CriticRoleConfig",
     "CurriculumConfig",
     "DataConfig",
+    "EnvironmentConfig",
     "EvaluationConfig",
     "EvaluationSetConfig",
     "LearnerConfig",
@@ -61,6 +63,7 @@ __all__ = [
     "ScheduleConfig",
     "SourceConfig",
     "TimeoutConfig",
+    "TowerConfig",
     "TrackingConfig",
     "TrainConfig",
     "TrainerConfig",

@@ -19,6 +19,7 @@ from workers.data.sources.messages import PromptFormat
 from workers.data.sources.source import PromptSource
 from workers.engines.model.heads import check_heads
 from workers.engines.model.lora_settings import check_targets, linear_names
+from workers.engines.model.vision.support import supported_images
 from workers.models.vocabulary import check_stop
 
 SET_COLUMN = "evaluation_set"  # of held-out rows, by which the scorer of a set is chosen
@@ -50,6 +51,8 @@ def prepare(config: TrainConfig) -> Sources:
         ends = getattr(config.rollout, name)
         check_stop(model_path, f"rollout.{name}", token_ids=ends.stop_token_ids, texts=ends.stop)
     check_sequence_parallel(model_path, config.learner.sequence_parallel_size)
+    if supported_images(model_path) is not None:
+        check_images(model_path, config)
     critic_path = model_path
     if config.critic.model is not None:
         critic_path = Path(config.critic.model).absolute()
@@ -91,7 +94,7 @@ def model_folder(config: ModelConfig) -> Path:
 def check_context(model_path: Path, max_model_len: int) -> None:
     """Raise ValueError where `max_model_len` exceeds the model's own context, in tokens."""
     record = json.loads((model_path / "config.json").read_text())
-    limit = record.get("max_position_embeddings")
+    limit = record.get("text_config", record).get("max_position_embeddings")
     if limit is not None and max_model_len > limit:
         raise ValueError(
             f"rollout.max_model_len={max_model_len} exceeds the context of {model_path.name}, "
@@ -108,6 +111,16 @@ def check_sequence_parallel(model_path: Path, size: int) -> None:
         check_heads(num_heads, record.get("num_key_value_heads") or num_heads, size)
 
 
+def check_images(model_path: Path, config: TrainConfig) -> None:
+    """Raise ValueError for settings that a vision-language model cannot run with."""
+    size = config.learner.sequence_parallel_size
+    if size > 1:
+        raise ValueError(
+            f"learner.sequence_parallel_size={size} with {model_path.name}: ranks that share a "
+            "batch do not divide images; set learner.sequence_parallel_size=1"
+        )
+
+
 def check_vocabulary(critic_path: Path, model_path: Path) -> None:
     """Raise ValueError where the critic's vocabulary lacks tokens of the policy's."""
     if not (critic_path / "config.json").exists():
@@ -116,8 +129,10 @@ def check_vocabulary(critic_path: Path, model_path: Path) -> None:
             "null to start from the policy's"
         )
     sizes = [
-        json.loads((path / "config.json").read_text()).get("vocab_size")
-        for path in (critic_path, model_path)
+        record.get("text_config", record).get("vocab_size")
+        for record in (
+            json.loads((path / "config.json").read_text()) for path in (critic_path, model_path)
+        )
     ]
     if None not in sizes and sizes[0] < sizes[1]:
         raise ValueError(

@@ -16,6 +16,7 @@ GROUPS = (
     "data",
     "evaluation/set",
     "reward",
+    "environment",
     "rollout",
     "learner",
     "critic",
@@ -37,6 +38,9 @@ NEEDS = {  # members that leave a path to the user
     **{("data", name): LONG for name in ("countdown", "apps", "taco")},
     ("rollout", "replay"): ["rollout.replay.folder=/somewhere"],
     ("reward", "function"): ["reward.scorer.path=my.reward"],
+    ("environment", "agent"): ["environment.player.command=my_agent"],
+    ("environment", "function"): ["environment.player.path=my.play"],
+    ("environment", "text_game"): ["environment.player.path=my.Game"],
 }
 
 

@@ -126,6 +126,9 @@ class PromptEncoder:
         model_path: folder of the tokenizer.
         max_prompt_tokens: longest prompt that is sampled.
         template: of chats; None for the model's own.
+
+    Attributes:
+        keywords: variables of the template.
     """
 
     def __init__(
@@ -137,7 +140,7 @@ class PromptEncoder:
         from transformers import AutoTokenizer  # slow to import, and only engines encode
 
         self._tokenizer = AutoTokenizer.from_pretrained(str(model_path))
-        self._keywords = dict(template.keywords) if template else {}
+        self.keywords = dict(template.keywords) if template else {}
         if template is not None and template.text is not None:
             self._tokenizer.chat_template = template.text
         self._max_prompt_tokens = max_prompt_tokens
@@ -163,11 +166,24 @@ class PromptEncoder:
             tokens = self._tokens(prompt)
         except Exception as error:  # a template is a program of the model's, run on a user's row
             return [], f"not encoded: {reason_of(error)}"
+        return tokens, self.fault_of_length(tokens)
+
+    def fault_of_length(self, tokens: list[int]) -> str | None:
+        """Return the reason against sampling behind so few or so many tokens, or None."""
         if not tokens:
-            return tokens, "empty prompt"
+            return "empty prompt"
         if len(tokens) > self._max_prompt_tokens:
-            return tokens, f"prompt of {len(tokens)} tokens, limit {self._max_prompt_tokens}"
-        return tokens, None
+            return f"prompt of {len(tokens)} tokens, limit {self._max_prompt_tokens}"
+        return None
+
+    def continuation(self, text: str) -> list[int]:
+        """Return the token ids of a text that follows other tokens: no token opens it."""
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, of transformers."""
+        return self._tokenizer
 
     def decode(self, tokens: list[int]) -> str:
         """Return the text of token ids, special tokens included."""
@@ -182,7 +198,7 @@ class PromptEncoder:
         if isinstance(prompt, str):
             return list(self._tokenizer(prompt)["input_ids"])
         encoded = self._tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **self._keywords
+            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **self.keywords
         )
         return list(encoded["input_ids"])
 

@@ -102,6 +102,7 @@ def describe_rows(batch: pa.RecordBatch) -> list[TrajectoryMeta]:
             "weight_versions",
             "reward_notes",
             "response_text",
+            "turns",
         ]
     )
     metas = []
@@ -128,6 +129,8 @@ def describe_rows(batch: pa.RecordBatch) -> list[TrajectoryMeta]:
                 reward_s=float(timings.get("reward", 0.0)),
                 num_prompt=num_prompt,
                 prompt_crc=prompt_crc,
+                num_turns=row["num_turns"],
+                branch=row["branch"],
             )
         )
     return metas
