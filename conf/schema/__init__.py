@@ -17,15 +17,9 @@ from conf.schema.cluster import (
     TimeoutConfig,
 )
 from conf.schema.critic import CriticConfig
-from conf.schema.data import (
-    AnchorConfig,
-    CurriculumConfig,
-    DataConfig,
-    EvaluationConfig,
-    EvaluationSetConfig,
-    SourceConfig,
-)
+from conf.schema.data import CurriculumConfig, DataConfig, SourceConfig
 from conf.schema.environment import EnvironmentConfig
+from conf.schema.evaluation import AnchorConfig, EvaluationConfig, EvaluationSetConfig
 from conf.schema.learner import LearnerConfig, OptimizerConfig, ProfileConfig
 from conf.schema.model import AdapterConfig, ArchitectureConfig, ModelConfig, TowerConfig
 from conf.schema.reference import ReferenceConfig

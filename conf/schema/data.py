@@ -1,4 +1,4 @@
-"""Prompts: sources, columns, form and lengths, and held-out sets.
+"""Prompts: sources, columns, form and lengths.
 
 Read by the driver. Opens no file.
 """
@@ -13,7 +13,6 @@ from typing import Any
 from omegaconf import MISSING
 
 from conf.schema.checks import require
-from conf.schema.rollout import SamplingConfig
 
 PLACE = "{prompt}"  # in a template, for the prompt
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # stands in uids and in names of metrics
@@ -103,6 +102,29 @@ class CurriculumConfig:
 
 
 @dataclass(kw_only=True)
+class ImagesConfig:
+    """Limits of the images that prompts show."""
+
+    max_pixels: int | None = None  # of one image, which is scaled down; null: the model's own limit
+    max_per_prompt: int = 8
+
+    def check(self) -> None:
+        """Raise a ValueError that names an impossible value and the remedy."""
+        require(
+            self.max_pixels is None or self.max_pixels >= 1,
+            "data.images.max_pixels",
+            self.max_pixels,
+            "must be at least 1; null takes the model's own limit",
+        )
+        require(
+            self.max_per_prompt >= 1,
+            "data.images.max_per_prompt",
+            self.max_per_prompt,
+            "must be at least 1; data.image_column=null is a run without images",
+        )
+
+
+@dataclass(kw_only=True)
 class DataConfig:
     """Prompts: where they are, the names of their columns, and the form in which they are sent."""
 
@@ -113,6 +135,8 @@ class DataConfig:
     build: Any = None  # `_target_` of a function that generates both into a folder
     prompt_column: str = "prompt"  # string, or list of {role, content} messages; dots lead inside
     ground_truth_column: str = "ground_truth"  # a text, or a list of which any is right
+    image_column: str | None = None  # path, bytes, {bytes, path} or a list of them; null: no images
+    images: ImagesConfig = field(default_factory=ImagesConfig)
     prompt_template: str | None = None  # text around the last user message, with {prompt}
     system_prompt: str | None = None  # before chats that have none
     as_chat: bool = False  # a text prompt becomes a chat of one user message
@@ -144,6 +168,7 @@ class DataConfig:
             self.max_prompt_tokens,
             "must be at least 1",
         )
+        self.images.check()
         require(self.eval_limit >= 0, "data.eval_limit", self.eval_limit, "must not be negative")
 
     def _check_sources(self) -> None:
@@ -184,55 +209,3 @@ def check_template(key: str, value: str | None) -> None:
         value,
         f"has no {PLACE}, where the prompt of each row would stand",
     )
-
-
-@dataclass(kw_only=True)
-class AnchorConfig:
-    """Published score of a set, shown beside the measured one."""
-
-    model: str = MISSING
-    metric: str = "pass@1"
-    value: float = MISSING  # 0 to 1
-    source: str = MISSING  # paper and table
-
-
-@dataclass(kw_only=True)
-class EvaluationSetConfig:
-    """One held-out set: its file, the form of its prompts, sampling and scorer."""
-
-    path: str = MISSING  # Parquet, JSON lines, or a folder of one of them or of Arrow files
-    prompt_column: str = "prompt"
-    ground_truth_column: str = "ground_truth"
-    prompt_template: str | None = None  # text around the last user message, with {prompt}
-    as_chat: bool | None = None  # null: data.as_chat
-    samples_per_prompt: int | None = None  # k; null: rollout.eval_samples_per_prompt
-    sampling: SamplingConfig | None = None  # null: rollout.eval_sampling
-    scorer: Any = None  # null: reward.scorer
-    limit: int = 0  # prompts used; 0: all
-    anchors: list[AnchorConfig] = field(default_factory=list)
-
-    def check(self, key: str) -> None:
-        """Raise a ValueError for an impossible value that stands under `key`."""
-        check_template(f"{key}.prompt_template", self.prompt_template)
-        require(
-            self.samples_per_prompt is None or self.samples_per_prompt >= 1,
-            f"{key}.samples_per_prompt",
-            self.samples_per_prompt,
-            "must be at least 1",
-        )
-        require(self.limit >= 0, f"{key}.limit", self.limit, "must not be negative; 0 takes all")
-        if self.sampling is not None:
-            self.sampling.check(f"{key}.sampling")
-
-
-@dataclass(kw_only=True)
-class EvaluationConfig:
-    """Held-out sets that are scored together with `data.eval_path`."""
-
-    sets: dict[str, EvaluationSetConfig] = field(default_factory=dict)
-
-    def check(self) -> None:
-        """Raise a ValueError that names an impossible value and the remedy."""
-        for name, each in self.sets.items():
-            check_name("evaluation.sets", name)
-            each.check(f"evaluation.sets.{name}")

@@ -13,8 +13,9 @@ from omegaconf import MISSING
 from conf.schema.checks import choose, require
 from conf.schema.cluster import ClusterConfig
 from conf.schema.critic import CriticConfig
-from conf.schema.data import DataConfig, EvaluationConfig
+from conf.schema.data import DataConfig
 from conf.schema.environment import EnvironmentConfig
+from conf.schema.evaluation import EvaluationConfig
 from conf.schema.learner import LearnerConfig
 from conf.schema.model import ModelConfig
 from conf.schema.reference import ReferenceConfig

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from algorithms.algorithm import Algorithm
 from conf.schema import OptimizerConfig, TrainConfig
-from orchestrator.planning.sources import model_folder
+from orchestrator.planning.sources import image_limits, model_folder
 from workers.data.images.settings import is_vision_model
 from workers.engines.model.lora_settings import LoraSettings, adapted_leaves, linear_names
 from workers.engines.vllm.settings import VLLMSettings
@@ -85,6 +85,7 @@ def vllm_settings(
         **_adapter_slots(config, model_path),
         request_timeout_s=timeouts.request_s,
         control_timeout_s=timeouts.publish_s,
+        images=image_limits(config.data),
         engine_kwargs=rollout.engine_kwargs,
     )
 
@@ -99,6 +100,7 @@ def policy_settings(config: TrainConfig, model_path: str, *, trains: bool) -> Ze
         optimizer=optimizer_settings(config) if trains else None,
         adapter=adapter_settings(config) if trains else None,
         freeze=None if config.model.freeze is None else tuple(config.model.freeze),
+        max_pixels=config.data.images.max_pixels,
         gradient_checkpointing=learner.gradient_checkpointing,
         attention=learner.attention,
         longest=config.rollout.max_model_len,

@@ -14,6 +14,7 @@ from pathlib import Path
 from hydra.utils import instantiate
 
 from conf.schema import DataConfig, EvaluationSetConfig, ModelConfig, SourceConfig, TrainConfig
+from workers.data.images.settings import ImageLimits, read_image_settings
 from workers.data.prompts import ChatTemplate, PromptEncoder, PromptSet
 from workers.data.sources.messages import PromptFormat
 from workers.data.sources.source import PromptSource
@@ -59,6 +60,7 @@ def prepare(config: TrainConfig) -> Sources:
         check_vocabulary(critic_path, model_path)
     if config.model.adapter.trains:
         check_targets(config.model.adapter.target_modules, linear_names(model_path))
+    check_shown(model_path, config.data)
     chat_template(config.data)
     train, heldout = prompt_sets(config.data)
     return Sources(
@@ -142,6 +144,26 @@ def check_vocabulary(critic_path: Path, model_path: Path) -> None:
         )
 
 
+def image_limits(config: DataConfig) -> ImageLimits | None:
+    """Return the limits of the images that prompts show; None where they show none."""
+    if config.image_column is None:
+        return None
+    images = config.images
+    return ImageLimits(max_pixels=images.max_pixels, max_per_prompt=images.max_per_prompt)
+
+
+def check_shown(model_path: Path, config: DataConfig) -> None:
+    """Raise ValueError where prompts show images and the model takes none, or not of this size."""
+    limits = image_limits(config)
+    if limits is None:
+        return
+    if read_image_settings(model_path, max_pixels=limits.max_pixels) is None:
+        raise ValueError(
+            f"data.image_column={config.image_column}: {model_path.name} is a model of text alone; "
+            "choose a vision-language model, or data.image_column=null"
+        )
+
+
 def prompt_sets(config: DataConfig) -> tuple[PromptSet, PromptSet | None]:
     """Return the training prompts, and the held-out prompts or None; build them if need be."""
     if config.sources:
@@ -160,6 +182,7 @@ def _one_file(config: DataConfig, path: str) -> PromptSet:
         path,
         prompt_column=config.prompt_column,
         ground_truth_column=config.ground_truth_column,
+        image_column=config.image_column,
         form=_form(config, config.prompt_template),
     )
     return PromptSet.of([only])
@@ -172,6 +195,7 @@ def _source(config: DataConfig, source: SourceConfig) -> PromptSource:
         weight=source.weight,
         prompt_column=source.prompt_column or config.prompt_column,
         ground_truth_column=source.ground_truth_column or config.ground_truth_column,
+        image_column=config.image_column,
         form=_form(config, source.prompt_template or config.prompt_template),
     )
 
@@ -182,6 +206,7 @@ def _set(config: DataConfig, name: str, own: EvaluationSetConfig) -> PromptSet:
         name=name,
         prompt_column=own.prompt_column,
         ground_truth_column=own.ground_truth_column,
+        image_column=own.image_column,
         form=PromptFormat(
             template=own.prompt_template,
             system_prompt=config.system_prompt,
@@ -218,4 +243,9 @@ def chat_template(config: DataConfig) -> ChatTemplate:
 
 def encoder_of(config: TrainConfig, model_path: Path) -> PromptEncoder:
     """Return an encoder that makes the tokens that the run's engines make."""
-    return PromptEncoder(model_path, config.data.max_prompt_tokens, chat_template(config.data))
+    return PromptEncoder(
+        model_path,
+        config.data.max_prompt_tokens,
+        chat_template(config.data),
+        images=image_limits(config.data),
+    )

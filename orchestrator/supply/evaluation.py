@@ -148,6 +148,7 @@ def _requests(heldout: HeldoutSet, version: int) -> list[GroupRequest]:
                 seed=row * heldout.num_samples,
                 sampling=heldout.sampling,
                 columns=prompt.columns,
+                images=prompt.images,
             )
         )
     return requests
@@ -163,8 +164,8 @@ def _answers(
         group = finished[request.group_id]
         batch = ray.get(group.batch)
         texts, notes = batch.column("response_text"), batch.column("reward_notes")
-        samples = zip(first_rows(group.metas), whole_samples(group.metas), strict=True)
-        for number, meta in samples:
+        firsts, samples = first_rows(group.metas), whole_samples(group.metas)
+        for number, meta in zip(firsts, samples, strict=True):
             row = group.start + number
             metas.append(meta)
             answers.append(

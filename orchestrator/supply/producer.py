@@ -89,6 +89,7 @@ class Producer:
                     seed=self._seed(epoch, row, attempt),
                     sampling=self._sampling,
                     columns=prompt.columns,
+                    images=prompt.images,
                     may_stop_early=True,
                 )
             )

@@ -9,6 +9,7 @@ from algorithms.advantages.decoupled import DecoupledGroupRelative
 from algorithms.advantages.outcome import GroupRelative
 from algorithms.aggregations import TokenMean
 from algorithms.algorithm import Algorithm
+from algorithms.composition import check_parts
 from algorithms.inputs import CreditInputs
 from algorithms.policy_losses.clipped import ClippedRatio
 from algorithms.rewards import ClipReward
@@ -87,6 +88,11 @@ def test_a_part_that_the_scorer_does_not_return_is_named_before_credit():
     assert algorithm().keep_groups(rewards, group_ids, parts).tolist() == [True]
     with pytest.raises(ValueError, match=r"advantage.part='right' is no part of every reward; it"):
         algorithm().keep_groups(rewards, group_ids, [{"exact": 1.0}, {"exact": 0.0}])
+
+
+def test_a_rule_of_the_whole_reward_may_be_shaped():
+    check_parts(DecoupledGroupRelative(), ["clip"])
+    check_parts(DecoupledGroupRelative(weights={"right": 1.0}), [])
 
 
 def test_shaping_of_a_reward_that_is_not_read_is_refused():

@@ -19,6 +19,18 @@ from typing import Any
 
 import numpy as np
 
+from workers.data.images.decoding import ImageFaultError
+from workers.data.images.prompt_images import (
+    NO_IMAGES,
+    LoadedImage,
+    PromptImages,
+    load_images,
+    shows_image,
+    text_of,
+    with_places,
+)
+from workers.data.images.settings import ImageLimits, ImageSettings, read_image_settings
+from workers.data.images.spans import expand
 from workers.data.sources.source import Prompt, PromptSource
 from workers.data.trajectory import reason_of
 
@@ -38,9 +50,19 @@ class PromptSet:
         ValueError: the path is missing, unreadable or empty, or lacks a named column.
     """
 
-    def __init__(self, path: str | Path, *, prompt_column: str, ground_truth_column: str) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        prompt_column: str,
+        ground_truth_column: str,
+        image_column: str | None = None,
+    ) -> None:
         only = PromptSource(
-            path, prompt_column=prompt_column, ground_truth_column=ground_truth_column
+            path,
+            prompt_column=prompt_column,
+            ground_truth_column=ground_truth_column,
+            image_column=image_column,
         )
         self._hold((only,))
 
@@ -124,8 +146,9 @@ class PromptEncoder:
 
     Args:
         model_path: folder of the tokenizer.
-        max_prompt_tokens: longest prompt that is sampled.
+        max_prompt_tokens: longest prompt that is sampled, the tokens of its images counted.
         template: of chats; None for the model's own.
+        images: limits of the images; None where prompts show none.
 
     Attributes:
         keywords: variables of the template.
@@ -136,6 +159,7 @@ class PromptEncoder:
         model_path: str | Path,
         max_prompt_tokens: int,
         template: ChatTemplate | None = None,
+        images: ImageLimits | None = None,
     ) -> None:
         from transformers import AutoTokenizer  # slow to import, and only engines encode
 
@@ -144,37 +168,93 @@ class PromptEncoder:
         if template is not None and template.text is not None:
             self._tokenizer.chat_template = template.text
         self._max_prompt_tokens = max_prompt_tokens
+        self._limits = images or ImageLimits()
+        self._images = (
+            None
+            if images is None
+            else read_image_settings(model_path, max_pixels=images.max_pixels)
+        )
 
-    def encode(self, prompt: str | list[dict[str, str]]) -> tuple[list[int], str | None]:
-        """Return token ids, and the reason against sampling the prompt, or None.
+    def encode(self, prompt: str | list[dict[str, Any]]) -> tuple[list[int], str | None]:
+        """Return token ids of a prompt without images, and the reason against sampling, or None.
 
-        A prompt that is no prompt, that the chat template refuses, that has no tokens, or that has
-        more than `max_prompt_tokens`, is not sampled.
+        A prompt that is no prompt, that the chat template refuses, that has no tokens, that has
+        more than `max_prompt_tokens`, or that has a place for an image, is not sampled.
 
         Raises:
             ValueError: chat messages, and a tokenizer without a chat template.
         """
+        tokens, _, fault = self.encode_shown(prompt, ())
+        return tokens, fault
+
+    @property
+    def image_settings(self) -> ImageSettings | None:
+        """Settings of the model's pixels; None where prompts show no images."""
+        return self._images
+
+    def load(self, sources: Sequence[str | bytes]) -> list[LoadedImage]:
+        """Read the images of a prompt; may run in a thread of its own.
+
+        Raises:
+            ImageFaultError: names the image and the reason.
+        """
+        if self._images is None:
+            raise ImageFaultError(
+                f"prompt with {len(sources)} images for a model that takes none; name a "
+                "vision-language model in model.path, and the images in data.image_column"
+            )
+        return load_images(sources, self._images, max_per_prompt=self._limits.max_per_prompt)
+
+    def encode_shown(
+        self, prompt: str | list[dict[str, Any]], loaded: Sequence[LoadedImage]
+    ) -> tuple[list[int], PromptImages, str | None]:
+        """Encode a prompt with images: every image's placeholder becomes all of its tokens, once.
+
+        Args:
+            prompt: text with `<image>`, or chat messages with `<image>` or parts of type "image".
+            loaded: its images, in order.
+
+        Returns:
+            Token ids, the images' places, and the reason against sampling as `encode` has it.
+
+        Raises:
+            ValueError: chat messages, and a tokenizer without a chat template.
+        """
+        settings = self._images
         fault = _fault_of(prompt)
+        if fault is None and settings is None and shows_image(prompt):
+            fault = "message with an image for a model that takes none"
         if fault is not None:
-            return [], fault
+            return [], NO_IMAGES, fault
         if not isinstance(prompt, str) and not self._tokenizer.chat_template:
             raise ValueError(
                 "prompts are chat messages, but the model's tokenizer has no chat template; use an "
                 "instruct model, prompts of plain text, or data.chat_template"
             )
         try:
-            tokens = self._tokens(prompt)
+            tokens = self._tokens(prompt if settings is None else with_places(prompt, settings))
         except Exception as error:  # a template is a program of the model's, run on a user's row
-            return [], f"not encoded: {reason_of(error)}"
-        return tokens, self.fault_of_length(tokens)
+            return [], NO_IMAGES, f"not encoded: {reason_of(error)}"
+        if settings is None:
+            return tokens, NO_IMAGES, self.fault_of_length(tokens)
+        try:
+            shown = [(image.grid, image.digest) for image in loaded]
+            tokens, spans = expand(tokens, shown, settings, self.continuation)
+        except ImageFaultError as mismatch:
+            return tokens, NO_IMAGES, str(mismatch)
+        images = PromptImages(spans=tuple(spans), loaded=tuple(loaded), settings=settings)
+        return tokens, images, self.fault_of_length(tokens, sum(span.length for span in spans))
 
-    def fault_of_length(self, tokens: list[int]) -> str | None:
+    def fault_of_length(self, tokens: list[int], of_images: int = 0) -> str | None:
         """Return the reason against sampling behind so few or so many tokens, or None."""
         if not tokens:
             return "empty prompt"
-        if len(tokens) > self._max_prompt_tokens:
-            return f"prompt of {len(tokens)} tokens, limit {self._max_prompt_tokens}"
-        return None
+        if len(tokens) <= self._max_prompt_tokens:
+            return None
+        fault = f"prompt of {len(tokens)} tokens, limit {self._max_prompt_tokens}"
+        if not of_images:
+            return fault
+        return f"{fault}: {of_images} are of images; lower data.images.max_pixels"
 
     def continuation(self, text: str) -> list[int]:
         """Return the token ids of a text that follows other tokens: no token opens it."""
@@ -194,7 +274,7 @@ class PromptEncoder:
         bos = self._tokenizer.bos_token_id
         return bos is not None and tokens[:2] == [bos, bos]
 
-    def _tokens(self, prompt: str | list[dict[str, str]]) -> list[int]:
+    def _tokens(self, prompt: str | list[dict[str, Any]]) -> list[int]:
         if isinstance(prompt, str):
             return list(self._tokenizer(prompt)["input_ids"])
         encoded = self._tokenizer.apply_chat_template(
@@ -203,9 +283,9 @@ class PromptEncoder:
         return list(encoded["input_ids"])
 
     @staticmethod
-    def text(prompt: str | list[dict[str, str]]) -> str:
+    def text(prompt: str | list[dict[str, Any]]) -> str:
         """Return the prompt that the reward sees: the text, or the last message's content."""
-        return prompt if isinstance(prompt, str) else str(prompt[-1].get("content") or "")
+        return prompt if isinstance(prompt, str) else text_of(prompt[-1].get("content"))
 
 
 def _fault_of(prompt: object) -> str | None:
@@ -224,6 +304,9 @@ def _fault_of(prompt: object) -> str | None:
     for number, message in enumerate(prompt):
         if not isinstance(message, dict):
             return f"message {number} of type {type(message).__name__}, not a mapping"
-        if message.get("content") is None and not message.get("tool_calls"):
+        content = message.get("content")
+        if content is None and not message.get("tool_calls"):
             return f"message {number} without content"
+        if isinstance(content, list) and not all(isinstance(part, dict) for part in content):
+            return f"message {number} with a part that is no mapping"
     return None

@@ -12,7 +12,14 @@ from typing import Any
 
 from conf.schema import TrainConfig
 from orchestrator.planning.doctor.findings import Finding, fault, note, ok
-from orchestrator.planning.sources import check_context, encoder_of, model_folder, prompt_sets
+from orchestrator.planning.sources import (
+    check_context,
+    check_shown,
+    encoder_of,
+    model_folder,
+    prompt_sets,
+)
+from orchestrator.planning.trial import image_fault
 from orchestrator.telemetry.counting import counted
 from workers.data.prompts import PromptSet
 from workers.tasks.copy_files import source_files
@@ -34,6 +41,7 @@ def model(config: TrainConfig) -> Iterator[Finding]:
     try:
         folder = model_folder(config.model)
         check_context(folder, config.rollout.max_model_len)
+        check_shown(folder, config.data)
     except ValueError as error:
         yield fault("model", str(error), "put a local copy of the model there, or set model.path")
         return
@@ -91,10 +99,10 @@ def tokenizer(config: TrainConfig, prompts: PromptSet | None) -> Iterator[Findin
     if prompts is None:
         yield ok("tokenizer", "loads")
         return
-    sample = [prompts[row].prompt for row in range(min(SAMPLED_PROMPTS, len(prompts)))]
-    chats = [prompt for prompt in sample if not isinstance(prompt, str)]
+    sample = [prompts[row] for row in range(min(SAMPLED_PROMPTS, len(prompts)))]
+    chats = [prompt for prompt in sample if not isinstance(prompt.prompt, str)]
     try:
-        refused = [why for prompt in sample if (why := encoder.encode(prompt)[1])]
+        refused = [why for prompt in sample if (why := image_fault(encoder, prompt))]
     except ValueError as error:  # transformers: no chat template
         yield fault(
             "chat template",

@@ -28,7 +28,7 @@ class Engine:
         self.turns, self.broken = turns, broken
         self.asked, self.aborted = [], set()
 
-    async def generate(self, tokens, *, request_id, sampling, seed):
+    async def generate(self, tokens, *, request_id, sampling, seed, images):
         self.asked.append((request_id, list(tokens), seed))
         if request_id in self.broken:
             raise UnusableAnswerError("non-finite log-prob")

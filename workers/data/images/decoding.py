@@ -1,4 +1,4 @@
-"""Read image files and decode their bytes to RGB, alike in engines and learner.
+"""Read image files and decode their bytes to RGB, alike in engines and learner; write small ones.
 
 Libraries decode pictures differently: one puts white behind transparent pixels and another black,
 and few apply the rotation that a camera writes beside them. This is the only place that decodes.
@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps
 
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # modes of 16-bit grey pictures
@@ -97,3 +98,35 @@ def _shallow(picture: Image.Image) -> Image.Image:
     if values.min() < 0 or values.max() > 0xFFFF:
         raise ImageFaultError("image of more than 16 bits a pixel; save the picture with 8 bits")
     return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def describe_picture(file_bytes: bytes) -> str:
+    """Return the size and the mean colour of a picture, such as `56 x 56 pixels, mean #e01010`.
+
+    Raises:
+        ImageFaultError: the bytes are no picture that can be used.
+    """
+    picture = decode(file_bytes)
+    red, green, blue = np.asarray(picture).reshape(-1, 3).mean(axis=0).round().astype(int)
+    width, height = picture.size
+    return f"{width} x {height} pixels, mean #{red:02x}{green:02x}{blue:02x}"
+
+
+def thumbnail(file_bytes: bytes, side: int) -> bytes:
+    """Return a picture as a JPEG file of at most `side` x `side` pixels.
+
+    Raises:
+        ImageFaultError: the bytes are no picture that can be used.
+    """
+    small = decode(file_bytes)
+    small.thumbnail((side, side))
+    file = io.BytesIO()
+    small.save(file, format="JPEG", quality=80)
+    return file.getvalue()
+
+
+def png_of(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Return colours [height, width, 3] as the bytes of a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()

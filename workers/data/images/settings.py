@@ -20,6 +20,22 @@ Grid = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ImageLimits:
+    """Limits of the images that prompts may show.
+
+    Example, at most 4 images of 256 x 28 x 28 pixels:
+        ImageLimits(max_pixels=200704, max_per_prompt=4)
+
+    Attributes:
+        max_pixels: of one image, which is scaled down to them; None: the model's own limit.
+        max_per_prompt: images of one prompt.
+    """
+
+    max_pixels: int | None = None
+    max_per_prompt: int = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ImageSettings:
     """Settings of the pixels that a vision-language model takes.
 
@@ -74,6 +90,12 @@ class ImageSettings:
         if self.family == IDEFICS:
             return self.num_rows(grid) * (self.tile // self.patch_size // self.merge_size) ** 2
         return self.num_rows(grid) // self.merge_size**2
+
+
+def is_supported(folder: str | Path) -> bool:
+    """Return True for a vision-language model of a family whose images are supported."""
+    record = _read(Path(folder))
+    return "vision_config" in record and record.get("model_type") in FAMILIES
 
 
 def is_vision_model(folder: str | Path) -> bool:

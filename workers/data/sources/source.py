@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from workers.data.images.columns import sources_of
 from workers.data.sources.messages import PromptFormat
 from workers.data.sources.rows import RECORD, RECORDS, Rows, open_rows
 from workers.data.sources.truths import Truth, read_truth
@@ -29,15 +30,26 @@ class Prompt:
     Example:
         Prompt(uid="train:7", prompt="2+3=", ground_truth="5", dataset="add")
 
+    Example, of a row with an image:
+        Prompt(
+            uid="train:8",
+            prompt="<image>colour?",
+            ground_truth="red",
+            dataset="colours",
+            images=("/data/colours/8.png",),
+        )
+
     Attributes:
         ground_truth: a list means that any of its texts is right.
+        images: path or bytes of each.
     """
 
     uid: str
-    prompt: str | list[dict[str, str]]
+    prompt: str | list[dict[str, Any]]
     ground_truth: Truth
     dataset: str
     columns: dict[str, Any] = field(default_factory=dict)
+    images: tuple[str | bytes, ...] = ()
 
 
 class PromptSource:
@@ -47,6 +59,7 @@ class PromptSource:
         path: Parquet, JSON lines, or a folder of one of them or of Arrow files.
         prompt_column: text, or chat messages.
         ground_truth_column: the answer.
+        image_column: paths or bytes, which are no column of the reward; None: prompts show none.
         name: label of every row, in its uid and its column `dataset`. None: the file's name, and
             rows keep the `dataset` that they have.
         weight: share of the prompts that a run begins, relative to other sources; None: its rows.
@@ -64,6 +77,7 @@ class PromptSource:
         *,
         prompt_column: str,
         ground_truth_column: str,
+        image_column: str | None = None,
         name: str | None = None,
         weight: float | None = None,
         form: PromptFormat | None = None,
@@ -72,6 +86,7 @@ class PromptSource:
         self.path = Path(path).expanduser().absolute()  # a run changes its folder
         self.name, self._named = name or self.path.stem, name is not None
         self._prompt_column, self._truth_column = prompt_column, ground_truth_column
+        self._image_column = image_column
         self._form, self._more = form or PromptFormat(), dict(more or {})
         self._rows = open_rows(self.path)
         if len(self._rows) == 0:
@@ -79,8 +94,10 @@ class PromptSource:
         for key, column in (
             ("data.prompt_column", prompt_column),
             ("data.ground_truth_column", ground_truth_column),
+            ("data.image_column", image_column),
         ):
-            _check_column(self.path, self._rows, key, column)
+            if column is not None:
+                _check_column(self.path, self._rows, key, column)
         _check_truths(self.path, self._rows, ground_truth_column)
         self.weight = float(len(self._rows)) if weight is None else weight
 
@@ -93,6 +110,10 @@ class PromptSource:
             values.pop(column, None) if column in self._top else _find(values, column)
             for column in (self._prompt_column, self._truth_column)
         )
+        images: tuple[str | bytes, ...] = ()
+        if self._image_column is not None:
+            folder = self.path if self.path.is_dir() else self.path.parent
+            images = sources_of(values.pop(self._image_column, None), folder)
         if self._named:
             values[LABEL] = self.name
         return Prompt(
@@ -101,6 +122,7 @@ class PromptSource:
             ground_truth=read_truth(truth),
             dataset=str(values.get(LABEL, self.name)),
             columns=values | self._more,
+            images=images,
         )
 
     @cached_property
