@@ -21,7 +21,7 @@ from conf.schema.data import CurriculumConfig, DataConfig, SourceConfig
 from conf.schema.environment import EnvironmentConfig
 from conf.schema.evaluation import AnchorConfig, EvaluationConfig, EvaluationSetConfig
 from conf.schema.learner import LearnerConfig, OptimizerConfig, ProfileConfig
-from conf.schema.model import AdapterConfig, ArchitectureConfig, ModelConfig
+from conf.schema.model import AdapterConfig, ArchitectureConfig, ModelConfig, TowerConfig
 from conf.schema.reference import ReferenceConfig
 from conf.schema.rehearsal import RehearsalConfig
 from conf.schema.reward import RewardConfig
@@ -57,6 +57,7 @@ __all__ = [
     "ScheduleConfig",
     "SourceConfig",
     "TimeoutConfig",
+    "TowerConfig",
     "TrackingConfig",
     "TrainConfig",
     "TrainerConfig",

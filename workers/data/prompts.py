@@ -149,6 +149,9 @@ class PromptEncoder:
         max_prompt_tokens: longest prompt that is sampled, the tokens of its images counted.
         template: of chats; None for the model's own.
         images: limits of the images; None where prompts show none.
+
+    Attributes:
+        keywords: variables of the template.
     """
 
     def __init__(
@@ -161,7 +164,7 @@ class PromptEncoder:
         from transformers import AutoTokenizer  # slow to import, and only engines encode
 
         self._tokenizer = AutoTokenizer.from_pretrained(str(model_path))
-        self._keywords = dict(template.keywords) if template else {}
+        self.keywords = dict(template.keywords) if template else {}
         if template is not None and template.text is not None:
             self._tokenizer.chat_template = template.text
         self._max_prompt_tokens = max_prompt_tokens
@@ -275,7 +278,7 @@ class PromptEncoder:
         if isinstance(prompt, str):
             return list(self._tokenizer(prompt)["input_ids"])
         encoded = self._tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **self._keywords
+            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **self.keywords
         )
         return list(encoded["input_ids"])
 

@@ -67,7 +67,9 @@ class TurnTexts:
     def _templates(self) -> TurnRenderer:
         if self._renderer is None:
             self._renderer = TurnRenderer(
-                self._encoder.tokenizer, end_token_ids=self._end_token_ids
+                self._encoder.tokenizer,
+                end_token_ids=self._end_token_ids,
+                options=self._encoder.keywords,
             )
         return self._renderer
 

@@ -28,6 +28,7 @@ from workers.reward.client import RewardClient
 from workers.reward.worker import RewardWorker
 from workers.rollout.early_stop import EarlyStop
 from workers.rollout.environments.contract import Environment
+from workers.rollout.environments.preparing import Preparable, prepared
 from workers.rollout.group_play import GroupPlay, RolloutContext
 from workers.rollout.limits import RolloutLimits
 from workers.rollout.turn_texts import TurnTexts
@@ -44,7 +45,7 @@ class RolloutWorker:
         run_id: str,
         settings: VLLMSettings,
         max_prompt_tokens: int,
-        environment: Environment,
+        environment: Environment | Preparable,
         limits: RolloutLimits,
         reward_timeout_s: float,
         template: ChatTemplate | None = None,
@@ -76,6 +77,10 @@ class RolloutWorker:
             version: label until the first publication.
             rewards: processes that score.
         """
+        # Once: what the first call returns needs no preparation any more.
+        self._environment = await asyncio.to_thread(
+            prepared, self._environment, self._encoder.tokenizer
+        )
         self._context = RolloutContext(
             run_id=self._run_id,
             engine=self._engine,

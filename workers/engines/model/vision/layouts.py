@@ -11,11 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workers.data.images.packed import TEXT, PackedImages
+from workers.data.images.patches import normalised
 from workers.data.images.settings import IDEFICS, QWEN, Grid, ImageSettings
 
 
@@ -53,14 +55,18 @@ class VisionLayout(ABC):
         """Return the arguments by which the model's own forward pass takes the same images."""
 
     def normalised(self, patches: Tensor) -> Tensor:
-        """Scale uint8 patches as the family's image processor does, in its order of operations."""
+        """Scale uint8 patches to float32, in the operations of the family's image processor.
+
+        A byte has 256 values: they are computed once per colour and looked up.
+        """
+        levels = normalised(np.arange(256, dtype=np.uint8)[None].repeat(3, 0)[None], self.settings)
+        table = torch.from_numpy(levels[0]).to(patches.device)  # [3, 256]
         colours = patches.reshape(len(patches), 3, -1)
-        scaled = (colours.double() * self.settings.rescale).float()
-        mean, std = (
-            torch.tensor(values, dtype=torch.float32, device=patches.device)[:, None]
-            for values in (self.settings.mean, self.settings.std)
-        )
-        return ((scaled - mean) / std).reshape(patches.shape)
+        found = torch.empty(colours.shape, dtype=torch.float32, device=patches.device)
+        for colour in range(3):
+            index = colours[:, colour].reshape(-1).int()
+            found[:, colour] = table[colour].index_select(0, index).view(len(patches), -1)
+        return found.view(patches.shape)
 
     def blank(self, device: torch.device | str) -> Tensor:
         """Return the patches of the smallest image, all alike."""

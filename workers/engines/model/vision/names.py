@@ -7,6 +7,8 @@ torch.
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
+#: Bytes of features that a rank keeps of a frozen tower.
+KEPT_BYTES = 1 << 30
 #: By `model_type`: name prefixes of tower and connector, as transformers and as folders write them.
 VISION_PREFIXES = {
     "qwen2_5_vl": ("model.visual.", "visual."),

@@ -18,9 +18,7 @@ from transformers import PreTrainedModel
 from workers.data.images.packed import TEXT, PackedImages
 from workers.data.shared_prefixes import SharedPrefixes
 from workers.engines.model.vision.layouts import VisionLayout
-
-#: Bytes of features that a rank keeps; the memory plan counts them.
-KEPT_BYTES = 1 << 30
+from workers.engines.model.vision.names import KEPT_BYTES
 
 
 class FeatureStore:
