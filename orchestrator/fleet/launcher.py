@@ -21,6 +21,7 @@ from conf.tables.transports import Reach
 from orchestrator.planning import capacity
 from orchestrator.planning.placement import FreePlaces
 from orchestrator.planning.settings import vllm_settings
+from orchestrator.planning.sources import chat_template
 from workers.engines.vllm.settings import engine_env
 from workers.rollout.limits import RolloutLimits
 from workers.rollout.worker import RolloutWorker
@@ -102,6 +103,7 @@ class EngineLauncher:
             )
             for number in numbers
         }
+        template = chat_template(config.data)
         return WorkerGroup.launch(
             "rollout",
             RolloutWorker,
@@ -110,6 +112,7 @@ class EngineLauncher:
                 "run_id": self._run_id,
                 "settings": settings[number],
                 "max_prompt_tokens": config.data.max_prompt_tokens,
+                "template": template,
                 "environment": self._environment,
                 "limits": RolloutLimits(
                     max_turns=config.environment.max_turns,

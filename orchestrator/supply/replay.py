@@ -76,7 +76,7 @@ def check_sources(recording: Recording, sources: Sources) -> None:
     manifest = json.loads((recording.run_dir / "manifest.json").read_text())
     if sources.train.digest not in manifest["data_sha256"].values():
         raise ValueError(
-            f"{recording.run_dir} was recorded with other prompts than {sources.train.path}, so "
+            f"{recording.run_dir} was recorded with other prompts than {sources.train.where}, so "
             "the ledger could not name them; replay with that run's data="
         )
     theirs, ours = manifest.get("tokenizer_sha256"), tokenizer_digest(sources.model_path)
@@ -119,7 +119,7 @@ class Replay:
         Raises:
             NothingLeftError: the recording is at its end.
         """
-        self._ledger.begin_step()
+        self._ledger.begin_step(step)
         self._taken_from = self._position
         siblings = self._config.rollout.samples_per_prompt
         chosen: list[RolloutGroup] = []

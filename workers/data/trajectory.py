@@ -33,6 +33,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from workers.data.images.columns import FILE_TYPE, SPAN_TYPE, as_spans, spans_as_structs
+from workers.data.images.spans import ImageSpan
 from workers.data.turns import TURN_TYPE, TurnSpan, as_structs, from_structs
 
 SCHEMA_VERSION = 4  # raised whenever a column is added, or changes its name or its meaning
@@ -59,6 +61,8 @@ SCHEMA = pa.schema(
         ("turns", TURN_TYPE),
         ("response_text", pa.large_string()),
         ("timings", pa.map_(pa.string(), pa.float32())),
+        ("images", SPAN_TYPE),
+        ("image_files", FILE_TYPE),
     ],
     metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
@@ -122,6 +126,8 @@ class Trajectory:
     branch: int = 0  # number of this row among those of its sample
     response_text: str = ""
     timings: Mapping[str, float] = field(default_factory=dict)  # seconds
+    images: Sequence[ImageSpan] = ()  # places of the prompt's images
+    image_files: Sequence[bytes] = field(default=(), repr=False)  # of each, whole
 
     def __post_init__(self) -> None:
         lengths = {
@@ -186,7 +192,9 @@ def describe(trajectory: Trajectory) -> TrajectoryMeta:
     """Return the metadata of one trajectory."""
     versions = np.asarray(trajectory.weight_versions, dtype=np.int32)
     drawn = versions[versions >= 0].tolist()
-    num_prompt, prompt_crc = prompt_of(np.asarray(trajectory.tokens, dtype=np.int32), versions)
+    tokens = np.asarray(trajectory.tokens, dtype=np.int32)
+    digests = [span.digest for span in trajectory.images]
+    num_prompt, prompt_crc = prompt_of(tokens, versions, digests)
     return TrajectoryMeta(
         prompt_uid=trajectory.prompt_uid,
         group_id=trajectory.group_id,
@@ -209,16 +217,19 @@ def describe(trajectory: Trajectory) -> TrajectoryMeta:
     )
 
 
-def prompt_of(tokens: npt.NDArray[np.int32], versions: npt.NDArray[np.int32]) -> tuple[int, int]:
+def prompt_of(
+    tokens: npt.NDArray[np.int32], versions: npt.NDArray[np.int32], digests: Sequence[str] = ()
+) -> tuple[int, int]:
     """Count the tokens before the first drawn one, and return the count with their CRC-32.
 
     Args:
         tokens: [L] of a trajectory.
         versions: [L] the weight version of each, -1 where the sampler did not draw it.
+        digests: of the images that the tokens stand for, which belong to the checksum.
     """
     drawn = np.flatnonzero(versions >= 0)
     count = int(drawn[0]) if len(drawn) else len(tokens)
-    return count, zlib.crc32(tokens[:count].tobytes())
+    return count, zlib.crc32(tokens[:count].tobytes(), zlib.crc32("".join(digests).encode()))
 
 
 def to_record_batch(trajectories: Sequence[Trajectory]) -> pa.RecordBatch:
@@ -228,6 +239,8 @@ def to_record_batch(trajectories: Sequence[Trajectory]) -> pa.RecordBatch:
         values = [getattr(trajectory, name) for trajectory in trajectories]
         if pa.types.is_map(kind):
             values = [list(value.items()) for value in values]
+        elif kind == SPAN_TYPE:
+            values = [spans_as_structs(value) for value in values]
         elif kind == TURN_TYPE:
             values = [as_structs(value) for value in values]
         columns.append(pa.array(values, type=kind))
@@ -240,6 +253,8 @@ def from_record_batch(batch: pa.RecordBatch) -> list[Trajectory]:
     for row in rows:
         for name in ("reward_parts", "reward_notes", "timings"):
             row[name] = dict(row[name])
+        row["images"] = as_spans(row["images"])
+        row["image_files"] = tuple(row["image_files"])
         row["turns"] = from_structs(row["turns"])
     return [Trajectory(**row) for row in rows]
 

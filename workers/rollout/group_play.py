@@ -15,6 +15,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from workers.data.images.decoding import ImageFaultError
+from workers.data.images.prompt_images import NO_IMAGES, PromptImages
 from workers.data.prompts import PromptEncoder
 from workers.data.requests import GroupRequest, Sample, Sampling
 from workers.data.trajectory import SCORED, STOPPED_EARLY, Trajectory
@@ -72,11 +74,12 @@ class GroupPlay:
             context.rewards, num_samples=request.num_samples, together=context.scores_together
         )
         self._stopped = False
+        self._images = NO_IMAGES
 
     async def run(self) -> list[Trajectory]:
         """Sample and score all siblings; return their rows, in the order of the siblings."""
         request = self._request
-        prompt_tokens, fault = self._context.encoder.encode(request.prompt)
+        prompt_tokens, self._images, fault = await self._read_prompt()
         siblings = range(request.num_samples)
         if fault is not None:
             outcome = f"dropped:{request.prompt_uid}: {fault}"
@@ -86,6 +89,18 @@ class GroupPlay:
             rows = await asyncio.gather(*(self._sibling(k, prompt_tokens) for k in siblings))
         return [row for own in rows for row in own]
 
+    async def _read_prompt(self) -> tuple[list[int], PromptImages, str | None]:
+        """Return the prompt's tokens, its images, and the reason against sampling, or None."""
+        request, encoder = self._request, self._context.encoder
+        if not request.images:
+            tokens, fault = encoder.encode(request.prompt)
+            return tokens, NO_IMAGES, fault
+        try:  # in a thread: decoding takes the time of many tokens
+            loaded = await asyncio.to_thread(encoder.load, request.images)
+        except ImageFaultError as fault:
+            return [], NO_IMAGES, str(fault)
+        return encoder.encode_shown(request.prompt, loaded)
+
     def _open(self, k: int, prompt_tokens: list[int]) -> tuple[Rollout, EnvironmentClock]:
         """Return the rollout of a sibling before its first turn, and its clock."""
         context, limits = self._context, self._context.limits
@@ -94,6 +109,8 @@ class GroupPlay:
         async def sample(tokens: list[int], turn: int, sampling: Sampling) -> Sample:
             if self._stopped:
                 raise AbortedError("the sibling was stopped between two turns")
+            if self._images.spans and tokens[: len(prompt_tokens)] != prompt_tokens:
+                raise UnusableAnswerError("the environment replaced a prompt that shows images")
             return await self._draw(k, turn, tokens, sampling)
 
         rollout = Rollout(
@@ -155,6 +172,7 @@ class GroupPlay:
                     request_id=request_id,
                     sampling=sampling,
                     seed=turn_seed(self._request.seed + k, turn),
+                    images=self._images,
                 )
         finally:
             self.drawing.discard(request_id)
@@ -229,6 +247,8 @@ class GroupPlay:
                 turns=row.turns,
                 response_text=_response(rollout, ended),
                 timings=timings,
+                images=self._images.spans,
+                image_files=[image.file for image in self._images.loaded],
             )
             for row in rollout.rows(() if ended is None else ended.turn_rewards)
         ]

@@ -19,6 +19,7 @@ from workers.data.turns import TurnSpan
 from workers.rollout.environments.contract import Message, Prompt, SpentError, Task, Turn
 from workers.rollout.environments.guarded_play import EnvironmentClock
 from workers.rollout.limits import RolloutLimits
+from workers.rollout.opening import Opening
 from workers.rollout.turn_texts import TurnTexts, text_of
 
 #: (ids so far, number of the turn, settings of this turn) -> the policy's continuation
@@ -76,15 +77,13 @@ class Rollout:
         sample: Sampler,
         clock: EnvironmentClock,
     ) -> None:
-        self.prompt: Prompt = task.prompt
-        self.tools: Sequence[Mapping[str, Any]] | None = None
         self.sampling, self.limits = sampling, limits
         self.texts, self.clock, self._sample = texts, clock, sample
         self.turns: list[Turn] = []
         self.spent = False  # an observation found no room, or a draw no budget
         self._num_begun, self._num_bytes = 0, 0
-        self.max_row_tokens = len(tokens) + sampling.max_tokens
-        self.first = RowSession(self, tokens, branch=0)
+        opening = Opening(prompt=task.prompt, max_tokens=len(tokens) + sampling.max_tokens)
+        self.first = RowSession(self, tokens, branch=0, opening=opening)
         self._sessions = [self.first]
 
     @property
@@ -108,13 +107,6 @@ class Rollout:
         drawn = [session for session in self._sessions if session.has_turns]
         return [session.row(turn_rewards) for session in drawn or self._sessions[:1]]
 
-    def restart(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] | None) -> list[int]:
-        """Replace the prompt before the first turn; return its ids."""
-        tokens = self.texts.opening(prompt, tools)
-        self.prompt, self.tools = prompt, tools
-        self.max_row_tokens = len(tokens) + self.sampling.max_tokens
-        return tokens
-
     def count_bytes(self, messages: Sequence[Message]) -> None:
         """Count the texts of an observation, or raise ValueError beyond the budget."""
         self._num_bytes += sum(len(text_of(message).encode()) for message in messages)
@@ -136,9 +128,9 @@ class Rollout:
         with self.clock.drawing():
             return await self._sample(tokens, number, sampling), number
 
-    def branch(self, tokens: Sequence[int], history: Sequence[Message]) -> RowSession:
+    def add_row(self, tokens: Sequence[int], opening: Opening) -> RowSession:
         """Begin another row that starts with `tokens`."""
-        session = RowSession(self, tokens, branch=len(self._sessions), history=history)
+        session = RowSession(self, tokens, branch=len(self._sessions), opening=opening)
         self._sessions.append(session)
         return session
 
@@ -150,29 +142,26 @@ class RowSession:
         rollout: of which it is a row.
         tokens: ids that the row starts with, none of which it trains.
         branch: number of the row.
-        history: messages that these ids render; of the first row, those of the prompt.
+        opening: origin of these ids.
     """
 
     def __init__(
-        self,
-        rollout: Rollout,
-        tokens: Sequence[int],
-        *,
-        branch: int,
-        history: Sequence[Message] = (),
+        self, rollout: Rollout, tokens: Sequence[int], *, branch: int, opening: Opening
     ) -> None:
-        self._rollout, self._branch = rollout, branch
+        self._rollout, self._branch, self._opening = rollout, branch, opening
         self._tokens: list[int] = []
         self._mask: list[bool] = []
         self._logprobs: list[float] = []
         self._versions: list[int] = []
         self._spans: list[TurnSpan] = []
-        self._history = list(history)
+        self._history = opening.messages()
         self._new: list[Message] = []  # observed since the last turn
         self._sampled: Sequence[int] = ()  # ids of the last turn
         self._turn_end = 0  # ids when the last turn ended
         self._drawing = False
         self._append(tokens)
+        if opening.shared and opening.shared[-1].end == len(tokens):
+            self._sampled, self._turn_end = tokens[opening.shared[-1].start :], len(tokens)
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -193,7 +182,7 @@ class RowSession:
     @property
     def _room(self) -> int:
         """Tokens that the row may still grow by."""
-        return self._rollout.max_row_tokens - len(self._tokens)
+        return self._opening.max_tokens - len(self._tokens)
 
     async def draw(
         self, *, max_tokens: int | None = None, stop: Sequence[str] = (), state: str = ""
@@ -241,34 +230,28 @@ class RowSession:
         """See `contract.Session`."""
         rollout = self._rollout
         rollout.count_bytes(messages)
+        prompt = self._opening.prompt
         if not self._spans and not self._branch:
-            prompt = rollout.prompt
             if isinstance(prompt, str):
                 joined: Prompt = prompt + "".join(text_of(message) for message in messages)
             else:
                 joined = [*prompt, *(dict(message) for message in messages)]
-            await self.reopen(joined, tools=rollout.tools)
+            await self.reopen(joined, tools=self._opening.tools)
             return
-        if not self._spans:
-            raise ValueError("a branch observes ids until its first turn is drawn")
+        if not self._spans and not self._sampled:
+            raise ValueError("a branch that begins before a turn observes ids until it is drawn")
         new = [*self._new, *messages]
         ids = rollout.texts.extension(
-            rollout.prompt,
-            self._history_before_turn(),
+            prompt,
+            self._history[:-1],
             new,
             sampled=self._sampled,
-            tools=rollout.tools,
+            tools=self._opening.tools,
         )
         del self._tokens[self._turn_end :], self._mask[self._turn_end :]
         del self._logprobs[self._turn_end :], self._versions[self._turn_end :]
         self._new = new
         self._observe(ids)
-
-    def _history_before_turn(self) -> list[Message]:
-        """Return the messages before the last turn."""
-        prompt = self._rollout.prompt
-        opening: list[Message] = [] if isinstance(prompt, str) or self._branch else [*prompt]
-        return [*opening, *self._history[:-1]]
 
     def observe_tokens(self, ids: Sequence[int]) -> None:
         """See `contract.Session`."""
@@ -292,9 +275,12 @@ class RowSession:
         self, messages: Prompt, *, tools: Sequence[Mapping[str, Any]] | None = None
     ) -> None:
         """See `contract.Session`."""
-        if self._spans or self._branch:
+        if self._spans or self._opening.shared:
             raise ValueError("the prompt can't change once a turn was drawn; branch the row")
-        tokens = self._rollout.restart(messages, tools)
+        tokens = self._rollout.texts.opening(messages, tools)
+        longest = len(tokens) + self._rollout.sampling.max_tokens
+        self._opening = Opening(prompt=messages, tools=tools, max_tokens=longest)
+        self._history = self._opening.messages()
         self._tokens, self._mask, self._logprobs, self._versions = [], [], [], []
         self._append(tokens)
 
@@ -302,7 +288,9 @@ class RowSession:
         """See `contract.Session`."""
         if not 0 <= keep <= len(self._tokens):
             raise ValueError(f"a row of {len(self._tokens)} ids can't share the first {keep}")
-        return self._rollout.branch(self._tokens[:keep], messages)
+        turns = [span for span in (*self._opening.shared, *self._spans) if span.end <= keep]
+        opening = replace(self._opening, history=tuple(messages), shared=tuple(turns))
+        return self._rollout.add_row(self._tokens[:keep], opening)
 
     def row(self, turn_rewards: Sequence[float]) -> Row:
         """Return the row's columns; what follows its last turn was never answered and is cut off.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from workers.data.images.prompt_images import shows_image
 from workers.data.prompts import PromptEncoder
 from workers.rollout.environments.contract import Message, Prompt
 from workers.rollout.rendering import TurnRenderer
@@ -31,6 +32,7 @@ class TurnTexts:
         Raises:
             ValueError: it can't be sampled; the message is the reason.
         """
+        _refuse_images(prompt)
         if isinstance(prompt, str) or tools is None:
             tokens, fault = self._encoder.encode(prompt)
         else:
@@ -55,8 +57,9 @@ class TurnTexts:
         messages the template's text of the new messages and the opening of the next turn.
 
         Raises:
-            ValueError: the template refuses the messages.
+            ValueError: the template refuses the messages, or one of them shows an image.
         """
+        _refuse_images(list(new))
         if isinstance(prompt, str):
             return self._encoder.continuation("".join(text_of(message) for message in new))
         return self._templates().extension(history, new, sampled=sampled, tools=tools)
@@ -64,9 +67,20 @@ class TurnTexts:
     def _templates(self) -> TurnRenderer:
         if self._renderer is None:
             self._renderer = TurnRenderer(
-                self._encoder.tokenizer, end_token_ids=self._end_token_ids
+                self._encoder.tokenizer,
+                end_token_ids=self._end_token_ids,
+                options=self._encoder.keywords,
             )
         return self._renderer
+
+
+def _refuse_images(prompt: Prompt | list[Message]) -> None:
+    """Raise ValueError for messages with an image: a template would write it as one token."""
+    if shows_image(prompt):
+        raise ValueError(
+            "the environment sent a message with an image; images are those of the prompt's row "
+            "(data.image_column), so send text"
+        )
 
 
 def text_of(message: Message) -> str:

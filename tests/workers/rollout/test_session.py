@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from workers.rollout.environments.contract import SpentError
+from workers.rollout.opening import Opening
 from workers.rollout.session import turn_seed
 
 
@@ -112,6 +113,58 @@ def test_a_branch_shares_a_prefix_and_the_budget_of_turns(rollout, says):
     assert [[s.reward for s in row.turns] for row in rows] == [[1.0, 3.0], [2.0]]
     with pytest.raises(ValueError, match="a row of 6 ids can't share the first 7"):
         own.first.branch(7)
+
+
+def test_a_branch_behind_a_turn_observes_as_the_row_does(rollout, says):
+    """Its first ids are the row's, the turn among them; its budget of tokens is the row's too."""
+
+    async def played():
+        own = rollout(says("ab", "c", "d"), max_tokens=6)
+        await own.first.draw()
+        await own.first.observe(say("12"))
+        await own.first.draw()
+        other = own.first.branch(4)
+        await other.observe(say("3"))
+        await other.draw()
+        return own, other
+
+    own, other = asyncio.run(played())
+    assert [text(session) for session in (own.first, other)] == ["q:ab12c", "q:ab3d"]
+    assert [sum(row.loss_mask) for row in own.rows()] == [3, 1]
+    with pytest.raises(ValueError, match="the prompt can't change once a turn was drawn"):
+        asyncio.run(other.reopen("new"))
+
+
+def test_a_branch_that_shares_nothing_opens_with_a_prompt_of_its_own(rollout, says):
+    async def played():
+        own = rollout(says("ab", "cd"), max_tokens=4)
+        await own.first.draw()
+        other = own.first.branch(0)
+        await other.reopen("another:")
+        await other.draw()
+        return own, other
+
+    own, other = asyncio.run(played())
+    assert (text(own.first), text(other)) == ("q:ab", "another:cd")
+    assert own.first.may_draw is True
+
+
+def test_a_branch_within_a_row_has_no_turn_to_render_messages_behind(rollout, says):
+    async def played():
+        own = rollout(says("ab"))
+        await own.first.draw()
+        await own.first.branch(1).observe(say("x"))
+
+    with pytest.raises(ValueError, match="observes ids until it is drawn"):
+        asyncio.run(played())
+
+
+def test_the_opening_of_a_row_knows_its_messages():
+    asked, said = say("q")[0], {"role": "assistant", "content": "a"}
+    assert Opening(prompt="q:", max_tokens=9).messages() == []
+    assert Opening(prompt=[asked], max_tokens=9).messages() == [asked]
+    later = Opening(prompt=[asked], max_tokens=9, history=(asked, said))
+    assert later.messages() == [asked, said]
 
 
 def test_equal_states_have_equal_checksums_whatever_was_said_before(rollout, says):

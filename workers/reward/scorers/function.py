@@ -21,7 +21,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from workers.reward.base import RewardSample
 
@@ -44,6 +44,8 @@ class Function:
     Raises:
         ValueError: nothing callable is there, or `arguments` holds a name of the sample.
     """
+
+    reads_lists: ClassVar[bool] = True  # a function gets what the row holds
 
     path: str
     arguments: Mapping[str, Any] = field(default_factory=dict)

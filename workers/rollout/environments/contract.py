@@ -36,14 +36,14 @@ class Task:
     Attributes:
         uid: name of the row, the same for all siblings.
         prompt: text, or chat messages; the session has its ids already.
-        ground_truth: of the row; None where the file has none.
+        ground_truth: of the row; of a list, any is right; None where the file has none.
         columns: all other columns of the row.
         sibling: number of this rollout among those of the row, from 0.
     """
 
     uid: str
     prompt: Prompt
-    ground_truth: str | None
+    ground_truth: str | list[str] | None
     columns: Mapping[str, Any] = field(default_factory=dict)
     sibling: int = 0
 
@@ -138,7 +138,9 @@ class Session(Protocol):
     async def reopen(
         self, messages: Prompt, *, tools: Sequence[Mapping[str, Any]] | None = None
     ) -> None:
-        """Replace the prompt before the first turn, for an environment that writes prompts itself.
+        """Replace the row's prompt before its first turn, by one that the environment wrote.
+
+        A branch that shares no turn (`branch(0)`) gets a prompt of its own.
 
         Args:
             messages: text, or chat messages.

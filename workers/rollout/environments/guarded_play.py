@@ -132,7 +132,9 @@ async def play_guarded(
         if clock.broken:
             raise clock.broken[0] from None
         if clock.expired:
-            raise EnvironmentFaultError(clock.reason) from error
+            # An environment that knows more about its end adds a note to the cancellation.
+            notes = getattr(error.__cause__, "__notes__", ())
+            raise EnvironmentFaultError("; ".join((clock.reason, *notes))) from error
         raise EnvironmentFaultError(f"raised {reason_of(error)}") from error
     if clock.broken:
         raise clock.broken[0]
