@@ -137,7 +137,10 @@ class TurnRenderer:
 
     def _keeps(self, content: str) -> bool:
         turn = {"role": "assistant", "content": content}
-        return content in self._render([USER, turn, USER], None, opens=True)
+        try:
+            return content in self._render([USER, turn, USER], None, opens=True)
+        except ValueError:  # such a history can't be rendered at all, nor be compared
+            return True
 
     def _behind(
         self,
