@@ -77,7 +77,7 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
     """
     progress = Progress(config.trainer.total_steps)
     scorer = build_scorer(raw)
-    environment = instantiate(raw.environment, _convert_="all")
+    environment = instantiate(raw.environment.player, _convert_="all")
     recording = open_recording(config)
     progress.print_line("preparing model and prompts ...")
     sources = prepare(config)

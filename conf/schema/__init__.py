@@ -18,6 +18,7 @@ from conf.schema.cluster import (
 )
 from conf.schema.critic import CriticConfig
 from conf.schema.data import CurriculumConfig, DataConfig, SourceConfig
+from conf.schema.environment import EnvironmentConfig
 from conf.schema.evaluation import AnchorConfig, EvaluationConfig, EvaluationSetConfig
 from conf.schema.learner import LearnerConfig, OptimizerConfig, ProfileConfig
 from conf.schema.model import AdapterConfig, ArchitectureConfig, ModelConfig, TowerConfig
@@ -39,6 +40,7 @@ __all__ = [
     "CriticRoleConfig",
     "CurriculumConfig",
     "DataConfig",
+    "EnvironmentConfig",
     "EvaluationConfig",
     "EvaluationSetConfig",
     "LearnerConfig",

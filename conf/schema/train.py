@@ -14,6 +14,7 @@ from conf.schema.checks import choose, require
 from conf.schema.cluster import ClusterConfig
 from conf.schema.critic import CriticConfig
 from conf.schema.data import DataConfig
+from conf.schema.environment import EnvironmentConfig
 from conf.schema.evaluation import EvaluationConfig
 from conf.schema.learner import LearnerConfig
 from conf.schema.model import ModelConfig
@@ -42,7 +43,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
-    environment: Any = MISSING
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)

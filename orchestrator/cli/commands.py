@@ -7,6 +7,7 @@ Runs in the process of the command, which is the driver for `train`. Options are
 from __future__ import annotations
 
 import gc
+import json
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
@@ -114,7 +115,7 @@ def report(options: Namespace) -> int:
     path = Path(options.output).absolute() if options.output else default
     if options.output and not path.parent.is_dir():
         raise ValueError(f"--output {path}: its folder does not exist; make it, or choose another")
-    write_report(folders, path)
+    write_report(folders, path, goal=options.goal)
     print(f"report  {path}  ({path.stat().st_size / 2**20:.1f} MiB)")
     return 0
 
@@ -300,5 +301,10 @@ def metrics(options: Namespace) -> int:
     """Print the glossary of metrics, or its entries for a name or a pattern."""
     from orchestrator.cli.metrics import find, table
 
+    if options.grafana:
+        from orchestrator.report.dashboard import dashboard
+
+        print(json.dumps(dashboard(), indent=2))
+        return 0
     print(table(find(options.name)))
     return 0

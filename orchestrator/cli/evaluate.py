@@ -44,7 +44,7 @@ def evaluate(
     raw, config, checkpoint = _resolve(path, overrides, config_dir)
     algorithm: Algorithm = instantiate(raw.algorithm, _convert_="all")
     scorer = build_scorer(raw)
-    environment = instantiate(raw.environment, _convert_="all")
+    environment = instantiate(raw.environment.player, _convert_="all")
     sources = prepare(config)
     sets = heldout_sets(config, sources)
     if not sets:

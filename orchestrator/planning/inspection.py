@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from conf.schema import TrainConfig
+from orchestrator.planning.capacity import describe_turns
 from orchestrator.planning.sources import Sources, encoder_of
 from orchestrator.planning.trial import gives_less, open_pool, reasons, shorten, try_rows
 from orchestrator.telemetry.counting import counted, describe_reasons
@@ -34,6 +35,7 @@ class _Read:
 
     keys: Counter[str] = field(default_factory=Counter)  # prompts as JSON, to compare
     lengths: list[int] = field(default_factory=list)  # tokens of each row that can be sent
+    messages: Counter[int] = field(default_factory=Counter)  # of each chat prompt
     refused: Counter[str] = field(default_factory=Counter)  # reasons against a row
     refused_uids: list[str] = field(default_factory=list)
     num_double_bos: int = 0
@@ -52,6 +54,7 @@ def inspect(config: TrainConfig, scorer: Any, sources: Sources) -> Iterator[str]
         for name, prompts in named.items():
             yield from _about_rows(name, prompts, read[name], config)
             yield from _about_scores(prompts, pool, scorer)
+    yield f"rollouts: {describe_turns(config)}"
     for name in (name for name in read if name != "train"):
         both = read["train"].keys.keys() & read[name].keys.keys()
         yield f"overlap: {counted(len(both), f'{name} prompt')} also in the training files"
@@ -73,6 +76,8 @@ def _read(prompts: PromptSet, encoder: PromptEncoder) -> _Read:
             found.refused_uids.append(prompt.uid)
             continue
         found.lengths.append(len(tokens))
+        if not isinstance(prompt.prompt, str):
+            found.messages[len(prompt.prompt)] += 1
         found.num_double_bos += encoder.begins_twice(tokens)
         if len(found.shown) < NUM_SHOWN:
             found.shown.append(
@@ -107,6 +112,8 @@ def _about_rows(name: str, prompts: PromptSet, read: _Read, config: TrainConfig)
     yield f"{name}: {counted(len(prompts), 'row')} of {prompts.where}"
     yield from read.shown
     yield from _histogram(read.lengths)
+    for number, count in sorted(read.messages.items()):
+        yield f"  chats of {counted(number, 'message')}: {counted(count, 'row')}"
     if read.refused:
         yield (
             f"  {counted(read.refused.total(), 'row')} would not be sampled "

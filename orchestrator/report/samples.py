@@ -141,6 +141,24 @@ def _group(
     }
 
 
+def _marks(turns: Sequence[Mapping[str, Any]], shown: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the turns that begin among the shown tokens, each with its place among them.
+
+    Example: [{"at": 0, "number": 1, "reward": 0.25, "finish": "stop"}]
+    """
+    places = {token: place for place, token in enumerate(shown)}
+    return [
+        {
+            "at": places[turn["start"]],
+            "number": turn["number"],
+            "reward": rounded(turn["reward"]),
+            "finish": turn["finish_reason"],
+        }
+        for turn in turns
+        if turn["start"] in places
+    ]
+
+
 def _prompt_length(row: Mapping[str, Any]) -> int:
     """Return the number of tokens before the first one that the engine drew."""
     drawn = (place for place, version in enumerate(row["weight_versions"]) if version >= 0)
@@ -171,6 +189,8 @@ def _sample(
         "kind": outcome_kind(row["outcome"], row["prompt_uid"]),
         "finish": row["finish_reason"],
         "turns": row["num_turns"],
+        "branch": row.get("branch") or 0,
+        "marks": _marks(row.get("turns") or (), shown),
         "seconds": {name: rounded(value) for name, value in row["timings"] or ()},
         "facts": facts,
         "left_out": left_out,

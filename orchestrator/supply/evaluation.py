@@ -21,6 +21,7 @@ import ray
 from conf.schema import TrainConfig
 from orchestrator.fleet.pool import RolloutPool
 from orchestrator.planning.sources import Sources
+from orchestrator.step.samples import first_rows, whole_samples
 from orchestrator.supply.intervals import bootstrap, wilson
 from orchestrator.supply.producer import draw_settings
 from orchestrator.telemetry.heldout import HeldoutAnswer, HeldoutResult
@@ -137,7 +138,8 @@ def _answers(
         group = finished[request.group_id]
         batch = ray.get(group.batch)
         texts, notes = batch.column("response_text"), batch.column("reward_notes")
-        for number, meta in enumerate(group.metas):
+        firsts, samples = first_rows(group.metas), whole_samples(group.metas)
+        for number, meta in zip(firsts, samples, strict=True):
             row = group.start + number
             lengths.append(meta.num_sampled)
             answers.append(

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 from conf.schema import SamplingConfig, TrainConfig
 from orchestrator.fleet.pool import RolloutPool
+from orchestrator.step.samples import whole_samples
 from orchestrator.supply.ledger import Ledger
 from orchestrator.supply.source import NothingLeftError, Taken, group_name, prompt_of
 from orchestrator.supply.source_metrics import SourceMetrics, pass_rate
@@ -135,10 +136,11 @@ class Producer:
             if not self._entries:  # the curriculum passes over every prompt
                 break
             group = self._next_group()
-            num_abstained += sum(meta.outcome == ABSTAINED for meta in group.metas)
+            samples = whole_samples(group.metas)
+            num_abstained += sum(meta.outcome == ABSTAINED for meta in samples)
             fine = (SCORED, STOPPED_EARLY, ABSTAINED)
-            failed.update(meta.outcome for meta in group.metas if meta.outcome not in fine)
-            rewards += [meta.reward for meta in group.metas if meta.reward is not None]
+            failed.update(meta.outcome for meta in samples if meta.outcome not in fine)
+            rewards += [meta.reward for meta in samples if meta.reward is not None]
             epoch, row = self._entries.pop(group.group_id)
             if (rate := pass_rate(group.metas)) is not None:
                 self._ledger.observe(row, rate)

@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 
 from conf.schema import TrainConfig
 from orchestrator.planning.sources import Sources
+from orchestrator.step.samples import whole_samples
 from orchestrator.supply.ledger import Ledger
 from orchestrator.supply.recording import PendingStep, Recording
 from orchestrator.supply.source import NothingLeftError, Taken, prompt_of
@@ -128,8 +129,9 @@ class Replay:
         failed: Counter[str] = Counter()
         while not chosen:
             for group in self._next_step(version, dropped):
-                failed.update(m.outcome for m in group.metas if m.outcome != "scored")
-                rewards += [meta.reward for meta in group.metas if meta.reward is not None]
+                samples = whole_samples(group.metas)
+                failed.update(meta.outcome for meta in samples if meta.outcome != "scored")
+                rewards += [meta.reward for meta in samples if meta.reward is not None]
                 epoch, row = prompt_of(group.group_id)
                 self._ledger.begin(epoch, row)
                 why = group.too_few(samples_per_prompt=siblings) or may_train(group)

@@ -88,6 +88,8 @@ ROLLOUT = (
         STEP,
         ("rollout/sequences", "samples", "trained in the step; in rollout_only, recorded"),
         ("rollout/tokens", "tokens", "sampled for these sequences"),
+        ("rollout/turns_mean", "turns", "of a sample"),
+        ("rollout/turns_max", "turns", "of the sample with most"),
         (
             "rollout/tokens_per_s",
             "tokens/s",
@@ -195,6 +197,14 @@ CREDIT = (
     *_metrics(
         "steps of algorithm/advantage=reinforce_pp, reinforce_pp_baseline or gae",
         ("credit/kl", "nats", "KL estimate to the reference in the reward; 0 without one"),
+    ),
+    *_metrics(
+        "steps of algorithm/advantage=gigpo",
+        (
+            "credit/anchors_informative_frac",
+            "share",
+            "states of a group in which turns were taken whose returns differ",
+        ),
     ),
 )
 

@@ -16,6 +16,7 @@ GROUPS = (
     "data",
     "evaluation/set",
     "reward",
+    "environment",
     "rollout",
     "learner",
     "critic",
@@ -35,6 +36,9 @@ NEEDS = {  # members that leave a path to the user
     ("data", "klear_math"): LONG,
     ("rollout", "replay"): ["rollout.replay.folder=/somewhere"],
     ("reward", "function"): ["reward.scorer.path=my.reward"],
+    ("environment", "agent"): ["environment.player.command=my_agent"],
+    ("environment", "function"): ["environment.player.path=my.play"],
+    ("environment", "text_game"): ["environment.player.path=my.Game"],
 }
 
 

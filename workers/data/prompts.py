@@ -149,6 +149,9 @@ class PromptEncoder:
         max_prompt_tokens: longest prompt that is sampled, the tokens of its images counted.
         template: of chats; None for the model's own.
         images: limits of the images; None where prompts show none.
+
+    Attributes:
+        keywords: variables of the template.
     """
 
     def __init__(
@@ -161,7 +164,7 @@ class PromptEncoder:
         from transformers import AutoTokenizer  # slow to import, and only engines encode
 
         self._tokenizer = AutoTokenizer.from_pretrained(str(model_path))
-        self._keywords = dict(template.keywords) if template else {}
+        self.keywords = dict(template.keywords) if template else {}
         if template is not None and template.text is not None:
             self._tokenizer.chat_template = template.text
         self._max_prompt_tokens = max_prompt_tokens
@@ -233,16 +236,17 @@ class PromptEncoder:
         except Exception as error:  # a template is a program of the model's, run on a user's row
             return [], NO_IMAGES, f"not encoded: {reason_of(error)}"
         if settings is None:
-            return tokens, NO_IMAGES, self._fault_of_length(tokens, 0)
+            return tokens, NO_IMAGES, self.fault_of_length(tokens)
         try:
             shown = [(image.grid, image.digest) for image in loaded]
-            tokens, spans = expand(tokens, shown, settings, self._plain)
+            tokens, spans = expand(tokens, shown, settings, self.continuation)
         except ImageFaultError as mismatch:
             return tokens, NO_IMAGES, str(mismatch)
         images = PromptImages(spans=tuple(spans), loaded=tuple(loaded), settings=settings)
-        return tokens, images, self._fault_of_length(tokens, sum(span.length for span in spans))
+        return tokens, images, self.fault_of_length(tokens, sum(span.length for span in spans))
 
-    def _fault_of_length(self, tokens: list[int], of_images: int) -> str | None:
+    def fault_of_length(self, tokens: list[int], of_images: int = 0) -> str | None:
+        """Return the reason against sampling behind so few or so many tokens, or None."""
         if not tokens:
             return "empty prompt"
         if len(tokens) <= self._max_prompt_tokens:
@@ -252,8 +256,14 @@ class PromptEncoder:
             return fault
         return f"{fault}: {of_images} are of images; lower data.images.max_pixels"
 
-    def _plain(self, text: str) -> list[int]:
+    def continuation(self, text: str) -> list[int]:
+        """Return the token ids of a text that follows other tokens: no token opens it."""
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, of transformers."""
+        return self._tokenizer
 
     def decode(self, tokens: list[int]) -> str:
         """Return the text of token ids, special tokens included."""
@@ -268,7 +278,7 @@ class PromptEncoder:
         if isinstance(prompt, str):
             return list(self._tokenizer(prompt)["input_ids"])
         encoded = self._tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **self._keywords
+            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **self.keywords
         )
         return list(encoded["input_ids"])
 

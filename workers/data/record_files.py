@@ -104,6 +104,7 @@ def describe_rows(batch: pa.RecordBatch) -> list[TrajectoryMeta]:
             "reward_notes",
             "response_text",
             "image_files",
+            "turns",
         ]
     )
     metas = []
@@ -131,6 +132,8 @@ def describe_rows(batch: pa.RecordBatch) -> list[TrajectoryMeta]:
                 reward_s=float(timings.get("reward", 0.0)),
                 num_prompt=num_prompt,
                 prompt_crc=prompt_crc,
+                num_turns=row["num_turns"],
+                branch=row["branch"],
             )
         )
     return metas

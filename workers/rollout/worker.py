@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -26,8 +27,11 @@ from workers.engines.vllm.engine import EngineTimeoutError, VLLMEngine, VLLMSett
 from workers.reward.client import RewardClient
 from workers.reward.worker import RewardWorker
 from workers.rollout.early_stop import EarlyStop
-from workers.rollout.environments.single_turn import Environment
+from workers.rollout.environments.contract import Environment
+from workers.rollout.environments.preparing import Preparable, prepared
 from workers.rollout.group_play import GroupPlay, RolloutContext
+from workers.rollout.limits import RolloutLimits
+from workers.rollout.turn_texts import TurnTexts
 from workers.spans import Recorded, SpanLog
 from workers.worker_group import EngineDiedError, WorkerGroup
 
@@ -41,19 +45,21 @@ class RolloutWorker:
         run_id: str,
         settings: VLLMSettings,
         max_prompt_tokens: int,
-        environment: Environment,
-        environment_s: float,
+        environment: Environment | Preparable,
+        limits: RolloutLimits,
         reward_timeout_s: float,
         template: ChatTemplate | None = None,
         scores_together: bool = False,
         early_stop: EarlyStop | None = None,
+        end_token_ids: Sequence[int] = (),
     ) -> None:
         self._run_id = run_id
         self._engine = VLLMEngine(settings)
         self._encoder = PromptEncoder(
             settings.model_path, max_prompt_tokens, template, images=settings.images
         )
-        self._environment, self._environment_s = environment, environment_s
+        self._texts = TurnTexts(self._encoder, end_token_ids=end_token_ids)
+        self._environment, self._limits = environment, limits
         self._reward_timeout_s, self._early_stop = reward_timeout_s, early_stop
         self._scores_together = scores_together
         self._context: RolloutContext
@@ -71,12 +77,17 @@ class RolloutWorker:
             version: label until the first publication.
             rewards: processes that score.
         """
+        # Once: what the first call returns needs no preparation any more.
+        self._environment = await asyncio.to_thread(
+            prepared, self._environment, self._encoder.tokenizer
+        )
         self._context = RolloutContext(
             run_id=self._run_id,
             engine=self._engine,
             encoder=self._encoder,
+            texts=self._texts,
             environment=self._environment,
-            environment_s=self._environment_s,
+            limits=self._limits,
             rewards=RewardClient(rewards, timeout_s=self._reward_timeout_s),
             scores_together=self._scores_together,
             early_stop=self._early_stop,

@@ -56,6 +56,7 @@
       counted(sample.facts.sampled ?? sample.tokens.length, "token"),
       sample.finish === "length" ? "cut off" : visible(sample.finish),
       sample.turns > 1 ? `${sample.turns} turns` : null,
+      sample.branch ? `branch ${sample.branch}` : null,
       sample.facts.gap !== undefined ? `largest gap ${number(sample.facts.gap)}` : null,
       ...Object.entries(sample.parts).map(([name, value]) => `${visible(name)} ${number(value)}`),
     ];

@@ -11,6 +11,8 @@ from workers.data.images.settings import ImageLimits
 from workers.data.prompts import PromptEncoder
 from workers.data.trajectory import describe, to_record_batch
 from workers.models.tiny_vision import build_tiny_vision
+from workers.rollout.environments.single_turn import SingleTurn
+from workers.rollout.turn_texts import TurnTexts
 
 SMALL, OTHER = file_of(noise(56, 56)), file_of(noise(56, 56, seed=1))
 
@@ -31,11 +33,11 @@ def encoder(tmp_path_factory):
     return PromptEncoder(folder, 32, images=ImageLimits())
 
 
-def group_of(encoder, *images, prompt="<image>a"):
+def group_of(encoder, *images, prompt="<image>a", environment=None):
     engine = Watching({f"g/{k}/1": 2 for k in range(4)})
-    group = play(engine, Rewards({2: 1.0}), samples=4)
+    group = play(engine, Rewards({2: 1.0}), samples=4, environment=environment)
     group._request = replace(group._request, prompt=prompt, images=images)
-    group._context = replace(group._context, encoder=encoder)
+    group._context = replace(group._context, encoder=encoder, texts=TurnTexts(encoder))
     return engine, asyncio.run(group.run())
 
 
@@ -67,10 +69,36 @@ def test_an_image_is_sent_with_every_draw_and_recorded_once(encoder):
 def test_a_prompt_that_can_not_be_sent_is_dropped_with_its_name(encoder, images, prompt, reason):
     engine, siblings = group_of(encoder, *images, prompt=prompt)
     assert engine.asked == []
-    assert len(siblings) == 4
-    assert all(one.outcome.startswith(reason) for one in siblings)
+    assert [one.outcome[: len(reason)] for one in siblings] == [reason] * 4
 
 
 def test_equal_tokens_with_other_images_are_another_prompt(encoder):
     crcs = [describe(group_of(encoder, file)[1][0]).prompt_crc for file in (SMALL, SMALL, OTHER)]
     assert crcs[0] == crcs[1] != crcs[2]
+
+
+class Replaces(SingleTurn):
+    """Writes another prompt, in whose tokens the image would have no place."""
+
+    async def play(self, task, session):
+        await session.reopen("other")
+        return await super().play(task, session)
+
+
+class SendsImage(SingleTurn):
+    async def play(self, task, session):
+        await session.draw()
+        await session.observe([{"role": "user", "content": [{"type": "image"}]}])
+        return await super().play(task, session)
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        (Replaces(), "failed:the environment replaced a prompt that shows images"),
+        (SendsImage(), "failed:environment:raised ValueError: the environment sent a"),
+    ],
+)
+def test_an_environment_neither_moves_nor_sends_images(encoder, environment, reason):
+    _, siblings = group_of(encoder, SMALL, environment=environment)
+    assert [one.outcome[: len(reason)] for one in siblings] == [reason] * 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from workers.tasks.addition import addition, build_addition
 from workers.tasks.colours import COLOURS, colours
 from workers.tasks.counting import counting
 from workers.tasks.digits import build_digits, digit_strings
+from workers.tasks.guessing import build_guessing, hidden_numbers
 from workers.tasks.reasoning import build_reasoning, reasoning
 from workers.tasks.tables import write_parquet
 
@@ -140,6 +142,17 @@ def test_write_parquet_is_atomic(tmp_path: Path) -> None:
     path = write_parquet(table, tmp_path / "deep" / "file.parquet")
     assert pq.read_table(path).equals(table)
     assert [p.name for p in path.parent.iterdir()] == ["file.parquet"]
+
+
+def test_every_number_is_hidden_equally_often(tmp_path: Path) -> None:
+    tables = hidden_numbers(high=6, num_train=70, num_eval=7)
+    assert set(tables.train["prompt"].to_pylist()) == {"0-6?"}
+    assert Counter(tables.train["ground_truth"].to_pylist()) == dict.fromkeys("0123456", 10)
+    assert sorted(tables.heldout["ground_truth"].to_pylist()) == [*"0123456"]
+    folder = build_guessing(tmp_path, num_train=7)
+    assert pq.read_table(folder / "eval.parquet").num_rows == 70
+    with pytest.raises(ValueError, match=r"low=3 and high=3 hold no range"):
+        hidden_numbers(low=3, high=3)
 
 
 def _pixels(file: bytes) -> np.ndarray:

@@ -31,7 +31,7 @@ SPAN_TYPE = pa.large_list(
 FILE_TYPE = pa.large_list(pa.dictionary(pa.int32(), pa.binary()))  # as Parquet reads it back
 
 
-def as_structs(spans: Sequence[ImageSpan]) -> list[dict[str, Any]]:
+def spans_as_structs(spans: Sequence[ImageSpan]) -> list[dict[str, Any]]:
     """Return spans as values of `SPAN_TYPE`."""
     return [
         {"offset": s.offset, "length": s.length, "grid": list(s.grid), "digest": s.digest}
@@ -39,7 +39,7 @@ def as_structs(spans: Sequence[ImageSpan]) -> list[dict[str, Any]]:
     ]
 
 
-def from_structs(values: Sequence[Mapping[str, Any]]) -> tuple[ImageSpan, ...]:
+def as_spans(values: Sequence[Mapping[str, Any]]) -> tuple[ImageSpan, ...]:
     """Return values of `SPAN_TYPE` as spans."""
     return tuple(
         ImageSpan(

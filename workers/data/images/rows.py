@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from workers.data.images.columns import from_structs
+from workers.data.images.columns import as_spans
 from workers.data.images.packed import RowImages
 from workers.data.images.patches import digest_of, patches_of
 from workers.data.images.settings import ImageSettings
@@ -41,7 +41,7 @@ class ImageReader:
         if "images" not in table.column_names:
             return None
         files = table.column("image_files")
-        spans = [from_structs(value) for value in table.column("images").to_pylist()]
+        spans = [as_spans(value) for value in table.column("images").to_pylist()]
         return self.of_spans(spans, lambda row, number: files[row][number].as_py())
 
     def of_spans(self, spans: Sequence[Sequence[ImageSpan]], file_of: FileOf) -> RowImages | None:

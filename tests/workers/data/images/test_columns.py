@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workers.data.images.columns import FILE_TYPE, SPAN_TYPE, as_structs, from_structs
+from workers.data.images.columns import FILE_TYPE, SPAN_TYPE, as_spans, spans_as_structs
 from workers.data.images.spans import ImageSpan
 from workers.data.plans import Slice
 from workers.data.record_files import load_groups, load_step, write_groups, write_step
@@ -98,7 +98,7 @@ def test_a_row_without_images_has_empty_lists() -> None:
 
 
 def test_spans_are_read_back_from_their_columns() -> None:
-    column = pa.array([as_structs([SPAN]), []], SPAN_TYPE)
-    assert [from_structs(value) for value in column.to_pylist()] == [(SPAN,), ()]
+    column = pa.array([spans_as_structs([SPAN]), []], SPAN_TYPE)
+    assert [as_spans(value) for value in column.to_pylist()] == [(SPAN,), ()]
     assert SCHEMA.field("images").type == SPAN_TYPE
     assert SCHEMA.field("image_files").type == FILE_TYPE
