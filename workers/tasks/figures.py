@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workers.data.images.prompt_images import PLACE, text_of
-from workers.tasks.local_copy import source_files
+from workers.tasks.copy_files import source_files
 from workers.tasks.tables import MESSAGES, TaskTables, build_folder
 
 IMAGES = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
