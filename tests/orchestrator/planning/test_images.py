@@ -65,12 +65,13 @@ def test_one_broken_file_among_good_ones_is_a_note(folder: Path, tmp_path: Path)
 def test_inspection_shows_each_image_and_names_each_row_without_one(
     folder: Path, tmp_path: Path
 ) -> None:
-    config, found = sources(folder, tmp_path, [SMALL, b"broken", SMALL])
+    config, found = sources(folder, tmp_path, [SMALL, b"broken", SMALL, LARGE])
     text = "\n".join(inspect(config, Exact(), found))
     assert "train:0, 7 tokens: '<|vision_start|><image: 4 tokens><|vision_end|>x'" in text
     assert f"image of {len(SMALL)} bytes: 56 x 56 pixels, mean #" in text
     assert "patches 4 x 4" in text
     assert "1 row would not be sampled (train:1; " in text
+    assert "duplicates: 1 row repeat a prompt of this file" in text  # by text and image
 
 
 def test_a_model_of_text_alone_is_refused(tmp_path: Path) -> None:
