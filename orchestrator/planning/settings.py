@@ -85,7 +85,7 @@ def vllm_settings(
         **_adapter_slots(config, model_path),
         request_timeout_s=timeouts.request_s,
         control_timeout_s=timeouts.publish_s,
-        images=image_limits(config.data),
+        images=image_limits(config),
         engine_kwargs=rollout.engine_kwargs,
     )
 
