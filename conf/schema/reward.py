@@ -21,6 +21,8 @@ class RewardConfig:
     num_workers: int = 1  # Ray actors
     num_processes: int = 1  # scoring processes of each
     timeout_s: float = 10.0  # per sample; the process is killed when it is over
+    keep_special_tokens: bool = False  # in the response, but for the token that ended it
+    include_prefill: bool = False  # the response begins with what the template opened (<think>)
 
     def check(self) -> None:
         """Raise a ValueError that names an impossible value and the remedy."""

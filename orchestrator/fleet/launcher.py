@@ -113,6 +113,7 @@ class EngineLauncher:
                 "environment_s": config.cluster.timeouts.environment_s,
                 "reward_timeout_s": config.reward.timeout_s,
                 "scores_together": self._scores_together,
+                "include_prefill": config.reward.include_prefill,
                 "early_stop": self._early_stop,
             },
             env=lambda number: {**self._env, **engine_env(settings[number], role.threads)},

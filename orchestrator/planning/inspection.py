@@ -16,7 +16,14 @@ from typing import Any
 
 from conf.schema import TrainConfig
 from orchestrator.planning.sources import Sources
-from orchestrator.planning.trial import gives_less, open_pool, reasons, shorten, try_rows
+from orchestrator.planning.trial import (
+    describe_opened,
+    gives_less,
+    open_pool,
+    reasons,
+    shorten,
+    try_rows,
+)
 from orchestrator.telemetry.counting import counted, describe_reasons
 from workers.data.prompts import PromptEncoder, PromptSet
 from workers.reward.pool import RewardPool
@@ -35,6 +42,7 @@ class _Read:
     refused_uids: list[str] = field(default_factory=list)
     num_double_bos: int = 0
     shown: list[str] = field(default_factory=list)
+    opened: set[str] = field(default_factory=set)  # by the template, of a shown row's response
 
 
 def inspect(config: TrainConfig, scorer: Any, sources: Sources) -> Iterator[str]:
@@ -70,6 +78,9 @@ def _read(prompts: PromptSet, encoder: PromptEncoder) -> _Read:
         found.lengths.append(len(tokens))
         found.num_double_bos += encoder.begins_twice(tokens)
         if len(found.shown) < NUM_SHOWN:
+            found.opened |= (
+                {opened} if (opened := encoder.prefill(prompt.prompt)).strip() else set()
+            )
             found.shown.append(
                 f"  {prompt.uid}, {counted(len(tokens), 'token')}: {encoder.decode(tokens)!r}\n"
                 f"    ground truth {shorten(prompt.ground_truth, 200)}, "
@@ -95,14 +106,11 @@ def _about_rows(name: str, prompts: PromptSet, read: _Read, config: TrainConfig)
             f"  {counted(read.num_double_bos, 'row')} begin with two BOS tokens: the text has one "
             "that the tokenizer adds again"
         )
-    if any(
-        shown.split("\n    ground truth")[0].rstrip("'\"\\n ").endswith("<think>")
-        for shown in read.shown
-    ):
-        yield (
-            "  the template's generation prompt opens <think>: a response begins inside it, and a "
-            "reward that looks for <think> in the response finds none"
-        )
+    for opened in sorted(read.opened):
+        if config.reward.include_prefill:
+            yield f"  the reward sees responses with what the template opens, {opened!r}"
+        else:
+            yield f"  {describe_opened(opened)}"
 
 
 def _histogram(lengths: list[int]) -> Iterator[str]:

@@ -27,6 +27,7 @@ from workers.reward.base import (
 from workers.reward.pool import RewardPool
 
 NUM_ROWS = 4  # of each file
+THINK = "<think>"
 MADE_UP = "This is a made-up response."
 
 
@@ -59,10 +60,13 @@ def try_scorer(config: TrainConfig, scorer: Any, sources: Sources) -> list[str]:
     """Score the first rows of every prompt file; return what should be looked at, a line each.
 
     Raises:
-        ValueError: the scorer can't be built in a scoring process, or no row of a file can be
-            scored; the message holds the scorer's own error.
+        ValueError: the scorer can't be built in a scoring process, no row of a file can be scored
+            (the message holds the scorer's own error), or the scorer waits for siblings that
+            would be stopped.
     """
+    _check_early_stop(config, scorer)
     notes = list(_ends_of_responses(config, scorer, sources.train))
+    notes += _opened_turns(config, sources)
     files = [sources.train, *([sources.heldout] if sources.heldout is not None else [])]
     with open_pool(config, scorer) as pool:
         for prompts in files:
@@ -162,6 +166,43 @@ def _judge(prompts: PromptSet, tried: Sequence[Tried]) -> Iterator[str]:
         )
     if any(result.outcome == ABSTAINED for row in tried for result in row.results):
         yield "reward: the scorer abstains (None) from some responses; they do not train"
+
+
+def _check_early_stop(config: TrainConfig, scorer: Any) -> None:
+    """Raise ValueError where siblings may be stopped, which a scorer of whole groups waits for."""
+    if takes_group(scorer) and config.rollout.early_stop_samples:
+        raise ValueError(
+            f"rollout.early_stop_samples={config.rollout.early_stop_samples} with a reward that "
+            "scores all siblings of a prompt together: nothing is scored before the last sibling "
+            "has ended, so none could be stopped; set it to 0, or choose a reward of single samples"
+        )
+
+
+def _opened_turns(config: TrainConfig, sources: Sources) -> Iterator[str]:
+    """Yield a note where the template begins the response itself and the reward does not see it."""
+    prompt = sources.train[0].prompt
+    if config.reward.include_prefill or not isinstance(prompt, list) or not prompt:
+        return
+    files = ("chat_template.jinja", "tokenizer_config.json")
+    texts = [sources.model_path / name for name in files]
+    if not any(THINK in text.read_text() for text in texts if text.exists()):
+        return  # the tokenizer, which is slow to load, has nothing to say
+    try:
+        opened = PromptEncoder(sources.model_path, config.data.max_prompt_tokens).prefill(prompt)
+    # A row or a template that can't be rendered is refused elsewhere, by row.
+    except Exception:
+        return
+    if THINK in opened:
+        yield describe_opened(opened)
+
+
+def describe_opened(opened: str) -> str:
+    """Return the note on a template that opens a part of the response."""
+    return (
+        f"the template's generation prompt opens {opened.strip()}: the reward sees the response "
+        "without it, and one that looks for it finds none; reward.include_prefill=true shows the "
+        "whole turn to the reward"
+    )
 
 
 def _ends_of_responses(config: TrainConfig, scorer: Any, prompts: PromptSet) -> Iterator[str]:

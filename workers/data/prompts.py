@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 
+from workers.data.prefill import prefill_of
 from workers.data.trajectory import reason_of
 
 
@@ -149,6 +150,20 @@ class PromptEncoder:
             prompt, add_generation_prompt=True, tokenize=True, return_dict=True
         )
         return list(encoded["input_ids"])
+
+    def prefill(self, prompt: str | list[dict[str, str]]) -> str:
+        """Return the part of the assistant's turn that the chat template opens, such as `<think>`.
+
+        Empty for a text prompt.
+        """
+        return "" if isinstance(prompt, str) else prefill_of(self._rendered, prompt)
+
+    def _rendered(self, messages: list[dict[str, str]], opens: bool) -> str:
+        return str(
+            self._tokenizer.apply_chat_template(
+                messages, add_generation_prompt=opens, tokenize=False
+            )
+        )
 
     @staticmethod
     def text(prompt: str | list[dict[str, str]]) -> str:

@@ -41,6 +41,7 @@ class RolloutContext:
     early_stop: EarlyStop | None
     spans: SpanLog
     scores_together: bool = False  # True if the scorer wants all siblings in one call
+    include_prefill: bool = False  # the scorer sees what the template opened of the response
 
 
 class _StoppedError(Exception):
@@ -138,9 +139,11 @@ class GroupPlay:
             self.drawing.discard(request_id)
 
     async def _score(self, k: int, played: Interaction) -> RewardResult:
+        context, prompt = self._context, self._request.prompt
+        opened = context.encoder.prefill(prompt) if context.include_prefill else ""
         finished = RewardSample(
-            prompt=self._context.encoder.text(self._request.prompt),
-            response=played.response_text,
+            prompt=context.encoder.text(prompt),
+            response=opened + played.response_text,
             ground_truth=self._request.ground_truth,
             columns=dict(self._request.columns),
         )

@@ -41,6 +41,7 @@ class RolloutWorker:
         environment_s: float,
         reward_timeout_s: float,
         scores_together: bool = False,
+        include_prefill: bool = False,
         early_stop: EarlyStop | None = None,
     ) -> None:
         self._run_id = run_id
@@ -48,7 +49,7 @@ class RolloutWorker:
         self._encoder = PromptEncoder(settings.model_path, max_prompt_tokens)
         self._environment, self._environment_s = environment, environment_s
         self._reward_timeout_s, self._early_stop = reward_timeout_s, early_stop
-        self._scores_together = scores_together
+        self._scores_together, self._include_prefill = scores_together, include_prefill
         self._context: RolloutContext
         self._finished: asyncio.Queue[list[Trajectory]] = asyncio.Queue()
         self._groups: dict[str, tuple[GroupPlay, asyncio.Task[None]]] = {}
@@ -72,6 +73,7 @@ class RolloutWorker:
             environment_s=self._environment_s,
             rewards=RewardClient(rewards, timeout_s=self._reward_timeout_s),
             scores_together=self._scores_together,
+            include_prefill=self._include_prefill,
             early_stop=self._early_stop,
             spans=self.spans,
         )

@@ -58,6 +58,9 @@ class Encoder:
     def text(self, prompt):
         return prompt
 
+    def prefill(self, prompt):
+        return "<think>\n"
+
 
 class Rewards:
     """A response earns what stands in `rewards` for its length."""
@@ -91,6 +94,7 @@ def play(
     environment_s=60.0,
     prompt_fault=None,
     scores_together=False,
+    include_prefill=False,
 ):
     request = GroupRequest(
         group_id="g",
@@ -114,6 +118,7 @@ def play(
         early_stop=early_stop,
         spans=SpanLog(),
         scores_together=scores_together,
+        include_prefill=include_prefill,
     )
     return GroupPlay(request, context)
 
@@ -331,3 +336,19 @@ def test_a_scorer_of_whole_groups_gets_all_siblings_that_finished_once():
         ("scored", 0.0, 7),
     ]
     assert rewards.calls == ([9, 5, 7],)
+
+
+@pytest.mark.parametrize(
+    ("include_prefill", "seen"), [(False, "xxx"), (True, "<think>\nxxx")], ids=["bare", "whole"]
+)
+def test_the_scorer_sees_what_the_template_opened_only_if_told(include_prefill, seen):
+    class Sees:
+        async def score(self, sample):
+            self.response = sample.response
+            return RewardResult(outcome="scored", reward=1.0)
+
+    rewards = Sees()
+    group = play(Engine({"g/0/1": 3}), rewards, samples=1, include_prefill=include_prefill)
+    (sibling,) = asyncio.run(group.run())
+    assert rewards.response == seen
+    assert sibling.response_text == "xxx"
