@@ -96,6 +96,7 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
             run_id=run_dir.name,
             model_path=str(sources.model_path),
             critic_path=str(sources.critic_path),
+            folder=run_dir,
         )
         log = RunLog(run_dir, config, progress)
         stop = StopRequest()

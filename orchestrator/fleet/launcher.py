@@ -112,6 +112,7 @@ class EngineLauncher:
                 "environment": self._environment,
                 "environment_s": config.cluster.timeouts.environment_s,
                 "reward_timeout_s": config.reward.timeout_s,
+                "reward_start_s": config.reward.start_s,
                 "scores_together": self._scores_together,
                 "include_prefill": config.reward.include_prefill,
                 "early_stop": self._early_stop,

@@ -82,7 +82,12 @@ def open_pool(config: TrainConfig, scorer: Any) -> RewardPool:
         ValueError: it can't be built there.
     """
     try:
-        return RewardPool(scorer, num_processes=1, timeout_s=config.reward.timeout_s)
+        return RewardPool(
+            scorer,
+            num_processes=1,
+            timeout_s=config.reward.timeout_s,
+            start_s=config.reward.start_s,
+        )
     except RuntimeError as error:
         raise ValueError(f"reward.scorer: {error}") from error
 
@@ -102,7 +107,11 @@ def try_rows(pool: RewardPool, scorer: Any, rows: Sequence[Prompt]) -> list[Trie
         responses = [MADE_UP, *([row.ground_truth] if row.ground_truth is not None else [])]
         samples = tuple(
             RewardSample(
-                prompt=text, response=each, ground_truth=row.ground_truth, columns=row.columns
+                prompt=text,
+                response=each,
+                ground_truth=row.ground_truth,
+                columns=row.columns,
+                messages=() if isinstance(row.prompt, str) else tuple(row.prompt),
             )
             for each in responses
         )

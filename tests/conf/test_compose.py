@@ -23,6 +23,7 @@ GROUPS = (
     "tracking",
     "rehearsal",
 )
+JUDGE = [f"reward.scorer.judges.judge.{key}=http://x/v1" for key in ("url", "model")]
 LONG = ["rollout.max_model_len=8192", "learner.token_budget=8192"]
 NEEDS = {  # members that leave a path to the user
     ("model", "hf"): ["model.path=/somewhere"],
@@ -33,6 +34,8 @@ NEEDS = {  # members that leave a path to the user
     ("data", "klear_math"): LONG,
     ("rollout", "replay"): ["rollout.replay.folder=/somewhere"],
     ("reward", "function"): ["reward.scorer.path=my.reward"],
+    ("reward", "judge"): JUDGE,
+    ("reward", "judge_ranking"): JUDGE,
 }
 
 

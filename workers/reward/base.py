@@ -28,12 +28,17 @@ class RewardSample:
 
     Example:
         RewardSample(prompt="2+3=", response="5", ground_truth="5", columns={"dataset": "add"})
+
+    Attributes:
+        prompt: the text, or the content of a chat's last message.
+        messages: all messages of a chat; empty for a text prompt.
     """
 
     prompt: str
     response: str
     ground_truth: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+    messages: tuple[Mapping[str, Any], ...] = ()
 
 
 Siblings = tuple[RewardSample, ...]  # scored by one call: a sample alone, or all of a prompt
@@ -75,9 +80,11 @@ class Scorer(Protocol):
     """Scorer of one sample: a number, None to abstain, or a mapping with "reward" and named parts.
 
     A scorer may also have `prepare(self) -> None`, called once in each scoring process before the
-    clock of the first sample starts; slow imports belong there. A scorer whose attribute
-    `whole_group` is True is called with the list of all siblings of a prompt instead, and returns
-    as many scores.
+    clock of the first sample starts; slow imports belong there, and before it
+    `keep_in(self, folder) -> None` with the folder of the run, if it writes files. A scorer whose
+    attribute `whole_group` is True is called with the list of all siblings of a prompt instead, one
+    whose attribute `batches` is True with a list of samples of any prompts; both return as many
+    scores. An exception instead of a score fails that sample alone.
     """
 
     def __call__(self, sample: RewardSample, /) -> object:
@@ -90,14 +97,19 @@ def takes_group(scorer: object) -> bool:
     return bool(getattr(scorer, "whole_group", False))
 
 
+def takes_batch(scorer: object) -> bool:
+    """Return True where a scorer wants many samples in one call, of whatever prompts."""
+    return bool(getattr(scorer, "batches", False))
+
+
 def failed(why: str, seconds: float = 0.0) -> RewardResult:
     """Return the outcome of a sample that could not be scored."""
     return RewardResult(outcome=f"failed:{why[:MAX_REASON_CHARS]}", reward=None, seconds=seconds)
 
 
 def score_group(scorer: Any, siblings: Sequence[RewardSample]) -> list[RewardResult]:
-    """Score siblings and never raise: together if the scorer wants that, or else one by one."""
-    if not takes_group(scorer):
+    """Score samples and never raise: together if the scorer wants that, or else one by one."""
+    if not (takes_group(scorer) or takes_batch(scorer)):
         return [score_sample(scorer, sample) for sample in siblings]
     began = time.perf_counter()
     try:
@@ -127,6 +139,8 @@ def _why(error: BaseException) -> str:
 
 def _result(score: object, seconds: float) -> RewardResult:
     """Turn the value that a scorer returned into an outcome."""
+    if isinstance(score, Exception):
+        return failed(_why(score), seconds)
     try:
         reward, parts, notes = _read(score)
     except Exception as error:  # a value's own methods are the user's code, too

@@ -38,6 +38,9 @@ def main() -> None:
     sys.path[:] = first["sys_path"]
     try:
         scorer = pickle.loads(first["scorer"])
+        keep_in = getattr(scorer, "keep_in", None)
+        if keep_in is not None and first["folder"] is not None:
+            keep_in(first["folder"])
         prepare = getattr(scorer, "prepare", None)
         if prepare is not None:
             prepare()
@@ -49,24 +52,40 @@ def main() -> None:
 
 
 def _serve(requests: BinaryIO, results: int, scorer: Any, timeout_s: float) -> None:
-    from workers.reward.base import RewardSample, score_group
+    from workers.reward.base import RewardSample, score_group, takes_batch, takes_group
 
     while (frame := _read_frame(requests)) is not None:
         _limit_cpu(timeout_s * len(frame))
-        for group in frame:
-            siblings = [
+        groups = [
+            [
                 RewardSample(
-                    prompt=prompt, response=response, ground_truth=ground_truth, columns=columns
+                    prompt=prompt,
+                    response=response,
+                    ground_truth=ground_truth,
+                    columns=columns,
+                    messages=messages,
                 )
-                for prompt, response, ground_truth, columns in group
+                for prompt, response, ground_truth, columns, messages in group
             ]
-            _write(
-                results,
-                [
-                    [each.outcome, each.reward, dict(each.parts), dict(each.notes), each.seconds]
-                    for each in score_group(scorer, siblings)
-                ],
-            )
+            for group in frame
+        ]
+        if takes_batch(scorer) and not takes_group(scorer):
+            scores = iter(score_group(scorer, [sample for group in groups for sample in group]))
+            for group in groups:
+                _write_results(results, [next(scores) for _ in group])
+            continue
+        for group in groups:
+            _write_results(results, score_group(scorer, group))
+
+
+def _write_results(descriptor: int, scores: list[Any]) -> None:
+    _write(
+        descriptor,
+        [
+            [each.outcome, each.reward, dict(each.parts), dict(each.notes), each.seconds]
+            for each in scores
+        ],
+    )
 
 
 def _read_frame(stream: BinaryIO) -> Any:

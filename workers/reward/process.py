@@ -39,10 +39,17 @@ class ProcessDiedError(Exception):
 class ScoringProcess:
     """A child process that scores with one scorer, restarted when needed."""
 
-    def __init__(self, scorer: bytes, *, timeout_s: float) -> None:
+    def __init__(
+        self,
+        scorer: bytes,
+        *,
+        timeout_s: float,
+        start_s: float = START_LIMIT_S,
+        folder: str | None = None,
+    ) -> None:
         """Remember the pickled scorer; `launch` starts the process."""
         self._scorer = scorer
-        self._timeout_s = timeout_s
+        self._timeout_s, self._start_s, self._folder = timeout_s, start_s, folder
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = False
         self._buffer = b""
@@ -83,14 +90,15 @@ class ScoringProcess:
                     "sys_path": [os.path.abspath(entry) for entry in sys.path],
                     "scorer": self._scorer,
                     "timeout_s": self._timeout_s,
+                    "folder": self._folder,
                 }
             )
-            word, detail = self._receive(START_LIMIT_S)
+            word, detail = self._receive(self._start_s)
         except SampleTimeoutError:
             self.kill()
             raise RuntimeError(
-                f"the scoring process was not ready after {START_LIMIT_S:.0f} s: the scorer's "
-                "imports or its prepare() take too long"
+                f"the scoring process was not ready after {self._start_s:.0f} s: the scorer's "
+                "imports or its prepare() take too long; raise reward.start_s"
             ) from None
         except ProcessDiedError:
             self.kill()
@@ -106,7 +114,7 @@ class ScoringProcess:
         """Send groups to the process; the results of each follow, in order."""
         self._send(
             [
-                [(s.prompt, s.response, s.ground_truth, dict(s.columns)) for s in group]
+                [(s.prompt, s.response, s.ground_truth, dict(s.columns), s.messages) for s in group]
                 for group in groups
             ]
         )

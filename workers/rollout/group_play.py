@@ -146,6 +146,7 @@ class GroupPlay:
             response=opened + played.response_text,
             ground_truth=self._request.ground_truth,
             columns=dict(self._request.columns),
+            messages=() if isinstance(prompt, str) else tuple(prompt),
         )
         with self._context.spans.doing("wait_for_reward"):
             return await self._scores.score(k, finished)

@@ -20,6 +20,7 @@ from workers.data.requests import Collected, GroupRequest
 from workers.data.trajectory import Trajectory, describe, to_record_batch
 from workers.engines.vllm.engine import EngineTimeoutError, VLLMEngine, VLLMSettings
 from workers.reward.client import RewardClient
+from workers.reward.process import START_LIMIT_S
 from workers.reward.worker import RewardWorker
 from workers.rollout.early_stop import EarlyStop
 from workers.rollout.environments.single_turn import Environment
@@ -40,6 +41,7 @@ class RolloutWorker:
         environment: Environment,
         environment_s: float,
         reward_timeout_s: float,
+        reward_start_s: float = START_LIMIT_S,
         scores_together: bool = False,
         include_prefill: bool = False,
         early_stop: EarlyStop | None = None,
@@ -48,7 +50,8 @@ class RolloutWorker:
         self._engine = VLLMEngine(settings)
         self._encoder = PromptEncoder(settings.model_path, max_prompt_tokens)
         self._environment, self._environment_s = environment, environment_s
-        self._reward_timeout_s, self._early_stop = reward_timeout_s, early_stop
+        self._reward_timeout_s, self._reward_start_s = reward_timeout_s, reward_start_s
+        self._early_stop = early_stop
         self._scores_together, self._include_prefill = scores_together, include_prefill
         self._context: RolloutContext
         self._finished: asyncio.Queue[list[Trajectory]] = asyncio.Queue()
@@ -71,7 +74,9 @@ class RolloutWorker:
             encoder=self._encoder,
             environment=self._environment,
             environment_s=self._environment_s,
-            rewards=RewardClient(rewards, timeout_s=self._reward_timeout_s),
+            rewards=RewardClient(
+                rewards, timeout_s=self._reward_timeout_s, start_s=self._reward_start_s
+            ),
             scores_together=self._scores_together,
             include_prefill=self._include_prefill,
             early_stop=self._early_stop,
