@@ -262,6 +262,7 @@ class Cluster:
             },
             env=lambda rank: self._env(1),
             num_cpus=role.num_cpus if role else 0,
+            num_gpus=role.num_gpus if role else 0,
             max_concurrency=1000,  # calls that wait; the pool bounds those that are scored
             restarts=True,
             retries=1,

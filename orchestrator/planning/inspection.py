@@ -11,6 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,10 +53,16 @@ def inspect(config: TrainConfig, scorer: Any, sources: Sources) -> Iterator[str]
     if sources.heldout is not None:
         named["held-out"] = sources.heldout
     read = {name: _read(prompts, encoder) for name, prompts in named.items()}
-    with open_pool(config, scorer) as pool:
+    check = getattr(scorer, "check", None)
+    with ExitStack() as held:
+        pool = None if check else held.enter_context(open_pool(config, scorer))
         for name, prompts in named.items():
             yield from _about_rows(name, prompts, read[name], config)
-            yield from _about_scores(prompts, pool, scorer)
+            if pool is not None:
+                yield from _about_scores(prompts, pool, scorer)
+    if check is not None:
+        check()
+        yield "reward: its model can be used; it is not loaded here, so no row was scored"
     if "held-out" in read:
         both = read["train"].keys.keys() & read["held-out"].keys.keys()
         yield f"overlap: {counted(len(both), 'held-out prompt')} also in the training file"

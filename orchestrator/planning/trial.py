@@ -67,6 +67,10 @@ def try_scorer(config: TrainConfig, scorer: Any, sources: Sources) -> list[str]:
     _check_early_stop(config, scorer)
     notes = list(_ends_of_responses(config, scorer, sources.train))
     notes += _opened_turns(config, sources)
+    check = getattr(scorer, "check", None)
+    if check is not None:
+        check()
+        return notes
     files = [sources.train, *([sources.heldout] if sources.heldout is not None else [])]
     with open_pool(config, scorer) as pool:
         for prompts in files:

@@ -36,6 +36,7 @@ NEEDS = {  # members that leave a path to the user
     ("reward", "function"): ["reward.scorer.path=my.reward"],
     ("reward", "judge"): JUDGE,
     ("reward", "judge_ranking"): JUDGE,
+    ("reward", "reward_model"): ["reward.scorer.path=/somewhere"],
 }
 
 

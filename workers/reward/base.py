@@ -84,7 +84,8 @@ class Scorer(Protocol):
     `keep_in(self, folder) -> None` with the folder of the run, if it writes files. A scorer whose
     attribute `whole_group` is True is called with the list of all siblings of a prompt instead, one
     whose attribute `batches` is True with a list of samples of any prompts; both return as many
-    scores. An exception instead of a score fails that sample alone.
+    scores, and an exception instead of a score fails that sample alone. A scorer that is too heavy
+    to be tried on the first rows has `check(self) -> None`, which the driver calls instead.
     """
 
     def __call__(self, sample: RewardSample, /) -> object:

@@ -5,7 +5,7 @@ Runs in a scoring process, one scorer after another. A failed scorer is not repl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from workers.reward.base import (
@@ -59,6 +59,17 @@ class Weighted:
     def batches(self) -> bool:
         """True where one of the scorers wants many samples in one call."""
         return any(takes_batch(scorer) for scorer in self.scorers.values())
+
+    @property
+    def check(self) -> Callable[[], None] | None:
+        """The checks of the scorers that are too heavy to be tried; None where there is none."""
+        checks = [check for s in self.scorers.values() if (check := getattr(s, "check", None))]
+
+        def check_all() -> None:
+            for check in checks:
+                check()
+
+        return check_all if checks else None
 
     def keep_in(self, folder: str) -> None:
         """Hand the run's folder to every scorer that writes files."""
