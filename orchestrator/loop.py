@@ -112,7 +112,7 @@ class Loop:
         trainer, last = self.config.trainer, self.config.trainer.total_steps
         for step in range(first_step, last + 1):
             self._begun = step
-            self.stop.doing = f"step {step} of {last}"
+            self.stop.activity.begin(f"step {step} of {last}")
             try:
                 stepped = self.stepper.step(step)
             except NothingLeftError as reason:
@@ -164,14 +164,14 @@ class Loop:
         """
         if self.supply.evaluator is None:
             return {}
-        self.stop.doing = f"the evaluation after step {step}"
+        self.stop.activity.begin(f"the evaluation after step {step}")
         result = self.supply.evaluator.run(self.stepper.version)
         self.outputs.log.heldout(step, result)
         return {f"eval/{name}": value for name, value in result.metrics.items()}
 
     def save(self, step: int, metrics: Mapping[str, float]) -> None:
         """Take a checkpoint of the state after `step`, written while the next steps run."""
-        self.stop.doing = f"the checkpoint of step {step}"
+        self.stop.activity.begin(f"the checkpoint of step {step}")
         score = metrics.get(self.config.trainer.best_metric)
         self.saver.begin(step, version=self.stepper.version, score=score)
         self._saved = step

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -49,9 +50,11 @@ from orchestrator.supply.replay import check_sources, open_recording
 from orchestrator.supply.supply import Supply, from_engines, from_recording
 from orchestrator.telemetry import summary
 from orchestrator.telemetry.accounting import Accounting
+from orchestrator.telemetry.clock import Clock
+from orchestrator.telemetry.display.activity import Activity
+from orchestrator.telemetry.display.progress import Progress
 from orchestrator.telemetry.failure_log import FailureLog
 from orchestrator.telemetry.profiling import StepProfiler
-from orchestrator.telemetry.progress import Progress
 from orchestrator.telemetry.run_log import RunLog
 from orchestrator.telemetry.span_collector import SpanCollector
 from orchestrator.telemetry.trace_file import TraceFile
@@ -99,7 +102,8 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
             folder=run_dir,
         )
         log = RunLog(run_dir, config, progress)
-        stop = StopRequest()
+        activity = Activity(run_dir, progress.show_moment)
+        stop = StopRequest(activity)
         failures = FailureLog(run_dir, ignore=(StoppedError,))
         report = ReportAtEnd(
             run_dir,
@@ -124,7 +128,9 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
                 )
             else:
                 supply = from_recording(config, sources, roles, recording)
-            outputs = _outputs(config, roles, run_dir, log, node=cluster.first_node)
+            outputs = _outputs(
+                config, roles, run_dir, log, activity=activity, node=cluster.first_node
+            )
             loop = _loop(config, algorithm, roles, prefixes, supply, outputs, run_dir, stop)
             first_step = loop.begin(checkpoint)
             with stop:
@@ -145,7 +151,13 @@ def _describe_engines(config: TrainConfig, cluster: Cluster, roles: Roles) -> st
 
 
 def _outputs(
-    config: TrainConfig, roles: Roles, run_dir: Path, log: RunLog, *, node: str
+    config: TrainConfig,
+    roles: Roles,
+    run_dir: Path,
+    log: RunLog,
+    *,
+    activity: Activity,
+    node: str,
 ) -> Outputs:
     timeouts = config.cluster.timeouts
     folder = run_dir / "rollouts"
@@ -163,6 +175,7 @@ def _outputs(
             timeout_s=timeouts.train_s,
         ),
         recorder=Recorder(folder, timeout_s=timeouts.checkpoint_s, node=node) if records else None,
+        make_clock=partial(Clock, begin=activity.wait),
     )
 
 

@@ -48,6 +48,10 @@ def _without_garbage_collection() -> Iterator[None]:
 
 def train(options: Namespace) -> int:
     """Train, or print the plan."""
+    if options.multirun:
+        from orchestrator.cli.multirun import train_all
+
+        return train_all(options.overrides, options.config_dir, options.dry_run, options.parallel)
     with _without_garbage_collection():
         raw, config, algorithm = _check_and_print_plan(options)
     if not config.dry_run:
@@ -228,6 +232,17 @@ def scale(options: Namespace) -> int:
     )
     print_line(message)
     return 0
+
+
+def watch(options: Namespace) -> int:
+    """Show a run until it ends; return 1 if it failed."""
+    if options.address is not None:
+        from orchestrator.cli.jobs import commands
+
+        return commands.watch(options)
+    from orchestrator.cli.watching import watch
+
+    return 1 if watch(Path(options.run).absolute()) == "failed" else 0
 
 
 def data(options: Namespace) -> int:

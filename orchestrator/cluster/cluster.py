@@ -70,6 +70,8 @@ def start_ray(config: ClusterConfig) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # The calls of an engine that died are given up on purpose.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    # At Ray's own choice, 15, any other program of this machine starves the workers.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if config.address is not None:
         ray.init(address=config.address, **common)

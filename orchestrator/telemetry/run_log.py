@@ -10,8 +10,8 @@ from pathlib import Path
 
 from conf.schema import TrainConfig
 from orchestrator.telemetry.alerts.rules import Alerts
+from orchestrator.telemetry.display.progress import Progress
 from orchestrator.telemetry.heldout import HeldoutResult
-from orchestrator.telemetry.progress import Progress
 from orchestrator.telemetry.tracking import Tracker
 
 

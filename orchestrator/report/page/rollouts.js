@@ -93,12 +93,12 @@
     const known = rewards(group);
     const mean = known.length ? known.reduce((a, b) => a + b, 0) / known.length : null;
     const failed = group.samples.filter((sample) => sample.reward === null).length;
-    const told = [ballast.several ? group.run.name : null, `step ${group.step}`,
+    const facts = [ballast.several ? group.run.name : null, `step ${group.step}`,
       counted(group.samples.length, "sample"),
       mean === null ? null : `mean reward ${number(mean)}`, failed ? `${failed} without a reward` : null, visible(group.why)];
     return el("details", { class: "group", ontoggle: () => place.childElementCount || open(group, place) },
       el("summary", null, el("b", null, visible(group.prompt.trim().slice(-80)) || "(no prompt)"),
-        el("br"), el("span", { class: "soft" }, told.filter(Boolean).join(" · "))),
+        el("br"), el("span", { class: "soft" }, facts.filter(Boolean).join(" · "))),
       place);
   };
 
