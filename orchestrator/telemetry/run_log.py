@@ -5,27 +5,50 @@ Metrics are computed elsewhere; here they are only passed on, and alerts are tol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from conf.schema import TrainConfig
 from orchestrator.telemetry.alerts.rules import Alerts
 from orchestrator.telemetry.display.progress import Progress
-from orchestrator.telemetry.heldout import HeldoutResult
+from orchestrator.telemetry.heldout import HeldoutAnswer, HeldoutResult
 from orchestrator.telemetry.tracking import Tracker
+
+MAX_ROWS = 64  # held-out answers in a tracker's table
 
 
 class RunLog:
     """Log of a run's steps and evaluations; closes its trackers at the end.
+
+    Args:
+        run_dir: of the run.
+        config: of the run.
+        progress: display of the run.
+        keeps: files that trackers get at the end, if they are there.
 
     Attributes:
         steps: the metrics of every step of this process.
         first_heldout, last_heldout: step and result of the first and the newest evaluation.
     """
 
-    def __init__(self, run_dir: Path, config: TrainConfig, progress: Progress) -> None:
-        self._run_dir, self._progress = run_dir, progress
-        self._tracker = Tracker(run_dir, config.tracking, run_name=config.run_name)
+    def __init__(
+        self,
+        run_dir: Path,
+        config: TrainConfig,
+        progress: Progress,
+        *,
+        keeps: Sequence[Path] = (),
+    ) -> None:
+        self._run_dir, self._progress, self._keeps = run_dir, progress, keeps
+        self._tracker = Tracker(
+            run_dir,
+            config.tracking,
+            run_name=config.run_name,
+            settings=json.loads(json.dumps(asdict(config), default=str)),
+            print_line=progress.print_line,
+        )
         self._alerts = Alerts()
         self.steps: list[dict[str, float]] = []
         self.first_heldout: tuple[int, HeldoutResult] | None = None
@@ -42,6 +65,7 @@ class RunLog:
     def heldout(self, step: int, result: HeldoutResult) -> None:
         """Log an evaluation after `step` and write its answers to `eval/`."""
         self._tracker.log(step, {f"eval/{name}": value for name, value in result.metrics.items()})
+        self._tracker.table(step, [_row(answer) for answer in result.answers[:MAX_ROWS]])
         result.write(self._run_dir / "eval" / f"step_{step:06d}.json")
         self.first_heldout = self.first_heldout or (step, result)
         self.last_heldout = (step, result)
@@ -52,4 +76,17 @@ class RunLog:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        for path in self._keeps:
+            if path.exists():
+                self._tracker.keep(path)
         self._tracker.close()
+
+
+def _row(answer: HeldoutAnswer) -> dict[str, str | float | None]:
+    return {
+        "prompt": answer.prompt,
+        "response": answer.response,
+        "ground truth": answer.ground_truth,
+        "reward": answer.reward,
+        "outcome": answer.outcome,
+    }
