@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
+from algorithms.aggregations import by_rollout
 from algorithms.coefficients import read, replaced
 from algorithms.composition import (
     check_auxiliaries,
@@ -328,14 +329,19 @@ class Algorithm:
         """Compute the multiplier [S] of every trainable token of a sequence, per term.
 
         The training loss is the SUM, over micro-batches and ranks too, of
-        `loss_mask * term * weight[sequence_ids]`.
+        `loss_mask * term * weight[sequence_ids]`. Where a rollout has several rows, aggregations
+        are given rollouts, with the trainable tokens of all their rows, and every row has the
+        weight of its rollout.
         """
+        metadata, rollouts = by_rollout(metadata)
         weights = {"policy": self.aggregation(metadata)}
         for name, auxiliary in self.auxiliaries.items():
             weights[name] = auxiliary.weights(metadata)
         if self.value_loss is not None:
             weights["value"] = self.aggregation(metadata)
-        return weights
+        if rollouts is None:
+            return weights
+        return {name: weight[rollouts] for name, weight in weights.items()}
 
     @torch.no_grad()
     def _metrics(self, inputs: LossInputs) -> Mapping[str, Tensor]:

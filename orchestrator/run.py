@@ -37,7 +37,7 @@ from orchestrator.planning import shared_prefix
 from orchestrator.planning.roles import roles_of
 from orchestrator.planning.shared_prefix import SharedPrefix
 from orchestrator.planning.sources import prepare
-from orchestrator.planning.trial import try_scorer
+from orchestrator.planning.trial import build_scorer, try_scorer
 from orchestrator.report.at_end import ReportAtEnd
 from orchestrator.report.page import FILE
 from orchestrator.run_folder import open_run, write_run_manifest
@@ -76,8 +76,8 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
         StoppedError: a stop was requested, and everything is on disk.
     """
     progress = Progress(config.trainer.total_steps)
-    scorer = instantiate(raw.reward.scorer, _convert_="all")
-    environment = instantiate(raw.environment, _convert_="all")
+    scorer = build_scorer(raw)
+    environment = instantiate(raw.environment.player, _convert_="all")
     recording = open_recording(config)
     progress.print_line("preparing model and prompts ...")
     sources = prepare(config)

@@ -7,6 +7,8 @@ Runs in the process of the command, which is the driver for `train`. Options are
 from __future__ import annotations
 
 import gc
+import json
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,7 +96,12 @@ def eval(options: Namespace) -> int:  # noqa: A001 - the command's name
     from orchestrator.cli.evaluate import evaluate
 
     folder = None if options.config_dir is None else str(Path(options.config_dir).absolute())
-    evaluate(Path(options.path).absolute(), options.overrides, folder, Path(options.output))
+    scores = evaluate(
+        Path(options.path).absolute(), options.overrides, folder, Path(options.output)
+    )
+    if (why := scores.all_failed()) is not None:
+        print(f"ballast eval: every sample failed: {why}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -108,7 +115,7 @@ def report(options: Namespace) -> int:
     path = Path(options.output).absolute() if options.output else default
     if options.output and not path.parent.is_dir():
         raise ValueError(f"--output {path}: its folder does not exist; make it, or choose another")
-    write_report(folders, path)
+    write_report(folders, path, goal=options.goal)
     print(f"report  {path}  ({path.stat().st_size / 2**20:.1f} MiB)")
     return 0
 
@@ -254,9 +261,9 @@ def data(options: Namespace) -> int:
     from orchestrator.planning.sources import prompt_sets
 
     train_set, heldout = prompt_sets(config.data)
-    print(f"{counted(len(train_set), 'training prompt')}: {train_set.path}")
+    print(f"{counted(len(train_set), 'training prompt')}: {train_set.where}")
     if heldout is not None:
-        print(f"{counted(len(heldout), 'held-out prompt')}: {heldout.path}")
+        print(f"{counted(len(heldout), 'held-out prompt')}: {heldout.where}")
     return 0
 
 
@@ -264,9 +271,9 @@ def _inspect_data(options: Namespace) -> int:
     raw, config = _compose(options)
     from orchestrator.planning.inspection import inspect
     from orchestrator.planning.sources import prepare
+    from orchestrator.planning.trial import build_scorer
 
-    scorer = instantiate(raw.reward.scorer, _convert_="all")
-    for line in inspect(config, scorer, prepare(config)):
+    for line in inspect(config, build_scorer(raw), prepare(config)):
         print(line)
     return 0
 
@@ -294,5 +301,10 @@ def metrics(options: Namespace) -> int:
     """Print the glossary of metrics, or its entries for a name or a pattern."""
     from orchestrator.cli.metrics import find, table
 
+    if options.grafana:
+        from orchestrator.report.dashboard import dashboard
+
+        print(json.dumps(dashboard(), indent=2))
+        return 0
     print(table(find(options.name)))
     return 0

@@ -97,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--output", help="the file to write (RUN/report.html; of several runs ./report.html)"
     )
+    report.add_argument("--goal", type=float, help="a score to draw (tracking.goal of the run)")
     diff = command("diff", "Say where two runs part; the exit code is 1 if they do.")
     diff.add_argument("left", metavar="RUN_A", help="a run's folder")
     diff.add_argument("right", metavar="RUN_B", help="another one")
@@ -109,6 +110,9 @@ def build_parser() -> argparse.ArgumentParser:
     metrics = command("metrics", "List what a run measures: name, unit, meaning, and when.")
     metrics.add_argument(
         "name", nargs="?", help="a name, a part of one, or a pattern such as 'time/*'"
+    )
+    metrics.add_argument(
+        "--grafana", action="store_true", help="print a Grafana dashboard of them, as JSON"
     )
     return parser
 

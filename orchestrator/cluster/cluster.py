@@ -81,6 +81,7 @@ def start_ray(config: ClusterConfig) -> None:
         "num_cpus": config.num_cpus,
         "object_store_memory": int(config.object_store_gib * 2**30),
         "include_dashboard": False,
+        "_metrics_export_port": config.metrics_port,
         **common,
     }
     try:

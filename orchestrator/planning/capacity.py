@@ -146,3 +146,17 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
         text += f", {cluster.gpu_memory_gib:g} GiB each"
     cache = engine_memory.describe_cache(config, roles)
     return "\n".join([text, *memory.describe(config, roles), *cache])
+
+
+def describe_turns(config: TrainConfig) -> str:
+    """Describe the budgets of a rollout's turns in one line."""
+    environment, all_tokens = config.environment, config.rollout.sampling.max_new_tokens
+    turns = counted(environment.max_turns, "turn")
+    whole = f"{counted(all_tokens, 'token')} behind the prompt, what is observed included"
+    if environment.max_turn_tokens is None:
+        return f"up to {turns}, together {whole}"
+    sampled = environment.max_turns * environment.max_turn_tokens
+    return (
+        f"up to {turns} x {counted(environment.max_turn_tokens, 'token')} = {sampled} sampled, of "
+        f"{whole}"
+    )

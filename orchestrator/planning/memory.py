@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from conf.schema import AdapterConfig, ArchitectureConfig, TrainConfig
+from conf.schema import AdapterConfig, ArchitectureConfig, TowerConfig, TrainConfig
 from orchestrator.planning.architecture import architecture_of, num_parameters
 from orchestrator.planning.roles import PlannedRole
 from workers.engines.model.head_rows import head_bytes
+from workers.engines.model.vision.names import KEPT_BYTES
 
 GIB = 2**30
 # CUDA context, buffers of NCCL and cuBLAS, what the allocator can't reuse, and the chunk of a
@@ -60,12 +61,14 @@ class Share:
 def num_trained(config: TrainConfig, model: ArchitectureConfig) -> int:
     """Count the parameters with a gradient.
 
-    All of them, or with an adapter A and B beside every linear layer, (in + out) x rank. An adapter
-    on fewer layers is counted as one on all of them.
+    All of them, less a frozen tower, or with an adapter A and B beside every linear layer,
+    (in + out) x rank. An adapter on fewer layers is counted as one on all of them, and what
+    patterns of `model.freeze` freeze is counted as if it trained.
     """
     adapter = config.model.adapter
     if not adapter.trains:
-        return num_parameters(model)
+        frozen = model.tower.parameters if model.tower and config.model.freeze is None else 0
+        return num_parameters(model) - frozen
     queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     attention = 2 * (model.hidden_size + queries) + 2 * (model.hidden_size + keys)
     feed_forward = 3 * (model.hidden_size + model.intermediate_size)
@@ -90,6 +93,22 @@ def layer_bytes_per_token(model: ArchitectureConfig, element: int) -> float:
     norms = 2 * model.hidden_size * (8 + (element if element < 4 else 0))
     saved = 4 * model.intermediate_size + 7 * queries + (3 * (queries + keys) * model.qk_norm)
     return norms + element * saved
+
+
+def image_bytes(config: TrainConfig, tower: TowerConfig, *, trains: bool) -> float:
+    """Return the bytes of a rank's images, if every token of its micro-batch is one of an image.
+
+    Pixels are held as bytes, with float32 values and an index of 4 bytes each; a tower keeps what a
+    backward pass needs of every layer, or the activations of one layer and features for later.
+    """
+    frozen = config.model.freeze is None or config.model.adapter.trains
+    element = ELEMENT_BYTES[config.model.dtype]
+    patches = tower.patches_per_token * config.learner.token_budget
+    saved = 32 * tower.hidden_size + element * (4 * tower.intermediate_size + 7 * tower.hidden_size)
+    alone = not trains or frozen
+    layers = 1 if alone or config.learner.gradient_checkpointing else tower.num_layers
+    pixels = 9.0 * tower.values_per_patch
+    return patches * (pixels + saved * layers) + (KEPT_BYTES if frozen else 0)
 
 
 def policy_share(
@@ -132,6 +151,8 @@ def policy_share(
     if trains:
         parts["publication"] = publication_bytes(config, model)
     parts["activations"] = kept + head_bytes(model.vocab_size, gpu_bytes, learner.head_chunk)
+    if model.tower is not None:
+        parts["images"] = image_bytes(config, model.tower, trains=trains)
     parts["reserve"] = float(RESERVE_BYTES)
     return Share(role="learner" if trains else "reference", parts=parts)
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from conf.schema import TrainConfig
 from orchestrator.telemetry.alerts.rules import Alerts
 from orchestrator.telemetry.display.progress import Progress
+from orchestrator.telemetry.gauges import Gauges
 from orchestrator.telemetry.heldout import HeldoutAnswer, HeldoutResult
-from orchestrator.telemetry.tracking import Tracker
+from orchestrator.telemetry.trackers.tracking import Tracker
 
 MAX_ROWS = 64  # held-out answers in a tracker's table
 
@@ -49,6 +50,7 @@ class RunLog:
             settings=json.loads(json.dumps(asdict(config), default=str)),
             print_line=progress.print_line,
         )
+        self._gauges = Gauges(run_dir.name) if config.tracking.prometheus else None
         self._alerts = Alerts()
         self.steps: list[dict[str, float]] = []
         self.first_heldout: tuple[int, HeldoutResult] | None = None
@@ -57,6 +59,8 @@ class RunLog:
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log the metrics of a finished step."""
         self._tracker.log(step, metrics)
+        if self._gauges is not None:
+            self._gauges.log(step, metrics)
         self.steps.append({"step": step, **metrics})
         self._progress.step(step, metrics)
         for line in self._alerts.step(metrics):
@@ -64,12 +68,15 @@ class RunLog:
 
     def heldout(self, step: int, result: HeldoutResult) -> None:
         """Log an evaluation after `step` and write its answers to `eval/`."""
-        self._tracker.log(step, {f"eval/{name}": value for name, value in result.metrics.items()})
+        metrics = {f"eval/{name}": value for name, value in result.metrics.items()}
+        self._tracker.log(step, metrics)
+        if self._gauges is not None:
+            self._gauges.log(step, metrics)
         self._tracker.table(step, [_row(answer) for answer in result.answers[:MAX_ROWS]])
         result.write(self._run_dir / "eval" / f"step_{step:06d}.json")
         self.first_heldout = self.first_heldout or (step, result)
         self.last_heldout = (step, result)
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in result.shown().items())
         self._progress.print_line(f"held-out at step {step}: {shown}")
 
     def __enter__(self) -> RunLog:
@@ -83,10 +90,11 @@ class RunLog:
 
 
 def _row(answer: HeldoutAnswer) -> dict[str, str | float | None]:
+    truth = answer.ground_truth
     return {
         "prompt": answer.prompt,
         "response": answer.response,
-        "ground truth": answer.ground_truth,
+        "ground truth": " | ".join(truth) if isinstance(truth, list) else truth,
         "reward": answer.reward,
         "outcome": answer.outcome,
     }

@@ -84,6 +84,10 @@ ELSEWHERE = {
     "ballast watch --address *": (
         f"{JOBS}::test_a_killed_follower_is_replaced_and_a_stopped_run_resumes"
     ),
+    "ballast train * tracking.prometheus=true *": (
+        "tests/orchestrator/telemetry/test_gauges.py"
+        "::test_prometheus_finds_the_last_step_on_the_port_of_the_node"
+    ),
     "ballast report *": "tests/orchestrator/cli/test_report.py::test_one_run_and_two_runs",
     "ballast scale --engines *": (
         "tests/e2e/test_scaling.py::test_one_engine_two_engines_one_engine"

@@ -41,7 +41,7 @@ def test_every_tutorial_is_short_and_run_by_a_test():
 def test_own_algorithm(tmp_path):
     output = run("own_algorithm.py", tmp_path, tmp_path)
     assert "SoftClip(sharpness=4.0)" in output
-    assert "10 checks, 0 failed" in output
+    assert "11 checks, 0 failed" in output
 
 
 @pytest.mark.timeout(900)

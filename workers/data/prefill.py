@@ -8,8 +8,9 @@ Renders text only: the tokens of a prompt are made in `prompts.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 #: (messages, True to end with the generation prompt) -> text; raises what a template raises.
 Render = Callable[[Messages, bool], str]
 

@@ -31,6 +31,7 @@ from workers.reward.process import (
     SampleTimeoutError,
     ScoringProcess,
 )
+from workers.reward.server import ScoringServer
 
 MAX_CHUNK = 64  # samples that wait behind one another in a process
 CHUNKS_PER_PROCESS = 4  # a call's samples are cut so fine, so that a slow one holds up few others
@@ -103,9 +104,9 @@ class RewardPool:
         self._merges = takes_batch(scorer) and not takes_group(scorer)
         self.num_settled = 0
         self._close_lock = threading.Lock()
-        pickled = _pickle(scorer)
+        pickled = _pickle(scorer, folder)
         self._processes = [
-            ScoringProcess(pickled, timeout_s=timeout_s, start_s=start_s, folder=folder)
+            ScoringProcess(pickled, timeout_s=timeout_s, start_s=start_s)
             for _ in range(num_processes)
         ]
         self._threads: list[threading.Thread] = []
@@ -212,7 +213,14 @@ class RewardPool:
         process.ensure_ready()
         settled = 0
         try:
-            process.send([request.groups[index] for request, index in chunk])
+            groups = [request.groups[index] for request, index in chunk]
+            if self._merges:
+                process.send([tuple(sample for group in groups for sample in group)])
+                results = iter(process.receive())
+                for (request, index), group in zip(chunk, groups, strict=True):
+                    self._settle(request, index, [next(results) for _ in group])
+                return ()
+            process.send(groups)
             for request, index in chunk:
                 self._settle(request, index, process.receive())
                 settled += 1
@@ -246,7 +254,7 @@ def _fail_all(chunk: _Chunk, error: BaseException) -> None:
         request.fail(error)
 
 
-def _pickle(scorer: Scorer) -> bytes:
+def _pickle(scorer: Scorer, folder: str | None) -> bytes:
     if not callable(scorer):
         raise ValueError(f"scorer must be callable, got {scorer!r}")
     if type(scorer).__module__ == "__main__":
@@ -256,7 +264,7 @@ def _pickle(scorer: Scorer) -> bytes:
             "workers.reward.scorers.function.Function"
         )
     try:
-        return pickle.dumps(scorer)
+        return pickle.dumps(ScoringServer(scorer=scorer, folder=folder))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(
             f"scorer {scorer!r} cannot be sent to a scoring process ({error}): "

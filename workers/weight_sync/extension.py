@@ -80,9 +80,11 @@ class WeightSyncExtension:
 
         By name: row, column, plain and weighted sum of this worker's block (`fingerprint.Block`).
         """
+        engine = self.weight_transfer_engine
+        names = [name for name, _ in engine.received()] or engine.fingerprints()
         return {
             name: [block.row, block.column, block.plain, block.weighted]
-            for name, block in live_blocks(self.model_runner.get_model()).items()
+            for name, block in live_blocks(self.model_runner.get_model(), names).items()
         }
 
     def apply_adapter(self, adapter_id: int) -> None:

@@ -56,6 +56,7 @@
       counted(sample.facts.sampled ?? sample.tokens.length, "token"),
       sample.finish === "length" ? "cut off" : visible(sample.finish),
       sample.turns > 1 ? `${sample.turns} turns` : null,
+      sample.branch ? `branch ${sample.branch}` : null,
       sample.facts.gap !== undefined ? `largest gap ${number(sample.facts.gap)}` : null,
       ...Object.entries(sample.parts).map(([name, value]) => `${visible(name)} ${number(value)}`),
     ];
@@ -80,6 +81,8 @@
     });
     pick.querySelector("select").value = mode;
     place.replaceChildren(
+      el("div", { class: "pictures" }, (group.images ?? []).map((src, at) =>
+        el("img", { src, alt: `image ${at + 1} of the prompt` }))),
       el("div", { class: "text prompt", dir: "auto" }, visible(group.prompt)),
       el("div", { class: "controls" }, pick, again.length ? el("button", {
         onclick: () => { search.value = state.search = group.prompt_uid; fill(); },

@@ -49,6 +49,15 @@ def turns(
     return taking, engines, calls
 
 
+@pytest.mark.parametrize(
+    ("patterns", "level"), [("[]", 2), ("['model.layers.0.*']", 1), ("null", 2)]
+)
+def test_frozen_weights_are_kept_by_an_engine_that_sleeps(patterns: str, level: int) -> None:
+    taking, _, calls = turns("cluster.colocated=true", f"+model.freeze={patterns}")
+    taking.learn()
+    assert calls[0] == ("engines", "sleep", level)
+
+
 def test_one_holds_the_memory_at_a_time() -> None:
     taking, _, calls = turns("cluster.colocated=true")
     taking.learn()

@@ -12,7 +12,7 @@ from orchestrator.checkpoints.manifest import write_manifest
 from orchestrator.checkpoints.starts import write_start
 from orchestrator.telemetry.heldout import HeldoutAnswer, HeldoutResult
 from orchestrator.telemetry.trace_file import TraceFile
-from orchestrator.telemetry.tracking import Tracker
+from orchestrator.telemetry.trackers.tracking import Tracker
 from workers.data.plans import Slice
 from workers.data.record_files import write_step
 from workers.data.trajectory import Trajectory, computed_columns, to_record_batch

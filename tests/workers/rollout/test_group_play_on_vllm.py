@@ -20,6 +20,7 @@ from workers.models.tiny import build_tiny
 from workers.reward.base import RewardResult
 from workers.rollout.early_stop import EarlyStop
 from workers.rollout.environments.single_turn import SingleTurn
+from workers.rollout.limits import RolloutLimits
 from workers.rollout.worker import RolloutWorker
 from workers.worker_group import WorkerGroup
 
@@ -77,7 +78,7 @@ def worker(tmp_path_factory, loop, rewards):
             settings=settings,
             max_prompt_tokens=16,
             environment=SingleTurn(),
-            environment_s=60.0,
+            limits=RolloutLimits(),
             reward_timeout_s=5.0,
             early_stop=EarlyStop(settled=ALGORITHM.settled, min_samples=2),
         )

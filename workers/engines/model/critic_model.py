@@ -21,10 +21,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
+from workers.data.images.packed import PackedImages
 from workers.data.packing import PackedBatch
 from workers.data.shared_prefixes import SharedPrefixes
 from workers.engines.model.attention import VARLEN_SDPA, check_attention
 from workers.engines.model.packed_model import PackedModel, check_model_folder
+from workers.engines.model.vision.support import check_critic
 
 
 class CriticModel(PackedModel):
@@ -80,8 +82,9 @@ class CriticModel(PackedModel):
             )
         return _scaled(hidden if batch.prefixes is None else hidden[batch.prefixes.places])
 
-    def plain_outputs(self, tokens: Tensor) -> Tensor:
-        """See `PackedModel`: the backbone's own hidden states [L, H]."""
+    def plain_outputs(self, tokens: Tensor, images: PackedImages | None = None) -> Tensor:
+        """See `PackedModel`: the backbone's own hidden states [L, H]; a critic reads no images."""
+        del images
         with self.plain_attention():
             hidden = self.model(input_ids=tokens[None], use_cache=False).last_hidden_state
         return _scaled(hidden[0])
@@ -108,9 +111,11 @@ def load_critic_model(
     """Read the backbone of a Hugging Face model folder, without a head that the folder may have.
 
     Raises:
-        ValueError: no such folder, no configuration, no weights, or an attention that cannot run.
+        ValueError: no such folder, no configuration, no weights, an attention that cannot
+            run, or a vision-language model.
     """
     check_attention(attention)
     check_model_folder(folder)
+    check_critic(folder)
     model = AutoModel.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
     return CriticModel(model, attention=attention, autocast=autocast, longest=longest)

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from algorithms.inputs import TokenLoss
+from workers.data.images.packed import RowImages
 from workers.data.packing import PackedBatch, pack_sequences
 from workers.data.results import ScoredRows, TrainResult
 from workers.engines.model.families.folder_layout import FolderLayout
@@ -87,18 +88,24 @@ class PolicyEngine(ZeroRank):
         return ScoredRows(logprobs=tuple(logprobs), entropies=tuple(entropies) if entropy else None)
 
     def probe(
-        self, sequences: Sequence[Sequence[int]], *, swapped: bool = False
+        self,
+        sequences: Sequence[Sequence[int]],
+        *,
+        swapped: bool = False,
+        images: RowImages | None = None,
     ) -> tuple[npt.NDArray[np.float32], ...]:
         """Compute log-probs at temperature 1 of all tokens but the first, as training does.
 
+        `images` are those of the sequences; None where none shows one.
         With `swapped` the matrix products are of the other precision: bfloat16 where training
         computes in float32, and the reverse. What differs then is the model's own rounding.
         """
+        packed = pack_sequences(sequences, images)
         usual = self.policy.autocast
         if swapped:
             self.policy.autocast = torch.bfloat16 if usual is None else None
         try:
-            return self.compute_logprobs([pack_sequences(sequences)], temperature=1.0).logprobs
+            return self.compute_logprobs([packed], temperature=1.0).logprobs
         finally:
             self.policy.autocast = usual
 

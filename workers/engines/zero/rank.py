@@ -70,8 +70,10 @@ class ZeroRank(ABC):
         config = deepspeed_config(settings)
         self.module = self._load(config)
         optimizer = None
+        self.module.freeze(settings.freeze)
+        if self.module.vision is not None:
+            self.module.vision.divided = settings.engine_stage == 3
         if settings.optimizer is not None:
-            self.module.freeze_unread()
             optimizer = build_optimizer(settings.optimizer, self.module)
         elif settings.engine_stage != 3:
             self.module.requires_grad_(False)
@@ -132,6 +134,7 @@ class ZeroRank(ABC):
             batch.loss_mask,
             *arguments,
             prefixes=batch.prefixes,
+            **({} if batch.images is None else {"images": batch.images}),
         )
 
     def take_steps(

@@ -86,6 +86,9 @@ class ZeroSettings:
             log-probs float32.
         optimizer: None for a policy that only scores (a reference).
         adapter: trains instead of the weights of `model`, which are frozen; None trains those.
+        freeze: patterns of the names of parameters that do not train, such as "model.visual.*";
+            None: the tower and connector of a vision-language model. See `frozen_names`.
+        max_pixels: limit of the pixels of an image; None: the model's own.
         gradient_checkpointing: recompute layers in the backward pass.
         attention: a name of `attention.ATTENTION_NAMES`.
         head_chunk: rows of logits held at a time; None leaves it to `head_rows`.
@@ -104,6 +107,8 @@ class ZeroSettings:
     dtype: Literal["float32", "bf16"] = "float32"
     optimizer: OptimizerSettings | None = field(default_factory=OptimizerSettings)
     adapter: LoraSettings | None = None
+    freeze: tuple[str, ...] | None = None
+    max_pixels: int | None = None
     gradient_checkpointing: bool = False
     attention: str = "varlen_sdpa"
     head_chunk: int | None = None

@@ -13,6 +13,8 @@ from workers.reward.base import (
     RewardResult,
     RewardSample,
     Scorer,
+    hand_folder,
+    joint_check,
     score_group,
     score_sample,
     takes_batch,
@@ -63,20 +65,11 @@ class Weighted:
     @property
     def check(self) -> Callable[[], None] | None:
         """The checks of the scorers that are too heavy to be tried; None where there is none."""
-        checks = [check for s in self.scorers.values() if (check := getattr(s, "check", None))]
-
-        def check_all() -> None:
-            for check in checks:
-                check()
-
-        return check_all if checks else None
+        return joint_check(self.scorers.values())
 
     def keep_in(self, folder: str) -> None:
-        """Hand the run's folder to every scorer that writes files."""
-        for scorer in self.scorers.values():
-            keep_in = getattr(scorer, "keep_in", None)
-            if keep_in is not None:
-                keep_in(folder)
+        """Hand the run's folder to the scorers that write files."""
+        hand_folder(self.scorers.values(), folder)
 
     def prepare(self) -> None:
         """Prepare every scorer that has a `prepare`."""
