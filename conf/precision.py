@@ -47,7 +47,12 @@ def reason(dtype: str, num_gpus: float, cpu_info: Path = CPU_INFO) -> str:
 
 
 def resolve_dtypes(config: DictConfig) -> None:
-    """Replace `auto` in `model.dtype` and `rollout.dtype` by the type of that role's devices."""
+    """Replace `auto` in `model.dtype` and `rollout.dtype` by the type of that role's devices.
+
+    In `model.param_dtype` it is float32.
+    """
     for section, role in (("model", "learner"), ("rollout", "rollout")):
         if config[section].dtype == AUTO:
             config[section].dtype = fastest_dtype(config.cluster[role].num_gpus)
+    if config.model.param_dtype == AUTO:
+        config.model.param_dtype = "float32"

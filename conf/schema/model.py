@@ -12,6 +12,8 @@ from omegaconf import MISSING
 
 from conf.schema.checks import choose, require
 
+DTYPES = ("float32", "bfloat16")
+
 
 @dataclass(kw_only=True)
 class ArchitectureConfig:
@@ -82,14 +84,15 @@ class ModelConfig:
     name: str = MISSING
     path: str | None = None  # folder with config.json, safetensors and a tokenizer
     build: Any = None  # `_target_` of a function that returns such a folder (cached)
-    dtype: str = "auto"  # of the learner's forward and backward; weights stay float32
+    dtype: str = "auto"  # of the matrix products of learner, reference and critic
+    param_dtype: str = "auto"  # of their weights; the optimizer keeps float32 ones besides
     architecture: ArchitectureConfig | None = None  # null: read from the folder, if it is there
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
 
     def check(self) -> None:
         """Raise a ValueError that names an impossible value and the remedy."""
         self.adapter.check()
-        choose("model.dtype", self.dtype, ("auto", "float32", "bfloat16"))
+        self._check_dtypes()
         require(
             (self.path is None) != (self.build is None),
             "model.path",
@@ -98,3 +101,13 @@ class ModelConfig:
         )
         if self.architecture is not None:
             self.architecture.check()
+
+    def _check_dtypes(self) -> None:
+        choose("model.dtype", self.dtype, ("auto", *DTYPES))
+        choose("model.param_dtype", self.param_dtype, ("auto", *DTYPES))
+        require(
+            "auto" in (self.dtype, self.param_dtype) or self.param_dtype in ("float32", self.dtype),
+            "model.param_dtype",
+            self.param_dtype,
+            f"must be float32 or model.dtype={self.dtype}",
+        )

@@ -13,7 +13,7 @@ from algorithms.algorithm import Algorithm
 from conf.schema import OptimizerConfig, TrainConfig
 from workers.engines.model.lora_settings import LoraSettings, adapted_leaves, linear_names
 from workers.engines.vllm.settings import VLLMSettings
-from workers.engines.zero.settings import ExportDtype, OptimizerSettings, ZeroSettings
+from workers.engines.zero.settings import Dtype, ExportDtype, OptimizerSettings, ZeroSettings
 from workers.rollout.early_stop import EarlyStop
 
 
@@ -93,7 +93,8 @@ def policy_settings(config: TrainConfig, model_path: str, *, trains: bool) -> Ze
     return ZeroSettings(
         model=model_path,
         zero_stage=learner.zero_stage if trains else reference.stage(learner),
-        dtype="bf16" if config.model.dtype == "bfloat16" else "float32",
+        dtype=cast("Dtype", config.model.dtype),
+        param_dtype=cast("Dtype", config.model.param_dtype),
         optimizer=optimizer_settings(config) if trains else None,
         adapter=adapter_settings(config) if trains else None,
         gradient_checkpointing=learner.gradient_checkpointing,
@@ -115,7 +116,8 @@ def critic_settings(config: TrainConfig, critic_path: str) -> ZeroSettings:
     return ZeroSettings(
         model=critic_path,
         zero_stage=critic.zero_stage,
-        dtype="bf16" if config.model.dtype == "bfloat16" else "float32",
+        dtype=cast("Dtype", config.model.dtype),
+        param_dtype=cast("Dtype", config.model.param_dtype),
         optimizer=_optimizer(
             critic.optimizer, total_steps=config.trainer.total_steps * critic.num_updates
         ),

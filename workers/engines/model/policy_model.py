@@ -22,9 +22,10 @@ from workers.data.shared_prefixes import SharedPrefixes
 from workers.engines.model.attention import VARLEN_SDPA, check_attention
 from workers.engines.model.chunked_head import ChunkedHead
 from workers.engines.model.families.logits import logit_scale, logit_softcap
+from workers.engines.model.families.model_folder import check_model_folder, read_model
 from workers.engines.model.lora import adapter_disabled, adapter_name, attach_lora
 from workers.engines.model.lora_settings import LoraSettings
-from workers.engines.model.packed_model import PackedModel, check_model_folder
+from workers.engines.model.packed_model import PackedModel
 
 
 class PolicyModel(PackedModel):
@@ -187,6 +188,7 @@ def load_policy_model(
     folder: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
     attention: str = VARLEN_SDPA,
     autocast: torch.dtype | None = None,
     head_chunk: int | None = None,
@@ -196,8 +198,8 @@ def load_policy_model(
 ) -> PolicyModel:
     """Read a Hugging Face model folder; the other arguments are those of `PolicyModel`.
 
-    Under ZeRO-3 initialisation (an `HfDeepSpeedConfig` that is alive) every weight is partitioned
-    as it is read.
+    Weights become `dtype` and are read onto `device`, tensor by tensor; None: the host. Under
+    ZeRO-3 initialisation (an `HfDeepSpeedConfig` that is alive) each is partitioned as it is read.
 
     Raises:
         ValueError: no such folder, no configuration, no weights, an attention that cannot run, or
@@ -205,7 +207,7 @@ def load_policy_model(
     """
     check_attention(attention)
     check_model_folder(folder)
-    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
+    model = read_model(AutoModelForCausalLM, folder, dtype=dtype, device=device)
     return PolicyModel(
         model,
         attention=attention,

@@ -114,7 +114,9 @@ def take_snapshot(
         scalars[part.name] = {key: float(value) for key, value in state.items() if _scalar(value)}
         for kind, owner in _flat_state(share, state).items():
             kinds.add(kind)
-            tensors[piece_key(kind, part.name)] = share.of(owner).to("cpu", copy=True)
+            # A policy that only scores may hold 16 bits, which float32 holds to the bit.
+            own = share.of(owner).to("cpu", torch.float32, copy=True)
+            tensors[piece_key(kind, part.name)] = own
     metadata = {
         "rank": rank,
         "offsets": offsets,

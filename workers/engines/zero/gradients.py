@@ -59,7 +59,7 @@ def non_finite_tensors(
         if hasattr(parameter, "ds_id"):
             gradient = safe_get_full_grad(parameter)
         else:
-            gradient = partitions.get(id(parameter), parameter.grad)
+            gradient = partitions.get(id(parameter), _summed(parameter))
         bad = 0.0
         if gradient is not None:
             bad = float((~torch.isfinite(gradient)).float().mean())
@@ -70,16 +70,27 @@ def non_finite_tensors(
     return tuple(named[index][0] for index in order if share[index] > 0)[:limit]
 
 
+def _summed(parameter: Any) -> Tensor | None:
+    """Return the gradient of all micro-batches; beside weights of 16 bits it is another tensor."""
+    for name in ("_hp_grad", "grad_accum"):
+        gradient: Tensor | None = getattr(parameter, name, None)
+        if gradient is not None:
+            return gradient
+    return parameter.grad
+
+
 def _stage_2_gradients(optimizer: Any) -> dict[int, Tensor]:
     """Map the id of each parameter to what ZeRO-2 has reduced so far; empty under other stages.
 
     DeepSpeed's own accessor reads what its step prepares, which here has not run yet.
     """
-    held = getattr(optimizer, "all_grad_tensors", {})
-    return {
-        id(parameter): gradient
-        for group, gradients in held.items()
-        for parameter, gradient in zip(
-            optimizer.params_in_partition[group], gradients or [], strict=False
-        )
-    }
+    found: dict[int, Tensor] = {}
+    if not hasattr(optimizer, "params_in_partition"):
+        return found
+    sums = (optimizer.all_grad_tensors, optimizer.averaged_gradients)
+    for group, gradients in (item for held in sums for item in held.items()):
+        # Where the sums are float32 beside weights of 16 bits, paddings lie between them.
+        own = [each for each in gradients or () if not getattr(each, "_zero_padding", False)]
+        for parameter, gradient in zip(optimizer.params_in_partition[group], own, strict=False):
+            found[id(parameter)] = gradient
+    return found

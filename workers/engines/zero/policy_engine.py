@@ -44,6 +44,8 @@ class PolicyEngine(ZeroRank):
         """Load a causal language model with the chunked head."""
         return load_policy_model(
             self.settings.model,
+            dtype=self.param_dtype,
+            device=self.load_device,
             attention=self.settings.attention,
             autocast=self.autocast_dtype,
             head_chunk=self.settings.head_chunk,
@@ -91,16 +93,12 @@ class PolicyEngine(ZeroRank):
     ) -> tuple[npt.NDArray[np.float32], ...]:
         """Compute log-probs at temperature 1 of all tokens but the first, as training does.
 
-        With `swapped` the matrix products are of the other precision: bfloat16 where training
-        computes in float32, and the reverse. What differs then is the model's own rounding.
+        With `swapped` the model computes in the other precision: bfloat16 where training
+        computes in float32, and the reverse; between layers in float32 where the weights have 16
+        bits. What differs then is the model's own rounding.
         """
-        usual = self.policy.autocast
-        if swapped:
-            self.policy.autocast = torch.bfloat16 if usual is None else None
-        try:
+        with self.policy.other_precision() if swapped else contextlib.nullcontext():
             return self.compute_logprobs([pack_sequences(sequences)], temperature=1.0).logprobs
-        finally:
-            self.policy.autocast = usual
 
     def train(
         self,

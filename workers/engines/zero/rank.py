@@ -67,7 +67,7 @@ class ZeroRank(ABC):
         if settings.sequence_parallel_size > 1:
             size = settings.sequence_parallel_size
             self.sequence_group = new_sequence_group(size, timeout_s=group.timeout_s)
-        config = deepspeed_config(settings)
+        config = deepspeed_config(settings, on_gpu=self.device.type == "cuda")
         self.module = self._load(config)
         optimizer = None
         if settings.optimizer is not None:
@@ -98,7 +98,9 @@ class ZeroRank(ABC):
     def _load(self, config: dict[str, Any]) -> PackedModel:
         # transformers reads from this object if weights are partitioned as they are read. It is
         # let go afterwards, so that another engine of this process may run another stage.
-        partitioned = HfDeepSpeedConfig(config) if self.settings.engine_stage == 3 else None
+        # Weights of 16 bits are rounded behind it: it would round rotary frequencies as well.
+        plain = {key: value for key, value in config.items() if key not in ("bf16", "fp16")}
+        partitioned = HfDeepSpeedConfig(plain) if self.settings.engine_stage == 3 else None
         module = self.build_module()
         del partitioned
         if self.settings.optimizer is not None and self.settings.gradient_checkpointing:
@@ -109,7 +111,23 @@ class ZeroRank(ABC):
     @property
     def autocast_dtype(self) -> torch.dtype | None:
         """Dtype of the matrix products where it is not that of the weights."""
-        return torch.bfloat16 if self.settings.dtype == "bf16" else None
+        settings = self.settings
+        return None if settings.dtype == settings.param_dtype else getattr(torch, settings.dtype)
+
+    @property
+    def param_dtype(self) -> torch.dtype:
+        """Dtype of the weights that the forward pass reads."""
+        dtype: torch.dtype = getattr(torch, self.settings.param_dtype)
+        return dtype
+
+    @property
+    def load_device(self) -> torch.device | None:
+        """Device onto which weights are read, tensor by tensor; None: the host, then moved.
+
+        ZeRO-3 takes each rank's part out of the host's copy of the file, which ranks share.
+        """
+        on_gpu = self.device.type != "cpu" and self.settings.engine_stage < 3
+        return self.device if on_gpu else None
 
     @property
     def lr(self) -> float:
