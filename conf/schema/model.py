@@ -12,7 +12,7 @@ from omegaconf import MISSING
 
 from conf.schema.checks import choose, require
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(kw_only=True)
@@ -110,4 +110,10 @@ class ModelConfig:
             "model.param_dtype",
             self.param_dtype,
             f"must be float32 or model.dtype={self.dtype}",
+        )
+        require(
+            self.dtype != "float16" or self.param_dtype in ("auto", "float16"),
+            "model.param_dtype",
+            self.param_dtype,
+            "must be float16 with model.dtype=float16, whose loss is scaled; or choose bfloat16",
         )

@@ -14,6 +14,7 @@ from conf.schema import OptimizerConfig, TrainConfig
 from workers.engines.model.lora_settings import LoraSettings, adapted_leaves, linear_names
 from workers.engines.vllm.settings import VLLMSettings
 from workers.engines.zero.settings import Dtype, ExportDtype, OptimizerSettings, ZeroSettings
+from workers.models.vocabulary import known_ids
 from workers.rollout.early_stop import EarlyStop
 
 
@@ -78,6 +79,7 @@ def vllm_settings(
         recompute_kv=recompute_kv,
         enable_prefix_caching=recompute_kv,  # or a new prompt would be given stale keys and values
         seed=config.seed,
+        known_ids=_known_ids(model_path),
         weight_transfer_backend=transport,
         engine_id=engine_id,
         **_adapter_slots(config, model_path),
@@ -100,6 +102,8 @@ def policy_settings(config: TrainConfig, model_path: str, *, trains: bool) -> Ze
         gradient_checkpointing=learner.gradient_checkpointing,
         attention=learner.attention,
         longest=config.rollout.max_model_len,
+        known_ids=_known_ids(model_path),
+        router_balance=learner.router_balance if trains else 0.0,
         head_chunk=learner.head_chunk,
         sequence_parallel_size=learner.sequence_parallel_size,
         offload_optimizer=learner.offload_optimizer and trains,
@@ -149,6 +153,12 @@ def adapter_settings(config: TrainConfig) -> LoraSettings | None:
         publish="adapter" if adapter.publish == "adapter" else "merged",
         seed=config.seed,
     )
+
+
+def _known_ids(model_path: str) -> int | None:
+    """Return the ids that can be sampled, where the folder is there and the head has others."""
+    folder = Path(model_path)
+    return known_ids(folder) if folder.is_dir() else None
 
 
 def _adapter_slots(config: TrainConfig, model_path: str) -> dict[str, Any]:

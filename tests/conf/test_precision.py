@@ -80,5 +80,9 @@ def test_weights_stay_float32_unless_they_are_named(on, capsys):
     assert main(["train", "--dry-run", *overrides]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "weights of bfloat16 under float32 master weights" in text
+    _, config = compose(["model.dtype=float16"])
+    assert config.model.param_dtype == "float16"
+    with pytest.raises(ConfigError, match=r"must be float16 with model\.dtype=float16"):
+        compose(["model.dtype=float16", "model.param_dtype=float32"])
     with pytest.raises(ConfigError, match=r"must be float32 or model\.dtype=float32"):
         compose(["model.dtype=float32", "model.param_dtype=bfloat16"])

@@ -39,6 +39,8 @@ class PolicyModel(PackedModel):
         sequence_group: ranks that share every batch, or None.
         longest: tokens of the run's longest sequence, see `PackedModel`.
         adapter: trains instead of the model's own weights, which are frozen; None trains those.
+        known_ids: ids from 0 on that can be sampled: log-probs are those of the rest left out, as
+            the engines' are; None where the head has no other.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class PolicyModel(PackedModel):
         sequence_group: dist.ProcessGroup | None = None,
         longest: int | None = None,
         adapter: LoraSettings | None = None,
+        known_ids: int | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -72,6 +75,7 @@ class PolicyModel(PackedModel):
                 chunk_rows=head_chunk,
             )
         )
+        model.get_output_embeddings().known_ids = known_ids
         self.adapter = adapter
         if adapter is not None:
             attach_lora(model, adapter)
@@ -140,15 +144,26 @@ class PolicyModel(PackedModel):
         return logprobs, zeros.index_copy(0, trained, picked_entropy)
 
     def packed_outputs(self, batch: PackedBatch) -> Tensor:
-        """See `PackedModel`: the log-probs [N]."""
-        logprobs, _ = self.forward(
-            batch.tokens,
-            batch.position_ids,
-            batch.cu_seqlens,
-            batch.position_ids > 0,
-            prefixes=batch.prefixes,
-        )
+        """See `PackedModel`: the log-probs [N], of all ids."""
+        with self.all_ids():
+            logprobs, _ = self.forward(
+                batch.tokens,
+                batch.position_ids,
+                batch.cu_seqlens,
+                batch.position_ids > 0,
+                prefixes=batch.prefixes,
+            )
         return logprobs
+
+    @contextlib.contextmanager
+    def all_ids(self) -> Iterator[None]:
+        """Let the head, inside the block, count the ids that no text has, as prompts' scores do."""
+        head = self.model.get_output_embeddings()
+        known, head.known_ids = head.known_ids, None
+        try:
+            yield
+        finally:
+            head.known_ids = known
 
     def plain_outputs(self, tokens: Tensor) -> Tensor:
         """See `PackedModel`: the log-probs [L] of the model's own logits, 0 for the first token."""
@@ -195,6 +210,7 @@ def load_policy_model(
     sequence_group: dist.ProcessGroup | None = None,
     longest: int | None = None,
     adapter: LoraSettings | None = None,
+    known_ids: int | None = None,
 ) -> PolicyModel:
     """Read a Hugging Face model folder; the other arguments are those of `PolicyModel`.
 
@@ -216,4 +232,5 @@ def load_policy_model(
         sequence_group=sequence_group,
         longest=longest,
         adapter=adapter,
+        known_ids=known_ids,
     )

@@ -1,11 +1,11 @@
-"""Checks of gradients before they are used: norm, clipping, and the tensors that are not finite.
+"""Checks of gradients before they are used: norm, clipping, scale, the tensors not finite.
 
 ZeRO 1 to 3 clip and refuse non-finite norms themselves; `GradientGuard` does the same for stage 0,
 where DeepSpeed hands the gradient to the optimizer unseen. Runs in every rank that trains. Ends no
 run: the driver counts skipped updates.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -43,6 +43,47 @@ class GradientGuard:
                 parameter.grad = None
         elif self.norm > self._max_norm:
             torch.nn.utils.clip_grads_with_norm_(parameters, self._max_norm, norm)
+
+
+class LossScale:
+    """Power of two by which the loss is multiplied, so that gradients of float16 do not vanish.
+
+    An overflow halves it, and the update is skipped; GROWTH updates in a row double it. DeepSpeed
+    multiplies and divides; its own growth is off, because it doubles the scale between the two, and
+    every thousandth gradient would be half of what it is.
+
+    Args:
+        optimizer: of DeepSpeed, for weights of float16.
+    """
+
+    START, SMALLEST, GROWTH = 2.0**16, 1.0, 1000
+
+    def __init__(self, optimizer: Any) -> None:
+        self._scaler = optimizer.loss_scaler
+        self._scaler.raise_error_at_min_scale = False  # the driver ends a run that only skips
+        self._scaler.scale_window = 2**62
+        self._scaler.cur_scale = self.value = self.START  # of the next update
+        self.updates = 0  # since the scale changed
+
+    def count(self, *, applied: bool) -> bool:
+        """Count an update; return True where it was skipped and the scale alone may explain it.
+
+        An overflow under a scale above the smallest one says nothing about the gradient.
+        """
+        before, self.updates = self.value, self.updates + 1 if applied else 0
+        if self.updates == self.GROWTH:
+            self._scaler.cur_scale, self.updates = 2 * before, 0
+        self.value = float(self._scaler.cur_scale)
+        return not applied and before > self.SMALLEST
+
+    def state(self) -> dict[str, float]:
+        """Return what a checkpoint holds of it."""
+        return {"value": self.value, "updates": self.updates}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Continue from what `state` returned."""
+        self.value = self._scaler.cur_scale = float(state["value"])
+        self.updates = int(state["updates"])
 
 
 def non_finite_tensors(

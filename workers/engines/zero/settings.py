@@ -102,7 +102,9 @@ class ZeroSettings:
         adapter: trains instead of the weights of `model`, which are frozen; None trains those.
         gradient_checkpointing: recompute layers in the backward pass.
         attention: a name of `attention.ATTENTION_NAMES`.
+        router_balance: coefficient of the loss that balances a mixture's experts; 0 for none.
         head_chunk: rows of logits held at a time; None leaves it to `head_rows`.
+        known_ids: ids, from 0 on, that can be sampled; None where the head has no other.
         longest: tokens of the run's longest sequence, by which a model with two sets of rotary
             frequencies takes one, as the engines do; None takes that of the model's context.
         sequence_parallel_size: neighbouring ranks that share every micro-batch (Ulysses).
@@ -121,7 +123,9 @@ class ZeroSettings:
     adapter: LoraSettings | None = None
     gradient_checkpointing: bool = False
     attention: str = "varlen_sdpa"
+    router_balance: float = 0.0
     head_chunk: int | None = None
+    known_ids: int | None = None
     longest: int | None = None
     sequence_parallel_size: int = 1
     offload_optimizer: bool = False
@@ -140,6 +144,7 @@ class ZeroSettings:
             )
         if self.head_chunk is not None and self.head_chunk < 1:
             raise ValueError(f"head_chunk={self.head_chunk}: give at least one row, or null")
+        self._check_routers()
         if self.sequence_parallel_size < 1:
             raise ValueError(
                 f"sequence_parallel_size={self.sequence_parallel_size}: give 1 or more"
@@ -166,6 +171,21 @@ class ZeroSettings:
             raise ValueError(
                 f"deepspeed.zero_optimization.stage={stage} against zero_stage={self.zero_stage}: "
                 "set zero_stage"
+            )
+
+    def _check_routers(self) -> None:
+        if self.router_balance < 0:
+            raise ValueError(f"router_balance={self.router_balance}: must not be negative")
+        if self.router_balance and self.sequence_parallel_size > 1:
+            raise ValueError(
+                f"router_balance={self.router_balance:g} with sequence_parallel_size="
+                f"{self.sequence_parallel_size}: no rank sees all tokens of a micro-batch; set one "
+                "of them to 0 or 1"
+            )
+        if self.router_balance and self.gradient_checkpointing and self.zero_stage == 3:
+            raise ValueError(
+                f"router_balance={self.router_balance:g} with gradient_checkpointing under ZeRO-3: "
+                "the routers' outputs have no gradient there; choose another stage, or neither"
             )
 
     @property
