@@ -36,9 +36,9 @@ test-slow: setup ## the long tests: learning, resume, failure
 test-gpu: setup ## the tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu
 
-check: setup ## every static check: ruff, format, mypy, import contracts
+check: setup ## every static check: ruff, format, mypy, import contracts, oxlint
 	@failed=""; \
-	for tool in "ruff check ." "ruff format --check ." mypy lint-imports; do \
+	for tool in "ruff check ." "ruff format --check ." mypy lint-imports "oxlint --deny-warnings orchestrator"; do \
 	  echo "== $$tool"; $(BIN)/$$tool || failed="$$failed [$$tool]"; done; \
 	if [ -n "$$failed" ]; then echo "check: failed:$$failed"; exit 1; fi
 

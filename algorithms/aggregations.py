@@ -90,3 +90,24 @@ class GroupTokenMean(Aggregation):
         group_tokens = segment_sum(lengths, group, labels.numel())  # [P]
         weights: Tensor = _reciprocal(group_tokens) / max(labels.numel(), 1)
         return weights[group]
+
+
+def by_rollout(metadata: BatchMetadata) -> tuple[BatchMetadata, Tensor | None]:
+    """Return the metadata of rollouts, and the rollout of each row [S].
+
+    A batch in which every row is a rollout of its own is returned as it is, with None.
+    """
+    if metadata.rollout_ids is None:
+        return metadata, None
+    labels, rollouts = torch.unique(metadata.rollout_ids, return_inverse=True)
+    num = labels.numel()
+    if num == rollouts.numel():
+        return metadata, None
+    first = torch.full((num,), rollouts.numel(), dtype=torch.int64)
+    first = first.scatter_reduce(0, rollouts, torch.arange(rollouts.numel()), reduce="amin")
+    merged = BatchMetadata(
+        lengths=segment_sum(metadata.lengths, rollouts, num),
+        group_ids=metadata.group_ids[first],
+        rewards=metadata.rewards[first],
+    )
+    return merged, rollouts

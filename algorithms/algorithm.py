@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
+from algorithms.aggregations import by_rollout
 from algorithms.coefficients import read, replaced
 from algorithms.composition import (
     check_auxiliaries,
@@ -28,6 +29,7 @@ from algorithms.composition import (
     check_kind,
     check_known,
     check_metric_names,
+    check_parts,
     check_reference,
     check_shape,
     part_values,
@@ -125,6 +127,7 @@ class Algorithm:
             raise ValueError("name='' is empty; name the algorithm")
         check_auxiliaries(self.auxiliaries)
         check_bypass(self.bypass, self.correction)
+        check_parts(self.advantage, self.reward_shaping)
         parts = self.trained_parts()
         for part in parts:
             check_known(part)
@@ -224,15 +227,18 @@ class Algorithm:
         Args:
             rewards: [S] before shaping.
             group_ids: [S] in 0..G-1.
-            parts: S mappings, the parts of each reward; read where a filter names one.
+            parts: S mappings, the parts of each reward; read where a filter or the advantage
+                names one.
 
         Raises:
-            ValueError: a filter names a part that a reward lacks.
+            ValueError: a part that is named is missing in a reward.
         """
         keep = torch.ones(num_segments(group_ids), dtype=torch.bool, device=group_ids.device)
         for key, part in self.filters.items():
             own = part_values(f"filters.{key}", part.part, parts) if part.part else rewards
             keep = keep & part.keep_groups(own.to(rewards), group_ids)
+        for name in self.advantage.reward_parts:
+            part_values("advantage", name, parts)
         return keep
 
     @property
@@ -328,14 +334,19 @@ class Algorithm:
         """Compute the multiplier [S] of every trainable token of a sequence, per term.
 
         The training loss is the SUM, over micro-batches and ranks too, of
-        `loss_mask * term * weight[sequence_ids]`.
+        `loss_mask * term * weight[sequence_ids]`. Where a rollout has several rows, aggregations
+        are given rollouts, with the trainable tokens of all their rows, and every row has the
+        weight of its rollout.
         """
+        metadata, rollouts = by_rollout(metadata)
         weights = {"policy": self.aggregation(metadata)}
         for name, auxiliary in self.auxiliaries.items():
             weights[name] = auxiliary.weights(metadata)
         if self.value_loss is not None:
             weights["value"] = self.aggregation(metadata)
-        return weights
+        if rollouts is None:
+            return weights
+        return {name: weight[rollouts] for name, weight in weights.items()}
 
     @torch.no_grad()
     def _metrics(self, inputs: LossInputs) -> Mapping[str, Tensor]:

@@ -92,9 +92,14 @@ class LossInputs:
 class CreditInputs:
     """Batch of the whole step, over all ranks: group and batch statistics are exact.
 
-    Worked example (N = 5, S = 2, G = 1):
+    A sequence is one rollout: where a rollout has several rows, its tokens follow each other as one
+    sequence, so that statistics count rollouts.
+
+    Worked example (N = 5, S = 2, G = 1, T = 2), a turn for each response:
         shaped_rewards [1.0 0.0]      sequence_ids [0 0 0 1 1]
         group_ids      [0 0]          loss_mask    [F T T F T]
+        turn_rewards   [0.0 0.0]      turn_ids     [-1 0 0 -1 1]
+        turn_states    [7 7]
 
     Attributes:
         shaped_rewards: [S] float32, after the algorithm's reward shaping.
@@ -102,6 +107,13 @@ class CreditInputs:
         sequence_ids: [N] int64, sorted, 0..S-1.
         loss_mask: [N] bool.
         truncated: [S] bool, stopped by the length limit; needs no declaration.
+        reward_parts: name -> [S] float32, of the parts that the advantage names.
+        turn_ids: [N] int64, the turn that sampled the token, 0..T-1, sorted within a sequence; -1
+            for tokens that were not sampled. Needs no declaration; None: every sequence has one
+            turn.
+        turn_rewards: [T] float32, share of the reward that each turn earned. What is left of
+            `shaped_rewards` is earned by the last trainable token.
+        turn_states: [T] int64, label of the state before each turn; equal in equal states.
         old_logprobs, ref_logprobs, rollout_logprobs, values: [N], where a part declares them.
     """
 
@@ -110,6 +122,10 @@ class CreditInputs:
     sequence_ids: Tensor
     loss_mask: Tensor
     truncated: Tensor | None = None
+    reward_parts: Mapping[str, Tensor] | None = None
+    turn_ids: Tensor | None = None
+    turn_rewards: Tensor | None = None
+    turn_states: Tensor | None = None
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
     rollout_logprobs: Tensor | None = None
@@ -165,11 +181,14 @@ class BatchMetadata:
         lengths: [S] int64, trainable tokens of each sequence (`loss_mask.sum()`); 0 is allowed.
         group_ids: [S] int64; any labels, equal for siblings.
         rewards: [S] float32, before shaping.
+        rollout_ids: [S] int64; any labels, equal for the rows of one rollout. None: every row is a
+            rollout. Aggregations are given rollouts, see `Algorithm.sequence_weights`.
     """
 
     lengths: Tensor
     group_ids: Tensor
     rewards: Tensor
+    rollout_ids: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

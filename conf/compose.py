@@ -16,6 +16,7 @@ from typing import cast
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -30,6 +31,20 @@ ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 OmegaConf.register_new_resolver(
     "share", lambda total, each: max(1, int(total) // max(1, int(each))), replace=True
 )
+# `${rest:64,4,4}`: the context without the longest response, which is left to prompts.
+OmegaConf.register_new_resolver(
+    "rest", lambda context, *new: max(1, int(context) - max(map(int, new))), replace=True
+)
+
+# Groups of a saved run that `ballast eval` may replace, with their place in the configuration.
+REPLACEABLE = {
+    "data": "data",
+    "reward": "reward",
+    "environment": "environment",
+    "rollout": "rollout",
+    "cluster": "cluster",
+    "evaluation/set": "evaluation.sets",
+}
 
 # Keys that the schema has no use for, whose nearest name would mislead.
 NEEDLESS = {
@@ -74,6 +89,48 @@ def compose(
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return complete(plain)
+
+
+def override(
+    saved: DictConfig, overrides: Sequence[str], *, config_dir: str | None = None
+) -> DictConfig:
+    """Apply overrides to a configuration that a run saved: values, and members of some groups.
+
+    Args:
+        saved: as `complete` returned it.
+        overrides: in the grammar of `compose`; a group replaces what the run had of it.
+        config_dir: absolute folder of your own groups, searched beside this package.
+
+    Raises:
+        ConfigError: an override that can't be read, or a group that would make it another run.
+    """
+    merged = cast(DictConfig, OmegaConf.create(OmegaConf.to_container(saved, resolve=True)))
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        groups = {each.key_or_group: each for each in parsed if each.key_or_group in _groups()}
+        if refused := sorted(set(groups) - set(REPLACEABLE)):
+            raise ConfigError(
+                f"{refused[0]}=: a saved run keeps its own; of its groups only "
+                f"{', '.join(REPLACEABLE)} can be replaced"
+            )
+        if groups:
+            chosen = [str(each.input_line) for each in groups.values()]
+            chosen.append("~experiment")  # whose values are those of another run
+            chosen += [] if config_dir is None else [f"hydra.searchpath=[file://{config_dir}]"]
+            with initialize_config_module("conf", version_base="1.3"):
+                composed = hydra_compose("train", overrides=chosen)
+            for name in groups:
+                OmegaConf.update(merged, REPLACEABLE[name], None)
+                node = OmegaConf.select(composed, REPLACEABLE[name])
+                plain = OmegaConf.to_container(node, resolve=False)
+                OmegaConf.update(merged, REPLACEABLE[name], plain)
+        for each in parsed:
+            if each.key_or_group not in groups:
+                OmegaConf.update(merged, each.key_or_group, each.value(), merge=True)
+        OmegaConf.resolve(merged)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error, overrides)) from error
+    return merged
 
 
 def complete(config: DictConfig | ListConfig) -> tuple[DictConfig, TrainConfig]:

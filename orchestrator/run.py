@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -36,7 +37,7 @@ from orchestrator.planning import shared_prefix
 from orchestrator.planning.roles import roles_of
 from orchestrator.planning.shared_prefix import SharedPrefix
 from orchestrator.planning.sources import prepare
-from orchestrator.planning.trial import try_scorer
+from orchestrator.planning.trial import build_scorer, try_scorer
 from orchestrator.report.at_end import ReportAtEnd
 from orchestrator.run_folder import open_run, write_run_manifest
 from orchestrator.step.adaptation import Adaptation
@@ -49,9 +50,11 @@ from orchestrator.supply.replay import check_sources, open_recording
 from orchestrator.supply.supply import Supply, from_engines, from_recording
 from orchestrator.telemetry import summary
 from orchestrator.telemetry.accounting import Accounting
+from orchestrator.telemetry.clock import Clock
+from orchestrator.telemetry.display.activity import Activity
+from orchestrator.telemetry.display.progress import Progress
 from orchestrator.telemetry.failure_log import FailureLog
 from orchestrator.telemetry.profiling import StepProfiler
-from orchestrator.telemetry.progress import Progress
 from orchestrator.telemetry.run_log import RunLog
 from orchestrator.telemetry.span_collector import SpanCollector
 from orchestrator.telemetry.trace_file import TraceFile
@@ -72,8 +75,8 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
         StoppedError: a stop was requested, and everything is on disk.
     """
     progress = Progress(config.trainer.total_steps)
-    scorer = instantiate(raw.reward.scorer, _convert_="all")
-    environment = instantiate(raw.environment, _convert_="all")
+    scorer = build_scorer(raw)
+    environment = instantiate(raw.environment.player, _convert_="all")
     recording = open_recording(config)
     progress.print_line("preparing model and prompts ...")
     sources = prepare(config)
@@ -98,7 +101,8 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
             critic_path=str(sources.critic_path),
         )
         log = RunLog(run_dir, config, progress)
-        stop = StopRequest()
+        activity = Activity(run_dir, progress.show_moment)
+        stop = StopRequest(activity)
         failures = FailureLog(run_dir, ignore=(StoppedError,))
         report = ReportAtEnd(
             run_dir,
@@ -123,7 +127,9 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
                 )
             else:
                 supply = from_recording(config, sources, roles, recording)
-            outputs = _outputs(config, roles, run_dir, log, node=cluster.first_node)
+            outputs = _outputs(
+                config, roles, run_dir, log, activity=activity, node=cluster.first_node
+            )
             loop = _loop(config, algorithm, roles, prefixes, supply, outputs, run_dir, stop)
             first_step = loop.begin(checkpoint)
             with stop:
@@ -144,7 +150,13 @@ def _describe_engines(config: TrainConfig, cluster: Cluster, roles: Roles) -> st
 
 
 def _outputs(
-    config: TrainConfig, roles: Roles, run_dir: Path, log: RunLog, *, node: str
+    config: TrainConfig,
+    roles: Roles,
+    run_dir: Path,
+    log: RunLog,
+    *,
+    activity: Activity,
+    node: str,
 ) -> Outputs:
     timeouts = config.cluster.timeouts
     folder = run_dir / "rollouts"
@@ -162,6 +174,7 @@ def _outputs(
             timeout_s=timeouts.train_s,
         ),
         recorder=Recorder(folder, timeout_s=timeouts.checkpoint_s, node=node) if records else None,
+        make_clock=partial(Clock, begin=activity.wait),
     )
 
 

@@ -68,11 +68,12 @@ def _claim_new(named: Path, held: ExitStack) -> Path:
 
 def write_run_manifest(run_dir: Path, raw: DictConfig, sources: Sources) -> None:
     """Write configuration, versions, seed and hashes of the inputs to the run's manifest."""
-    sets = [sources.train] + ([sources.heldout] if sources.heldout is not None else [])
+    heldout = [] if sources.heldout is None else [sources.heldout]
+    sets = [sources.train, *heldout, *sources.sets.values()]
     write_manifest(
         run_dir,
         raw,
         source_dir=Path(__file__).parent,
         model=str(sources.model_path),
-        data={str(prompts.path): prompts.digest for prompts in sets},
+        data={prompts.where: prompts.digest for prompts in sets},
     )

@@ -14,6 +14,8 @@ import sys
 from types import FrameType
 from typing import Any
 
+from orchestrator.telemetry.display.activity import Activity
+
 EXIT_CODE = 128 + signal.SIGTERM
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -33,14 +35,17 @@ class StoppedError(RuntimeError):
 class StopRequest:
     """Request to stop: the first signal sets `requested` while it is entered, a second one exits.
 
+    Args:
+        activity: what the run does at this moment, which the answer to the signal names.
+
     Attributes:
         requested: True from the first signal on.
-        doing: words for what the run does at this moment, which the answer to the signal names.
+        activity: as given.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, activity: Activity | None = None) -> None:
         self.requested = False
-        self.doing = "its start"
+        self.activity = activity or Activity()
         self._exit_code = EXIT_CODE
         self._before: dict[int, Any] = {}
 
@@ -59,7 +64,7 @@ class StopRequest:
             StoppedError: it was.
         """
         if self.requested:
-            raise self.stopped(f"stopped in {self.doing}")
+            raise self.stopped(f"stopped in {self.activity.doing}")
 
     def stopped(self, message: str) -> StoppedError:
         """Return the error that ends the run, with the exit code of the signal that came."""
@@ -74,6 +79,7 @@ class StopRequest:
         # Not through Python's streams: the signal may have come while one of them was written.
         os.write(
             sys.__stderr__.fileno() if sys.__stderr__ else 2,
-            f"asked to stop in {self.doing}: what is sampled is given back, what is trained is "
-            "finished, then a checkpoint is written; a second signal exits at once\n".encode(),
+            f"asked to stop in {self.activity.doing}: what is sampled is given back, what is "
+            "trained is finished, then a checkpoint is written; a second signal exits at "
+            "once\n".encode(),
         )

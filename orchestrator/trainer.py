@@ -113,6 +113,7 @@ class Trainer:
                     group_ids=batch.group_ids,
                     trained=batch.trained,
                     coefficients=self.adaptation.coefficients,
+                    rollout_ids=batch.rollout_ids,
                 ),
                 rows,
                 read,
@@ -211,10 +212,11 @@ class Trainer:
 
 def _reason_to_drop(algorithm: Algorithm, group: RolloutGroup) -> str | None:
     """Return "filtered" where the algorithm's filters reject a group, else None."""
-    rows = group.usable_rows()
-    rewards = torch.tensor([group.metas[row].reward for row in rows], dtype=torch.float32)
-    parts = [group.metas[row].reward_parts for row in rows]
-    keep = algorithm.keep_groups(rewards, torch.zeros(len(rows), dtype=torch.int64), parts)
+    usable = (group.metas[row] for row in group.usable_rows())
+    metas = list({meta.rollout_id: meta for meta in usable}.values())  # each rollout once
+    rewards = torch.tensor([meta.reward for meta in metas], dtype=torch.float32)
+    parts = [meta.reward_parts for meta in metas]
+    keep = algorithm.keep_groups(rewards, torch.zeros(len(metas), dtype=torch.int64), parts)
     return None if bool(keep[0]) else "filtered"
 
 

@@ -21,7 +21,7 @@ from algorithms.advantages.statistics import (
 from algorithms.inputs import Credit, CreditInputs
 from algorithms.kl import K3_LIMIT, check_estimator, estimate
 from algorithms.parts import Advantage
-from algorithms.segments import discounted_suffix_sum
+from algorithms.segments import discounted_suffix_sum, segment_sum
 from algorithms.validation import (
     check_at_least,
     check_choice,
@@ -44,11 +44,13 @@ def token_rewards(
     """Return the rewards of the trainable tokens [M] and the mean penalty.
 
     r_t = R on the last trainable token, minus `coefficient` * KL estimate(pi_old, ref) everywhere;
-    k3 is bounded by 10, as verl's.
+    k3 is bounded by 10, as verl's. Of R, what a turn earned stands on the turn's last trainable
+    token instead.
     """
     mask = inputs.loss_mask
     ids = inputs.sequence_ids[mask]
-    shaped = torch.where(last_of_segment(ids), rewards[ids], 0.0)
+    earned, left = turn_shares(inputs, rewards)
+    shaped = torch.where(last_of_segment(ids), left[ids], 0.0) + earned
     if coefficient == 0.0:
         return shaped, 0.0
     old = present("old_logprobs", inputs.old_logprobs)[mask]
@@ -56,6 +58,21 @@ def token_rewards(
     penalty = estimate(estimator, old, reference, k3_limit=K3_LIMIT)  # [M]
     mean = float(penalty.mean().item()) if penalty.numel() else 0.0
     return shaped - coefficient * penalty, mean
+
+
+def turn_shares(inputs: CreditInputs, rewards: Tensor) -> tuple[Tensor, Tensor]:
+    """Divide rewards [S] into what turns earned and what is left.
+
+    Returns:
+        [M] the turns' rewards, each on its last trainable token, and [S] the rest.
+    """
+    mask = inputs.loss_mask
+    if inputs.turn_ids is None or inputs.turn_rewards is None:
+        return rewards.new_zeros(int(mask.sum().item())), rewards
+    turns, ids = inputs.turn_ids[mask], inputs.sequence_ids[mask]
+    ends = last_of_segment(turns) & (turns >= 0)
+    earned = torch.where(ends, inputs.turn_rewards[turns.clamp(min=0)].to(rewards.dtype), 0.0)
+    return earned, rewards - segment_sum(earned, ids, rewards.numel())
 
 
 def kl_columns(coefficient: float) -> frozenset[str]:

@@ -96,6 +96,38 @@ def credit_inputs(
     )
 
 
+def credit_with_observations(gap: int) -> CreditInputs:
+    """Make two groups of two rollouts of two turns, `gap` observed tokens behind every turn.
+
+    Turns have 3 and 2 tokens; the columns of the trainable tokens are the same for every `gap`.
+    """
+    row = [False] * PROMPT + [True] * 3 + [False] * gap + [True] * 2 + [False] * gap
+    turns = [-1] * PROMPT + [0] * 3 + [-1] * gap + [1] * 2 + [-1] * gap
+    mask = torch.tensor(row * 4)
+    turn_ids = torch.tensor([-1 if t < 0 else 2 * k + t for k in range(4) for t in turns])
+    generator = torch.Generator().manual_seed(0)
+
+    def column() -> Tensor:
+        values = torch.full((mask.numel(),), 1e6, dtype=torch.float64)  # of tokens that don't train
+        drawn = -torch.rand(int(mask.sum()), generator=generator, dtype=torch.float64)
+        return values.masked_scatter(mask, drawn)
+
+    return CreditInputs(
+        shaped_rewards=torch.tensor([1.0, 0.0, 0.5, 1.0], dtype=torch.float64),
+        group_ids=torch.tensor([0, 0, 1, 1]),
+        sequence_ids=torch.repeat_interleave(torch.arange(4), len(row)),
+        loss_mask=mask,
+        truncated=torch.zeros(4, dtype=torch.bool),
+        turn_ids=turn_ids,
+        turn_rewards=torch.tensor([0.25, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 1.0], dtype=torch.float64),
+        turn_states=torch.tensor([7, 8, 7, 9, 7, 8, 7, 8]),
+        old_logprobs=column(),
+        ref_logprobs=column(),
+        rollout_logprobs=column(),
+        values=column(),
+    )
+
+
 def select_sequences(inputs: LossInputs, order: Sequence[int]) -> LossInputs:
     """Select the sequences `order` of a batch, in that order, as a batch of their own."""
     wanted = [torch.nonzero(inputs.sequence_ids == index).flatten() for index in order]

@@ -19,6 +19,7 @@ from algorithms.composition import vocabulary
 from algorithms.conformance.batches import (
     LENGTHS,
     credit_inputs,
+    credit_with_observations,
     gradient,
     metadata_of,
     random_inputs,
@@ -158,6 +159,23 @@ def credit_on_edges(algorithm: Algorithm) -> str:
     groups = algorithm.keep_groups(rewards, torch.arange(num) // 2)
     require(groups.shape == (num // 2,), "keep_groups: not one value per group")
     return f"{len(cases) + 1} cases"
+
+
+def observations(algorithm: Algorithm) -> str:
+    """Check that credit does not depend on the number and the place of observation tokens.
+
+    A conversation of two turns is credited with observations of 0, 1 and 7 tokens between and
+    behind the turns, which another number of tokens must not change.
+    """
+    expected: Tensor | None = None
+    for gap in (0, 1, 7):
+        inputs = credit_with_observations(gap)
+        credit = algorithm.credit(inputs)
+        returns = [] if credit.returns is None else [credit.returns[inputs.loss_mask]]
+        found = torch.stack([credit.advantages[inputs.loss_mask], *returns])
+        expected = found if expected is None else expected
+        _close(found, expected, f"observations of {gap} tokens change the credit")
+    return "gaps of 0, 1 and 7 tokens"
 
 
 def central_differences(algorithm: Algorithm) -> str:

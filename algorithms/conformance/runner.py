@@ -14,6 +14,7 @@ CHECKS: dict[str, Callable[[Algorithm], str]] = {
     "reads what it declares": checks.columns,
     "finite gradients on edge cases": checks.finite_on_edges,
     "finite credit on edge cases": checks.credit_on_edges,
+    "same credit for any observation": checks.observations,
     "autograd equals differences": checks.central_differences,
     "same gradient for any packing": checks.invariance,
     "only the policy is trained": checks.stop_gradients,

@@ -17,9 +17,11 @@ from conf.schema.cluster import (
     TimeoutConfig,
 )
 from conf.schema.critic import CriticConfig
-from conf.schema.data import DataConfig
+from conf.schema.data import CurriculumConfig, DataConfig, SourceConfig
+from conf.schema.environment import EnvironmentConfig
+from conf.schema.evaluation import AnchorConfig, EvaluationConfig, EvaluationSetConfig
 from conf.schema.learner import LearnerConfig, OptimizerConfig, ProfileConfig
-from conf.schema.model import AdapterConfig, ArchitectureConfig, ModelConfig
+from conf.schema.model import AdapterConfig, ArchitectureConfig, ModelConfig, TowerConfig
 from conf.schema.reference import ReferenceConfig
 from conf.schema.rehearsal import RehearsalConfig
 from conf.schema.reward import RewardConfig
@@ -31,11 +33,16 @@ from conf.schema.trainer import TrainerConfig
 
 __all__ = [
     "AdapterConfig",
+    "AnchorConfig",
     "ArchitectureConfig",
     "ClusterConfig",
     "CriticConfig",
     "CriticRoleConfig",
+    "CurriculumConfig",
     "DataConfig",
+    "EnvironmentConfig",
+    "EvaluationConfig",
+    "EvaluationSetConfig",
     "LearnerConfig",
     "ModelConfig",
     "OptimizerConfig",
@@ -48,7 +55,9 @@ __all__ = [
     "RolloutConfig",
     "SamplingConfig",
     "ScheduleConfig",
+    "SourceConfig",
     "TimeoutConfig",
+    "TowerConfig",
     "TrackingConfig",
     "TrainConfig",
     "TrainerConfig",

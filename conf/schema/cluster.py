@@ -83,6 +83,7 @@ class ClusterConfig:
     address: str | None = None  # a running Ray cluster; null: a Ray of this run's own
     num_cpus: int = 4  # logical CPUs of a Ray of this run's own
     object_store_gib: float = 0.5
+    metrics_port: int | None = None  # of a Ray of this run's own, for Prometheus; null: Ray chooses
     num_nodes: int = 1
     gpus_per_node: int | None = None  # null: only Ray knows, once it runs
     gpu_memory_gib: float | None = None  # of one GPU; null: not checked

@@ -16,6 +16,23 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(kw_only=True)
+class TowerConfig:
+    """Sizes of the tower of a vision-language model, and of what it reads."""
+
+    parameters: int = MISSING  # of tower and connector, which the model's total contains
+    num_layers: int = MISSING
+    hidden_size: int = MISSING
+    intermediate_size: int = MISSING
+    patches_per_token: int = MISSING  # patches behind one image token
+    values_per_patch: int = MISSING  # colours of the pixels of a patch
+
+    def check(self) -> None:
+        """Raise a ValueError that names an impossible value and the remedy."""
+        for name, value in vars(self).items():
+            require(value >= 1, f"model.architecture.tower.{name}", value, "must be at least 1")
+
+
+@dataclass(kw_only=True)
 class ArchitectureConfig:
     """Sizes of a decoder, from which memory follows without its weights."""
 
@@ -32,9 +49,12 @@ class ArchitectureConfig:
     context: int = MISSING  # longest sequence, tokens
     total_parameters: int | None = None  # null: of a dense decoder of these sizes
     active_parameters: int | None = None  # that one token passes; null: all
+    tower: TowerConfig | None = None  # null: a model without images
 
     def check(self) -> None:
         """Raise a ValueError that names an impossible value and the remedy."""
+        if self.tower is not None:
+            self.tower.check()
         for name, value in vars(self).items():
             if isinstance(value, int) and not isinstance(value, bool):
                 require(value >= 1, f"model.architecture.{name}", value, "must be at least 1")
@@ -88,11 +108,20 @@ class ModelConfig:
     param_dtype: str = "auto"  # of their weights; the optimizer keeps float32 ones besides
     architecture: ArchitectureConfig | None = None  # null: read from the folder, if it is there
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    freeze: Any = None  # patterns of parameters that don't train; null: tower of a vision model
 
     def check(self) -> None:
         """Raise a ValueError that names an impossible value and the remedy."""
         self.adapter.check()
         self._check_dtypes()
+        patterns = self.freeze
+        require(
+            patterns is None
+            or (isinstance(patterns, list) and all(isinstance(name, str) for name in patterns)),
+            "model.freeze",
+            patterns,
+            "must be null or a list of name patterns, such as ['model.visual.*']; [] trains all",
+        )
         require(
             (self.path is None) != (self.build is None),
             "model.path",

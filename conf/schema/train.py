@@ -14,6 +14,8 @@ from conf.schema.checks import choose, require
 from conf.schema.cluster import ClusterConfig
 from conf.schema.critic import CriticConfig
 from conf.schema.data import DataConfig
+from conf.schema.environment import EnvironmentConfig
+from conf.schema.evaluation import EvaluationConfig
 from conf.schema.learner import LearnerConfig
 from conf.schema.model import ModelConfig
 from conf.schema.reference import ReferenceConfig
@@ -39,8 +41,9 @@ class TrainConfig:
     algorithm: Any = MISSING
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
-    environment: Any = MISSING
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
@@ -89,6 +92,15 @@ class TrainConfig:
                 context,
                 f"is below data.max_prompt_tokens + rollout.{name}.max_new_tokens = {prompt} + "
                 f"{new} = {prompt + new}; raise it or lower one of those",
+            )
+        for name, own in self.evaluation.sets.items():
+            new = 0 if own.sampling is None else own.sampling.max_new_tokens
+            require(
+                prompt + new <= context,
+                "rollout.max_model_len",
+                context,
+                f"is below data.max_prompt_tokens + evaluation.sets.{name}.sampling."
+                f"max_new_tokens = {prompt} + {new}; raise it or lower one of those",
             )
         require(
             not self.trainer.learns or self.longest <= self.learner.token_budget,

@@ -28,6 +28,7 @@ umask 077
 mkdir -p "$state"
 head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \n' >"$state/token"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$state/token RAY_USAGE_STATS_ENABLED=0
+export RAY_worker_niceness=0 # or any other program of this machine starves the workers
 
 node() {
   setsid ray start --block --num-cpus="$cpus" --object-store-memory=500000000 \

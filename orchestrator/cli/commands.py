@@ -7,6 +7,8 @@ Runs in the process of the command, which is the driver for `train`. Options are
 from __future__ import annotations
 
 import gc
+import json
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +50,10 @@ def _without_garbage_collection() -> Iterator[None]:
 
 def train(options: Namespace) -> int:
     """Train, or print the plan."""
+    if options.multirun:
+        from orchestrator.cli.multirun import train_all
+
+        return train_all(options.overrides, options.config_dir, options.dry_run, options.parallel)
     with _without_garbage_collection():
         raw, config, algorithm = _check_and_print_plan(options)
     if not config.dry_run:
@@ -90,7 +96,12 @@ def eval(options: Namespace) -> int:  # noqa: A001 - the command's name
     from orchestrator.cli.evaluate import evaluate
 
     folder = None if options.config_dir is None else str(Path(options.config_dir).absolute())
-    evaluate(Path(options.path).absolute(), options.overrides, folder, Path(options.output))
+    scores = evaluate(
+        Path(options.path).absolute(), options.overrides, folder, Path(options.output)
+    )
+    if (why := scores.all_failed()) is not None:
+        print(f"ballast eval: every sample failed: {why}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -104,7 +115,7 @@ def report(options: Namespace) -> int:
     path = Path(options.output).absolute() if options.output else default
     if options.output and not path.parent.is_dir():
         raise ValueError(f"--output {path}: its folder does not exist; make it, or choose another")
-    write_report(folders, path)
+    write_report(folders, path, goal=options.goal)
     print(f"report  {path}  ({path.stat().st_size / 2**20:.1f} MiB)")
     return 0
 
@@ -230,6 +241,17 @@ def scale(options: Namespace) -> int:
     return 0
 
 
+def watch(options: Namespace) -> int:
+    """Show a run until it ends; return 1 if it failed."""
+    if options.address is not None:
+        from orchestrator.cli.jobs import commands
+
+        return commands.watch(options)
+    from orchestrator.cli.watching import watch
+
+    return 1 if watch(Path(options.run).absolute()) == "failed" else 0
+
+
 def data(options: Namespace) -> int:
     """Generate or find the prompt files; with the word `inspect`, show their rows as sent."""
     if options.overrides[:1] == ["inspect"]:
@@ -239,9 +261,9 @@ def data(options: Namespace) -> int:
     from orchestrator.planning.sources import prompt_sets
 
     train_set, heldout = prompt_sets(config.data)
-    print(f"{counted(len(train_set), 'training prompt')}: {train_set.path}")
+    print(f"{counted(len(train_set), 'training prompt')}: {train_set.where}")
     if heldout is not None:
-        print(f"{counted(len(heldout), 'held-out prompt')}: {heldout.path}")
+        print(f"{counted(len(heldout), 'held-out prompt')}: {heldout.where}")
     return 0
 
 
@@ -249,9 +271,9 @@ def _inspect_data(options: Namespace) -> int:
     raw, config = _compose(options)
     from orchestrator.planning.inspection import inspect
     from orchestrator.planning.sources import prepare
+    from orchestrator.planning.trial import build_scorer
 
-    scorer = instantiate(raw.reward.scorer, _convert_="all")
-    for line in inspect(config, scorer, prepare(config)):
+    for line in inspect(config, build_scorer(raw), prepare(config)):
         print(line)
     return 0
 
@@ -279,5 +301,10 @@ def metrics(options: Namespace) -> int:
     """Print the glossary of metrics, or its entries for a name or a pattern."""
     from orchestrator.cli.metrics import find, table
 
+    if options.grafana:
+        from orchestrator.cli.grafana import dashboard
+
+        print(json.dumps(dashboard(), indent=2))
+        return 0
     print(table(find(options.name)))
     return 0

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from algorithms.algorithm import Algorithm
-from conf.compose import complete, compose
+from conf.compose import complete, compose, override
 from conf.schema import TrainConfig, TrainerConfig
 from orchestrator.checkpoints.checkpoint import Checkpoint, CheckpointStore
 from orchestrator.cli.foreign_code import check_code
@@ -25,8 +25,8 @@ from orchestrator.fleet.colocation import Colocation
 from orchestrator.fleet.publication import Publisher
 from orchestrator.planning.roles import roles_of
 from orchestrator.planning.sources import prepare
-from orchestrator.planning.trial import try_scorer
-from orchestrator.supply.evaluation import Evaluator
+from orchestrator.planning.trial import build_scorer, try_scorer
+from orchestrator.supply.evaluation import Evaluator, heldout_sets
 from orchestrator.telemetry.heldout import HeldoutResult
 from workers.calls import bind
 from workers.learner.policy_worker import PolicyWorker
@@ -43,11 +43,15 @@ def evaluate(
     """
     raw, config, checkpoint = _resolve(path, overrides, config_dir)
     algorithm: Algorithm = instantiate(raw.algorithm, _convert_="all")
-    scorer = instantiate(raw.reward.scorer, _convert_="all")
-    environment = instantiate(raw.environment, _convert_="all")
+    scorer = build_scorer(raw)
+    environment = instantiate(raw.environment.player, _convert_="all")
     sources = prepare(config)
-    if sources.heldout is None:
-        raise ValueError("data.eval_path=None: name the held-out Parquet to score on")
+    sets = heldout_sets(config, sources)
+    if not sets:
+        raise ValueError(
+            "data.eval_path=None: name the held-out file to score on, or sets: "
+            "evaluation/set=[aime24,math500]"
+        )
     for note in try_scorer(config, scorer, sources):
         print(f"note: {note}")
     output = output.absolute()
@@ -75,16 +79,26 @@ def evaluate(
                 colocation=colocation,
             )
             publisher.begin(version)
-        scores = Evaluator(roles.fleet.pool, sources.heldout, config).run(version)
+        scores = Evaluator(roles.fleet.pool, sets).run(version)
     scores.write(output)
-    _print(scores, path, output)
+    _print(scores, path, output, config)
     return scores
 
 
 def _resolve(
     path: Path, overrides: list[str], config_dir: str | None
 ) -> tuple[DictConfig, TrainConfig, Checkpoint | None]:
-    """Return the configuration of the evaluation, and the checkpoint if `path` is one."""
+    """Return the configuration of the evaluation, and the checkpoint if `path` is one.
+
+    A run's `final` is scored as the run was: with its data, reward and sampling, unless the
+    overrides choose an experiment.
+    """
+    chosen = any(text.startswith("experiment=") for text in overrides)
+    if path.name == "final" and (path.parent / "config.yaml").exists() and not chosen:
+        raw = _of_run(path.parent, overrides, config_dir)
+        raw.model.path, raw.model.build, raw.model.name = str(path), None, path.parent.name
+        print(f"configuration  {path.parent / 'config.yaml'}")
+        return *complete(raw), None
     if (path / "config.json").exists():
         folder = [f"model.path={path}", "model.build=null", f"model.name={path.name}"]
         return *compose([*overrides, *folder], config_dir=config_dir), None
@@ -94,24 +108,42 @@ def _resolve(
             f"{path} is neither a Hugging Face folder (no config.json), a run (no config.yaml) "
             "nor a checkpoint of one"
         )
-    saved = OmegaConf.load(run_dir / "config.yaml")
-    check_code(saved, overrides, folder=str(run_dir / "config.yaml"))
+    raw = _of_run(run_dir, overrides, config_dir)
     wanted = None if path == run_dir else path.name
     checkpoint = CheckpointStore(run_dir, TrainerConfig()).latest(wanted)
     if checkpoint is None:
         raise ValueError(f"{path} holds no complete checkpoint; give the run's final/ folder")
-    raw = OmegaConf.merge(saved, OmegaConf.from_dotlist(overrides))
     model = json.loads((run_dir / "manifest.json").read_text())["model"]
     raw.model.path, raw.model.build = model, None
     return *complete(raw), checkpoint
 
 
-def _print(scores: HeldoutResult, path: Path, output: Path) -> None:
+def _of_run(run_dir: Path, overrides: list[str], config_dir: str | None) -> DictConfig:
+    """Return the configuration of a run, with overrides."""
+    saved = OmegaConf.load(run_dir / "config.yaml")
+    assert isinstance(saved, DictConfig)
+    check_code(saved, overrides, folder=str(run_dir / "config.yaml"))
+    return override(saved, overrides, config_dir=config_dir)
+
+
+def _print(scores: HeldoutResult, path: Path, output: Path, config: TrainConfig) -> None:
     table = Table(title=f"{path.name}: {len(scores.answers)} held-out samples")
     table.add_column("score")
     table.add_column("value", justify="right")
-    for name, value in scores.metrics.items():
-        table.add_row(name, f"{value:.4f}")
+    table.add_column("95 % over prompts", justify="right")
+    table.add_column("published")
+    for name, value in scores.shown().items():
+        ends = [scores.metrics.get(f"{name}_{end}") for end in ("low", "high")]
+        between = "" if None in ends else f"{ends[0]:.4f} to {ends[1]:.4f}"
+        table.add_row(name, f"{value:.4f}", between, _published(name, config))
     console = Console()
     console.print(table)
     console.print(f"written to {output}", soft_wrap=True)
+
+
+def _published(metric: str, config: TrainConfig) -> str:
+    """Return what is published for a metric of a named set, with the source."""
+    name, _, own = metric.rpartition("/")
+    known = config.evaluation.sets.get(name)
+    anchors = [] if known is None else [each for each in known.anchors if each.metric == own]
+    return "; ".join(f"{each.value:.3f} {each.model} ({each.source})" for each in anchors)

@@ -14,7 +14,11 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 OWN = ("algorithms.", "workers.")
-FUNCTION = "workers.reward.scorers.function.Function"  # its `path` names code too
+PATHS = {  # classes whose `path` names code too
+    "workers.reward.scorers.function.Function",
+    "workers.rollout.environments.function.Function",
+    "workers.rollout.environments.text_game.TextGame",
+}
 
 
 def check_code(config: DictConfig | ListConfig, overrides: Sequence[str], *, folder: str) -> None:
@@ -55,7 +59,7 @@ def _code(node: Any, key: str) -> Iterator[tuple[str, Any]]:
             yield inner, value
         if name == "trust_remote_code" and value:
             yield inner, str(value).lower()
-    if node.get("_target_") == FUNCTION:
+    if node.get("_target_") in PATHS:
         yield f"{key}.path", node.get("path")
 
 

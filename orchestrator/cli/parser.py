@@ -20,6 +20,7 @@ EPILOG = """examples:
   ballast train --config-dir my_conf algorithm=my_loss dry_run=true
   ballast eval runs/quickstart/final rollout.eval_samples_per_prompt=8
   ballast submit --address http://head:8265 experiment=tiny output_dir=/shared/runs
+  ballast watch runs/quickstart                        the display of a run, in another terminal
   ballast report runs/quickstart                       one HTML file that opens offline
   ballast scale --engines 4 runs/quickstart
   ballast metrics time                                 metrics with "time" in their name
@@ -57,6 +58,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = command("train", "Train a policy.")
     train.add_argument("--dry-run", action="store_true", help="print the plan and exit")
+    train.add_argument(
+        "--multirun", action="store_true", help="a run for every combination of key=value,value"
+    )
+    train.add_argument(
+        "--parallel", type=int, default=1, help="runs of --multirun at a time (%(default)s)"
+    )
     overrides(train)
     evaluate = command("eval", "Score a model on held-out prompts: mean, pass@k and maj@k.")
     evaluate.add_argument("path", help="a Hugging Face folder, a run's folder or a checkpoint")
@@ -90,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--output", help="the file to write (RUN/report.html; of several runs ./report.html)"
     )
+    report.add_argument("--goal", type=float, help="a score to draw (tracking.goal of the run)")
     diff = command("diff", "Say where two runs part; the exit code is 1 if they do.")
     diff.add_argument("left", metavar="RUN_A", help="a run's folder")
     diff.add_argument("right", metavar="RUN_B", help="another one")
@@ -102,6 +110,9 @@ def build_parser() -> argparse.ArgumentParser:
     metrics = command("metrics", "List what a run measures: name, unit, meaning, and when.")
     metrics.add_argument(
         "name", nargs="?", help="a name, a part of one, or a pattern such as 'time/*'"
+    )
+    metrics.add_argument(
+        "--grafana", action="store_true", help="print a Grafana dashboard of them, as JSON"
     )
     return parser
 
@@ -138,6 +149,8 @@ def _add_cluster_commands(
     stop.add_argument("job", nargs="?", help="the job's id")
     stop.add_argument("--all", action="store_true", help="every job that has not ended")
     stop.add_argument("--timeout", type=float, default=3600.0, help="longest wait, in seconds")
+    watch = on_cluster("watch", "Show a run that another process drives, until it ends.")
+    watch.add_argument("run", help="the run's folder; with --address, the job's id")
     scale = on_cluster("scale", "Add engines to a running job, or take some from it.")
     scale.add_argument("--engines", type=int, required=True, help="how many it shall have")
     scale.add_argument("run", help="the run's folder; with --address, the job's id")

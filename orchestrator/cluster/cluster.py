@@ -69,6 +69,8 @@ def start_ray(config: ClusterConfig) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # The calls of an engine that died are given up on purpose.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    # At Ray's own choice, 15, any other program of this machine starves the workers.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if config.address is not None:
         ray.init(address=config.address, **common)
@@ -78,6 +80,7 @@ def start_ray(config: ClusterConfig) -> None:
         "num_cpus": config.num_cpus,
         "object_store_memory": int(config.object_store_gib * 2**30),
         "include_dashboard": False,
+        "_metrics_export_port": config.metrics_port,
         **common,
     }
     try:

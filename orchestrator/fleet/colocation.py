@@ -22,14 +22,15 @@ frees nothing.
 
 vLLM sleeps at level 2, which drops the weights. Level 1 copies the weights to host memory and back
 in every step, although a publication replaces them at once: a publication is complete, and attested
-tensor by tensor. Only with an adapter a publication is not complete, and the engines sleep at
-level 1. A checkpoint copies the learner's state to host memory, where the state already is while
-engines sample, so a checkpoint needs no turn.
+tensor by tensor. Only with an adapter, or with frozen weights, a publication is not complete, and
+the engines sleep at level 1. A checkpoint copies the learner's state to host memory, where the
+state already is while engines sample, so a checkpoint needs no turn.
 """
 
 from __future__ import annotations
 
 from conf.schema import TrainConfig
+from orchestrator.planning.settings import publishes_all
 from workers.calls import Call, bind
 from workers.learner.rank_worker import RankWorker
 from workers.rollout.worker import RolloutWorker
@@ -51,10 +52,10 @@ def sleep_engines(engines: WorkerGroup[RolloutWorker], config: TrainConfig) -> N
 def _level(config: TrainConfig) -> int:
     """Return vLLM's level of sleep.
 
-    With an adapter a publication brings back only the tensors that the adapter changes, so the
-    engines keep the others in host memory.
+    With an adapter, or where weights are frozen (as a vision tower is), a publication brings back
+    only the tensors that train, so the engines keep the others in host memory.
     """
-    return KEEP_WEIGHTS if config.model.adapter.trains else DROP_WEIGHTS
+    return DROP_WEIGHTS if publishes_all(config) else KEEP_WEIGHTS
 
 
 class Colocation:
@@ -76,7 +77,7 @@ class Colocation:
     ) -> None:
         self._engines, self._learner, self._reference = engines, learner, reference
         self._colocated = config.cluster.colocated
-        self._level = _level(config)
+        self._level = _level(config) if self._colocated else DROP_WEIGHTS
         timeouts = config.cluster.timeouts
         self._limit_s = timeouts.publish_s
         self._load_s = timeouts.start_s + timeouts.publish_s

@@ -21,7 +21,9 @@ from conf.tables.transports import Reach
 from orchestrator.planning import capacity
 from orchestrator.planning.placement import FreePlaces
 from orchestrator.planning.settings import vllm_settings
+from orchestrator.planning.sources import chat_template
 from workers.engines.vllm.settings import engine_env
+from workers.rollout.limits import RolloutLimits
 from workers.rollout.worker import RolloutWorker
 from workers.worker_group import Placement, WorkerGroup
 
@@ -101,6 +103,7 @@ class EngineLauncher:
             )
             for number in numbers
         }
+        template = chat_template(config.data)
         return WorkerGroup.launch(
             "rollout",
             RolloutWorker,
@@ -109,11 +112,19 @@ class EngineLauncher:
                 "run_id": self._run_id,
                 "settings": settings[number],
                 "max_prompt_tokens": config.data.max_prompt_tokens,
+                "template": template,
                 "environment": self._environment,
-                "environment_s": config.cluster.timeouts.environment_s,
+                "limits": RolloutLimits(
+                    max_turns=config.environment.max_turns,
+                    max_turn_tokens=config.environment.max_turn_tokens,
+                    max_observation_bytes=config.environment.max_observation_bytes,
+                    stretch_s=config.cluster.timeouts.environment_s,
+                    total_s=config.environment.time_s,
+                ),
                 "reward_timeout_s": config.reward.timeout_s,
                 "scores_together": self._scores_together,
                 "early_stop": self._early_stop,
+                "end_token_ids": tuple(config.rollout.sampling.stop_token_ids),
             },
             env=lambda number: {**self._env, **engine_env(settings[number], role.threads)},
             restarts=True,

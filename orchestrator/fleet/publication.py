@@ -19,7 +19,7 @@ from orchestrator.fleet.colocation import Colocation
 from orchestrator.fleet.fleet import Fleet
 from orchestrator.fleet.health import Health
 from workers.calls import bind
-from workers.data.probe import LearnerProbe, choose_probe
+from workers.data.probe import LearnerProbe, ProbeSequence, choose_probe
 from workers.data.prompts import PromptSet
 from workers.learner.policy_worker import PolicyWorker
 from workers.learner.weight_client import Destination
@@ -72,7 +72,7 @@ class Publisher:
         self._limit_s = config.cluster.timeouts.publish_s
         self._version, self._stepped = 0, False  # of the last publication
         self._connected: list[int] = []  # engines that the learner sends to
-        self._probe: list[list[int]] = []
+        self._probe: list[ProbeSequence] = []
         self._attestation: Attestation | None = None
         dtypes = {config.rollout.dtype, config.model.dtype}
         self._exact = dtypes == {"float32"}  # both sides round alike
@@ -260,8 +260,8 @@ class Publisher:
 
         return diagnose_engine
 
-    def _choose_probe(self) -> list[list[int]]:
-        prompts = [self._prompts[row].prompt for row in range(len(self._prompts))[:PROBE_PROMPTS]]
+    def _choose_probe(self) -> list[ProbeSequence]:
+        prompts = [self._prompts[row] for row in range(len(self._prompts))[:PROBE_PROMPTS]]
         encode, number = bind(RolloutWorker.encode, prompts), self._find_running(ask=False)[0]
         asked = self._fleet.workers.start_one(number, encode, timeout_s=self._limit_s)
         encoded = asked.result()[0]

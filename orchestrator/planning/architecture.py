@@ -13,8 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from conf.schema import ArchitectureConfig, ModelConfig
+from conf.schema import ArchitectureConfig, ModelConfig, TowerConfig
+from workers.data.images.settings import QWEN
 from workers.engines.model.families.experts import active_parameters
+from workers.engines.model.vision.names import VISION_PREFIXES, is_vision_name
 
 # Families whose parameters follow from the sizes, by `num_parameters`; others are counted.
 BY_SIZES = (None, "llama", "mistral", "qwen2", "qwen3")
@@ -75,13 +77,15 @@ def _counted(folder: Path, record: str) -> ArchitectureConfig | None:
         record: text of its `config.json`: another text is counted anew.
     """
     import torch  # the driver needs both for these families only
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     del record
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        sees = config.model_type in VISION_PREFIXES
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+            model = kind.from_config(config)
     except (ValueError, KeyError, ImportError):  # a family that transformers does not know
         return None
     text = config.get_text_config()
@@ -102,6 +106,24 @@ def _counted(folder: Path, record: str) -> ArchitectureConfig | None:
         dense,
         total_parameters=sum(size for _, size in sizes),
         active_parameters=active_parameters(sizes, text),
+        tower=_tower(config, sizes) if sees else None,
+    )
+
+
+def _tower(config: Any, sizes: list[tuple[str, int]]) -> TowerConfig:
+    """Read the sizes of a vision tower from transformers' configuration."""
+    tower = config.vision_config
+    pixels = tower.patch_size**2
+    return TowerConfig(
+        parameters=sum(size for name, size in sizes if is_vision_name(name, config.model_type)),
+        num_layers=tower.depth if config.model_type == QWEN else tower.num_hidden_layers,
+        hidden_size=tower.hidden_size,
+        intermediate_size=tower.intermediate_size,
+        patches_per_token=(
+            tower.spatial_merge_size if config.model_type == QWEN else config.scale_factor
+        )
+        ** 2,
+        values_per_patch=3 * pixels * getattr(tower, "temporal_patch_size", 1),
     )
 
 
@@ -129,3 +151,16 @@ def num_parameters(model: ArchitectureConfig) -> int:
     layer = attention + feed_forward + 2 * model.hidden_size
     embeddings = model.vocab_size * model.hidden_size * (1 if model.tied_embeddings else 2)
     return model.num_layers * layer + embeddings + model.hidden_size
+
+
+def layer_bytes_per_token(model: ArchitectureConfig, element: int) -> float:
+    """Return the bytes that autograd saves for one token in one layer.
+
+    Norms are float32, all other tensors have elements of `element` bytes.
+    Two norms keep their input, their output and its cast, the feed-forward network four tensors of
+    size i, attention seven of size q (with keys and values repeated to all heads).
+    """
+    queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    norms = 2 * model.hidden_size * (8 + (element if element < 4 else 0))
+    saved = 4 * model.intermediate_size + 7 * queries + (3 * (queries + keys) * model.qk_norm)
+    return norms + element * saved

@@ -15,10 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from conf.schema import TrainConfig
-from orchestrator.planning.sources import Sources
+from orchestrator.planning.capacity import describe_turns
+from orchestrator.planning.sources import Sources, encoder_of
 from orchestrator.planning.trial import gives_less, open_pool, reasons, shorten, try_rows
 from orchestrator.telemetry.counting import counted, describe_reasons
+from workers.data.images.decoding import describe_picture
+from workers.data.images.prompt_images import PromptImages
 from workers.data.prompts import PromptEncoder, PromptSet
+from workers.data.sources.source import Prompt
 from workers.reward.pool import RewardPool
 
 NUM_SHOWN = 2  # rows that are printed whole
@@ -31,6 +35,7 @@ class _Read:
 
     keys: Counter[str] = field(default_factory=Counter)  # prompts as JSON, to compare
     lengths: list[int] = field(default_factory=list)  # tokens of each row that can be sent
+    messages: Counter[int] = field(default_factory=Counter)  # of each chat prompt
     refused: Counter[str] = field(default_factory=Counter)  # reasons against a row
     refused_uids: list[str] = field(default_factory=list)
     num_double_bos: int = 0
@@ -39,18 +44,20 @@ class _Read:
 
 def inspect(config: TrainConfig, scorer: Any, sources: Sources) -> Iterator[str]:
     """Yield the lines of the report."""
-    encoder = PromptEncoder(sources.model_path, config.data.max_prompt_tokens)
+    encoder = encoder_of(config, sources.model_path)
     named = {"train": sources.train}
     if sources.heldout is not None:
         named["held-out"] = sources.heldout
+    named |= sources.sets
     read = {name: _read(prompts, encoder) for name, prompts in named.items()}
     with open_pool(config, scorer) as pool:
         for name, prompts in named.items():
             yield from _about_rows(name, prompts, read[name], config)
             yield from _about_scores(prompts, pool, scorer)
-    if "held-out" in read:
-        both = read["train"].keys.keys() & read["held-out"].keys.keys()
-        yield f"overlap: {counted(len(both), 'held-out prompt')} also in the training file"
+    yield f"rollouts: {describe_turns(config)}"
+    for name in (name for name in read if name != "train"):
+        both = read["train"].keys.keys() & read[name].keys.keys()
+        yield f"overlap: {counted(len(both), f'{name} prompt')} also in the training files"
 
 
 def _read(prompts: PromptSet, encoder: PromptEncoder) -> _Read:
@@ -59,8 +66,9 @@ def _read(prompts: PromptSet, encoder: PromptEncoder) -> _Read:
         prompt = prompts[row]
         found.keys[json.dumps(prompt.prompt, default=str, sort_keys=True)] += 1
         try:
-            tokens, why = encoder.encode(prompt.prompt)
-        # Whatever a template or a tokenizer raises, the row is what must be named.
+            loaded = encoder.load(prompt.images) if prompt.images else ()
+            tokens, images, why = encoder.encode_shown(prompt.prompt, loaded)
+        # Whatever a file, a template or a tokenizer raises, the row is what must be named.
         except Exception as error:
             tokens, why = [], f"{type(error).__name__}: {error}"
         if why is not None:
@@ -68,20 +76,44 @@ def _read(prompts: PromptSet, encoder: PromptEncoder) -> _Read:
             found.refused_uids.append(prompt.uid)
             continue
         found.lengths.append(len(tokens))
+        if not isinstance(prompt.prompt, str):
+            found.messages[len(prompt.prompt)] += 1
         found.num_double_bos += encoder.begins_twice(tokens)
         if len(found.shown) < NUM_SHOWN:
             found.shown.append(
-                f"  {prompt.uid}, {counted(len(tokens), 'token')}: {encoder.decode(tokens)!r}\n"
+                f"  {prompt.uid}, {counted(len(tokens), 'token')}: "
+                f"{_text(encoder, tokens, images)!r}\n"
+                f"{_about_images(prompt, images)}"
                 f"    ground truth {shorten(prompt.ground_truth, 200)}, "
                 f"columns {sorted(prompt.columns)}"
             )
     return found
 
 
+def _text(encoder: PromptEncoder, tokens: list[int], images: PromptImages) -> str:
+    """Return the text of a prompt, with `<image: n tokens>` for the tokens of an image."""
+    pieces, begin = [], 0
+    for span in images.spans:
+        pieces += [encoder.decode(tokens[begin : span.offset]), f"<image: {span.length} tokens>"]
+        begin = span.offset + span.length
+    return "".join([*pieces, encoder.decode(tokens[begin:])])
+
+
+def _about_images(prompt: Prompt, images: PromptImages) -> str:
+    """Return a line for each image of a prompt: its file, sizes and colours."""
+    return "".join(
+        f"    image {source if isinstance(source, str) else f'of {len(source)} bytes'}: "
+        f"{describe_picture(image.file)}, patches {image.grid[1]} x {image.grid[2]}\n"
+        for source, image in zip(prompt.images, images.loaded, strict=True)
+    )
+
+
 def _about_rows(name: str, prompts: PromptSet, read: _Read, config: TrainConfig) -> Iterator[str]:
-    yield f"{name}: {counted(len(prompts), 'row')} of {prompts.path}"
+    yield f"{name}: {counted(len(prompts), 'row')} of {prompts.where}"
     yield from read.shown
     yield from _histogram(read.lengths)
+    for number, count in sorted(read.messages.items()):
+        yield f"  chats of {counted(number, 'message')}: {counted(count, 'row')}"
     if read.refused:
         yield (
             f"  {counted(read.refused.total(), 'row')} would not be sampled "

@@ -154,6 +154,7 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
             f"at most {sequences * config.longest} tokens",
         ),
         ("rollout", _rollout(config)),
+        *_turns(config),
         *(_learner_rows(config, algorithm) if trainer.learns else []),
         (
             "schedule",
@@ -193,6 +194,13 @@ def _rollout(config: TrainConfig) -> str:
         f"{counted(rollout.tensor_parallel_size, 'device')}, "
         f"{_arithmetic(rollout.dtype, config.cluster.rollout)}, {weights}"
     )
+
+
+def _turns(config: TrainConfig) -> list[tuple[str, str]]:
+    """Return the row on turns; none where a rollout has one turn, or nothing is sampled."""
+    if config.environment.max_turns == 1 or config.rollout.replay.replays:
+        return []
+    return [("turns", capacity.describe_turns(config))]
 
 
 def _learner_rows(config: TrainConfig, algorithm: Algorithm) -> list[tuple[str, str]]:

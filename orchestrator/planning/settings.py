@@ -11,6 +11,8 @@ from typing import Any, cast
 
 from algorithms.algorithm import Algorithm
 from conf.schema import OptimizerConfig, TrainConfig
+from orchestrator.planning.sources import image_limits, model_folder
+from workers.data.images.settings import is_vision_model
 from workers.engines.model.lora_settings import LoraSettings, adapted_leaves, linear_names
 from workers.engines.vllm.settings import VLLMSettings
 from workers.engines.zero.settings import Dtype, ExportDtype, OptimizerSettings, ZeroSettings
@@ -85,6 +87,7 @@ def vllm_settings(
         **_adapter_slots(config, model_path),
         request_timeout_s=timeouts.request_s,
         control_timeout_s=timeouts.publish_s,
+        images=image_limits(config.data),
         engine_kwargs=rollout.engine_kwargs,
     )
 
@@ -99,6 +102,8 @@ def policy_settings(config: TrainConfig, model_path: str, *, trains: bool) -> Ze
         param_dtype=cast("Dtype", config.model.param_dtype),
         optimizer=optimizer_settings(config) if trains else None,
         adapter=adapter_settings(config) if trains else None,
+        freeze=None if config.model.freeze is None else tuple(config.model.freeze),
+        max_pixels=config.data.images.max_pixels,
         gradient_checkpointing=learner.gradient_checkpointing,
         attention=learner.attention,
         longest=config.rollout.max_model_len,
@@ -159,6 +164,18 @@ def _known_ids(model_path: str) -> int | None:
     """Return the ids that can be sampled, where the folder is there and the head has others."""
     folder = Path(model_path)
     return known_ids(folder) if folder.is_dir() else None
+
+
+def publishes_all(config: TrainConfig) -> bool:
+    """Return True where a publication brings every weight that an engine holds.
+
+    With an adapter, or with frozen weights, a publication brings only what trains.
+    """
+    if config.model.adapter.trains:
+        return False
+    if config.model.freeze is not None:
+        return not config.model.freeze
+    return not is_vision_model(model_folder(config.model))
 
 
 def _adapter_slots(config: TrainConfig, model_path: str) -> dict[str, Any]:

@@ -7,16 +7,23 @@ checks of the inputs are made here, in the driver, before a process starts.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hydra.utils import instantiate
 
-from conf.schema import DataConfig, ModelConfig, TrainConfig
-from workers.data.prompts import PromptSet
+from conf.schema import DataConfig, EvaluationSetConfig, ModelConfig, SourceConfig, TrainConfig
+from workers.data.images.settings import ImageLimits, read_image_settings
+from workers.data.prompts import ChatTemplate, PromptEncoder, PromptSet
+from workers.data.sources.messages import PromptFormat
+from workers.data.sources.source import PromptSource
 from workers.engines.model.heads import check_heads
 from workers.engines.model.lora_settings import check_targets, linear_names
+from workers.engines.model.vision.support import supported_images
 from workers.models.vocabulary import check_stop
+
+SET_COLUMN = "evaluation_set"  # of held-out rows, by which the scorer of a set is chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +34,7 @@ class Sources:
     critic_path: Path  # the model from which a critic starts
     train: PromptSet
     heldout: PromptSet | None
+    sets: Mapping[str, PromptSet] = field(default_factory=dict)  # of evaluation.sets
 
 
 def prepare(config: TrainConfig) -> Sources:
@@ -34,7 +42,8 @@ def prepare(config: TrainConfig) -> Sources:
 
     Raises:
         ValueError: a model folder without weights or without the layers to adapt, a stop token or
-            string that its tokenizer lacks, a missing column, an empty or unreadable Parquet file;
+            string that its tokenizer lacks, a missing column, an empty or unreadable file of
+            prompts or of a chat template;
             the message names the path and the remedy.
     """
     model_path = model_folder(config.model)
@@ -43,14 +52,24 @@ def prepare(config: TrainConfig) -> Sources:
         ends = getattr(config.rollout, name)
         check_stop(model_path, f"rollout.{name}", token_ids=ends.stop_token_ids, texts=ends.stop)
     check_sequence_parallel(model_path, config.learner.sequence_parallel_size)
+    if supported_images(model_path) is not None:
+        check_images(model_path, config)
     critic_path = model_path
     if config.critic.model is not None:
         critic_path = Path(config.critic.model).absolute()
         check_vocabulary(critic_path, model_path)
     if config.model.adapter.trains:
         check_targets(config.model.adapter.target_modules, linear_names(model_path))
+    check_shown(model_path, config.data)
+    chat_template(config.data)
     train, heldout = prompt_sets(config.data)
-    return Sources(model_path=model_path, critic_path=critic_path, train=train, heldout=heldout)
+    return Sources(
+        model_path=model_path,
+        critic_path=critic_path,
+        train=train,
+        heldout=heldout,
+        sets={name: _set(config.data, name, own) for name, own in config.evaluation.sets.items()},
+    )
 
 
 def model_folder(config: ModelConfig) -> Path:
@@ -77,7 +96,7 @@ def model_folder(config: ModelConfig) -> Path:
 def check_context(model_path: Path, max_model_len: int) -> None:
     """Raise ValueError where `max_model_len` exceeds the model's own context, in tokens."""
     record = json.loads((model_path / "config.json").read_text())
-    limit = record.get("max_position_embeddings")
+    limit = record.get("text_config", record).get("max_position_embeddings")
     if limit is not None and max_model_len > limit:
         raise ValueError(
             f"rollout.max_model_len={max_model_len} exceeds the context of {model_path.name}, "
@@ -94,6 +113,16 @@ def check_sequence_parallel(model_path: Path, size: int) -> None:
         check_heads(num_heads, record.get("num_key_value_heads") or num_heads, size)
 
 
+def check_images(model_path: Path, config: TrainConfig) -> None:
+    """Raise ValueError for settings that a vision-language model cannot run with."""
+    size = config.learner.sequence_parallel_size
+    if size > 1:
+        raise ValueError(
+            f"learner.sequence_parallel_size={size} with {model_path.name}: ranks that share a "
+            "batch do not divide images; set learner.sequence_parallel_size=1"
+        )
+
+
 def check_vocabulary(critic_path: Path, model_path: Path) -> None:
     """Raise ValueError where the critic's vocabulary lacks tokens of the policy's."""
     if not (critic_path / "config.json").exists():
@@ -102,8 +131,10 @@ def check_vocabulary(critic_path: Path, model_path: Path) -> None:
             "null to start from the policy's"
         )
     sizes = [
-        json.loads((path / "config.json").read_text()).get("vocab_size")
-        for path in (critic_path, model_path)
+        record.get("text_config", record).get("vocab_size")
+        for record in (
+            json.loads((path / "config.json").read_text()) for path in (critic_path, model_path)
+        )
     ]
     if None not in sizes and sizes[0] < sizes[1]:
         raise ValueError(
@@ -113,15 +144,108 @@ def check_vocabulary(critic_path: Path, model_path: Path) -> None:
         )
 
 
+def image_limits(config: DataConfig) -> ImageLimits | None:
+    """Return the limits of the images that prompts show; None where they show none."""
+    if config.image_column is None:
+        return None
+    images = config.images
+    return ImageLimits(max_pixels=images.max_pixels, max_per_prompt=images.max_per_prompt)
+
+
+def check_shown(model_path: Path, config: DataConfig) -> None:
+    """Raise ValueError where prompts show images and the model takes none, or not of this size."""
+    limits = image_limits(config)
+    if limits is None:
+        return
+    if read_image_settings(model_path, max_pixels=limits.max_pixels) is None:
+        raise ValueError(
+            f"data.image_column={config.image_column}: {model_path.name} is a model of text alone; "
+            "choose a vision-language model, or data.image_column=null"
+        )
+
+
 def prompt_sets(config: DataConfig) -> tuple[PromptSet, PromptSet | None]:
     """Return the training prompts, and the held-out prompts or None; build them if need be."""
+    if config.sources:
+        train = PromptSet.of([_source(config, each) for each in config.sources])
+        return train, None if config.eval_path is None else _one_file(config, config.eval_path)
     train_path, eval_path = config.train_path, config.eval_path
     if train_path is None:
         folder = Path(instantiate(config.build))
         train_path, eval_path = str(folder / "train.parquet"), str(folder / "eval.parquet")
-    names = {
-        "prompt_column": config.prompt_column,
-        "ground_truth_column": config.ground_truth_column,
-    }
-    train = PromptSet(train_path, **names)
-    return train, None if eval_path is None else PromptSet(eval_path, **names)
+    train = _one_file(config, train_path)
+    return train, None if eval_path is None else _one_file(config, eval_path)
+
+
+def _one_file(config: DataConfig, path: str) -> PromptSet:
+    only = PromptSource(
+        path,
+        prompt_column=config.prompt_column,
+        ground_truth_column=config.ground_truth_column,
+        image_column=config.image_column,
+        form=_form(config, config.prompt_template),
+    )
+    return PromptSet.of([only])
+
+
+def _source(config: DataConfig, source: SourceConfig) -> PromptSource:
+    return PromptSource(
+        source.path,
+        name=source.name,
+        weight=source.weight,
+        prompt_column=source.prompt_column or config.prompt_column,
+        ground_truth_column=source.ground_truth_column or config.ground_truth_column,
+        image_column=config.image_column,
+        form=_form(config, source.prompt_template or config.prompt_template),
+    )
+
+
+def _set(config: DataConfig, name: str, own: EvaluationSetConfig) -> PromptSet:
+    only = PromptSource(
+        own.path,
+        name=name,
+        prompt_column=own.prompt_column,
+        ground_truth_column=own.ground_truth_column,
+        image_column=own.image_column,
+        form=PromptFormat(
+            template=own.prompt_template,
+            system_prompt=config.system_prompt,
+            as_chat=config.as_chat if own.as_chat is None else own.as_chat,
+        ),
+        more={SET_COLUMN: name},
+    )
+    return PromptSet.of([only])
+
+
+def _form(config: DataConfig, template: str | None) -> PromptFormat:
+    return PromptFormat(
+        template=template, system_prompt=config.system_prompt, as_chat=config.as_chat
+    )
+
+
+def chat_template(config: DataConfig) -> ChatTemplate:
+    """Read the chat template that the run uses in place of the tokenizer's own.
+
+    Raises:
+        ValueError: the file can't be read.
+    """
+    text = None
+    if config.chat_template is not None:
+        try:
+            text = Path(config.chat_template).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"data.chat_template={config.chat_template} can't be read ({error}); name a file "
+                "with a Jinja template"
+            ) from error
+    return ChatTemplate(text=text, keywords=config.template_kwargs)
+
+
+def encoder_of(config: TrainConfig, model_path: Path) -> PromptEncoder:
+    """Return an encoder that makes the tokens that the run's engines make."""
+    return PromptEncoder(
+        model_path,
+        config.data.max_prompt_tokens,
+        chat_template(config.data),
+        images=image_limits(config.data),
+    )

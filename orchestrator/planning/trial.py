@@ -12,10 +12,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
 from conf.schema import TrainConfig
-from orchestrator.planning.sources import Sources
+from orchestrator.planning.sources import SET_COLUMN, Sources, encoder_of
 from orchestrator.telemetry.counting import describe_reasons
-from workers.data.prompts import Prompt, PromptEncoder, PromptSet
+from workers.data.images.decoding import ImageFaultError
+from workers.data.prompts import PromptEncoder, PromptSet
+from workers.data.sources.source import Prompt, PromptSource
+from workers.data.sources.truths import Truth
 from workers.reward.base import (
     ABSTAINED,
     CORRECT,
@@ -25,6 +31,7 @@ from workers.reward.base import (
     takes_group,
 )
 from workers.reward.pool import RewardPool
+from workers.reward.scorers.by_column import ByColumn
 
 NUM_ROWS = 4  # of each file
 MADE_UP = "This is a made-up response."
@@ -40,7 +47,7 @@ class Tried:
     """
 
     uid: str
-    truth: str | None
+    truth: Truth
     made_up: RewardResult
     with_truth: RewardResult | None  # None where the row has no ground truth
 
@@ -55,20 +62,67 @@ class Tried:
         return all(result.outcome.startswith("failed:") for result in self.results)
 
 
+def build_scorer(raw: DictConfig) -> Any:
+    """Build the scorer of a run; held-out sets with a scorer of their own are scored by that."""
+    scorer = instantiate(raw.reward.scorer, _convert_="all")
+    own = {
+        name: instantiate(each.scorer, _convert_="all")
+        for name, each in raw.evaluation.sets.items()
+        if each.scorer is not None
+    }
+    return ByColumn(scorers=own, column=SET_COLUMN, other=scorer) if own else scorer
+
+
 def try_scorer(config: TrainConfig, scorer: Any, sources: Sources) -> list[str]:
     """Score the first rows of every prompt file; return what should be looked at, a line each.
 
     Raises:
-        ValueError: the scorer can't be built in a scoring process, or no row of a file can be
-            scored; the message holds the scorer's own error.
+        ValueError: the scorer can't be built in a scoring process, no row of a file can be scored,
+            or the images of none can be used; the message holds the first row's own error.
     """
     notes = list(_ends_of_responses(config, scorer, sources.train))
-    files = [sources.train, *([sources.heldout] if sources.heldout is not None else [])]
+    heldout = [] if sources.heldout is None else [sources.heldout]
+    sets = [sources.train, *heldout, *sources.sets.values()]
+    files = [source for prompts in sets for source in prompts.sources]
+    notes += _try_images(config, sources, files)
     with open_pool(config, scorer) as pool:
         for prompts in files:
             rows = [prompts[row] for row in range(min(NUM_ROWS, len(prompts)))]
             notes += _judge(prompts, try_rows(pool, scorer, rows))
     return notes
+
+
+def _try_images(
+    config: TrainConfig, sources: Sources, files: Sequence[PromptSource]
+) -> Iterator[str]:
+    """Yield notes on prompts whose images can't be sent.
+
+    Raises:
+        ValueError: none of the first rows of a file can be sent.
+    """
+    if config.data.image_column is None:
+        return
+    encoder = encoder_of(config, sources.model_path)
+    for prompts in files:
+        rows = [prompts[row] for row in range(min(NUM_ROWS, len(prompts)))]
+        faults = [(row.uid, fault) for row in rows if (fault := image_fault(encoder, row))]
+        if faults and len(faults) == len(rows):
+            raise ValueError(
+                f"data.image_column={config.data.image_column}: none of the first {len(rows)} "
+                f"prompts of {prompts.path} can be sent; {faults[0][0]}: {faults[0][1]}. Mend the "
+                "rows; ballast data inspect tries every row"
+            )
+        for uid, fault in faults:
+            yield f"images: {uid} will be dropped: {fault}"
+
+
+def image_fault(encoder: PromptEncoder, row: Prompt) -> str | None:
+    """Return the reason against sending a prompt with its images, or None."""
+    try:
+        loaded = encoder.load(row.images) if row.images else ()
+    except ImageFaultError as fault:
+        return str(fault)
+    return encoder.encode_shown(row.prompt, loaded)[2]
 
 
 def open_pool(config: TrainConfig, scorer: Any) -> RewardPool:
@@ -95,11 +149,11 @@ def try_rows(pool: RewardPool, scorer: Any, rows: Sequence[Prompt]) -> list[Trie
             text = PromptEncoder.text(row.prompt)
         except (TypeError, KeyError, IndexError, ValueError):
             continue
-        responses = [MADE_UP, *([row.ground_truth] if row.ground_truth is not None else [])]
+        truth = row.ground_truth
+        first = truth[0] if isinstance(truth, list) else truth
+        responses = [MADE_UP, *([first] if first is not None else [])]
         samples = tuple(
-            RewardSample(
-                prompt=text, response=each, ground_truth=row.ground_truth, columns=row.columns
-            )
+            RewardSample(prompt=text, response=each, ground_truth=truth, columns=row.columns)
             for each in responses
         )
         readable.append((row, len(samples)))
@@ -135,7 +189,7 @@ def gives_less(result: RewardResult | None) -> bool:
     return result.parts.get(CORRECT, result.reward) < 1.0
 
 
-def _judge(prompts: PromptSet, tried: Sequence[Tried]) -> Iterator[str]:
+def _judge(prompts: PromptSource, tried: Sequence[Tried]) -> Iterator[str]:
     """Yield notes on the rows of one file.
 
     Raises:
@@ -176,7 +230,7 @@ def _ends_of_responses(config: TrainConfig, scorer: Any, prompts: PromptSet) -> 
         )
 
 
-def shorten(text: str | None, limit: int = 60) -> str:
-    """Return a text as a literal of at most `limit` characters."""
+def shorten(text: Truth, limit: int = 60) -> str:
+    """Return a text, or several, as a literal of at most `limit` characters."""
     shown = repr(text)
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."

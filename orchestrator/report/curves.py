@@ -29,11 +29,13 @@ class Panel:
         title: in words.
         metrics: names or families of the glossary; those that a run did not write are left out.
         section: under which the chart stands.
+        scores: True where the goal of a run is drawn.
     """
 
     title: str
     metrics: tuple[str, ...]
     section: str
+    scores: bool = False
 
 
 PANELS = (
@@ -41,11 +43,13 @@ PANELS = (
         title="Reward",
         metrics=("reward/mean", "reward/sampled_mean", "reward/shaped_mean"),
         section="Does it learn?",
+        scores=True,
     ),
     Panel(
         title="Held-out score",
         metrics=("eval/mean", "eval/pass@<k>", "eval/maj@<k>"),
         section="Does it learn?",
+        scores=True,
     ),
     Panel(title="Parts of the reward", metrics=("reward/part/<name>",), section="Does it learn?"),
     Panel(
@@ -129,7 +133,13 @@ def panels_of(names: Sequence[str]) -> list[dict[str, Any]]:
         if written:
             unit = meaning(written[0])["unit"]
             found.append(
-                {"title": panel.title, "section": panel.section, "metrics": written, "unit": unit}
+                {
+                    "title": panel.title,
+                    "section": panel.section,
+                    "metrics": written,
+                    "unit": unit,
+                    "scores": panel.scores,
+                }
             )
     return found
 

@@ -31,6 +31,7 @@ def build(
     *,
     max_bytes: int = MAX_BYTES,
     max_tokens: int = MAX_TOKENS,
+    goal: float | None = None,
 ) -> dict[str, Any]:
     """Return the page's record of one or several runs.
 
@@ -38,6 +39,7 @@ def build(
         records: in the order of the page.
         max_bytes: about the size of all samples together, as JSON.
         max_tokens: tokens to read, of all runs together.
+        goal: a score to draw; None for that of the first run's configuration.
     """
     share = len(records)
     runs = [
@@ -49,6 +51,7 @@ def build(
         "runs": runs,
         "panels": panels_of(names),
         "metrics": {name: meaning(name) for name in names},
+        "goal": records[0].setting("tracking.goal") if goal is None else goal,
         "differences": differences(records) if len(records) > 1 else [],
     }
 

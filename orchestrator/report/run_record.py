@@ -81,7 +81,7 @@ def read_run(folder: Path, *, state: str | None = None) -> RunRecord:
     Raises:
         ValueError: the folder is missing, empty, or holds several runs; the message says which.
     """
-    _check_folder(folder)
+    check_folder(folder)
     problems: list[str] = []
     config = _read_config(folder / "config.yaml", problems)
     manifest = _read_json(folder / "manifest.json", problems)
@@ -96,7 +96,7 @@ def read_run(folder: Path, *, state: str | None = None) -> RunRecord:
         if named and isinstance(found, list):
             answers[int(named[1])] = found
     total = config.get("trainer", {}).get("total_steps") if config else None
-    state = state or _state(folder, len(steps) and int(steps[-1]["step"]), total)
+    state = state or state_of(folder, len(steps) and int(steps[-1]["step"]), total)
     if state == "failed":
         problems.insert(0, f"what ended the run: {_failure(folder / FAILURE)}")
     return RunRecord(
@@ -113,7 +113,8 @@ def read_run(folder: Path, *, state: str | None = None) -> RunRecord:
     )
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
+    """Raise ValueError for a folder that is not a run's; the message names the runs in it."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; name the folder of a run, such as runs/tiny")
     if is_run(folder):
@@ -192,7 +193,11 @@ def _readable(folder: Path, problems: list[str]) -> dict[int, Path]:
     return found
 
 
-def _state(folder: Path, last: int, total: int | None) -> str:
+def state_of(folder: Path, last: int, total: int | None) -> str:
+    """Return the state of a run whose last finished step is `last` of `total`.
+
+    A run is "running" as long as its owner's heartbeat is fresh.
+    """
     owner = folder / OWNER
     if owner.exists() and time.time() - owner.stat().st_mtime < STALE_S:
         return "running"

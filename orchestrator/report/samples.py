@@ -14,6 +14,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from orchestrator.report.pictures import (
+    BYTES_PER_PICTURE,
+    MOST,
+    list_lengths,
+    prompt_text,
+    small_pictures,
+)
 from orchestrator.report.rows import COMPUTED, PER_TOKEN, RecordedStep, outcome_kind
 from orchestrator.report.selection import ChosenGroup
 from orchestrator.report.token_texts import TokenTexts
@@ -76,10 +83,16 @@ def load_groups(
         step = steps[place]
         rows = [row for group in groups for row in group.rows]
         table = pq.read_table(step.file).take(rows)
-        found = iter(table.to_pylist())
+        shown = table.column("image_files") if "image_files" in table.column_names else None
+        plain = table if shown is None else table.drop_columns(["image_files"])
+        found = iter(enumerate(plain.to_pylist()))
         for group in groups:
-            siblings = [next(found) for _ in group.rows]
-            loaded[place, group.rows[0]] = _group(step, group, siblings, texts, pieces)
+            first, row = next(found)
+            siblings = [row, *(next(found)[1] for _ in group.rows[1:])]
+            files = shown[first].as_py() if shown is not None else []
+            loaded[place, group.rows[0]] = _group(step, group, siblings, texts, pieces) | (
+                {"images": small_pictures(files)} if files else {}
+            )
     return [loaded[group.place, group.rows[0]] for group in kept], pieces.texts
 
 
@@ -90,12 +103,15 @@ def _fitting(
     kept: list[ChosenGroup] = []
     used = 0
     lengths: dict[int, Sequence[int]] = {}
+    images: dict[int, Sequence[int]] = {}
     for group in chosen:
+        file = steps[group.place].file
         if group.place not in lengths:
-            mask = pq.read_table(steps[group.place].file, columns=["loss_mask"])["loss_mask"]
-            lengths[group.place] = mask.combine_chunks().value_lengths().to_pylist()
+            lengths[group.place] = list_lengths(file, "loss_mask")
+            images[group.place] = list_lengths(file, "images")
         tokens = sum(min(lengths[group.place][row], 2 * SHOWN_TOKENS) for row in group.rows)
-        size = tokens * BYTES_PER_TOKEN + 600 * len(group.rows)
+        pictures = min(images[group.place][group.rows[0]], MOST)
+        size = tokens * BYTES_PER_TOKEN + 600 * len(group.rows) + pictures * BYTES_PER_PICTURE
         if not kept or used + size <= max_bytes:
             kept.append(group)
             used += size
@@ -110,19 +126,37 @@ def _group(
     pieces: Pieces,
 ) -> dict[str, Any]:
     first = siblings[0]
-    prompt = first["tokens"][: _prompt_length(first)]
+    prompt = prompt_text(first, _prompt_length(first), texts)
     return {
         "step": step.step,
         "group": first["group_id"],
         "prompt_uid": first["prompt_uid"],
         "dataset": first["dataset"],
         "why": group.why,
-        "prompt": _clipped(texts.text(prompt), PROMPT_CHARACTERS),
+        "prompt": _clipped(prompt, PROMPT_CHARACTERS),
         "samples": [
             _sample(row, _facts(step, place), texts, pieces)
             for row, place in zip(siblings, group.rows, strict=True)
         ],
     }
+
+
+def _marks(turns: Sequence[Mapping[str, Any]], shown: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the turns that begin among the shown tokens, each with its place among them.
+
+    Example: [{"at": 0, "number": 1, "reward": 0.25, "finish": "stop"}]
+    """
+    places = {token: place for place, token in enumerate(shown)}
+    return [
+        {
+            "at": places[turn["start"]],
+            "number": turn["number"],
+            "reward": rounded(turn["reward"]),
+            "finish": turn["finish_reason"],
+        }
+        for turn in turns
+        if turn["start"] in places
+    ]
 
 
 def _prompt_length(row: Mapping[str, Any]) -> int:
@@ -155,6 +189,8 @@ def _sample(
         "kind": outcome_kind(row["outcome"], row["prompt_uid"]),
         "finish": row["finish_reason"],
         "turns": row["num_turns"],
+        "branch": row.get("branch") or 0,
+        "marks": _marks(row.get("turns") or (), shown),
         "seconds": {name: rounded(value) for name, value in row["timings"] or ()},
         "facts": facts,
         "left_out": left_out,

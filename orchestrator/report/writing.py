@@ -17,6 +17,7 @@ def write_report(
     *,
     state: str | None = None,
     max_tokens: int = MAX_TOKENS,
+    goal: float | None = None,
 ) -> None:
     """Write one HTML file about the runs in `folders`.
 
@@ -25,9 +26,10 @@ def write_report(
         path: of the file; its folder exists.
         state: of the run, where the caller knows it.
         max_tokens: tokens to read at most, of all runs together.
+        goal: a score to draw; None for the configuration's `tracking.goal`.
 
     Raises:
         ValueError: a folder is not that of one run.
     """
     records = [read_run(folder, state=state) for folder in folders]
-    write(path, render(build(records, max_tokens=max_tokens)))
+    write(path, render(build(records, max_tokens=max_tokens, goal=goal)))

@@ -11,6 +11,7 @@ Legend: S sequences of a step, G groups, U optimizer updates, R ranks.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ import torch
 from algorithms.algorithm import Algorithm
 from algorithms.inputs import BatchMetadata, RewardInputs
 from orchestrator.step.partition import SequenceCost
+from orchestrator.step.samples import whole_samples
 from orchestrator.step.update import Update, divide
 from workers.data.plans import RankPlan, Slice
 from workers.data.trajectory import RolloutGroup, TrajectoryMeta
@@ -51,6 +53,8 @@ class StepBatch:
         trained: [S] bool, False where a filter masks the whole sequence.
         slices: rows of each object-store batch, in the order of `metas`.
         batches: the object references that `slices` counts.
+        rollout_ids: [S] int64, 0, 1, ... in order; equal for the rows of one rollout. None: every
+            row is a rollout of its own.
     """
 
     metas: tuple[TrajectoryMeta, ...]
@@ -60,6 +64,7 @@ class StepBatch:
     trained: npt.NDArray[np.bool_]
     slices: tuple[Slice, ...]
     batches: tuple[Any, ...]
+    rollout_ids: npt.NDArray[np.int64] | None = None
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -74,10 +79,17 @@ class StepBatch:
 
 
 def reward_inputs(metas: Sequence[TrajectoryMeta]) -> RewardInputs:
-    """Build the inputs of shaping and filters from scored trajectories [S]."""
+    """Build the inputs of shaping and filters from scored trajectories [S].
+
+    Rows of one rollout have its length: the tokens that were sampled in all of them.
+    """
+    lengths: Counter[str] = Counter()
+    for meta in metas:
+        lengths[meta.rollout_id] += meta.num_sampled
+    sampled = [lengths[meta.rollout_id] for meta in metas]
     return RewardInputs(
         rewards=torch.tensor([meta.reward for meta in metas], dtype=torch.float32),
-        response_lengths=torch.tensor([meta.num_sampled for meta in metas], dtype=torch.int64),
+        response_lengths=torch.tensor(sampled, dtype=torch.int64),
         truncated=torch.tensor([meta.finish_reason == "length" for meta in metas]),
     )
 
@@ -103,7 +115,14 @@ def assemble(groups: Sequence[RolloutGroup], algorithm: Algorithm) -> StepBatch:
         trained=algorithm.trains(inputs).numpy(),
         slices=_joined(slices),
         batches=tuple(batches),
+        rollout_ids=np.asarray(_numbered([meta.rollout_id for meta in metas]), dtype=np.int64),
     )
+
+
+def _numbered(names: Sequence[str]) -> list[int]:
+    """Assign a number to each different name, in the order in which they come."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(name, len(numbers)) for name in names]
 
 
 def _joined(slices: Sequence[Slice]) -> tuple[Slice, ...]:
@@ -182,6 +201,9 @@ def plan_updates(
                 lengths=torch.from_numpy(trained[rows]),
                 group_ids=torch.from_numpy(batch.group_ids[rows]),
                 rewards=torch.from_numpy(batch.rewards[rows]),
+                rollout_ids=None
+                if batch.rollout_ids is None
+                else torch.from_numpy(batch.rollout_ids[rows]),
             )
         )
         trains = trained[rows] > 0
@@ -247,7 +269,8 @@ def batch_metrics(batch: StepBatch, version: int) -> dict[str, float]:
 
 
 def sample_metrics(metas: Sequence[TrajectoryMeta]) -> dict[str, float]:
-    """Return rewards and lengths of samples, of which at least one is scored, as metrics."""
+    """Return rewards, lengths and turns of samples, of which at least one is scored, as metrics."""
+    metas = whole_samples(metas)
     rewards = np.asarray([m.reward for m in metas if m.reward is not None], dtype=np.float32)
     sampled = np.asarray([meta.num_sampled for meta in metas], dtype=np.float64)
     metrics = {
@@ -258,6 +281,8 @@ def sample_metrics(metas: Sequence[TrajectoryMeta]) -> dict[str, float]:
         "rollout/truncated_frac": float(np.mean([m.finish_reason == "length" for m in metas])),
         "rollout/tokens": float(sampled.sum()),
         "rollout/sequences": float(len(metas)),
+        "rollout/turns_mean": float(np.mean([meta.num_turns for meta in metas])),
+        "rollout/turns_max": float(max(meta.num_turns for meta in metas)),
         "reward/latency_s": float(np.mean([meta.reward_s for meta in metas])),
     }
     for part in sorted({name for meta in metas for name in meta.reward_parts}):

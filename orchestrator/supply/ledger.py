@@ -1,7 +1,8 @@
 """Keep the ledger: the status of every prompt of every epoch.
 
 A prompt is pending until it is submitted, in flight until its group is taken, and then trained at a
-step or dropped for a reason; it is pending again if its group was aborted. The state is saved with
+step or dropped for a reason; it is pending again if its group was aborted. A prompt that a
+curriculum passes over is skipped in that epoch. The state is saved with
 every checkpoint; a prompt in flight at that moment is pending again unless its finished group was
 saved too, so a resumed run trains each prompt exactly once per epoch. The ledger is in the driver,
 and holds no group and no sample.
@@ -13,6 +14,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from conf.schema import CurriculumConfig
+from orchestrator.supply.curriculum import Curriculum
+from orchestrator.supply.prompt_order import PromptOrder
 from workers.data.prompts import PromptSet
 
 
@@ -22,40 +26,55 @@ class Ledger:
     Args:
         prompts: of the run.
         seed: of the order.
-        shuffle: False keeps the order of the file.
+        shuffle: False keeps the order of the files.
+        curriculum: chooses sources and prompts; None takes all, by the weights of the sources.
     """
 
-    def __init__(self, prompts: PromptSet, *, seed: int, shuffle: bool) -> None:
-        self._prompts, self._seed, self._shuffle = prompts, seed, shuffle
-        self._epoch = 0
-        self._cursor = 0  # position in the epoch's order
-        self._order = prompts.order(epoch=0, seed=seed, shuffle=shuffle)
+    def __init__(
+        self,
+        prompts: PromptSet,
+        *,
+        seed: int,
+        shuffle: bool,
+        curriculum: Curriculum | None = None,
+    ) -> None:
+        self._prompts = prompts
+        self._curriculum = curriculum or Curriculum(CurriculumConfig(), prompts)
+        self._order = PromptOrder(prompts, seed=seed, shuffle=shuffle)
+        self._step = 1
+        self._pass_rates: dict[int, float] = {}  # by row, as last sampled
         self._returned: list[tuple[int, int]] = []  # (epoch, row) to hand out again first
         self._in_flight: dict[tuple[int, int], None] = {}
-        # epoch -> row -> trained:<step>, dropped:<why>
+        # epoch -> row -> trained:<step>, dropped:<why>, skipped:<why>
         self._statuses: dict[int, dict[int, str]] = {}
-        self._settled: Counter[str] = Counter()  # how many are trained, dropped
+        self._settled: Counter[str] = Counter()  # how many are trained, dropped, skipped
         self._of_step: list[tuple[int, int]] = []  # settled since the step began
+        self._rates_before: dict[int, float | None] = {}  # of what was observed since then
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Yield (epoch, row) of the next prompts, without end; each is in flight from then on."""
-        while True:
-            yield self._next()
+        """Yield (epoch, row) of the next prompts; each is in flight from then on.
 
-    def _next(self) -> tuple[int, int]:
+        There is no end, unless the curriculum passes over every prompt.
+        """
+        while (entry := self._next()) is not None:
+            self._in_flight[entry] = None
+            yield entry
+
+    def _next(self) -> tuple[int, int] | None:
         if self._returned:
-            entry = self._returned.pop(0)
-        else:
-            if self._cursor == len(self._order):
-                self._go_to(self._epoch + 1, 0)
-            entry = (self._epoch, self._order[self._cursor])
-            self._cursor += 1
-        self._in_flight[entry] = None
-        return entry
+            return self._returned.pop(0)
+        begun = {row for _, row in self._in_flight} if self._curriculum.selects else set()
 
-    def _go_to(self, epoch: int, cursor: int) -> None:
-        self._epoch, self._cursor = epoch, cursor
-        self._order = self._prompts.order(epoch=epoch, seed=self._seed, shuffle=self._shuffle)
+        def skip(row: int) -> str | None:
+            if row in begun:  # its pass rate is being measured
+                return "in flight"
+            return self._curriculum.reason_to_skip(row, self._step, self._pass_rates)
+
+        return self._order.draw(self._curriculum.weights(self._step), skip, self._skipped)
+
+    def _skipped(self, epoch: int, row: int, why: str) -> None:
+        self._statuses.setdefault(epoch, {})[row] = f"skipped:{why}"
+        self._settled["skipped"] += 1
 
     def claim(self, epoch: int, row: int) -> None:
         """Mark a prompt as in flight again after a resume, because its finished group was kept.
@@ -102,9 +121,15 @@ class Ledger:
         """Mark a prompt as dropped: its group will not be trained in this epoch."""
         self._settle(epoch, row, f"dropped:{why}")
 
-    def begin_step(self) -> None:
-        """Begin to count which prompts are trained or dropped for a step."""
-        self._of_step = []
+    def observe(self, row: int, pass_rate: float) -> None:
+        """Keep the share of a prompt's samples that were right, for the curriculum."""
+        if self._curriculum.selects:
+            self._rates_before.setdefault(row, self._pass_rates.get(row))
+            self._pass_rates[row] = pass_rate
+
+    def begin_step(self, step: int) -> None:
+        """Begin a step: the curriculum's stage, and the count of what is trained or dropped."""
+        self._step, self._of_step, self._rates_before = step, [], {}
 
     def reopen_step(self) -> None:
         """Put what was trained or dropped since `begin_step` back in flight: nothing was trained.
@@ -114,7 +139,12 @@ class Ledger:
         for epoch, row in self._of_step:
             self._settled[_kind(self._statuses[epoch].pop(row))] -= 1
         self._in_flight = {**dict.fromkeys(self._of_step), **self._in_flight}
-        self._of_step = []
+        for row, rate in self._rates_before.items():
+            if rate is None:
+                del self._pass_rates[row]
+            else:
+                self._pass_rates[row] = rate
+        self._of_step, self._rates_before = [], {}
 
     def _settle(self, epoch: int, row: int, status: str) -> None:
         if (epoch, row) not in self._in_flight:
@@ -125,7 +155,11 @@ class Ledger:
         self._settled[_kind(status)] += 1
 
     def status(self, epoch: int, row: int) -> str:
-        """Return a prompt's status: pending, in_flight, trained:<step> or dropped:<why>."""
+        """Return a prompt's status.
+
+        Returns:
+            pending, in_flight, trained:<step>, dropped:<why> or skipped:<why>.
+        """
         if (epoch, row) in self._in_flight:
             return "in_flight"
         return self._statuses.get(epoch, {}).get(row, "pending")
@@ -140,20 +174,23 @@ class Ledger:
 
     @property
     def epoch_frac(self) -> float:
-        """Epochs given out, as a fraction: prompts trained, dropped, in flight or returned."""
+        """Epochs given out, as a fraction: prompts settled, in flight or returned."""
         known = self._settled.total() + len(self._in_flight) + len(self._returned)
         return known / len(self._prompts)
 
     def metrics(self) -> dict[str, float]:
         """Return `counts` and `epoch_frac` under their names in the log."""
         counts = {f"ledger/{name}": float(count) for name, count in self.counts().items()}
-        return {**counts, "ledger/epoch_frac": self.epoch_frac}
+        metrics = {**counts, "ledger/epoch_frac": self.epoch_frac}
+        if self._curriculum.selects:
+            metrics["curriculum/skipped"] = float(self._settled["skipped"])
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain data for a checkpoint; prompts in flight are to be sampled again."""
         return {
-            "epoch": self._epoch,
-            "cursor": self._cursor,
+            **self._order.state_dict(),
+            "pass_rates": {str(row): rate for row, rate in self._pass_rates.items()},
             "returned": [*self._in_flight, *self._returned],
             "fate": {
                 str(epoch): {str(row): status for row, status in rows.items()}
@@ -170,10 +207,11 @@ class Ledger:
         """
         if state["digest"] != self._prompts.digest:
             raise ValueError(
-                f"{self._prompts.path} is not the prompt file of the checkpoint (its content "
+                f"{self._prompts.where} is not the prompt file of the checkpoint (its content "
                 "differs); resume with the same data, or start a new run"
             )
-        self._go_to(state["epoch"], state["cursor"])
+        self._order.load_state_dict(state)
+        self._pass_rates = {int(row): rate for row, rate in state["pass_rates"].items()}
         self._returned = [(epoch, row) for epoch, row in state["returned"]]
         self._in_flight = {}
         self._statuses = {

@@ -17,8 +17,10 @@ from collections.abc import Callable, Sequence
 
 from conf.schema import SamplingConfig, TrainConfig
 from orchestrator.fleet.pool import RolloutPool
+from orchestrator.step.samples import whole_samples
 from orchestrator.supply.ledger import Ledger
-from orchestrator.supply.source import Taken, group_name, prompt_of
+from orchestrator.supply.source import NothingLeftError, Taken, group_name, prompt_of
+from orchestrator.supply.source_metrics import SourceMetrics, pass_rate
 from workers.data.prompts import PromptSet
 from workers.data.requests import GroupRequest, Sampling
 from workers.data.trajectory import SCORED, STOPPED_EARLY, RolloutGroup
@@ -52,6 +54,7 @@ class Producer:
         self._overdue: dict[str, None] = {}  # groups in flight whose prompt was aborted too often
         self._finished: dict[str, RolloutGroup] = {}
         self._chosen: list[RolloutGroup] = []  # of a `take` that has not ended
+        self._by_source = SourceMetrics([source.name for source in prompts.sources])
 
     def run_ahead(self, version: int) -> None:
         """Keep the engines sampling while the learner trains, as far as staleness allows.
@@ -86,6 +89,7 @@ class Producer:
                     seed=self._seed(epoch, row, attempt),
                     sampling=self._sampling,
                     columns=prompt.columns,
+                    images=prompt.images,
                     may_stop_early=True,
                 )
             )
@@ -110,11 +114,15 @@ class Producer:
             step: recorded in the ledger as the step that trained the groups.
             version: of the learner's weights.
             may_train: returns the reason against training a group with usable rows, or None.
+
+        Raises:
+            NothingLeftError: the curriculum passes over every prompt.
         """
-        self._ledger.begin_step()
+        self._ledger.begin_step(step)
         wanted = self._config.trainer.prompts_per_step
         budget = wanted * self._config.schedule.max_refill_rounds
         chosen = self._chosen = []
+        self._by_source.begin_step()
         num_late = num_abstained = 0
         rewards: list[float] = []
         dropped: Counter[str] = Counter()
@@ -125,14 +133,20 @@ class Producer:
             if not self._entries:
                 left = budget - len(chosen) - dropped.total()
                 self._begin(min(wanted - len(chosen), left), version)
+            if not self._entries:  # the curriculum passes over every prompt
+                break
             group = self._next_group()
-            num_abstained += sum(meta.outcome == ABSTAINED for meta in group.metas)
+            samples = whole_samples(group.metas)
+            num_abstained += sum(meta.outcome == ABSTAINED for meta in samples)
             fine = (SCORED, STOPPED_EARLY, ABSTAINED)
-            failed.update(meta.outcome for meta in group.metas if meta.outcome not in fine)
-            rewards += [meta.reward for meta in group.metas if meta.reward is not None]
+            failed.update(meta.outcome for meta in samples if meta.outcome not in fine)
+            rewards += [meta.reward for meta in samples if meta.reward is not None]
             epoch, row = self._entries.pop(group.group_id)
+            if (rate := pass_rate(samples)) is not None:
+                self._ledger.observe(row, rate)
             late = self._staleness(group, version) > self._config.schedule.max_staleness
             why = self._unusable(group, version) or may_train(group)
+            self._by_source.count(samples, trains=why is None)
             if why is None:
                 chosen.append(group)
                 num_late += late
@@ -140,6 +154,8 @@ class Producer:
             else:
                 dropped[why] += 1
                 self._ledger.dropped(epoch, row, why)
+        if not chosen and not dropped:
+            raise NothingLeftError("data.curriculum passes over every prompt; widen its windows")
         num_aborted = self._abort_excess()
         self._chosen = []
         return Taken(
@@ -191,8 +207,8 @@ class Producer:
         return len(slowest)
 
     def metrics(self) -> dict[str, float]:
-        """Return the metrics of the engines."""
-        return self._pool.metrics()
+        """Return the metrics of the engines, and of every source where there are several."""
+        return {**self._pool.metrics(), **self._by_source.metrics()}
 
     def finished_groups(self) -> list[RolloutGroup]:
         """Return the groups that are sampled and scored and not yet taken, oldest first."""

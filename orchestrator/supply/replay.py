@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 
 from conf.schema import TrainConfig
 from orchestrator.planning.sources import Sources
+from orchestrator.step.samples import whole_samples
 from orchestrator.supply.ledger import Ledger
 from orchestrator.supply.recording import PendingStep, Recording
 from orchestrator.supply.source import NothingLeftError, Taken, prompt_of
@@ -75,7 +76,7 @@ def check_sources(recording: Recording, sources: Sources) -> None:
     manifest = json.loads((recording.run_dir / "manifest.json").read_text())
     if sources.train.digest not in manifest["data_sha256"].values():
         raise ValueError(
-            f"{recording.run_dir} was recorded with other prompts than {sources.train.path}, so "
+            f"{recording.run_dir} was recorded with other prompts than {sources.train.where}, so "
             "the ledger could not name them; replay with that run's data="
         )
     theirs, ours = manifest.get("tokenizer_sha256"), tokenizer_digest(sources.model_path)
@@ -118,7 +119,7 @@ class Replay:
         Raises:
             NothingLeftError: the recording is at its end.
         """
-        self._ledger.begin_step()
+        self._ledger.begin_step(step)
         self._taken_from = self._position
         siblings = self._config.rollout.samples_per_prompt
         chosen: list[RolloutGroup] = []
@@ -128,8 +129,9 @@ class Replay:
         failed: Counter[str] = Counter()
         while not chosen:
             for group in self._next_step(version, dropped):
-                failed.update(m.outcome for m in group.metas if m.outcome != "scored")
-                rewards += [meta.reward for meta in group.metas if meta.reward is not None]
+                samples = whole_samples(group.metas)
+                failed.update(meta.outcome for meta in samples if meta.outcome != "scored")
+                rewards += [meta.reward for meta in samples if meta.reward is not None]
                 epoch, row = prompt_of(group.group_id)
                 self._ledger.begin(epoch, row)
                 why = group.too_few(samples_per_prompt=siblings) or may_train(group)

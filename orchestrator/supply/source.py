@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from orchestrator.step.samples import whole_samples
 from workers.data.trajectory import SCORED, STOPPED_EARLY, RolloutGroup
 
 
@@ -72,7 +73,7 @@ class Taken:
         }
 
     def _early_stop_metrics(self) -> dict[str, float]:
-        metas = [meta for group in self.groups for meta in group.metas]
+        metas = [meta for group in self.groups for meta in whole_samples(group.metas)]
         stopped = [meta.num_sampled for meta in metas if meta.outcome == STOPPED_EARLY]
         if not stopped:
             return {}

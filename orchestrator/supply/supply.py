@@ -19,7 +19,8 @@ from orchestrator.fleet.publication import Publisher, Publishing
 from orchestrator.fleet.scaling import ScaleRequests
 from orchestrator.planning.sources import Sources
 from orchestrator.supply.buffered import BufferedGroups
-from orchestrator.supply.evaluation import Evaluator
+from orchestrator.supply.curriculum import Curriculum
+from orchestrator.supply.evaluation import Evaluator, heldout_sets
 from orchestrator.supply.ledger import Ledger
 from orchestrator.supply.producer import Producer
 from orchestrator.supply.recording import Recording
@@ -87,13 +88,13 @@ def from_engines(
 
     fleet.pool.maintain = maintain
     producer = Producer(fleet.pool, sources.train, ledger, config)
-    heldout = sources.heldout if config.trainer.learns else None
+    heldout = heldout_sets(config, sources) if config.trainer.learns else []
     return Supply(
         ledger=ledger,
         groups=producer,
         publisher=publisher,
         colocation=colocation,
-        evaluator=None if heldout is None else Evaluator(fleet.pool, heldout, config),
+        evaluator=Evaluator(fleet.pool, heldout) if heldout else None,
         keepers={"buffered": BufferedGroups(producer, timeout_s=timeouts.checkpoint_s)},
     )
 
@@ -114,7 +115,9 @@ def from_recording(
 
 
 def _ledger(config: TrainConfig, sources: Sources) -> Ledger:
-    return Ledger(sources.train, seed=config.seed, shuffle=config.data.shuffle)
+    prompts = sources.train
+    curriculum = Curriculum(config.data.curriculum, prompts)
+    return Ledger(prompts, seed=config.seed, shuffle=config.data.shuffle, curriculum=curriculum)
 
 
 def _colocation(config: TrainConfig, roles: Roles) -> Colocation:

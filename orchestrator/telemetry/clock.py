@@ -16,14 +16,20 @@ class Clock:
     Args:
         now: returns the time in seconds. The workers' spans are on the wall clock; a rehearsal
             gives its simulated clock.
+        begin: is told the name of every span that begins, and "" when it ends.
 
     Attributes:
         began_s: time at which the clock was made.
         spans: (name, begin, end) of every span, in order.
     """
 
-    def __init__(self, now: Callable[[], float] = time.time) -> None:
-        self.now = now
+    def __init__(
+        self,
+        now: Callable[[], float] = time.time,
+        *,
+        begin: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        self.now, self._begin = now, begin
         self.began_s = now()
         self.spans: list[tuple[str, float, float]] = []
 
@@ -31,7 +37,9 @@ class Clock:
     def span(self, name: str) -> Iterator[None]:
         """Attribute the time inside the block to `name`."""
         began = self.now()
+        self._begin(name)
         yield
+        self._begin("")
         self.spans.append((name, began, self.now()))
 
     def metrics(self) -> dict[str, float]:

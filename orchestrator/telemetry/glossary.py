@@ -66,6 +66,16 @@ REWARD = (
             "one to watch under dynamic sampling",
         ),
     ),
+    *_metrics(
+        "steps of a run with several sources, for each of which a group ended",
+        ("source/<name>/reward", "reward", "mean of the scored samples of one source"),
+        ("source/<name>/pass_rate", "share", "its samples that are right"),
+        ("source/<name>/groups", "groups", "of one source that train"),
+    ),
+    *_metrics(
+        "steps of a run whose curriculum passes over prompts",
+        ("curriculum/skipped", "prompts", "passed over so far, in all epochs"),
+    ),
     *_metrics(LEARNS, ("reward/shaped_mean", "reward", "mean after the algorithm's shaping")),
     *_metrics(
         "steps whose scorer returns parts",
@@ -78,6 +88,8 @@ ROLLOUT = (
         STEP,
         ("rollout/sequences", "samples", "trained in the step; in rollout_only, recorded"),
         ("rollout/tokens", "tokens", "sampled for these sequences"),
+        ("rollout/turns_mean", "turns", "of a sample"),
+        ("rollout/turns_max", "turns", "of the sample with most"),
         (
             "rollout/tokens_per_s",
             "tokens/s",
@@ -180,11 +192,24 @@ CREDIT = (
         ("credit/advantage_max", "reward", "over trained tokens"),
         ("credit/zero_frac", "share", "trained tokens whose advantage is 0"),
         ("credit/informative_groups_frac", "share", "groups whose rewards differ"),
+        (
+            "credit/part/<name>/informative_groups_frac",
+            "share",
+            "groups in which one part of the reward differs, where the advantage reads parts",
+        ),
         ("credit/reward_group_std_mean", "reward", "standard deviation in a group, mean"),
     ),
     *_metrics(
         "steps of algorithm/advantage=reinforce_pp, reinforce_pp_baseline or gae",
         ("credit/kl", "nats", "KL estimate to the reference in the reward; 0 without one"),
+    ),
+    *_metrics(
+        "steps of algorithm/advantage=gigpo",
+        (
+            "credit/anchors_informative_frac",
+            "share",
+            "states of a group in which turns were taken whose returns differ",
+        ),
     ),
 )
 
@@ -395,12 +420,24 @@ EVAL = (
         EVALUATION,
         ("eval/mean", "reward", "of all held-out samples; a failed one counts as 0"),
         ("eval/pass@<k>", "share", "chance that one of k samples is right, unbiased (2107.03374)"),
+        ("eval/mean_low", "reward", "lower end of its 95 % interval: bootstrap over prompts"),
+        ("eval/mean_high", "reward", "upper end of the same"),
+        ("eval/pass@1_low", "share", "lower end of its 95 % interval: Wilson's, over prompts"),
+        ("eval/pass@1_high", "share", "upper end of the same"),
         ("eval/failed_frac", "share", "samples whose scoring failed"),
         ("eval/response_tokens_mean", "tokens", "sampled in one response, mean"),
     ),
     *_metrics(
         EVALUATION + ", with several samples of a prompt",
-        ("eval/maj@<k>", "reward", "score of the most frequent of k responses"),
+        ("eval/maj@<k>", "reward", "score of the most frequent of k answers"),
+    ),
+    *_metrics(
+        EVALUATION + ", of every set of evaluation.sets",
+        ("eval/<set>/<metric>", "as the metric's", "the same of one named set"),
+    ),
+    *_metrics(
+        EVALUATION + " beside training, if weights arrived meanwhile",
+        ("eval/newer_weights_frac", "share", "samples that newer weights went on with"),
     ),
     *_metrics(
         EVALUATION + ", of a scorer that abstained",

@@ -7,8 +7,11 @@ is evaluated here.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from orchestrator.telemetry.counting import describe_reasons
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +28,12 @@ class HeldoutAnswer:
     prompt_uid: str
     prompt: str
     response: str
-    ground_truth: str | None
+    ground_truth: str | list[str] | None
     reward: float | None  # None if scoring failed
     outcome: str
     correct: bool | None = None  # as the scorer says; None if it says nothing
+    answer: str | None = None  # as the scorer finds it in the response
+    heldout_set: str = ""  # its name; empty for that of `data.eval_path`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +52,22 @@ class HeldoutResult:
         )
 
     Attributes:
-        metrics: `mean`, `pass@1`, `pass@2`, ..., `maj@k`, `failed_frac`, `response_tokens_mean`.
+        metrics: `mean`, `pass@1`, `pass@2`, ..., `maj@k`, `failed_frac`, `response_tokens_mean`;
+            those of a named set begin with its name, as in `aime24/mean`.
         answers: every sample, in the order of the prompts.
     """
 
     metrics: dict[str, float]
     answers: tuple[HeldoutAnswer, ...]
+
+    def shown(self) -> dict[str, float]:
+        """Return the metrics without the ends of intervals, for one line."""
+        return {k: v for k, v in self.metrics.items() if not k.endswith(("_low", "_high"))}
+
+    def all_failed(self) -> str | None:
+        """Return the most frequent reasons if no sample was scored, else None."""
+        outcomes = Counter(a.outcome for a in self.answers if a.outcome.startswith("failed:"))
+        return describe_reasons(outcomes) if outcomes.total() == len(self.answers) else None
 
     def write(self, path: Path) -> None:
         """Write metrics and answers as JSON."""

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from conf.schema import TrainConfig
 from orchestrator.telemetry.alerts.rules import Alerts
+from orchestrator.telemetry.display.progress import Progress
+from orchestrator.telemetry.gauges import Gauges
 from orchestrator.telemetry.heldout import HeldoutResult
-from orchestrator.telemetry.progress import Progress
 from orchestrator.telemetry.tracking import Tracker
 
 
@@ -26,6 +27,7 @@ class RunLog:
     def __init__(self, run_dir: Path, config: TrainConfig, progress: Progress) -> None:
         self._run_dir, self._progress = run_dir, progress
         self._tracker = Tracker(run_dir, config.tracking, run_name=config.run_name)
+        self._gauges = Gauges(run_dir.name) if config.tracking.prometheus else None
         self._alerts = Alerts()
         self.steps: list[dict[str, float]] = []
         self.first_heldout: tuple[int, HeldoutResult] | None = None
@@ -34,6 +36,8 @@ class RunLog:
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log the metrics of a finished step."""
         self._tracker.log(step, metrics)
+        if self._gauges is not None:
+            self._gauges.log(step, metrics)
         self.steps.append({"step": step, **metrics})
         self._progress.step(step, metrics)
         for line in self._alerts.step(metrics):
@@ -41,11 +45,14 @@ class RunLog:
 
     def heldout(self, step: int, result: HeldoutResult) -> None:
         """Log an evaluation after `step` and write its answers to `eval/`."""
-        self._tracker.log(step, {f"eval/{name}": value for name, value in result.metrics.items()})
+        metrics = {f"eval/{name}": value for name, value in result.metrics.items()}
+        self._tracker.log(step, metrics)
+        if self._gauges is not None:
+            self._gauges.log(step, metrics)
         result.write(self._run_dir / "eval" / f"step_{step:06d}.json")
         self.first_heldout = self.first_heldout or (step, result)
         self.last_heldout = (step, result)
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in result.shown().items())
         self._progress.print_line(f"held-out at step {step}: {shown}")
 
     def __enter__(self) -> RunLog:

@@ -53,10 +53,12 @@ def describe(
         lines.append(f"  learning        {stuck}")
     if first_heldout and last_heldout and first_heldout[0] < last_heldout[0]:
         (first, before), (final, after) = first_heldout, last_heldout
-        lines.append(
-            f"  held-out score  {before.metrics['mean']:.3f} at step {first}"
-            f" -> {after.metrics['mean']:.3f} at step {final}"
-        )
+        for name in (n for n in after.metrics if n == "mean" or n.endswith("/mean")):
+            label = "held-out score" if name == "mean" else name.removesuffix("/mean")
+            lines.append(
+                f"  {label:<14}  {before.metrics[name]:.3f} at step {first}"
+                f" -> {after.metrics[name]:.3f} at step {final}"
+            )
         lines += _answers(before, after)
     lines += [
         f"  checkpoints     {run_dir / 'checkpoints'}",

@@ -29,6 +29,7 @@ class Tracker:
     def __init__(self, run_dir: Path, config: TrackingConfig, *, run_name: str) -> None:
         self._file = (run_dir / "metrics.jsonl").open("a", buffering=1)
         self._board: Any = None
+        self._last_step = 0
         self._wandb: Any = None
         if config.tensorboard:
             from tensorboard.summary import Writer
@@ -52,7 +53,8 @@ class Tracker:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, step)
         if self._wandb is not None:
-            self._wandb.log(dict(metrics), step=step)
+            self._last_step = max(self._last_step, step)  # the service takes no earlier step
+            self._wandb.log(dict(metrics), step=self._last_step)
 
     def close(self) -> None:
         """Flush and close every sink."""

@@ -55,7 +55,7 @@ def running(overrides: list[str], *, with_policy: bool) -> Iterator[tuple[Any, A
     path = str(sources.model_path)
     with Cluster(config, algorithm, run_id="bench", model_path=path) as cluster:
         roles = cluster.launch(
-            environment=instantiate(raw.environment, _convert_="all"),
+            environment=instantiate(raw.environment.player, _convert_="all"),
             scorer=instantiate(raw.reward.scorer, _convert_="all"),
             version=0,
             planned=[

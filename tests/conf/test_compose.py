@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import conf
-from conf.compose import ConfigError, complete, compose
+from conf.compose import ConfigError, complete, compose, override
 
 ROOT = Path(conf.__file__).parent
 GROUPS = (
@@ -14,7 +14,9 @@ GROUPS = (
     "model/adapter",
     "trainer",
     "data",
+    "evaluation/set",
     "reward",
+    "environment",
     "rollout",
     "learner",
     "critic",
@@ -27,12 +29,18 @@ LONG = ["rollout.max_model_len=8192", "learner.token_budget=8192"]
 NEEDS = {  # members that leave a path to the user
     ("model", "hf"): ["model.path=/somewhere"],
     ("data", "parquet"): ["data.train_path=/somewhere.parquet", "data.max_prompt_tokens=32"],
+    ("data", "files"): ["data.train_path=/somewhere.jsonl"],
     ("data", "reasoning"): ["rollout.max_model_len=288"],
     ("data", "dapo_math"): LONG,
     ("data", "dapo_math_english"): LONG,
     ("data", "klear_math"): LONG,
+    **{("data", name): LONG for name in ("gsm8k", "math", "numina_math", "deepscaler")},
+    **{("data", name): LONG for name in ("countdown", "apps", "taco")},
     ("rollout", "replay"): ["rollout.replay.folder=/somewhere"],
     ("reward", "function"): ["reward.scorer.path=my.reward"],
+    ("environment", "agent"): ["environment.player.command=my_agent"],
+    ("environment", "function"): ["environment.player.path=my.play"],
+    ("environment", "text_game"): ["environment.player.path=my.Game"],
 }
 
 
@@ -169,6 +177,51 @@ def test_every_shipped_key_is_read_by_code():
         if f".{item.name}" not in sources and item.name != "name"
     ]
     assert unread == []
+
+
+def test_a_saved_run_takes_values_and_members_of_some_groups():
+    raw, _ = compose(["experiment=tiny"])
+    changed = override(
+        raw,
+        ["reward=exact", "evaluation/set=[aime24,math500]", "rollout.eval_sampling.stop=[a,'b c']"],
+    )
+    _, config = complete(changed)
+    assert config.reward.scorer["_target_"].endswith("Exact")
+    assert list(config.evaluation.sets) == ["aime24", "math500"]
+    assert config.evaluation.sets["aime24"].anchors[0].value == 0.289
+    assert config.rollout.eval_sampling.stop == ["a", "b c"]
+    assert config.data == compose(["experiment=tiny"])[1].data
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("algorithm=dapo", "algorithm=: a saved run keeps its own; of its groups only data, rew"),
+        ("reward=exct", "unknown reward 'exct'; did you mean 'exact'"),
+        ("data.evl_limit=3", "unknown key 'data.evl_limit'; did you mean 'data.eval_limit'"),
+    ],
+)
+def test_what_a_saved_run_cannot_take_is_refused(text, message):
+    raw, _ = compose(["experiment=tiny"])
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        complete(override(raw, [text]))
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ("{path: x, samples_per_prompt: 0}", "sets.a.samples_per_prompt=0: must be at least"),
+        ("{path: x, prompt_template: Q}", r"has no \{prompt\}"),
+        ("{path: x, sampling: {max_new_tokens: 30}}", r"sets.a.sampling.max_new_tokens = 16"),
+        ("{limit: 3}", "evaluation.sets.a.path has no value"),
+    ],
+)
+def test_a_held_out_set_that_cannot_be_is_refused(own, message, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    text = f"# @package _global_\ndefaults: [tiny]\nevaluation: {{sets: {{a: {own}}}}}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        compose(["experiment=mine"], config_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize(

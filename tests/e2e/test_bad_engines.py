@@ -20,34 +20,29 @@ import pytest
 ENVIRONMENT = '''
 import asyncio
 import itertools
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from workers.engines.vllm.answers import AnswerCheck
+from workers.engines.vllm.answers import UnusableAnswerError
 from workers.rollout.environments.single_turn import SingleTurn
 
-ANSWERS, CALLS = AnswerCheck("the engine"), itertools.count(1)
+CALLS = itertools.count(1)
 SLOW = Path(__file__).with_name("slow_from_now")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Faulty(SingleTurn):
-    """Every `garbage_every`-th answer has a log-prob that is not finite."""
+    """Every `garbage_every`-th answer counts as one with a log-prob that is not finite."""
 
     seconds: float
     garbage_every: int
 
-    async def play(self, prompt_tokens, draw):
+    async def play(self, task, session):
         await asyncio.sleep(600.0 if SLOW.exists() else self.seconds)
-
-        async def faulty_draw(tokens):
-            sample = await draw(tokens)
-            if next(CALLS) % self.garbage_every == 0:
-                sample = replace(sample, logprobs=[math.nan] * len(sample.logprobs))
-            return ANSWERS.accept(sample, vocab_size=64)
-
-        return await super().play(prompt_tokens, faulty_draw)
+        ended = await super().play(task, session)
+        if next(CALLS) % self.garbage_every == 0:
+            raise UnusableAnswerError("non-finite log-prob")
+        return ended
 '''
 
 
@@ -59,8 +54,11 @@ def start(folder, name, *, seconds, garbage_every, overrides=()):
             *(f"output_dir={folder}", f"run_name={name}", "trainer.total_steps=4"),
             *("trainer.prompts_per_step=8", "rollout.samples_per_prompt=4", "data.eval_limit=4"),
             *("trainer.export=false", "algorithm=grpo", "~algorithm.regularizers.kl"),
-            "environment._target_=faulty_environment.Faulty",
-            *(f"+environment.seconds={seconds}", f"+environment.garbage_every={garbage_every}"),
+            "environment.player._target_=faulty_environment.Faulty",
+            *(
+                f"+environment.player.seconds={seconds}",
+                f"+environment.player.garbage_every={garbage_every}",
+            ),
             *overrides,
         ],
         cwd=folder,

@@ -14,13 +14,14 @@ from orchestrator.step import batch, partition
 from orchestrator.supply import source
 from orchestrator.telemetry import heldout
 from workers import spans
-from workers.data import durable_files, plans, requests, results, trajectory
+from workers.data import durable_files, plans, requests, results, trajectory, turns
 from workers.learner import passes, policy_worker, weight_client
 from workers.reward import base
-from workers.rollout.environments import single_turn
+from workers.rollout import limits, session
+from workers.rollout.environments import contract
 
 # All records of these modules are shared by processes.
-SHARED = (durable_files, plans, requests, results, trajectory, spans, base)
+SHARED = (durable_files, plans, requests, results, trajectory, turns, spans, base)
 RECORDS = (
     *(
         record
@@ -36,9 +37,16 @@ RECORDS = (
     passes.Trained,
     policy_worker.TrainReport,
     weight_client.Destination,
-    single_turn.Interaction,
+    session.Row,
+    limits.RolloutLimits,
+    contract.Task,
+    contract.Turn,
+    contract.Outcome,
 )
-ELSEWHERE = (batch, partition, source, heldout, passes, policy_worker, weight_client, single_turn)
+ELSEWHERE = (
+    *(batch, partition, source, heldout, passes, policy_worker, weight_client),
+    *(limits, session, contract),
+)
 
 
 def meta(**changes: Any) -> trajectory.TrajectoryMeta:

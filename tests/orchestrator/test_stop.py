@@ -36,7 +36,7 @@ def test_an_interrupt_asks_too_and_a_second_one_interrupts():
 
 def test_it_says_what_is_waited_for(capfd):
     with StopRequest() as stop:
-        stop.doing = "step 5 of 9"
+        stop.activity.begin("step 5 of 9")
         send(signal.SIGTERM)
         with pytest.raises(StoppedError, match="stopped in step 5 of 9") as caught:
             stop.check()

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
+from workers.data.images.packed import RowImages
 from workers.data.packing import PackedBatch, pack
 from workers.data.plans import MicroBatchPlan, RankPlan
 from workers.data.results import Rows
@@ -21,8 +22,20 @@ from workers.data.trajectory import computed_columns
 TOKEN_COLUMNS = ("tokens", "loss_mask")
 
 
-def packed_rows(table: pa.Table, micro: MicroBatchPlan, names: Sequence[str]) -> PackedBatch:
-    """Pack the rows of one micro-batch with the per-token columns `names` and their weights."""
+def packed_rows(
+    table: pa.Table,
+    micro: MicroBatchPlan,
+    names: Sequence[str],
+    images: RowImages | None = None,
+) -> PackedBatch:
+    """Pack the rows of one micro-batch with the per-token columns `names` and their weights.
+
+    Args:
+        table: trajectories of a step.
+        micro: the rows.
+        names: of the per-token columns to pack.
+        images: of all rows of `table`; None where no row shows one.
+    """
     rewards = np.zeros(table.num_rows, dtype=np.float32)
     if "reward" in table.column_names:
         rewards[micro.rows] = table.column("reward").take(pa.array(micro.rows)).to_numpy()
@@ -44,6 +57,7 @@ def packed_rows(table: pa.Table, micro: MicroBatchPlan, names: Sequence[str]) ->
         sequence_columns={"rewards": rewards, "truncated": truncated},
         weights=weights,
         groups=groups,
+        images=images,
     )
 
 

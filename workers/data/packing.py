@@ -19,6 +19,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from workers.data.images.packed import PackedImages, RowImages, identities, pack_images
 from workers.data.shared_prefixes import SharedPrefixes, share_prefixes
 
 ListColumn: TypeAlias = pa.ListArray | pa.LargeListArray | pa.ChunkedArray
@@ -44,6 +45,7 @@ class PackedBatch:
         weights: loss term -> [S] float32, the multiplier of every trained token of a sequence.
         num_rows: sequences that are real; 0 for the filler of a rank that ran out of rows.
         prefixes: which tokens a model computes, where siblings share a prefix; None: all of them.
+        images: pixels, and the tokens at which their features stand; None where no row shows one.
     """
 
     tokens: Tensor
@@ -56,6 +58,7 @@ class PackedBatch:
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     num_rows: int
     prefixes: SharedPrefixes | None = None
+    images: PackedImages | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -99,6 +102,7 @@ class PackedBatch:
             weights={k: v.to(device, non_blocking=True) for k, v in self.weights.items()},
             num_rows=self.num_rows,
             prefixes=None if self.prefixes is None else self.prefixes.to(device),
+            images=None if self.images is None else self.images.to(device),
         )
 
 
@@ -109,6 +113,7 @@ def pack(
     sequence_columns: Mapping[str, npt.ArrayLike] | None = None,
     weights: Mapping[str, npt.ArrayLike | Tensor] | None = None,
     groups: npt.ArrayLike | None = None,
+    images: RowImages | None = None,
 ) -> PackedBatch:
     """Lay the chosen rows end to end.
 
@@ -120,10 +125,11 @@ def pack(
         weights: loss term -> one number for every row of `columns`.
         groups: one number for every row of `columns`; chosen rows of an equal number share their
             common prefix, unless it is `shared_prefixes.ALONE`. None: nothing is shared.
+        images: of all rows of `columns`; None where no row shows one.
 
     Raises:
         ValueError: a column is missing, ragged against the tokens, or null; a sequence is empty;
-            the first token of a sequence is marked as trained.
+            the first token of a sequence is marked as trained; a row and its images disagree.
     """
     if "tokens" not in columns:
         raise ValueError(f"no column 'tokens' among {sorted(columns)}: nothing to pack")
@@ -149,15 +155,22 @@ def pack(
             )
     mask = flat.pop("loss_mask", np.zeros(len(tokens), dtype=np.bool_))
     batch = _packed(tokens, lengths, mask, flat, scalars, multipliers, num_rows=len(lengths))
+    if images is not None:
+        chosen = range(len(images.spans)) if index is None else index
+        shown = replace(images, spans=[images.spans[row] for row in chosen])
+        batch = replace(batch, images=_images(batch, shown))
     if groups is None:
         return batch
     number = np.asarray(groups, dtype=np.int64)  # [rows]
     number = number if index is None else number[index]  # [S]
     ends = batch.cu_seqlens.numpy().astype(np.int64)  # [S+1]
-    return replace(batch, prefixes=share_prefixes(tokens, ends, number))
+    read = identities(tokens, batch.images)
+    return replace(batch, prefixes=share_prefixes(read, ends, number))
 
 
-def pack_sequences(sequences: Sequence[Sequence[int]]) -> PackedBatch:
+def pack_sequences(
+    sequences: Sequence[Sequence[int]], images: RowImages | None = None
+) -> PackedBatch:
     """Pack plain token lists whose every token but the first is to be scored (a probe)."""
     lengths = np.asarray([len(sequence) for sequence in sequences], dtype=np.int64)  # [S]
     if len(lengths) == 0 or lengths.min() == 0:
@@ -165,7 +178,13 @@ def pack_sequences(sequences: Sequence[Sequence[int]]) -> PackedBatch:
     tokens = np.concatenate([np.asarray(sequence, dtype=np.int64) for sequence in sequences])
     mask = np.ones(len(tokens), dtype=np.bool_)  # [N]
     mask[np.cumsum(lengths) - lengths] = False
-    return _packed(tokens, lengths, mask, {}, {}, {}, num_rows=len(lengths))
+    batch = _packed(tokens, lengths, mask, {}, {}, {}, num_rows=len(lengths))
+    return batch if images is None else replace(batch, images=_images(batch, images))
+
+
+def _images(batch: PackedBatch, images: RowImages) -> PackedImages | None:
+    ends = batch.cu_seqlens.numpy().astype(np.int64)  # [S+1]
+    return pack_images(batch.tokens.numpy(), ends, images)
 
 
 def _packed(

@@ -136,12 +136,15 @@ class CreditPlan:
         group_ids: [S] int64.
         trained: [S] bool, False where a filter masks the whole sequence.
         coefficients: numbers of the algorithm that hold for this step, by dotted path.
+        rollout_ids: [S] int64, 0, 1, ... in order; rows of one rollout stand beside each other and
+            have equal rewards. None: every row is a rollout of its own.
     """
 
     shaped_rewards: npt.NDArray[np.float32]
     group_ids: npt.NDArray[np.int64]
     trained: npt.NDArray[np.bool_]
     coefficients: Mapping[str, float] = field(default_factory=dict)
+    rollout_ids: npt.NDArray[np.int64] | None = None
 
 
 def step_table(slices: Sequence[Slice], batches: Sequence[pa.RecordBatch]) -> pa.Table:

@@ -32,7 +32,8 @@ def write_groups(path: str, slices: Sequence[Slice], *batches: pa.RecordBatch) -
     """Write the rows that `slices` name to one Arrow file."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, SCHEMA) as file:
-        file.write_table(step_table(slices, batches))
+        # Such a file has one dictionary for all of its batches; each came with its own.
+        file.write_table(step_table(slices, batches).unify_dictionaries())
     return write_file(Path(path), [sink.getvalue()])
 
 
@@ -102,13 +103,16 @@ def describe_rows(batch: pa.RecordBatch) -> list[TrajectoryMeta]:
             "weight_versions",
             "reward_notes",
             "response_text",
+            "image_files",
+            "turns",
         ]
     )
     metas = []
     for row, length, end in zip(plain.to_pylist(), lengths, ends, strict=True):
         place = slice(end - length, end)
         drawn = versions[place][versions[place] >= 0]
-        num_prompt, prompt_crc = prompt_of(tokens[place], versions[place])
+        digests = [span["digest"] for span in row["images"]]
+        num_prompt, prompt_crc = prompt_of(tokens[place], versions[place], digests)
         timings = dict(row["timings"])
         metas.append(
             TrajectoryMeta(
@@ -128,6 +132,8 @@ def describe_rows(batch: pa.RecordBatch) -> list[TrajectoryMeta]:
                 reward_s=float(timings.get("reward", 0.0)),
                 num_prompt=num_prompt,
                 prompt_crc=prompt_crc,
+                num_turns=row["num_turns"],
+                branch=row["branch"],
             )
         )
     return metas

@@ -123,13 +123,14 @@ class GroupRequest:
     prompt_uid: str
     begun_version: int  # of the weights when the group is begun
     dataset: str
-    prompt: str | list[dict[str, str]]  # text, or chat messages
-    ground_truth: str | None
+    prompt: str | list[dict[str, Any]]  # text, or chat messages
+    ground_truth: str | list[str] | None  # of a list, any is right
     num_samples: int
     seed: int  # of the first sample; sibling k draws with seed + k
     sampling: Sampling
     columns: Mapping[str, Any] = field(default_factory=dict)  # handed to the reward
     may_stop_early: bool = False  # siblings that cannot change the group's verdict may be stopped
+    images: tuple[str | bytes, ...] = ()  # of the prompt: path, on the engines' machines, or bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

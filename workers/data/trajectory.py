@@ -33,7 +33,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-SCHEMA_VERSION = 3  # raised whenever a column is added, or changes its name or its meaning
+from workers.data.images.columns import FILE_TYPE, SPAN_TYPE, as_spans, spans_as_structs
+from workers.data.images.spans import ImageSpan
+from workers.data.turns import TURN_TYPE, TurnSpan, as_structs, from_structs
+
+SCHEMA_VERSION = 4  # raised whenever a column is added, or changes its name or its meaning
 VERSION_KEY = b"ballast.schema_version"
 SCHEMA = pa.schema(
     [
@@ -42,6 +46,7 @@ SCHEMA = pa.schema(
         ("prompt_uid", pa.string()),
         ("group_id", pa.string()),
         ("rollout_id", pa.string()),
+        ("branch", pa.int32()),
         ("dataset", pa.string()),
         ("tokens", pa.large_list(pa.int32())),
         ("loss_mask", pa.large_list(pa.bool_())),
@@ -53,8 +58,11 @@ SCHEMA = pa.schema(
         ("reward_parts", pa.map_(pa.string(), pa.float32())),
         ("reward_notes", pa.map_(pa.string(), pa.string())),
         ("num_turns", pa.int32()),
+        ("turns", TURN_TYPE),
         ("response_text", pa.large_string()),
         ("timings", pa.map_(pa.string(), pa.float32())),
+        ("images", SPAN_TYPE),
+        ("image_files", FILE_TYPE),
     ],
     metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
@@ -71,7 +79,10 @@ def reason_of(error: BaseException) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trajectory:
-    """One finished sample. Lists are aligned to `tokens`, L in number.
+    """One row of a finished sample. Lists are aligned to `tokens`, L in number.
+
+    A sample whose history was rewritten has several rows, its branches, which share `rollout_id`
+    and all that is said of the whole sample: outcome, reward and response.
 
     Example, a prompt of two tokens and a response of two:
         Trajectory(
@@ -89,6 +100,7 @@ class Trajectory:
             outcome="scored",
             reward=1.0,
             reward_parts={"exact": 1.0},
+            turns=(TurnSpan(number=1, start=2, end=4, finish_reason="stop", state=7),),
             response_text="5",
             timings={"generate": 0.8, "reward": 0.01},
         )
@@ -109,9 +121,13 @@ class Trajectory:
     reward: float | None  # None unless scored
     reward_parts: Mapping[str, float] = field(default_factory=dict)
     reward_notes: Mapping[str, str] = field(default_factory=dict)  # texts of the scorer
-    num_turns: int = 1
+    num_turns: int = 1  # of the whole sample
+    turns: Sequence[TurnSpan] = ()  # of this row
+    branch: int = 0  # number of this row among those of its sample
     response_text: str = ""
     timings: Mapping[str, float] = field(default_factory=dict)  # seconds
+    images: Sequence[ImageSpan] = ()  # places of the prompt's images
+    image_files: Sequence[bytes] = field(default=(), repr=False)  # of each, whole
 
     def __post_init__(self) -> None:
         lengths = {
@@ -168,13 +184,17 @@ class TrajectoryMeta:
     reward_s: float
     num_prompt: int = 0  # tokens before the first drawn one; all where none was drawn
     prompt_crc: int = 0  # checksum of these tokens: siblings with an equal one share them
+    num_turns: int = 1  # of the whole sample
+    branch: int = 0  # of the row among those of its sample
 
 
 def describe(trajectory: Trajectory) -> TrajectoryMeta:
     """Return the metadata of one trajectory."""
     versions = np.asarray(trajectory.weight_versions, dtype=np.int32)
     drawn = versions[versions >= 0].tolist()
-    num_prompt, prompt_crc = prompt_of(np.asarray(trajectory.tokens, dtype=np.int32), versions)
+    tokens = np.asarray(trajectory.tokens, dtype=np.int32)
+    digests = [span.digest for span in trajectory.images]
+    num_prompt, prompt_crc = prompt_of(tokens, versions, digests)
     return TrajectoryMeta(
         prompt_uid=trajectory.prompt_uid,
         group_id=trajectory.group_id,
@@ -192,19 +212,24 @@ def describe(trajectory: Trajectory) -> TrajectoryMeta:
         reward_s=float(trajectory.timings.get("reward", 0.0)),
         num_prompt=num_prompt,
         prompt_crc=prompt_crc,
+        num_turns=trajectory.num_turns,
+        branch=trajectory.branch,
     )
 
 
-def prompt_of(tokens: npt.NDArray[np.int32], versions: npt.NDArray[np.int32]) -> tuple[int, int]:
+def prompt_of(
+    tokens: npt.NDArray[np.int32], versions: npt.NDArray[np.int32], digests: Sequence[str] = ()
+) -> tuple[int, int]:
     """Count the tokens before the first drawn one, and return the count with their CRC-32.
 
     Args:
         tokens: [L] of a trajectory.
         versions: [L] the weight version of each, -1 where the sampler did not draw it.
+        digests: of the images that the tokens stand for, which belong to the checksum.
     """
     drawn = np.flatnonzero(versions >= 0)
     count = int(drawn[0]) if len(drawn) else len(tokens)
-    return count, zlib.crc32(tokens[:count].tobytes())
+    return count, zlib.crc32(tokens[:count].tobytes(), zlib.crc32("".join(digests).encode()))
 
 
 def to_record_batch(trajectories: Sequence[Trajectory]) -> pa.RecordBatch:
@@ -214,6 +239,10 @@ def to_record_batch(trajectories: Sequence[Trajectory]) -> pa.RecordBatch:
         values = [getattr(trajectory, name) for trajectory in trajectories]
         if pa.types.is_map(kind):
             values = [list(value.items()) for value in values]
+        elif kind == SPAN_TYPE:
+            values = [spans_as_structs(value) for value in values]
+        elif kind == TURN_TYPE:
+            values = [as_structs(value) for value in values]
         columns.append(pa.array(values, type=kind))
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
@@ -224,6 +253,9 @@ def from_record_batch(batch: pa.RecordBatch) -> list[Trajectory]:
     for row in rows:
         for name in ("reward_parts", "reward_notes", "timings"):
             row[name] = dict(row[name])
+        row["images"] = as_spans(row["images"])
+        row["image_files"] = tuple(row["image_files"])
+        row["turns"] = from_structs(row["turns"])
     return [Trajectory(**row) for row in rows]
 
 
@@ -307,7 +339,7 @@ class RolloutGroup:
     def too_few(self, *, samples_per_prompt: int) -> str | None:
         """Return the most frequent outcome if too few siblings are usable; None if enough are."""
         needed = 2 if samples_per_prompt > 1 else 1
-        if len(self.usable_rows()) >= needed:
+        if len({self.metas[row].rollout_id for row in self.usable_rows()}) >= needed:
             return None
         outcomes = Counter(meta.outcome for meta in self.metas)
         return outcomes.most_common(1)[0][0].split(":", 1)[-1]

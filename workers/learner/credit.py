@@ -1,21 +1,24 @@
 """Assign credit to a whole step: from rewards of S trajectories to advantages of their N tokens.
 
 A pure function from Arrow to Arrow around `Algorithm.credit`, run by rank 0 of the learner. Every
-sequence of the step is read at once, so group and batch statistics do not depend on ranks. The
+sequence of the step is read at once, so group and batch statistics do not depend on ranks; the rows
+of one rollout are one sequence, so the statistics count rollouts. The
 shaping of rewards and the filters are not applied here: the plan holds the shaped rewards and the
 filtered rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from algorithms.algorithm import Algorithm
+from algorithms.composition import part_values
 from algorithms.inputs import CreditInputs
 from workers.data.plans import CreditPlan
 from workers.data.trajectory import computed_columns
@@ -37,6 +40,8 @@ def assign_credit(
     lengths = _list_lengths(table.column("tokens"))  # [S]
     mask = _flat(table.column("loss_mask"), lengths).astype(np.bool_)  # [N]
     mask &= np.repeat(plan.trained, lengths)
+    rollouts = np.arange(len(lengths)) if plan.rollout_ids is None else plan.rollout_ids  # [S]
+    first = np.unique(rollouts, return_index=True)[1]  # the first row of each rollout
     columns = {
         name: torch.from_numpy(_flat(table.column(name), lengths).astype(np.float32))
         for name in algorithm.credit_columns
@@ -44,11 +49,13 @@ def assign_credit(
     }
     credit = algorithm.credit(
         CreditInputs(
-            shaped_rewards=torch.from_numpy(plan.shaped_rewards),
-            group_ids=torch.from_numpy(plan.group_ids),
-            sequence_ids=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)),
+            shaped_rewards=torch.from_numpy(plan.shaped_rewards[first]),
+            group_ids=torch.from_numpy(plan.group_ids[first]),
+            sequence_ids=torch.from_numpy(np.repeat(rollouts, lengths)),
             loss_mask=torch.from_numpy(mask),
-            truncated=_truncated(table),
+            truncated=_truncated(table, first),
+            reward_parts=_reward_parts(table, first, algorithm.advantage.reward_parts),
+            **_turns(table, lengths),
             **columns,
         )
     )
@@ -67,11 +74,44 @@ def assign_credit(
     return computed_columns(np.arange(len(lengths)), lengths, **earned), metrics
 
 
-def _truncated(table: pa.Table) -> torch.Tensor | None:
-    """Mark the responses that the length limit stopped [S]; None where the table does not say."""
+def _truncated(table: pa.Table, first: npt.NDArray[np.int64]) -> torch.Tensor | None:
+    """Mark the rollouts that the length limit stopped; None where the table does not say."""
     if "finish_reason" not in table.column_names:
         return None
-    return torch.tensor([why == "length" for why in table.column("finish_reason").to_pylist()])
+    reasons = table.column("finish_reason").to_pylist()
+    return torch.tensor([reasons[row] == "length" for row in first.tolist()])
+
+
+def _turns(table: pa.Table, lengths: npt.NDArray[np.int64]) -> dict[str, torch.Tensor]:
+    """Return the turns of all rows, numbered in the order of their tokens; {} without a column."""
+    if "turns" not in table.column_names:
+        return {}
+    column = table.column("turns").combine_chunks()
+    spans = column.flatten()
+    counts = pc.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64)
+    starts = np.repeat(np.cumsum(lengths) - lengths, counts)  # [T] first token of each turn's row
+    begin, end = (spans.field(name).to_numpy(zero_copy_only=False) for name in ("start", "end"))
+    sizes = (end - begin).astype(np.int64)  # [T]
+    inside = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    turn_ids = np.full(int(lengths.sum()), -1, dtype=np.int64)
+    turn_ids[np.repeat(starts + begin, sizes) + inside] = np.repeat(np.arange(len(sizes)), sizes)
+    rewards = spans.field("reward").to_numpy(zero_copy_only=False).astype(np.float32)
+    return {
+        "turn_ids": torch.from_numpy(turn_ids),
+        "turn_rewards": torch.from_numpy(rewards),
+        "turn_states": torch.from_numpy(spans.field("state").to_numpy(zero_copy_only=False).copy()),
+    }
+
+
+def _reward_parts(
+    table: pa.Table, first: npt.NDArray[np.int64], names: Sequence[str]
+) -> dict[str, torch.Tensor] | None:
+    """Return the named parts of every rollout's reward; None where the advantage names none."""
+    if not names:
+        return None
+    rows = table.column("reward_parts").to_pylist()
+    parts = [dict(rows[row]) for row in first.tolist()]
+    return {name: part_values("advantage", name, parts) for name in names}
 
 
 def critic_metrics(

@@ -18,8 +18,11 @@ import ray.util
 import torch
 
 from algorithms.algorithm import Algorithm
+from workers.data.images.rows import ImageReader
+from workers.data.images.settings import is_supported, read_image_settings
 from workers.data.micro_batches import as_columns, packed_rows, with_staleness
 from workers.data.plans import CreditPlan, RankPlan, StepRows
+from workers.data.probe import ProbeSequence
 from workers.engines.zero.settings import ZeroSettings
 from workers.learner.credit import assign_credit
 from workers.learner.passes import Trained, train_passes
@@ -85,6 +88,7 @@ class PolicyWorker(RankWorker):
         self._run_id, self._algorithm, self._temperature = run_id, algorithm, temperature
         self._endpoint: TrainerEndpoint | None = None
         self._client: EngineClient | None = None
+        self._images: ImageReader | None = None
 
     def build_engine(self, group: ProcessGroupSettings) -> PolicyEngine:
         """Load the policy; `group` holds the address at which its ranks meet."""
@@ -118,7 +122,8 @@ class PolicyWorker(RankWorker):
             base: True for the model under the policy's adapter, instead of the policy.
         """
         table = self._table(rows)
-        packed = [packed_rows(table, micro, ()) for micro in plan.micro_batches]
+        images = self._reader().of_table(table)
+        packed = [packed_rows(table, micro, (), images) for micro in plan.micro_batches]
         scored = self._engine.compute_logprobs(
             packed, temperature=self._temperature, entropy=entropy is not None, base=base
         )
@@ -151,12 +156,16 @@ class PolicyWorker(RankWorker):
         if "staleness" in read:
             table = with_staleness(table, plan.version)
         names = [name for name in table.column_names if name in read]
+        images = self._reader().of_table(table)
         skipped = self._engine.progress.skipped_in_a_row
         trained = train_passes(
             self._engine,
             self._algorithm.with_coefficients(plan.coefficients),
             (
-                [[packed_rows(table, micro, names) for micro in update] for update in once.updates]
+                [
+                    [packed_rows(table, micro, names, images) for micro in update]
+                    for update in once.updates
+                ]
                 for once in plan.passes
             ),
             temperature=self._temperature,
@@ -164,6 +173,17 @@ class PolicyWorker(RankWorker):
         )
         columns = as_columns(plan.passes[-1], {"logprobs": trained.logprobs})
         return columns, _report(trained, skipped)
+
+    def _reader(self) -> ImageReader:
+        """Return the reader of images, which keeps a step's pixels."""
+        if self._images is None:
+            path = self._settings.model
+            supported = is_supported(path)
+            limit = self._settings.max_pixels
+            self._images = ImageReader(
+                read_image_settings(path, max_pixels=limit) if supported else None
+            )
+        return self._images
 
     def _read_columns(self) -> frozenset[str]:
         """Return the per-token columns that the loss, or a metric of every algorithm, reads."""
@@ -252,9 +272,14 @@ class PolicyWorker(RankWorker):
         return expected_names(model, published_name(model, self._settings.adapter))
 
     @recorded("attest")
-    def probe(self, sequences: Sequence[Sequence[int]], swapped: bool = False) -> list[list[float]]:
+    def probe(self, sequences: Sequence[ProbeSequence], swapped: bool = False) -> list[list[float]]:
         """Compute log-probs of sequences at temperature 1; see `PolicyEngine.probe`."""
-        return [row.tolist() for row in self._engine.probe(sequences, swapped=swapped)]
+        images = self._reader().of_spans(
+            [one.images for one in sequences], lambda row, number: sequences[row].files[number]
+        )
+        tokens = [one.tokens for one in sequences]
+        scored = self._engine.probe(tokens, swapped=swapped, images=images)
+        return [row.tolist() for row in scored]
 
     # ---- life ----
 

@@ -8,6 +8,8 @@ outside `ALPHABET` becomes `<unk>`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
@@ -25,9 +27,17 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(*, model_max_length: int) -> PreTrainedTokenizerFast:
-    """Build the tokenizer over `VOCABULARY`: `<|im_end|>` ends a sequence and a chat turn."""
-    vocabulary = {token: index for index, token in enumerate(VOCABULARY)}
+def build_tokenizer(
+    *, model_max_length: int, more: Sequence[str] = (), chat_template: str = CHAT_TEMPLATE
+) -> PreTrainedTokenizerFast:
+    """Build the tokenizer over `VOCABULARY`: `<|im_end|>` ends a sequence and a chat turn.
+
+    Args:
+        model_max_length: tokens of the longest sequence.
+        more: further special tokens, with the ids behind `VOCABULARY`.
+        chat_template: of the model's conversations.
+    """
+    vocabulary = {token: index for index, token in enumerate((*VOCABULARY, *more))}
     backend = Tokenizer(WordLevel(vocab=vocabulary, unk_token=UNK))
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
@@ -40,5 +50,6 @@ def build_tokenizer(*, model_max_length: int) -> PreTrainedTokenizerFast:
         eos_token=EOS,
         model_max_length=model_max_length,
         clean_up_tokenization_spaces=False,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template,
+        additional_special_tokens=list(more),
     )

@@ -10,12 +10,13 @@ import math
 import numbers
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Protocol
 
 SCORED = "scored"
 CORRECT = "correct"  # the part that pass@k counts
+ANSWER = "answer"  # the text for which maj@k votes
 ABSTAINED = "dropped:abstained"  # the scorer returned None
 MAX_PARTS = 64  # parts become columns of the rollout record
 MAX_REASON_CHARS = 300
@@ -32,7 +33,7 @@ class RewardSample:
 
     prompt: str
     response: str
-    ground_truth: str | None = None
+    ground_truth: str | list[str] | None = None  # of a list, any is right
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -77,7 +78,9 @@ class Scorer(Protocol):
     A scorer may also have `prepare(self) -> None`, called once in each scoring process before the
     clock of the first sample starts; slow imports belong there. A scorer whose attribute
     `whole_group` is True is called with the list of all siblings of a prompt instead, and returns
-    as many scores.
+    as many scores. Where a row has several ground truths, of which any is right, a scorer is called
+    with each, unless its attribute `reads_lists` is True. `extract(self, sample) -> str | None`,
+    where a scorer has it, gives the answer of a response, for which maj@k votes.
     """
 
     def __call__(self, sample: RewardSample, /) -> object:
@@ -114,11 +117,45 @@ def score_sample(scorer: Scorer, sample: RewardSample) -> RewardResult:
     """Score one sample and never raise: every error becomes a failed outcome."""
     began = time.perf_counter()
     try:
-        score = scorer(sample)
+        score = call_scorer(scorer, sample)
+        answer = _answer(scorer, sample)
     # SystemExit and KeyboardInterrupt too: a scorer must not be able to end its process politely.
     except BaseException as error:
         return failed(_why(error), time.perf_counter() - began)
-    return _result(score, time.perf_counter() - began)
+    result = _result(score, time.perf_counter() - began)
+    if answer is None or ANSWER in result.notes:
+        return result
+    return replace(result, notes={**result.notes, ANSWER: answer[:MAX_NOTE_CHARS]})
+
+
+def _answer(scorer: Scorer, sample: RewardSample) -> str | None:
+    extract = getattr(scorer, "extract", None)
+    return None if extract is None else extract(sample)
+
+
+def call_scorer(scorer: Scorer, sample: RewardSample) -> object:
+    """Call a scorer once, or once for each of several ground truths; return the highest score.
+
+    A ground truth that the scorer can't read counts only if it can read none.
+    """
+    truths = sample.ground_truth
+    if not isinstance(truths, list) or getattr(scorer, "reads_lists", False):
+        return scorer(sample)
+    scores: list[object] = []
+    errors: list[Exception] = []
+    for truth in truths:
+        try:
+            scores.append(scorer(replace(sample, ground_truth=truth)))
+        except Exception as error:
+            errors.append(error)
+    if errors and not scores:
+        raise errors[0]
+    return max(scores, key=_rank)
+
+
+def _rank(score: object) -> float:
+    reward, _, _ = _read(score)
+    return -math.inf if reward is None else reward
 
 
 def _why(error: BaseException) -> str:

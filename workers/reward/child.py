@@ -1,9 +1,10 @@
-"""Run a scoring process: read groups of samples from the parent, write one result line for each.
+"""Run a killable process: read items from the parent, write one line of answers for each.
 
-The module is the script of the process, and imports the standard library only, until the parent has
-sent the import path. Prints of a scorer go to stderr; a process group of its own lets the parent
-end all processes that a scorer started; the process ends itself when the parent is gone. Frames
-come in on stdin, JSON lines go out on the original stdout. Time limits per sample are the parent's.
+The items are groups of samples to score, or calls of tools. The module is the script of the
+process, and imports the standard library only, until the parent has sent the import path. Prints of
+a scorer or a tool go to stderr; a process group of its own lets the parent end all processes that
+were started here; the process ends itself when the parent is gone. Frames come in on stdin, JSON
+lines go out on the original stdout. Time limits per item are the parent's.
 """
 
 from __future__ import annotations
@@ -17,14 +18,24 @@ import struct
 import sys
 import threading
 import time
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 HEADER = struct.Struct("<Q")  # length of the pickled frame that follows
 
 
+class Server(Protocol):
+    """Part of a killable process that answers items."""
+
+    def prepare(self) -> object:
+        """Get ready before the clock of the first item starts; return JSON for the parent."""
+
+    def serve(self, item: Any) -> list[Any]:
+        """Return the answer to one item, as JSON values. An error ends the process."""
+
+
 def main() -> None:
     """Serve until the parent closes the pipe."""
-    # Descriptors 0 and 1 are the scorer's from here on: a scorer must not write results of its own.
+    # Descriptors 0 and 1 are the server's from here on: nothing there writes results of its own.
     requests = os.fdopen(os.dup(0), "rb")
     results = os.dup(1)
     null = os.open(os.devnull, os.O_RDONLY)
@@ -37,36 +48,20 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, args=(first["parent"],), daemon=True).start()
     sys.path[:] = first["sys_path"]
     try:
-        scorer = pickle.loads(first["scorer"])
-        prepare = getattr(scorer, "prepare", None)
-        if prepare is not None:
-            prepare()
+        server = pickle.loads(first["server"])
+        described = server.prepare()
     except BaseException as error:
         _write(results, ["error", f"{type(error).__name__}: {error}"])
         return
-    _write(results, ["ready", ""])
-    _serve(requests, results, scorer, first["timeout_s"])
+    _write(results, ["ready", described])
+    _serve(requests, results, server, first["timeout_s"])
 
 
-def _serve(requests: BinaryIO, results: int, scorer: Any, timeout_s: float) -> None:
-    from workers.reward.base import RewardSample, score_group
-
+def _serve(requests: BinaryIO, results: int, server: Server, timeout_s: float) -> None:
     while (frame := _read_frame(requests)) is not None:
         _limit_cpu(timeout_s * len(frame))
-        for group in frame:
-            siblings = [
-                RewardSample(
-                    prompt=prompt, response=response, ground_truth=ground_truth, columns=columns
-                )
-                for prompt, response, ground_truth, columns in group
-            ]
-            _write(
-                results,
-                [
-                    [each.outcome, each.reward, dict(each.parts), dict(each.notes), each.seconds]
-                    for each in score_group(scorer, siblings)
-                ],
-            )
+        for item in frame:
+            _write(results, server.serve(item))
 
 
 def _read_frame(stream: BinaryIO) -> Any:

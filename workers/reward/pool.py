@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from workers.reward.base import RewardResult, RewardSample, Scorer, Siblings, failed
 from workers.reward.process import ProcessDiedError, SampleTimeoutError, ScoringProcess
+from workers.reward.server import ScoringServer
 
 MAX_CHUNK = 64  # samples that wait behind one another in a process
 CHUNKS_PER_PROCESS = 4  # a call's samples are cut so fine, so that a slow one holds up few others
@@ -217,7 +218,7 @@ def _pickle(scorer: Scorer) -> bytes:
             "workers.reward.scorers.function.Function"
         )
     try:
-        return pickle.dumps(scorer)
+        return pickle.dumps(ScoringServer(scorer=scorer))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(
             f"scorer {scorer!r} cannot be sent to a scoring process ({error}): "

@@ -1,8 +1,9 @@
-"""Control one scoring process from its parent: start, send a batch, receive result lines, kill.
+"""Control one killable process from its parent: start, send a batch, receive result lines, kill.
 
-The reward worker's pool runs this module. Nothing is decided here about failures: an error says
-that the time is over or that the process died, and the pool decides. Every wait has a limit. One
-thread uses an object; only `close` may be called from another.
+The pools of the reward worker (scoring) and of the rollout worker (tools) run this module. Nothing
+is decided here about failures: an error says that the time is over or that the process died, and
+the pool decides. Every wait has a limit. One thread uses an object; only `close` may be called from
+another.
 """
 
 from __future__ import annotations
@@ -33,16 +34,27 @@ class SampleTimeoutError(Exception):
 
 
 class ProcessDiedError(Exception):
-    """A scoring process that ended."""
+    """A killable process that ended."""
 
 
-class ScoringProcess:
-    """A child process that scores with one scorer, restarted when needed."""
+class KillableProcess:
+    """A child process in which one server answers items, restarted when needed.
 
-    def __init__(self, scorer: bytes, *, timeout_s: float) -> None:
-        """Remember the pickled scorer; `launch` starts the process."""
-        self._scorer = scorer
+    Args:
+        server: pickled `child.Server`; `launch` starts the process that runs it.
+        timeout_s: wall-clock limit of one item.
+
+    Attributes:
+        described: value that the server's `prepare` returned, once the process is ready.
+    """
+
+    kind = "child"  # names the process in errors
+    served = "its server"
+
+    def __init__(self, server: bytes, *, timeout_s: float) -> None:
+        self._server = server
         self._timeout_s = timeout_s
+        self.described: Any = None
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = False
         self._buffer = b""
@@ -70,8 +82,8 @@ class ScoringProcess:
         """Wait until the process can score; start it if it is not running.
 
         Raises:
-            RuntimeError: the process cannot start: the scorer does not import there, or takes too
-                long.
+            RuntimeError: the process cannot start: the server's parts do not import there, or take
+                too long.
         """
         self.launch()
         if self._ready:
@@ -81,7 +93,7 @@ class ScoringProcess:
                 {
                     "parent": os.getpid(),
                     "sys_path": [os.path.abspath(entry) for entry in sys.path],
-                    "scorer": self._scorer,
+                    "server": self._server,
                     "timeout_s": self._timeout_s,
                 }
             )
@@ -89,39 +101,32 @@ class ScoringProcess:
         except SampleTimeoutError:
             self.kill()
             raise RuntimeError(
-                f"the scoring process was not ready after {START_LIMIT_S:.0f} s: the scorer's "
-                "imports or its prepare() take too long"
+                f"the {self.kind} process was not ready after {START_LIMIT_S:.0f} s: imports or "
+                f"the prepare() of {self.served} take too long"
             ) from None
         except ProcessDiedError:
             self.kill()
             raise RuntimeError(
-                "the scoring process ended while it started; its own message is on stderr"
+                f"the {self.kind} process ended while it started; its own message is on stderr"
             ) from None
         if word != "ready":
             self.kill()
-            raise RuntimeError(f"the scorer cannot be built in a scoring process: {detail}")
+            raise RuntimeError(f"{self.served} cannot be built in a {self.kind} process: {detail}")
+        self.described = detail
         self._ready = True
 
-    def send(self, groups: Sequence[Siblings]) -> None:
-        """Send groups to the process; the results of each follow, in order."""
-        self._send(
-            [
-                [(s.prompt, s.response, s.ground_truth, dict(s.columns)) for s in group]
-                for group in groups
-            ]
-        )
+    def send_items(self, items: Sequence[Any]) -> None:
+        """Send items to the process; the answer to each follows, in order."""
+        self._send(list(items))
 
-    def receive(self) -> list[RewardResult]:
-        """Wait for the results of the next group.
+    def receive_answer(self) -> list[Any]:
+        """Wait for the answer to the next item.
 
         Raises:
-            SampleTimeoutError: none came within the limit of one call of the scorer.
+            SampleTimeoutError: none came within the limit of one item.
             ProcessDiedError: the process is gone.
         """
-        return [
-            RewardResult(outcome=outcome, reward=reward, parts=parts, notes=notes, seconds=seconds)
-            for outcome, reward, parts, notes, seconds in self._receive(self._timeout_s)
-        ]
+        return self._receive(self._timeout_s)
 
     def kill(self) -> None:
         """End the process and all processes that it started."""
@@ -175,6 +180,29 @@ class ScoringProcess:
         line, _, self._buffer = self._buffer.partition(b"\n")
         message: list[Any] = json.loads(line)
         return message
+
+
+class ScoringProcess(KillableProcess):
+    """A killable process that scores with one scorer."""
+
+    kind = "scoring"
+    served = "the scorer"
+
+    def send(self, groups: Sequence[Siblings]) -> None:
+        """Send groups to the process; the results of each follow, in order."""
+        self.send_items(
+            [
+                [(s.prompt, s.response, s.ground_truth, dict(s.columns)) for s in group]
+                for group in groups
+            ]
+        )
+
+    def receive(self) -> list[RewardResult]:
+        """Wait for the results of the next group; errors as in `receive_answer`."""
+        return [
+            RewardResult(outcome=outcome, reward=reward, parts=parts, notes=notes, seconds=seconds)
+            for outcome, reward, parts, notes, seconds in self.receive_answer()
+        ]
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

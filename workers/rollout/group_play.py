@@ -4,7 +4,8 @@
 the requests that the engine still holds. With an `EarlyStop`, siblings that can no longer change
 the group's verdict are stopped while they are drawn; such siblings are trajectories without a
 reward. A sample that the engine did not finish is never scored, and neither is one whose
-environment failed. The module knows neither the algorithm nor the step.
+environment failed; the turns that were finished are recorded. The module knows neither the
+algorithm nor the step.
 """
 
 from __future__ import annotations
@@ -12,19 +13,28 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from workers.data.images.decoding import ImageFaultError
+from workers.data.images.prompt_images import NO_IMAGES, PromptImages
 from workers.data.prompts import PromptEncoder
-from workers.data.requests import GroupRequest, Sample
-from workers.data.trajectory import STOPPED_EARLY, Trajectory
+from workers.data.requests import GroupRequest, Sample, Sampling
+from workers.data.trajectory import SCORED, STOPPED_EARLY, Trajectory
 from workers.engines.vllm.answers import UnusableAnswerError
 from workers.engines.vllm.engine import VLLMEngine
 from workers.reward.base import RewardResult, RewardSample
 from workers.reward.client import RewardClient
 from workers.reward.siblings import SiblingScores
 from workers.rollout.early_stop import EarlyStop
-from workers.rollout.environments.guarded_play import EnvironmentFaultError, play_guarded
-from workers.rollout.environments.single_turn import Environment, Interaction
+from workers.rollout.environments.contract import Environment, Outcome, SpentError, Task
+from workers.rollout.environments.guarded_play import (
+    EnvironmentClock,
+    EnvironmentFaultError,
+    play_guarded,
+)
+from workers.rollout.limits import RolloutLimits
+from workers.rollout.session import AbortedError, Rollout, turn_seed
+from workers.rollout.turn_texts import TurnTexts
 from workers.spans import SpanLog
 
 
@@ -35,16 +45,13 @@ class RolloutContext:
     run_id: str
     engine: VLLMEngine
     encoder: PromptEncoder
+    texts: TurnTexts
     environment: Environment
-    environment_s: float  # longest time that an environment takes beside its draws, in seconds
+    limits: RolloutLimits
     rewards: RewardClient
     early_stop: EarlyStop | None
     spans: SpanLog
     scores_together: bool = False  # True if the scorer wants all siblings in one call
-
-
-class _StoppedError(Exception):
-    """A turn that the environment asked for after its sibling was stopped."""
 
 
 class GroupPlay:
@@ -67,63 +74,95 @@ class GroupPlay:
             context.rewards, num_samples=request.num_samples, together=context.scores_together
         )
         self._stopped = False
+        self._images = NO_IMAGES
 
     async def run(self) -> list[Trajectory]:
-        """Sample and score all siblings; return them in order."""
+        """Sample and score all siblings; return their rows, in the order of the siblings."""
         request = self._request
-        prompt_tokens, fault = self._context.encoder.encode(request.prompt)
+        prompt_tokens, self._images, fault = await self._read_prompt()
         siblings = range(request.num_samples)
         if fault is not None:
-            nothing = _prompt_only(prompt_tokens)
-            return [
-                self._unscored(k, nothing, f"dropped:{request.prompt_uid}: {fault}")
-                for k in siblings
-            ]
-        return list(await asyncio.gather(*(self._sibling(k, prompt_tokens) for k in siblings)))
+            outcome = f"dropped:{request.prompt_uid}: {fault}"
+            plays = [self._open(k, prompt_tokens)[0] for k in siblings]
+            rows = [self._unscored(k, play, outcome) for k, play in enumerate(plays)]
+        else:
+            rows = await asyncio.gather(*(self._sibling(k, prompt_tokens) for k in siblings))
+        return [row for own in rows for row in own]
 
-    async def _sibling(self, k: int, prompt_tokens: list[int]) -> Trajectory:
-        turn = 0
+    async def _read_prompt(self) -> tuple[list[int], PromptImages, str | None]:
+        """Return the prompt's tokens, its images, and the reason against sampling, or None."""
+        request, encoder = self._request, self._context.encoder
+        if not request.images:
+            tokens, fault = encoder.encode(request.prompt)
+            return tokens, NO_IMAGES, fault
+        try:  # in a thread: decoding takes the time of many tokens
+            loaded = await asyncio.to_thread(encoder.load, request.images)
+        except ImageFaultError as fault:
+            return [], NO_IMAGES, str(fault)
+        return encoder.encode_shown(request.prompt, loaded)
 
-        async def draw(tokens: list[int]) -> Sample:
-            nonlocal turn
+    def _open(self, k: int, prompt_tokens: list[int]) -> tuple[Rollout, EnvironmentClock]:
+        """Return the rollout of a sibling before its first turn, and its clock."""
+        context, limits = self._context, self._context.limits
+        clock = EnvironmentClock(stretch_s=limits.stretch_s, total_s=limits.total_s)
+
+        async def sample(tokens: list[int], turn: int, sampling: Sampling) -> Sample:
             if self._stopped:
-                raise _StoppedError
-            turn += 1
-            return await self._draw(k, turn, tokens)
+                raise AbortedError("the sibling was stopped between two turns")
+            if self._images.spans and tokens[: len(prompt_tokens)] != prompt_tokens:
+                raise UnusableAnswerError("the environment replaced a prompt that shows images")
+            return await self._draw(k, turn, tokens, sampling)
 
+        rollout = Rollout(
+            self._task(k),
+            prompt_tokens,
+            sampling=self._request.sampling,
+            limits=limits,
+            texts=context.texts,
+            sample=sample,
+            clock=clock,
+        )
+        return rollout, clock
+
+    def _task(self, k: int) -> Task:
+        request = self._request
+        return Task(
+            uid=request.prompt_uid,
+            prompt=request.prompt,
+            ground_truth=request.ground_truth,
+            columns=request.columns,
+            sibling=k,
+        )
+
+    async def _sibling(self, k: int, prompt_tokens: list[int]) -> list[Trajectory]:
+        rollout, clock = self._open(k, prompt_tokens)
         began = time.perf_counter()
         try:
             with self._context.spans.doing("environment"):
-                played = await play_guarded(
-                    self._context.environment,
-                    prompt_tokens,
-                    draw,
-                    limit_s=self._context.environment_s,
+                ended = await play_guarded(
+                    self._context.environment, self._task(k), rollout.first, clock
                 )
-        except _StoppedError:
-            played = _prompt_only(prompt_tokens)
-        except UnusableAnswerError as fault:
+        except SpentError:
+            ended = Outcome()
+        except (AbortedError, UnusableAnswerError, EnvironmentFaultError) as fault:
             self._left -= 1
             await self._scores.leave_out()
-            return self._unscored(k, _prompt_only(prompt_tokens), f"failed:{fault}")
-        except EnvironmentFaultError as fault:
-            self._left -= 1
-            await self._scores.leave_out()
-            outcome = f"failed:{self._request.prompt_uid}: {fault}"
-            return self._unscored(k, _prompt_only(prompt_tokens), outcome)
+            return self._unscored(k, rollout, self._outcome_of(fault))
         drawn = time.perf_counter()
-        if played.finish_reason == "abort":
-            self._left -= 1
-            await self._scores.leave_out()
-            return self._unscored(
-                k, played, STOPPED_EARLY if self._stopped else "failed:engine aborted"
-            )
-        result = await self._score(k, played)
+        result = await self._score(k, rollout, ended)
         timings = {"generate": drawn - began, "reward": time.perf_counter() - drawn}
         await self._stop_if_settled(result)
-        return self._trajectory(k, played, result, timings)
+        return self._trajectories(k, rollout, ended, result, timings)
 
-    async def _draw(self, k: int, turn: int, tokens: list[int]) -> Sample:
+    def _outcome_of(self, fault: Exception) -> str:
+        """Return the outcome of a sibling that a fault ended."""
+        if isinstance(fault, AbortedError):
+            return STOPPED_EARLY if self._stopped else "failed:engine aborted"
+        if isinstance(fault, EnvironmentFaultError):
+            return f"failed:environment:{fault}"
+        return f"failed:{fault}"
+
+    async def _draw(self, k: int, turn: int, tokens: list[int], sampling: Sampling) -> Sample:
         request_id = f"{self._request.group_id}/{k}/{turn}"
         self.drawing.add(request_id)
         try:
@@ -131,21 +170,33 @@ class GroupPlay:
                 return await self._context.engine.generate(
                     tokens,
                     request_id=request_id,
-                    sampling=self._request.sampling,
-                    seed=self._request.seed + k,
+                    sampling=sampling,
+                    seed=turn_seed(self._request.seed + k, turn),
+                    images=self._images,
                 )
         finally:
             self.drawing.discard(request_id)
 
-    async def _score(self, k: int, played: Interaction) -> RewardResult:
+    async def _score(self, k: int, rollout: Rollout, ended: Outcome) -> RewardResult:
+        """Return the environment's own reward, or that of the scorer."""
+        if ended.reward is not None:
+            await self._scores.leave_out()
+            return RewardResult(
+                outcome=SCORED, reward=float(ended.reward), parts=ended.parts, notes=ended.notes
+            )
         finished = RewardSample(
             prompt=self._context.encoder.text(self._request.prompt),
-            response=played.response_text,
+            response=_response(rollout, ended),
             ground_truth=self._request.ground_truth,
             columns=dict(self._request.columns),
         )
         with self._context.spans.doing("wait_for_reward"):
-            return await self._scores.score(k, finished)
+            result = await self._scores.score(k, finished)
+        return replace(
+            result,
+            parts={**ended.parts, **result.parts},
+            notes={**ended.notes, **result.notes},
+        )
 
     async def _stop_if_settled(self, result: RewardResult) -> None:
         """Count a result; stop the siblings still being drawn if the verdict is settled."""
@@ -159,45 +210,52 @@ class GroupPlay:
         if self.drawing:
             await self._context.engine.abort(sorted(self.drawing))
 
-    def _unscored(self, k: int, played: Interaction, outcome: str) -> Trajectory:
-        result = RewardResult(outcome=outcome, reward=None, parts={}, seconds=0.0)
-        return self._trajectory(k, played, result, {})
+    def _unscored(self, k: int, rollout: Rollout, outcome: str) -> list[Trajectory]:
+        """Return the rows of a sibling without a reward; its finished turns are among them."""
+        result = RewardResult(outcome=outcome, reward=None)
+        return self._trajectories(k, rollout, None, result, {})
 
-    def _trajectory(
-        self, k: int, played: Interaction, result: RewardResult, timings: Mapping[str, float]
-    ) -> Trajectory:
+    def _trajectories(
+        self,
+        k: int,
+        rollout: Rollout,
+        ended: Outcome | None,
+        result: RewardResult,
+        timings: Mapping[str, float],
+    ) -> list[Trajectory]:
+        """Return the rows of a sibling; `ended` is None where its environment came to no end."""
         request = self._request
-        return Trajectory(
-            run_id=self._context.run_id,
-            begun_version=request.begun_version,
-            prompt_uid=request.prompt_uid,
-            group_id=request.group_id,
-            rollout_id=f"{request.group_id}/{k}",
-            dataset=request.dataset,
-            tokens=played.tokens,
-            loss_mask=played.loss_mask,
-            rollout_logprobs=played.rollout_logprobs,
-            weight_versions=played.weight_versions,
-            finish_reason=played.finish_reason,
-            outcome=result.outcome,
-            reward=result.reward,
-            reward_parts=result.parts,
-            reward_notes=result.notes,
-            num_turns=played.num_turns,
-            response_text=played.response_text,
-            timings=timings,
-        )
+        return [
+            Trajectory(
+                run_id=self._context.run_id,
+                begun_version=request.begun_version,
+                prompt_uid=request.prompt_uid,
+                group_id=request.group_id,
+                rollout_id=f"{request.group_id}/{k}",
+                branch=row.branch,
+                dataset=request.dataset,
+                tokens=row.tokens,
+                loss_mask=row.loss_mask,
+                rollout_logprobs=row.rollout_logprobs,
+                weight_versions=row.weight_versions,
+                finish_reason="abort" if ended is None else rollout.finish_reason,
+                outcome=result.outcome,
+                reward=result.reward,
+                reward_parts=result.parts,
+                reward_notes=result.notes,
+                num_turns=len(rollout.turns),
+                turns=row.turns,
+                response_text=_response(rollout, ended),
+                timings=timings,
+                images=self._images.spans,
+                image_files=[image.file for image in self._images.loaded],
+            )
+            for row in rollout.rows(() if ended is None else ended.turn_rewards)
+        ]
 
 
-def _prompt_only(prompt_tokens: list[int]) -> Interaction:
-    """Return an aborted interaction that holds the P tokens of the prompt and no response."""
-    length = len(prompt_tokens)
-    return Interaction(
-        tokens=prompt_tokens,
-        loss_mask=[False] * length,
-        rollout_logprobs=[0.0] * length,
-        weight_versions=[-1] * length,
-        finish_reason="abort",
-        response_text="",
-        num_turns=1,
-    )
+def _response(rollout: Rollout, ended: Outcome | None) -> str:
+    """Return the text that the scorer sees: the environment's choice, or all turns."""
+    if ended is None or ended.response is None:
+        return rollout.text
+    return ended.response

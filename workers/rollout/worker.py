@@ -10,20 +10,28 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import ray.util
 
-from workers.data.prompts import PromptEncoder
+from workers.data.images.decoding import ImageFaultError
+from workers.data.images.prompt_images import NO_IMAGES, PromptImages
+from workers.data.probe import ProbeSequence
+from workers.data.prompts import ChatTemplate, PromptEncoder
 from workers.data.requests import Collected, GroupRequest
+from workers.data.sources.source import Prompt
 from workers.data.trajectory import Trajectory, describe, to_record_batch
 from workers.engines.vllm.engine import EngineTimeoutError, VLLMEngine, VLLMSettings
 from workers.reward.client import RewardClient
 from workers.reward.worker import RewardWorker
 from workers.rollout.early_stop import EarlyStop
-from workers.rollout.environments.single_turn import Environment
+from workers.rollout.environments.contract import Environment
+from workers.rollout.environments.preparing import Preparable, prepared
 from workers.rollout.group_play import GroupPlay, RolloutContext
+from workers.rollout.limits import RolloutLimits
+from workers.rollout.turn_texts import TurnTexts
 from workers.spans import Recorded, SpanLog
 from workers.worker_group import EngineDiedError, WorkerGroup
 
@@ -37,16 +45,21 @@ class RolloutWorker:
         run_id: str,
         settings: VLLMSettings,
         max_prompt_tokens: int,
-        environment: Environment,
-        environment_s: float,
+        environment: Environment | Preparable,
+        limits: RolloutLimits,
         reward_timeout_s: float,
+        template: ChatTemplate | None = None,
         scores_together: bool = False,
         early_stop: EarlyStop | None = None,
+        end_token_ids: Sequence[int] = (),
     ) -> None:
         self._run_id = run_id
         self._engine = VLLMEngine(settings)
-        self._encoder = PromptEncoder(settings.model_path, max_prompt_tokens)
-        self._environment, self._environment_s = environment, environment_s
+        self._encoder = PromptEncoder(
+            settings.model_path, max_prompt_tokens, template, images=settings.images
+        )
+        self._texts = TurnTexts(self._encoder, end_token_ids=end_token_ids)
+        self._environment, self._limits = environment, limits
         self._reward_timeout_s, self._early_stop = reward_timeout_s, early_stop
         self._scores_together = scores_together
         self._context: RolloutContext
@@ -64,12 +77,17 @@ class RolloutWorker:
             version: label until the first publication.
             rewards: processes that score.
         """
+        # Once: what the first call returns needs no preparation any more.
+        self._environment = await asyncio.to_thread(
+            prepared, self._environment, self._encoder.tokenizer
+        )
         self._context = RolloutContext(
             run_id=self._run_id,
             engine=self._engine,
             encoder=self._encoder,
+            texts=self._texts,
             environment=self._environment,
-            environment_s=self._environment_s,
+            limits=self._limits,
             rewards=RewardClient(rewards, timeout_s=self._reward_timeout_s),
             scores_together=self._scores_together,
             early_stop=self._early_stop,
@@ -166,7 +184,7 @@ class RolloutWorker:
                 self._finished.put_nowait(siblings)
 
     async def attest(
-        self, probe: list[list[int]]
+        self, probe: list[ProbeSequence]
     ) -> tuple[int, dict[str, list[int]], dict[str, list[list[int]]], list[list[float]]]:
         """Return evidence of a publication.
 
@@ -174,8 +192,10 @@ class RolloutWorker:
             Version, fingerprints of what arrived, blocks of the weights in use, probe log-probs.
         """
         calls = (
-            self._engine.prompt_logprobs(tokens, request_id=f"probe/{number}")
-            for number, tokens in enumerate(probe)
+            self._engine.prompt_logprobs(
+                one.tokens, request_id=f"probe/{number}", images=self._shown(one)
+            )
+            for number, one in enumerate(probe)
         )
         with self.spans.doing("attest"):
             version, received, used, logprobs = await asyncio.gather(
@@ -186,9 +206,35 @@ class RolloutWorker:
             )
         return version, received, used, logprobs
 
-    async def encode(self, prompts: list[Any]) -> list[list[int]]:
-        """Return the token ids of some prompts, from which a probe is chosen."""
-        return [self._encoder.encode(prompt)[0] for prompt in prompts]
+    def _shown(self, sequence: ProbeSequence) -> PromptImages:
+        """Return the images of a sequence of a probe, with their pixels."""
+        if not sequence.images:
+            return NO_IMAGES
+        loaded = tuple(self._encoder.load(sequence.files))
+        return PromptImages(
+            spans=sequence.images, loaded=loaded, settings=self._encoder.image_settings
+        )
+
+    async def encode(self, prompts: list[Prompt]) -> list[ProbeSequence]:
+        """Return the tokens and images of some prompts, from which a probe is chosen.
+
+        A prompt that can't be sent is an empty sequence.
+        """
+        found = []
+        for prompt in prompts:
+            try:
+                loaded = self._encoder.load(prompt.images) if prompt.images else ()
+            except ImageFaultError:
+                loaded = ()
+            tokens, images, _ = self._encoder.encode_shown(prompt.prompt, loaded)
+            found.append(
+                ProbeSequence(
+                    tokens=tokens,
+                    images=images.spans,
+                    files=tuple(image.file for image in images.loaded),
+                )
+            )
+        return found
 
     # ---- the engine's memory and weights ----
 

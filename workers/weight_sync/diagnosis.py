@@ -5,6 +5,9 @@ fingerprinted where the kernels read them (`live_blocks`): on GPUs these are all
 model. One of several tensor-parallel workers holds a block of each tensor, and the fingerprints of
 the blocks add up to the whole tensor's.
 
+vLLM's modules may have other names than a checkpoint's tensors, as those of vision-language models
+do; names are mapped as vLLM maps them where it loads (`checkpoint_names`).
+
 After a probe that failed, more is looked at (`stale_weights`). Kernels keep packed copies that no
 parameter shows, so linear layers are compared by what they compute: their output on a fixed random
 input against `F.linear` with the received weight. Other parameters are compared directly. Only for
@@ -13,7 +16,7 @@ engines of one worker, which hold whole tensors. Runs inside vLLM's workers. Rep
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,12 +53,31 @@ def unlike_expected(
     return found
 
 
+def checkpoint_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Map the names that a vLLM model gives to tensors to those by which the tensors arrived.
+
+    Args:
+        model: of vLLM.
+        names: of the tensors that arrived.
+    """
+    mapper = getattr(model, "hf_to_vllm_mapper", None)
+    if mapper is None:
+        return {name: name for name in names}
+    rename = mapper.get_rename_mapper().map_name
+    return {rename(name) or name: name for name in names}
+
+
 @torch.no_grad()
-def live_blocks(model: nn.Module) -> dict[str, Block]:
+def live_blocks(model: nn.Module, names: Iterable[str]) -> dict[str, Block]:
     """Fingerprint what this worker computes with, by checkpoint name.
 
     Left out is what no parameter shows: quantised layers, and those that a CPU kernel has packed.
+
+    Args:
+        model: of vLLM.
+        names: of the tensors of the last publication; other tensors keep vLLM's names.
     """
+    arrived = checkpoint_names(model, names)
     packed: Mapping[str, Sequence[str]] = getattr(model, "packed_modules_mapping", {}) or {}
     found: dict[str, Block] = {}
     for path, module in model.named_modules():
@@ -67,7 +89,7 @@ def live_blocks(model: nn.Module) -> dict[str, Block]:
                 num_columns=num_columns,
             )
             if block is not None:
-                found[name] = block
+                found[arrived.get(name, name)] = block
     return found
 
 
@@ -137,15 +159,17 @@ def stale_weights(model: nn.Module, received: Mapping[str, Tensor]) -> dict[str,
         received: full tensors by checkpoint name.
     """
     packed: Mapping[str, Sequence[str]] = getattr(model, "packed_modules_mapping", {}) or {}
+    arrived = checkpoint_names(model, received)
+    theirs = {name: received[own] for name, own in arrived.items()}
     found: dict[str, str] = {}
     for path, module in model.named_modules():
         if isinstance(module, LinearBase | ParallelLMHead):
             if isinstance(getattr(module, "quant_method", None), _UNPACKED):
-                found |= _stale_linear(path, module, packed, received)
+                found |= _stale_linear(path, module, packed, theirs)
         else:
             for name, parameter in module.named_parameters(path, recurse=False):
-                found |= _stale_plain(name, parameter, received)
-    return found
+                found |= _stale_plain(name, parameter, theirs)
+    return {arrived[name]: reason for name, reason in found.items()}
 
 
 def _stale_linear(

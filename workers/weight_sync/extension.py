@@ -15,8 +15,8 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.platforms import current_platform
 
 from conf.tables.transports import TRANSPORTS
-from workers.engines.vllm.cpu_experts import patch_experts
 from workers.engines.vllm.cpu_generators import patch_runner
+from workers.engines.vllm.extensions.cpu_experts import patch_experts
 from workers.engines.vllm.lifeline import follow_owner
 from workers.weight_sync.adapters import apply_adapter
 from workers.weight_sync.diagnosis import live_blocks, stale_weights, unlike_expected
@@ -85,9 +85,11 @@ class WeightSyncExtension:
 
         By name: row, column, plain and weighted sum of this worker's block (`fingerprint.Block`).
         """
+        engine = self.weight_transfer_engine
+        names = [name for name, _ in engine.received()] or engine.fingerprints()
         return {
             name: [block.row, block.column, block.plain, block.weighted]
-            for name, block in live_blocks(self.model_runner.get_model()).items()
+            for name, block in live_blocks(self.model_runner.get_model(), names).items()
         }
 
     def apply_adapter(self, adapter_id: int) -> None:

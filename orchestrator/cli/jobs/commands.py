@@ -9,6 +9,7 @@ import shlex
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -125,9 +126,20 @@ def stop(options: Namespace) -> int:
 
 
 def scale(options: Namespace) -> int:
-    """Request a number of engines from a submitted run, and follow the request.
+    """Request a number of engines from a submitted run, and follow the request."""
+    words = ["scale", "--engines", str(options.engines), "--timeout", f"{options.timeout:g}"]
+    return _run_beside(options, words, relation="scales")
 
-    The request is a small job of its own, which runs on the cluster, where the run's folder is.
+
+def watch(options: Namespace) -> int:
+    """Follow the steps of a submitted run, one line each."""
+    return _run_beside(options, ["watch"], relation="watches")
+
+
+def _run_beside(options: Namespace, words: Sequence[str], *, relation: str) -> int:
+    """Run a command on a submitted run's folder, and follow the command's output.
+
+    The command is a small job of its own, which runs on the cluster, where the folder is.
     """
     client = connect(options.address)
     _check_known(client, options.run)
@@ -136,14 +148,13 @@ def scale(options: Namespace) -> int:
     run_dir = read_run_folder(client, options.run)
     if run_dir is None:
         raise ClusterError(f"{options.run} has no run folder yet; ask again when it has begun")
-    words = ["scale", "--engines", str(options.engines), "--timeout", f"{options.timeout:g}"]
-    scaling = client.submit_job(
+    beside = client.submit_job(
         entrypoint="exec " + shlex.join(["python", "-m", "orchestrator.cli", *words, run_dir]),
         runtime_env=client.get_job_info(options.run).runtime_env,
-        metadata={"scales": options.run},
-        submission_id=f"scale-{options.run}-{time.strftime('%Y%m%d-%H%M%S')}",
+        metadata={relation: options.run},
+        submission_id=f"{words[0]}-{options.run}-{time.strftime('%Y%m%d-%H%M%S')}",
     )
-    return _follow(options, scaling)
+    return _follow(options, beside)
 
 
 def _check_known(client: JobSubmissionClient, job_id: str) -> None:

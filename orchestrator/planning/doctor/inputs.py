@@ -12,10 +12,17 @@ from typing import Any
 
 from conf.schema import TrainConfig
 from orchestrator.planning.doctor.findings import Finding, fault, note, ok
-from orchestrator.planning.sources import check_context, model_folder, prompt_sets
+from orchestrator.planning.sources import (
+    check_context,
+    check_shown,
+    encoder_of,
+    model_folder,
+    prompt_sets,
+)
+from orchestrator.planning.trial import image_fault
 from orchestrator.telemetry.counting import counted
-from workers.data.prompts import PromptEncoder, PromptSet
-from workers.tasks.local_copy import source_files
+from workers.data.prompts import PromptSet
+from workers.tasks.copy_files import source_files
 
 SAMPLED_PROMPTS = 64
 
@@ -34,6 +41,7 @@ def model(config: TrainConfig) -> Iterator[Finding]:
     try:
         folder = model_folder(config.model)
         check_context(folder, config.rollout.max_model_len)
+        check_shown(folder, config.data)
     except ValueError as error:
         yield fault("model", str(error), "put a local copy of the model there, or set model.path")
         return
@@ -75,7 +83,7 @@ def data(config: TrainConfig) -> tuple[PromptSet | None, list[Finding]]:
         prompts, _ = prompt_sets(config.data)
     except ValueError as error:
         return None, [fault("data", str(error), "see data.build.source, or data.train_path")]
-    return prompts, [ok("data", f"{counted(len(prompts), 'prompt')}: {prompts.path}")]
+    return prompts, [ok("data", f"{counted(len(prompts), 'prompt')}: {prompts.where}")]
 
 
 def tokenizer(config: TrainConfig, prompts: PromptSet | None) -> Iterator[Finding]:
@@ -83,7 +91,7 @@ def tokenizer(config: TrainConfig, prompts: PromptSet | None) -> Iterator[Findin
     if config.model.path is None or not Path(config.model.path).is_dir():
         return
     try:
-        encoder = PromptEncoder(config.model.path, config.data.max_prompt_tokens)
+        encoder = encoder_of(config, Path(config.model.path))
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         yield fault("tokenizer", f"can't be loaded: {first}", "copy the tokenizer's files, too")
@@ -91,10 +99,10 @@ def tokenizer(config: TrainConfig, prompts: PromptSet | None) -> Iterator[Findin
     if prompts is None:
         yield ok("tokenizer", "loads")
         return
-    sample = [prompts[row].prompt for row in range(min(SAMPLED_PROMPTS, len(prompts)))]
-    chats = [prompt for prompt in sample if not isinstance(prompt, str)]
+    sample = [prompts[row] for row in range(min(SAMPLED_PROMPTS, len(prompts)))]
+    chats = [prompt for prompt in sample if not isinstance(prompt.prompt, str)]
     try:
-        refused = [why for prompt in sample if (why := encoder.encode(prompt)[1])]
+        refused = [why for prompt in sample if (why := image_fault(encoder, prompt))]
     except ValueError as error:  # transformers: no chat template
         yield fault(
             "chat template",

@@ -54,6 +54,23 @@
     ctx.restore();
   };
 
+  // A line at the score that the run is to reach.
+  const goalLine = (u) => {
+    const { ctx, bbox } = u;
+    const y = Math.round(u.valToPos(payload.goal, "y", true));
+    if (y < bbox.top || y > bbox.top + bbox.height) return;
+    ctx.save();
+    ctx.strokeStyle = ctx.fillStyle = css("--soft");
+    ctx.lineWidth = 1;
+    ctx.beginPath();
+    ctx.moveTo(bbox.left, y);
+    ctx.lineTo(bbox.left + bbox.width, y);
+    ctx.stroke();
+    ctx.font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
+    ctx.fillText(`goal ${number(payload.goal)}`, bbox.left + 6 * devicePixelRatio, y + 14 * devicePixelRatio);
+    ctx.restore();
+  };
+
   const axis = (label, size) => ({
     stroke: () => css("--soft"),
     grid: { stroke: () => css("--line"), width: 1 },
@@ -79,14 +96,15 @@
       .map((name) => `${name}: ${payload.metrics[name].meaning}`).join("\n");
     const card = el("div", { class: "chart", title: meanings, "data-panel": panel.title },
       el("h4", null, panel.title, el("small", null, unit)), holder);
+    const goal = panel.scores ? payload.goal : null;
     const options = {
       width: 370,
       height: 210,
       cursor: { sync: { key: panel.alone ? null : "steps" }, drag: { x: true, y: false } },
-      scales: { x: { time: false }, y: { range: (_, low, high) => range(low, high) } },
+      scales: { x: { time: false }, y: { range: (_, low, high) => range(...around(low, high, goal)) } },
       axes: [{ ...axis("step", 34), space: 60 }, axis(null, 62)],
       series: [{ label: "step", value: (_, value) => number(value) }, ...series],
-      hooks: { draw: [marks], ready: [tellLast], setSize: [tellLast] },
+      hooks: { draw: goal === null ? [marks] : [marks, goalLine], ready: [tellLast], setSize: [tellLast] },
     };
     const plot = new uPlot(options, data, holder);
     plot.over.addEventListener("mouseleave", () => setTimeout(() => tellLast(plot)));
@@ -97,6 +115,9 @@
     }).observe(holder);
     return card;
   };
+
+  const around = (low, high, goal) =>
+    (goal === null || low === null ? [low, high] : [Math.min(low, goal), Math.max(high, goal)]);
 
   // A constant curve stands in the middle of its axis; others get a little air.
   const range = (low, high) => {

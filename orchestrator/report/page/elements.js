@@ -39,6 +39,7 @@ ballast.percent = (value) => `${(100 * value).toFixed(value < 0.1 ? 1 : 0)} %`;
 
 // Control characters as their pictures, so that they are seen and move nothing.
 ballast.visible = (text) =>
+  // oxlint-disable-next-line no-control-regex -- they are what must become visible
   text.replace(/[\u0000-\u0008\u000b-\u001f\u007f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]/g, (character) => {
     const code = character.charCodeAt(0);
     if (code < 32) return String.fromCharCode(0x2400 + code);

@@ -56,6 +56,7 @@
       counted(sample.facts.sampled ?? sample.tokens.length, "token"),
       sample.finish === "length" ? "cut off" : visible(sample.finish),
       sample.turns > 1 ? `${sample.turns} turns` : null,
+      sample.branch ? `branch ${sample.branch}` : null,
       sample.facts.gap !== undefined ? `largest gap ${number(sample.facts.gap)}` : null,
       ...Object.entries(sample.parts).map(([name, value]) => `${visible(name)} ${number(value)}`),
     ];
@@ -80,6 +81,8 @@
     });
     pick.querySelector("select").value = mode;
     place.replaceChildren(
+      el("div", { class: "pictures" }, (group.images ?? []).map((src, at) =>
+        el("img", { src, alt: `image ${at + 1} of the prompt` }))),
       el("div", { class: "text prompt", dir: "auto" }, visible(group.prompt)),
       el("div", { class: "controls" }, pick, again.length ? el("button", {
         onclick: () => { search.value = state.search = group.prompt_uid; fill(); },
@@ -93,12 +96,12 @@
     const known = rewards(group);
     const mean = known.length ? known.reduce((a, b) => a + b, 0) / known.length : null;
     const failed = group.samples.filter((sample) => sample.reward === null).length;
-    const told = [ballast.several ? group.run.name : null, `step ${group.step}`,
+    const facts = [ballast.several ? group.run.name : null, `step ${group.step}`,
       counted(group.samples.length, "sample"),
       mean === null ? null : `mean reward ${number(mean)}`, failed ? `${failed} without a reward` : null, visible(group.why)];
     return el("details", { class: "group", ontoggle: () => place.childElementCount || open(group, place) },
       el("summary", null, el("b", null, visible(group.prompt.trim().slice(-80)) || "(no prompt)"),
-        el("br"), el("span", { class: "soft" }, told.filter(Boolean).join(" · "))),
+        el("br"), el("span", { class: "soft" }, facts.filter(Boolean).join(" · "))),
       place);
   };
 

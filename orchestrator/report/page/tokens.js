@@ -90,16 +90,25 @@
     return `${JSON.stringify(visible(text))} · ${told.join(" · ")}`;
   };
 
+  // The boundary before a turn: its number, what it earned, and the reason of an early end.
+  const mark = (turn) => {
+    const told = [`turn ${turn.number}`, turn.reward ? `earned ${number(turn.reward)}` : null,
+      turn.finish === "stop" ? null : visible(turn.finish)];
+    return el("div", { class: "turn" }, told.filter(Boolean).join(" · "));
+  };
+
   // The tokens of a sample as coloured pieces; the middle of a long response is left out.
   ballast.tokens = (sample, pieces, mode, scale, clip, tell) => {
     const box = el("div", { class: "text", dir: "auto" });
     if (sample.text !== undefined) box.append(el("div", null, visible(sample.text)));
     const values = numbers(sample, mode, clip);
+    const marks = new Map(sample.turns > 1 ? sample.marks.map((turn) => [turn.at, turn]) : []);
     const half = sample.left_out ? sample.tokens.length / 2 : -1;
     sample.tokens.forEach((piece, place) => {
       if (place === half) {
         box.append(el("div", { class: "soft" }, `… ${number(sample.left_out)} tokens left out …`));
       }
+      if (marks.has(place)) box.append(mark(marks.get(place)));
       const text = pieces[piece];
       const value = values[place];
       const kind = !drawn(sample, place) ? "outside" : at(sample.trains, place) ? null : "outline";

@@ -33,9 +33,9 @@ def test_what_ships_is_trusted(overrides):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("environment._target_", "os.system"),
-        ("environment._target_", "workers.models.cache.shutil.rmtree"),
-        ("environment._target_", "workers.nothing.here"),
+        ("environment.player._target_", "os.system"),
+        ("environment.player._target_", "workers.models.cache.shutil.rmtree"),
+        ("environment.player._target_", "workers.nothing.here"),
         ("reward.scorer._target_", "their_package.Scorer"),
         ("algorithm.policy_loss._target_", "builtins.exec"),
         ("data.build._target_", "subprocess.run"),
@@ -59,12 +59,20 @@ def test_a_reward_function_is_code_too(tmp_path):
     check_code(raw, [f"reward.scorer.path={file}:reward"], folder="runs/a")
 
 
+@pytest.mark.parametrize("member", ["function", "text_game"])
+def test_a_program_that_plays_is_code_too(member):
+    raw = config(f"environment={member}", "environment.player.path=theirs.play")
+    with pytest.raises(ValueError, match=r"adding: environment\.player\.path=theirs\.play$"):
+        check_code(raw, [], folder="runs/a")
+    check_code(raw, ["environment.player.path=theirs.play"], folder="runs/a")
+
+
 def test_eval_of_a_foreign_folder_runs_nothing_of_it(tmp_path, capsys):
     run, victim = tmp_path / "run", tmp_path / "victim"
     run.mkdir()
     victim.mkdir()
     raw = config()
-    raw.environment = {"_target_": "shutil.rmtree", "path": str(victim)}
+    raw.environment.player = {"_target_": "shutil.rmtree", "path": str(victim)}
     OmegaConf.save(raw, run / "config.yaml")
     assert main(["eval", str(run)]) == 2
     assert "names code that is not this project's" in capsys.readouterr().err

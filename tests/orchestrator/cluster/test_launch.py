@@ -1,5 +1,7 @@
 """A run begins with the engines that start, if they are enough."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -34,3 +36,19 @@ def test_too_few_that_start_are_the_end_with_the_first_failure():
 def test_a_run_cannot_need_more_engines_than_it_begins_with():
     with pytest.raises(ConfigError, match="rollout.min_engines=5: must be between 1 and"):
         compose(["experiment=tiny", "rollout.num_engines=4", "rollout.min_engines=5"])
+
+
+PRIORITY = """
+import os
+import ray
+from conf.schema import ClusterConfig
+from orchestrator.cluster.cluster import start_ray
+start_ray(ClusterConfig(name="own", num_cpus=1, object_store_gib=0.1))
+print("worker", ray.get(ray.remote(lambda: os.nice(0)).remote()) - os.nice(0))
+ray.shutdown()
+"""
+
+
+def test_workers_of_an_own_ray_have_the_priority_of_the_driver():
+    done = subprocess.run([sys.executable, "-c", PRIORITY], capture_output=True, text=True)
+    assert "worker 0" in done.stdout, done.stderr

@@ -97,3 +97,13 @@ def test_a_surprising_setting_has_a_note_with_its_key(overrides, key, text):
 )
 def test_other_runs_have_none(overrides):
     assert notes(*overrides) == {}
+
+
+def test_turns_have_a_bound_and_room():
+    key = "environment.max_turn_tokens"
+    assert "may use all 5 tokens of a rollout" in notes("environment.max_turns=3")[key]
+    room = notes("environment.max_turns=3", f"{key}=2")["rollout.sampling.max_new_tokens"]
+    assert "3 turns x 2 tokens fill it" in room
+    fine = notes("environment.max_turns=3", f"{key}=1")
+    assert not {key, "rollout.sampling.max_new_tokens"} & set(fine)
+    assert key not in notes()  # one turn

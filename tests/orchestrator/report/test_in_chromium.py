@@ -3,9 +3,10 @@
 import shutil
 
 import pytest
-from recorded_run import HOSTILE, write_run
+from recorded_run import HOSTILE, sample, write_rollouts, write_run
 
 from orchestrator.report.writing import write_report
+from workers.data.turns import TurnSpan
 
 GROUPS = "document.querySelectorAll('#groups > details').length"
 # Elements with text whose boxes cross, of those that stand on their own; [] is right.
@@ -100,6 +101,23 @@ def test_the_page_tells_the_verdict_the_curves_and_the_events(browser, page):
     assert "one_step_off" in browser.read("document.querySelector('.bubble').textContent")
 
 
+def test_a_goal_is_a_line_that_the_axis_of_a_score_reaches(browser, run_dir, tmp_path):
+    """The pixels of two pages differ where the line is, in the charts of scores and in no other."""
+    pages = {goal: tmp_path / f"{goal}.html" for goal in (None, 2.5)}
+    drawn = {}
+    for goal, path in pages.items():
+        write_report([run_dir], path, goal=goal)
+        browser.open(path, width=1280)
+        drawn[goal] = browser.read(
+            "[...document.querySelectorAll('[data-panel]')].map((e) =>"
+            " [e.dataset.panel, e.querySelector('canvas').toDataURL()])"
+        )
+    changed = [
+        name for (name, one), (_, other) in zip(*drawn.values(), strict=True) if one != other
+    ]
+    assert changed == ["Reward", "Held-out score"]
+
+
 def test_filters_search_and_order_choose_groups(browser, page):
     browser.open(page)
     assert browser.read("document.getElementById('count').textContent") == "16 of 16 groups match."
@@ -138,6 +156,22 @@ def test_tokens_are_coloured_by_the_chosen_number(browser, page):
     told = browser.read("document.getElementById('token').textContent")
     assert '"zero "' in told
     assert "surprise: −log-prob when sampled, nats 0.5" in told
+
+
+def test_the_turns_of_a_sample_are_set_apart(browser, tmp_path):
+    turns = (
+        TurnSpan(number=1, start=2, end=3, finish_reason="length", state=7, reward=0.25),
+        TurnSpan(number=2, start=4, end=5, finish_reason="stop", state=8),
+    )
+    values = {"weight_versions": [-1, -1, 3, -1, 4], "num_turns": 2, "turns": turns}
+    rows = [sample("talk", 0, (1, 4, 2), 1.0, **values), sample("talk", 1, (1,), 0.0)]
+    run = write_run(tmp_path / "run", steps=1, resumed_after=())
+    write_rollouts(run, 1, rows, ratio=1.0, gap=0.0)
+    write_report([run], tmp_path / "report.html")
+    browser.open(tmp_path / "report.html")
+    open_first_group(browser, "train:talk")
+    marks = browser.read("[...document.querySelectorAll('.turn')].map((one) => one.textContent)")
+    assert marks == ["turn 1 · earned 0.25 · length", "turn 2"]
 
 
 def test_the_same_prompt_is_found_in_its_other_steps(browser, page):

@@ -9,6 +9,7 @@ from orchestrator.report.rows import read_rows
 from orchestrator.report.samples import PIECE_CHARACTERS, SHOWN_TOKENS, load_groups, rounded
 from orchestrator.report.selection import ChosenGroup
 from orchestrator.report.token_texts import TokenTexts
+from workers.data.turns import TurnSpan
 
 FIRST = ChosenGroup(place=0, rows=(0, 1), why="first step")
 
@@ -46,6 +47,10 @@ def test_tokens_of_an_environment_between_two_turns_are_marked(tmp_path):
         loss_mask=[False, False, True, False, True],
         weight_versions=[-1, -1, 3, -1, 4],
         num_turns=2,
+        turns=(
+            TurnSpan(number=1, start=2, end=3, finish_reason="length", state=7, reward=0.25),
+            TurnSpan(number=2, start=4, end=5, finish_reason="stop", state=8),
+        ),
     )
     steps = recorded(tmp_path, [turns, sample("a", 1, (3,), 0.0)])
     (group,), pieces = load_groups(steps, [FIRST], texts)
@@ -54,6 +59,10 @@ def test_tokens_of_an_environment_between_two_turns_are_marked(tmp_path):
     assert (shown["trains"], shown["version"]) == ([1, 0, 1], [3, -1, 4])
     assert (shown["turns"], shown["facts"]["sampled"]) == (2, 2)
     assert group["prompt"] == "sum="
+    assert shown["marks"] == [
+        {"at": 0, "number": 1, "reward": 0.25, "finish": "length"},
+        {"at": 2, "number": 2, "reward": 0, "finish": "stop"},
+    ]
 
 
 def test_the_middle_of_a_long_response_is_left_out(tmp_path):

@@ -1,5 +1,7 @@
 """Metadata to plans: whole groups per update, every row once, one division over all ranks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from algorithms.advantages.outcome import GroupRelative
 from algorithms.aggregations import TokenMean
 from algorithms.algorithm import Algorithm
 from algorithms.policy_losses.clipped import ClippedRatio
-from orchestrator.step.batch import assemble, batch_metrics, plan_updates
+from orchestrator.step.batch import assemble, batch_metrics, plan_updates, reward_inputs
 from orchestrator.step.partition import SequenceCost
 from workers.data.trajectory import RolloutGroup, TrajectoryMeta
 
@@ -227,3 +229,21 @@ def test_groups_that_came_in_the_order_of_their_length_are_shuffled_by_the_seed(
     assert sorted(group for update in shuffled for group in update) == list(range(8))
     assert shuffled == updates_of(batch, groups_per_update=2, shuffled=True, seed=(0, 1))
     assert shuffled != updates_of(batch, groups_per_update=2, shuffled=True, seed=(0, 2))
+
+
+def test_rows_of_one_rollout_share_its_length_and_its_weight():
+    """Rollout g0/0 has two rows of 2 and 4 sampled tokens, g0/1 one of 3."""
+    rows = [
+        meta("g0", 0, num_trained=2),
+        meta("g0", 0, num_trained=4),
+        meta("g0", 1, num_trained=3),
+    ]
+    group = RolloutGroup(group_id="g0", metas=tuple(rows), batch="batch", start=0)
+    batch = assemble([group], ALGORITHM)
+    assert batch.rollout_ids is not None
+    assert batch.rollout_ids.tolist() == [0, 0, 1]
+    assert reward_inputs(batch.metas).response_lengths.tolist() == [6, 6, 3]
+    metrics = batch_metrics(batch, version=4)
+    assert (metrics["rollout/sequences"], metrics["rollout/response_tokens_mean"]) == (2, 4.5)
+    one = replace(group, metas=group.metas[:2])
+    assert one.too_few(samples_per_prompt=8) == "scored"  # two rows are not two siblings

@@ -85,7 +85,7 @@ def test_a_step_that_could_not_be_trained_gives_its_prompts_back_in_their_order(
     ledger = Ledger(prompts, seed=1, shuffle=True)
     entries = take(ledger, 4)
     ledger.trained(*entries[0], step=1)
-    ledger.begin_step()
+    ledger.begin_step(2)
     ledger.trained(*entries[1], step=2)
     ledger.dropped(*entries[2], "failed")
     ledger.reopen_step()

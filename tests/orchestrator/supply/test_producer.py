@@ -6,9 +6,10 @@ import pytest
 
 from conf.compose import compose
 from orchestrator.planning.plan import check
+from orchestrator.supply.curriculum import Curriculum
 from orchestrator.supply.ledger import Ledger
 from orchestrator.supply.producer import MAX_ABORTS, Producer
-from orchestrator.supply.source import prompt_of
+from orchestrator.supply.source import NothingLeftError, prompt_of
 from workers.data.prompts import PromptSet
 from workers.data.trajectory import STOPPED_EARLY, RolloutGroup, TrajectoryMeta
 from workers.tasks.digits import build_digits
@@ -316,3 +317,19 @@ def test_a_batch_that_is_sampled_at_once_is_sampled_again_as_a_whole(prompts):
     source.give_back()
     assert source.finished_groups() == []
     assert ledger.counts() == {"trained": 4, "dropped": 0, "in_flight": 4}
+
+
+def test_a_run_ends_when_the_curriculum_passes_over_every_prompt(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "1+1=", "ground_truth": "2"}\n' * 6)
+    prompts = PromptSet(path, prompt_column="prompt", ground_truth_column="ground_truth")
+    solved = "data.curriculum.skip_solved=true"
+    _, config = compose(["experiment=tiny", "trainer.prompts_per_step=4", solved])
+    rules = Curriculum(config.data.curriculum, prompts)
+    ledger = Ledger(prompts, seed=0, shuffle=False, curriculum=rules)
+    source = Producer(Engines(), prompts, ledger, config)  # every sample is right
+    assert ids(source.take(1, 0, keep_all)) == ["0-0", "0-1", "0-2", "0-3"]
+    assert ids(source.take(2, 0, keep_all)) == ["0-4", "0-5"]
+    with pytest.raises(NothingLeftError, match=r"data.curriculum passes over every prompt"):
+        source.take(3, 0, keep_all)
+    assert ledger.counts() == {"trained": 6, "dropped": 0, "in_flight": 0}

@@ -7,7 +7,7 @@ import pytest
 
 from conf.compose import compose
 from conf.schema import TrackingConfig
-from orchestrator.telemetry.progress import Progress
+from orchestrator.telemetry.display.progress import Progress
 from orchestrator.telemetry.run_log import RunLog
 from orchestrator.telemetry.tracking import Tracker, truncate_metrics
 

@@ -5,12 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
+from algorithms.advantages.decoupled import DecoupledGroupRelative
 from algorithms.advantages.outcome import BatchRelative, GroupRelative
 from algorithms.aggregations import TokenMean
 from algorithms.algorithm import Algorithm
 from algorithms.policy_losses.clipped import ClippedRatio
 from workers.data.plans import CreditPlan, Slice, step_table
+from workers.data.turns import TURN_TYPE
 from workers.learner.credit import assign_credit, critic_metrics
 
 ALGORITHM = Algorithm(
@@ -83,3 +86,66 @@ def test_an_advantage_sees_which_responses_were_truncated():
     algorithm = replace(ALGORITHM, advantage=WithoutTruncated(baseline="none", whiten="none"))
     columns, _ = assign_credit(algorithm, plan, table)
     assert columns.column("advantages").to_pylist() == [[0, 0], [0, 1]]
+
+
+def test_an_advantage_reads_the_parts_of_the_reward_that_it_names():
+    table = pa.Table.from_batches([batch([2, 2])])
+    kind = pa.map_(pa.string(), pa.float32())
+    parts = pa.array([[("exact", 1.0), ("format", 0.0)], [("exact", 0.0), ("format", 1.0)]], kind)
+    plan = CreditPlan(
+        shaped_rewards=np.array([1.0, 1.0], dtype=np.float32),
+        group_ids=np.array([0, 0]),
+        trained=np.array([True, True]),
+    )
+    advantage = DecoupledGroupRelative(weights={"exact": 1.0}, whiten="none", eps=0.0)
+    algorithm = replace(ALGORITHM, advantage=advantage)
+    columns, metrics = assign_credit(algorithm, plan, table.append_column("reward_parts", parts))
+    rows = columns.column("advantages").to_pylist()
+    assert rows[0] == pytest.approx([0, 0.7071068])
+    assert rows[1] == pytest.approx([0, -0.7071068])
+    assert metrics["credit/part/exact/informative_groups_frac"] == 1.0
+
+
+class Turns(BatchRelative):
+    """Gives every token the number of its turn in the batch, and every rollout's reward."""
+
+    def __call__(self, inputs):
+        assert inputs.turn_ids is not None
+        assert inputs.turn_rewards is not None and inputs.turn_states is not None
+        assert inputs.turn_rewards.tolist() == [0.25, 0.75, 0.5]
+        assert inputs.turn_states.tolist() == [7, 8, 7]
+        assert inputs.shaped_rewards.tolist() == [1.0, 0.5]  # of rollouts
+        assert inputs.group_ids.tolist() == [0, 0]
+        credit = super().__call__(inputs)
+        own = torch.where(inputs.loss_mask, inputs.turn_ids + 1.0, 0.0)
+        return replace(credit, advantages=own + 10 * inputs.sequence_ids)
+
+
+def test_rows_of_one_rollout_are_one_sequence_and_their_turns_have_an_order():
+    def span(number, start, end, state, reward):
+        values = {"number": number, "start": start, "end": end, "finish_reason": "stop"}
+        return values | {"state": state, "reward": reward}
+
+    turns = [
+        [span(1, 1, 3, 7, 0.25)],
+        [span(2, 3, 4, 8, 0.75)],
+        [span(1, 1, 2, 7, 0.5)],
+    ]
+    masks = [[False, True, True], [False, False, False, True], [False, True]]
+    rows = pa.RecordBatch.from_arrays(
+        [
+            pa.array([[1, 2, 3], [1, 2, 4, 5], [1, 6]], pa.large_list(pa.int32())),
+            pa.array(masks, pa.large_list(pa.bool_())),
+            pa.array(turns, TURN_TYPE),
+        ],
+        names=["tokens", "loss_mask", "turns"],
+    )
+    plan = CreditPlan(
+        shaped_rewards=np.array([1.0, 1.0, 0.5], dtype=np.float32),
+        group_ids=np.array([0, 0, 0]),
+        trained=np.array([True, True, True]),
+        rollout_ids=np.array([0, 0, 1]),
+    )
+    algorithm = replace(ALGORITHM, advantage=Turns(baseline="none", whiten="none"))
+    columns, _ = assign_credit(algorithm, plan, pa.Table.from_batches([rows]))
+    assert columns.column("advantages").to_pylist() == [[0, 1, 1], [0, 0, 0, 2], [10, 13]]

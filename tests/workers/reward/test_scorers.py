@@ -257,6 +257,7 @@ def test_every_shipped_config_builds_and_scores(path: Path) -> None:
     truth = "B" if path.stem == "choice" else "5"
     columns = {
         "entry": json.dumps(entry),
+        "dataset": "math",  # chooses in by_column
         "schema": {"type": "integer"},
         "instruction_id_list": ["punctuation:no_comma"],
     }

@@ -16,6 +16,7 @@ from workers.engines.vllm.answers import MAX_IN_A_ROW
 from workers.engines.vllm.settings import VLLMSettings
 from workers.models.tiny import build_tiny
 from workers.rollout.environments.single_turn import SingleTurn
+from workers.rollout.limits import RolloutLimits
 from workers.rollout.worker import RolloutWorker
 from workers.worker_group import EngineDiedError, WorkerGroup
 
@@ -121,7 +122,7 @@ def run(folder, monkeypatch):
                 ),
                 max_prompt_tokens=16,
                 environment=SingleTurn(),
-                environment_s=60.0,
+                limits=RolloutLimits(),
                 reward_timeout_s=1.0,
             )
             await worker.start(0, WorkerGroup("reward", []))

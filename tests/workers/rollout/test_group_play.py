@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 from dataclasses import dataclass, replace
 
 import pytest
@@ -10,10 +11,14 @@ from workers.data.requests import GroupRequest, Sample, Sampling
 from workers.data.trajectory import STOPPED_EARLY
 from workers.engines.vllm.answers import UnusableAnswerError
 from workers.engines.vllm.process import EngineTimeoutError
+from workers.failures import EngineDiedError
 from workers.reward.base import RewardResult
 from workers.rollout.early_stop import EarlyStop
-from workers.rollout.environments.single_turn import Interaction, SingleTurn
+from workers.rollout.environments.contract import Outcome
+from workers.rollout.environments.single_turn import SingleTurn
 from workers.rollout.group_play import GroupPlay, RolloutContext
+from workers.rollout.limits import RolloutLimits
+from workers.rollout.turn_texts import TurnTexts
 from workers.spans import SpanLog
 
 
@@ -24,7 +29,7 @@ class Engine:
         self.turns, self.broken = turns, broken
         self.asked, self.aborted = [], set()
 
-    async def generate(self, tokens, *, request_id, sampling, seed):
+    async def generate(self, tokens, *, request_id, sampling, seed, images):
         self.asked.append((request_id, list(tokens), seed))
         if request_id in self.broken:
             raise UnusableAnswerError("non-finite log-prob")
@@ -58,6 +63,9 @@ class Encoder:
     def text(self, prompt):
         return prompt
 
+    def continuation(self, text):
+        return [ord(letter) for letter in text]
+
 
 class Rewards:
     """A response earns what stands in `rewards` for its length."""
@@ -72,13 +80,13 @@ class Rewards:
         return RewardResult(outcome="scored", reward=reward, parts={}, seconds=0.0)
 
 
-@dataclass(frozen=True, kw_only=True)
 class TwoTurns(SingleTurn):
-    """Asks for a second response after the first."""
+    """Asks for a second response after the first, of which the scorer sees the second."""
 
-    async def play(self, prompt_tokens, draw):
-        first = await draw(prompt_tokens)
-        return await super().play([*prompt_tokens, *first.tokens, 9], draw)
+    async def play(self, task, session):
+        await session.draw()
+        session.observe_tokens([9])
+        return await super().play(task, session)
 
 
 def play(
@@ -88,7 +96,7 @@ def play(
     samples,
     environment=None,
     early_stop=None,
-    environment_s=60.0,
+    limits=None,
     prompt_fault=None,
     scores_together=False,
 ):
@@ -104,12 +112,14 @@ def play(
         sampling=Sampling(max_tokens=99),
         may_stop_early=True,
     )
+    encoder = Encoder(prompt_fault)
     context = RolloutContext(
         run_id="run",
         engine=engine,
-        encoder=Encoder(prompt_fault),
+        encoder=encoder,
+        texts=TurnTexts(encoder),
         environment=environment or SingleTurn(),
-        environment_s=environment_s,
+        limits=limits or RolloutLimits(max_turns=4),
         rewards=rewards,
         early_stop=early_stop,
         spans=SpanLog(),
@@ -133,8 +143,16 @@ def test_every_turn_of_a_group_asks_the_same_engine_with_a_longer_prefix():
     assert [s.reward for s in siblings] == [0.0, 1.0]
     asked = {name: (tokens, seed) for name, tokens, seed in engine.asked}
     assert asked["g/1/1"] == ([1, 2], 41)
-    assert asked["g/1/2"] == ([1, 2, 7, 7, 7, 9], 41)
+    assert asked["g/1/2"][0] == [1, 2, 7, 7, 7, 9]
+    assert len({seed for _, _, seed in engine.asked}) == 4  # every turn draws with its own
     assert group.drawing == set()
+    second = siblings[1]
+    assert second.tokens == [1, 2, 7, 7, 7, 9, 7, 7, 7]
+    assert second.loss_mask == [False, False, True, True, True, False, True, True, True]
+    assert second.rollout_logprobs == [0.0, 0.0, -1.0, -1.0, -1.0, 0.0, -1.0, -1.0, -1.0]
+    assert second.weight_versions == [-1, -1, 3, 3, 3, -1, 3, 3, 3]
+    assert [(span.number, span.start, span.end) for span in second.turns] == [(1, 2, 5), (2, 6, 9)]
+    assert (second.num_turns, second.response_text) == (2, "xxx")
 
 
 def test_the_rest_stops_once_enough_are_scored_and_differ():
@@ -166,28 +184,20 @@ def test_too_few_scored_samples_stop_nobody():
 
 
 def test_a_sibling_between_two_turns_is_not_drawn_again():
-    class Waits(TwoTurns):
-        async def play(self, prompt_tokens, draw):
-            first = await draw(prompt_tokens)
-            if len(first.tokens) == 3:  # a tool that takes its time
+    class Waits(SingleTurn):
+        async def play(self, task, session):
+            ended = await super().play(task, session)
+            if len(ended.response) == 3:  # a tool that takes its time
                 for _ in range(50):
                     await asyncio.sleep(0)
-                await draw([*prompt_tokens, *first.tokens])
-            return Interaction(
-                tokens=[*prompt_tokens, *first.tokens],
-                loss_mask=[False, False, *[True] * len(first.tokens)],
-                rollout_logprobs=[0.0, 0.0, *first.logprobs],
-                weight_versions=[-1, -1, *first.weight_versions],
-                finish_reason=first.finish_reason,
-                response_text=first.text,
-                num_turns=1,
-            )
+                await session.draw()
+            return ended
 
     engine = Engine({"g/0/1": 1, "g/1/1": 3, "g/2/1": 2})
     rule = EarlyStop(settled=differ, min_samples=2)
     group = play(engine, Rewards({1: 0.0, 2: 1.0}), samples=3, environment=Waits(), early_stop=rule)
     found = outcomes(asyncio.run(group.run()))
-    assert found[1] == (STOPPED_EARLY, None, 0)
+    assert found[1] == (STOPPED_EARLY, None, 3)  # its finished turn is recorded
     assert [name for name, _, _ in engine.asked] == ["g/0/1", "g/1/1", "g/2/1"]
 
 
@@ -228,36 +238,40 @@ def test_a_prompt_that_is_none_is_dropped_and_its_row_is_named():
 
 @dataclass(frozen=True, kw_only=True)
 class Bad(SingleTurn):
-    """Plays as `how` says where the response has three tokens, as `SingleTurn` elsewhere."""
+    """Ends as `how` says where the response has three tokens, as `SingleTurn` elsewhere."""
 
     how: str
 
-    async def play(self, prompt_tokens, draw):
-        played = await super().play(prompt_tokens, draw)
-        if len(played.tokens) == 2 + 3:
-            return await getattr(self, self.how)(played, draw)
-        return played
+    async def play(self, task, session):
+        ended = await super().play(task, session)
+        if len(ended.response) == 3:
+            return await getattr(self, self.how)(ended, session)
+        return ended
 
-    async def raises(self, played, draw):
-        return played.tokens[99]
+    async def raises(self, ended, session):
+        return session.tokens[99]
 
-    async def exits(self, played, draw):
+    async def exits(self, ended, session):
         raise SystemExit("bye")
 
-    async def waits(self, played, draw):
+    async def waits(self, ended, session):
         await asyncio.Event().wait()
 
-    async def gives_nothing(self, played, draw):
+    async def floods(self, ended, session):
+        while True:
+            await session.observe([{"role": "user", "content": "x" * 5}])
+
+    async def gives_nothing(self, ended, session):
         return None
 
-    async def gives_a_word(self, played, draw):
-        return replace(played, rollout_logprobs=["x"] * 5)
+    async def gives_a_word(self, ended, session):
+        return replace(ended, reward="good")
 
-    async def gives_nulls(self, played, draw):
-        return replace(played, tokens=[1, 2, None, 4, 5])
+    async def gives_no_number(self, ended, session):
+        return replace(ended, turn_rewards=[0.0, math.nan])
 
-    async def gives_too_few(self, played, draw):
-        return replace(played, loss_mask=[True])
+    async def gives_a_list(self, ended, session):
+        return replace(ended, parts=[1.0])
 
 
 @pytest.mark.parametrize(
@@ -266,21 +280,25 @@ class Bad(SingleTurn):
         ("raises", "raised IndexError: list index out of range"),
         ("exits", "raised SystemExit: bye"),
         ("waits", "took longer than 0.1 s"),
-        ("gives_nothing", "returned NoneType instead of an Interaction"),
-        ("gives_a_word", "returned rollout_logprobs: ArrowInvalid: Could not convert 'x'"),
-        ("gives_nulls", "returned tokens with nulls"),
-        ("gives_too_few", "returned columns of unequal length {'tokens': 5, 'loss_mask': 1,"),
+        ("floods", "raised ValueError: observations of 25 bytes, beyond environment."),
+        ("gives_nothing", "returned NoneType instead of an Outcome"),
+        ("gives_a_word", "returned reward of type str, not a number"),
+        ("gives_no_number", "returned turn reward 1 that is not finite"),
+        ("gives_a_list", "returned parts of type list, not a mapping"),
     ],
 )
-def test_a_fault_of_the_environment_costs_one_sample(how, reason):
+def test_a_fault_of_the_environment_costs_one_sample_and_its_turns_are_recorded(how, reason):
     engine, rewards = Engine({"g/0/1": 2, "g/1/1": 3, "g/2/1": 4}), Rewards({2: 0.0, 4: 1.0})
-    environment = Bad(how=how)
-    group = play(engine, rewards, samples=3, environment=environment, environment_s=0.1)
-    found = outcomes(asyncio.run(group.run()))
+    limits = RolloutLimits(stretch_s=0.1, max_observation_bytes=20)
+    group = play(engine, rewards, samples=3, environment=Bad(how=how), limits=limits)
+    siblings = asyncio.run(group.run())
+    found = outcomes(siblings)
     assert [found[0], found[2]] == [("scored", 0.0, 2), ("scored", 1.0, 4)]
     outcome, reward, drawn = found[1]
-    assert outcome.startswith(f"failed:p: environment {reason}")
-    assert (reward, drawn) == (None, 0)
+    assert outcome.startswith(f"failed:environment:{reason}")
+    assert (reward, drawn) == (None, 3)
+    assert siblings[1].tokens == [1, 2, 7, 7, 7]
+    assert siblings[1].finish_reason == "abort"
 
 
 def test_the_limit_of_an_environment_does_not_count_what_the_engine_takes():
@@ -290,15 +308,21 @@ def test_the_limit_of_an_environment_does_not_count_what_the_engine_takes():
             return await super().generate(tokens, **rest)
 
     engine = Slow({"g/0/1": 1, "g/0/2": 1})
-    group = play(engine, Rewards({1: 1.0}), samples=1, environment=TwoTurns(), environment_s=0.1)
+    group = play(
+        engine,
+        Rewards({1: 1.0}),
+        samples=1,
+        environment=TwoTurns(),
+        limits=RolloutLimits(max_turns=2, stretch_s=0.1),
+    )
     assert [outcome for outcome, _, _ in outcomes(asyncio.run(group.run()))] == ["scored"]
 
 
 def test_a_fault_of_the_engine_is_not_the_environments_even_if_it_hides_it():
     class Hides(SingleTurn):
-        async def play(self, prompt_tokens, draw):
+        async def play(self, task, session):
             with contextlib.suppress(Exception):
-                await draw(prompt_tokens)
+                await session.draw()
             raise KeyError("tool")
 
     class Hangs(Engine):
@@ -331,3 +355,94 @@ def test_a_scorer_of_whole_groups_gets_all_siblings_that_finished_once():
         ("scored", 0.0, 7),
     ]
     assert rewards.calls == ([9, 5, 7],)
+
+
+class Judges(SingleTurn):
+    """Gives its own reward to the longer responses, and leaves the others to the scorer."""
+
+    async def play(self, task, session):
+        ended = await super().play(task, session)
+        if len(ended.response) < 3:
+            return replace(ended, parts={"short": 1.0})
+        return Outcome(reward=0.5, parts={"own": 1.0}, notes={"why": "long"}, turn_rewards=[0.25])
+
+
+def test_the_reward_of_an_environment_takes_the_place_of_the_scorers():
+    rewards = Rewards({2: 1.0})
+    group = play(Engine({"g/0/1": 2, "g/1/1": 3}), rewards, samples=2, environment=Judges())
+    scored, judged = asyncio.run(group.run())
+    assert rewards.scored == [2]
+    assert (scored.reward, scored.reward_parts) == (1.0, {"short": 1.0})
+    assert (judged.reward, judged.reward_parts) == (0.5, {"own": 1.0})
+    assert (judged.reward_notes, judged.turns[0].reward) == ({"why": "long"}, 0.25)
+
+
+def test_an_environment_that_draws_beyond_its_turns_ends_as_cut_and_is_scored():
+    class Endless(SingleTurn):
+        async def play(self, task, session):
+            while True:
+                await session.draw()
+
+    engine = Engine({f"g/0/{turn}": 2 for turn in (1, 2, 3)})
+    rewards = Rewards({5: 0.0})  # "xx", a line break, "xx"
+    limits = RolloutLimits(max_turns=2)
+    group = play(engine, rewards, samples=1, environment=Endless(), limits=limits)
+    (only,) = asyncio.run(group.run())
+    assert (only.outcome, only.reward, only.finish_reason) == ("scored", 0.0, "length")
+    assert (only.num_turns, len(engine.asked)) == (2, 2)
+
+
+def test_all_the_time_that_an_environment_takes_is_bounded():
+    class Slow(SingleTurn):
+        async def play(self, task, session):
+            while True:
+                await asyncio.sleep(0.04)
+                await session.draw()
+
+    engine = Engine({f"g/0/{turn}": 1 for turn in range(1, 10)})
+    limits = RolloutLimits(max_turns=9, stretch_s=1.0, total_s=0.1)
+    group = play(engine, Rewards({}), samples=1, environment=Slow(), limits=limits)
+    (only,) = asyncio.run(group.run())
+    assert only.outcome.startswith("failed:environment:took longer than")
+    assert 1 <= only.num_turns <= 2
+
+
+def test_branches_are_rows_of_one_sample_that_train_what_each_sampled():
+    class Branches(SingleTurn):
+        async def play(self, task, session):
+            await session.draw()
+            other = session.branch(3)
+            other.observe_tokens([8])
+            await other.draw()
+            return Outcome(reward=1.0, turn_rewards=[0.25, 0.75])
+
+    engine = Engine({"g/0/1": 2, "g/0/2": 3})
+    first, second = asyncio.run(play(engine, Rewards({}), samples=1, environment=Branches()).run())
+    assert (first.rollout_id, first.branch) == ("g/0", 0)
+    assert (second.rollout_id, second.branch) == ("g/0", 1)
+    assert first.tokens == [1, 2, 7, 7]
+    assert second.tokens == [1, 2, 7, 8, 7, 7, 7]
+    assert second.loss_mask == [False] * 4 + [True] * 3  # the shared token trains in its own row
+    assert [first.turns[0].reward, second.turns[0].reward] == [0.25, 0.75]
+    assert [first.reward, second.reward, first.num_turns] == [1.0, 1.0, 2]
+
+
+def test_a_rollout_whose_engine_dies_between_turns_is_played_again_from_its_first_token():
+    """The pool gives the same request to another engine; see test_pool.py for the ledger's part."""
+
+    class Dies(Engine):
+        async def generate(self, tokens, *, request_id, **rest):
+            sample = await super().generate(tokens, request_id=request_id, **rest)
+            if request_id.endswith("/2"):
+                raise EngineDiedError("killed")
+            return sample
+
+    turns = {f"g/{k}/{turn}": 2 for k in range(2) for turn in (1, 2)}
+    first, second = Dies(turns), Engine(turns)
+    with pytest.raises(EngineDiedError, match="killed"):
+        asyncio.run(play(first, Rewards({}), samples=2, environment=TwoTurns()).run())
+    again = play(second, Rewards({2: 1.0}), samples=2, environment=TwoTurns())
+    siblings = asyncio.run(again.run())
+    assert [(one.outcome, one.num_turns) for one in siblings] == [("scored", 2)] * 2
+    assert second.asked[:2] == first.asked[:2]  # the same prompts and seeds
+    assert [name for name, _, _ in second.asked] == ["g/0/1", "g/1/1", "g/0/2", "g/1/2"]

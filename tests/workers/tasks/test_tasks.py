@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from workers.data.images.decoding import decode
 from workers.tasks.addition import addition, build_addition
+from workers.tasks.colours import COLOURS, colours
+from workers.tasks.counting import counting
 from workers.tasks.digits import build_digits, digit_strings
+from workers.tasks.guessing import build_guessing, hidden_numbers, random_games
 from workers.tasks.reasoning import build_reasoning, reasoning
 from workers.tasks.tables import write_parquet
 
@@ -84,6 +90,8 @@ def test_default_folder_is_named_after_the_arguments(
     ("call", "message"),
     [
         (lambda: addition(digits=0), "digits must be 1, 2 or 3, got 0"),
+        (lambda: colours(num_train=6), "num_train=6 must be a positive multiple of 4"),
+        (lambda: counting(most=10), "most=10 must be from 2 to 9"),
         (lambda: addition(heldout_frac=1.0), "heldout_frac must lie"),
         (lambda: digit_strings("copy", length=1, num_train=9, num_eval=2), "exceed the 10 strings"),
         (lambda: digit_strings("copy", num_train=0), "must be at least 1"),
@@ -134,3 +142,42 @@ def test_write_parquet_is_atomic(tmp_path: Path) -> None:
     path = write_parquet(table, tmp_path / "deep" / "file.parquet")
     assert pq.read_table(path).equals(table)
     assert [p.name for p in path.parent.iterdir()] == ["file.parquet"]
+
+
+def test_every_number_is_hidden_equally_often(tmp_path: Path) -> None:
+    tables = hidden_numbers(high=6, num_train=70, num_eval=7)
+    assert set(tables.train["prompt"].to_pylist()) == {"0-6?"}
+    assert Counter(tables.train["ground_truth"].to_pylist()) == dict.fromkeys("0123456", 10)
+    assert sorted(tables.heldout["ground_truth"].to_pylist()) == [*"0123456"]
+    folder = build_guessing(tmp_path, num_train=7)
+    assert pq.read_table(folder / "eval.parquet").num_rows == 60
+    games = random_games(num_train=200).train
+    assert {len(prompt) for prompt in games["prompt"].to_pylist()} == {4, 4 + 12}  # one turn or two
+    assert set(games["ground_truth"].to_pylist()) == {*"0123456789"}
+    with pytest.raises(ValueError, match=r"low=3 and high=3 hold no range"):
+        hidden_numbers(low=3, high=3)
+
+
+def _pixels(file: bytes) -> np.ndarray:
+    return np.asarray(decode(file)).astype(float)
+
+
+def test_the_colour_of_a_picture_is_its_answer_and_blank_pictures_have_none() -> None:
+    tables = colours(num_train=40, num_heldout=8, seed=3)
+    for row in tables.train.to_pylist():
+        mean = _pixels(row["image"]).reshape(-1, 3).mean(axis=0)
+        near = min(COLOURS, key=lambda name: float(np.abs(mean - COLOURS[name]).sum()))
+        assert row["ground_truth"] == near
+        assert row["prompt"] == "<image>colour:"
+    assert len(set(tables.train["image"].to_pylist() + tables.heldout["image"].to_pylist())) == 48
+    blank = colours(num_train=40, num_heldout=8, seed=3, blank=True).train.to_pylist()
+    means = [_pixels(row["image"]).mean() for row in blank]
+    assert max(means) - min(means) < 3
+    assert sorted(row["ground_truth"] for row in blank) == sorted("rgby" * 10)
+
+
+def test_the_squares_of_a_picture_are_as_many_as_its_answer() -> None:
+    for row in counting(num_train=40, num_heldout=8, seed=3).train.to_pylist():
+        bright = _pixels(row["image"]).max(axis=2) > 100
+        cells = bright.reshape(4, 14, 4, 14).any(axis=(1, 3))
+        assert int(row["ground_truth"]) == cells.sum()

@@ -21,11 +21,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
+from workers.data.images.packed import PackedImages
 from workers.data.packing import PackedBatch
 from workers.data.shared_prefixes import SharedPrefixes
 from workers.engines.model.attention import VARLEN_SDPA, check_attention
 from workers.engines.model.families.model_folder import check_model_folder, read_model
 from workers.engines.model.packed_model import PackedModel
+from workers.engines.model.vision.support import check_critic
 
 
 class ValueHead(nn.Linear):
@@ -89,8 +91,9 @@ class CriticModel(PackedModel):
             )
         return _scaled(hidden if batch.prefixes is None else hidden[batch.prefixes.places])
 
-    def plain_outputs(self, tokens: Tensor) -> Tensor:
-        """See `PackedModel`: the backbone's own hidden states [L, H]."""
+    def plain_outputs(self, tokens: Tensor, images: PackedImages | None = None) -> Tensor:
+        """See `PackedModel`: the backbone's own hidden states [L, H]; a critic reads no images."""
+        del images
         with self.plain_attention():
             hidden = self.model(input_ids=tokens[None], use_cache=False).last_hidden_state
         return _scaled(hidden[0])
@@ -120,9 +123,11 @@ def load_critic_model(
     `dtype` and `device` are those of `load_policy_model`.
 
     Raises:
-        ValueError: no such folder, no configuration, no weights, or an attention that cannot run.
+        ValueError: no such folder, no configuration, no weights, an attention that cannot
+            run, or a vision-language model.
     """
     check_attention(attention)
     check_model_folder(folder)
+    check_critic(folder)
     model = read_model(AutoModel, folder, dtype=dtype, device=device)
     return CriticModel(model, attention=attention, autocast=autocast, longest=longest)

@@ -20,6 +20,7 @@ from workers.engines.model.lora_settings import (
     adapted_modules,
     check_targets,
 )
+from workers.engines.model.vision.names import is_vision_name
 
 ADAPTER = "default"  # peft's name for the only adapter
 HELD = "held"  # the model's name while peft puts the adapter in
@@ -28,13 +29,20 @@ HELD = "held"  # the model's name while peft puts the adapter in
 def attach_lora(model: PreTrainedModel, settings: LoraSettings) -> None:
     """Put A and B beside the targeted linear layers, in place; everything else is frozen.
 
+    The tower of a vision-language model is never adapted.
+
     Raises:
         ValueError: a target that is no linear layer. The output head is none: it may be tied to
             the embedding, whose copy in the engine would have to change with it.
     """
     from peft import LoraConfig, inject_adapter_in_model  # a second that only adapters cost
 
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    kind = model.config.model_type
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not is_vision_name(name, kind)
+    ]
     check_targets(settings.target_modules, linear)
     # Asked for by name, and in a holder without a configuration: from that of a mixture of experts
     # peft would take every name for one of the experts' fused matrices, and wrap routers too. They

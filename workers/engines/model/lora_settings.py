@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from workers.engines.model.vision.names import is_vision_name
+
 ALL_LINEAR = "all-linear"
 # What peft puts before the names of the base model in the tensors of an adapter; vLLM takes it off.
 PEFT_PREFIX = "base_model.model."
@@ -68,9 +70,12 @@ def unmatched_targets(targets: str | Sequence[str], modules: Iterable[str]) -> l
 def linear_names(folder: Path) -> list[str]:
     """List the modules of a model folder that hold a matrix inside a layer, by file headers.
 
-    For the driver: no weight is read, no model is built. Embeddings and heads are left out.
+    For the driver: no weight is read, no model is built. Embeddings and heads are left out, and the
+    tower of a vision-language model is.
     """
     found = set()
+    config = folder / "config.json"
+    kind = json.loads(config.read_text()).get("model_type") if config.is_file() else None
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
@@ -79,6 +84,7 @@ def linear_names(folder: Path) -> list[str]:
             name.removesuffix(".weight")
             for name, tensor in header.items()
             if name.endswith(".weight") and len(tensor["shape"]) == 2 and _in_layer(name)
+            if not is_vision_name(name, kind)
         }
     return sorted(found)
 

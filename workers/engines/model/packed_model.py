@@ -13,7 +13,7 @@ where neither ranks share the batch nor siblings a prefix), M trained tokens.
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import torch
@@ -22,14 +22,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from workers.data.images.packed import PackedImages
+from workers.data.images.settings import ImageSettings
 from workers.data.packing import PackedBatch
 from workers.data.shared_prefixes import SharedPrefixes
 from workers.engines.model.attention import VARLEN_SDPA, attention_arguments, check_attention
+from workers.engines.model.families.layers import check_layers, remove_dropout, set_attention
 from workers.engines.model.families.positions import fix_positions
 from workers.engines.model.sequence_parallel import ULYSSES, SequenceParallel
-
-# Families whose window stands in the mask alone, which packed attention does not read.
-MASKED_WINDOWS = ("phimoe",)
+from workers.engines.model.vision.layouts import vision_layout
+from workers.engines.model.vision.names import frozen_names
+from workers.engines.model.vision.tower import VisionTower
 
 
 class PackedModel(nn.Module, ABC):
@@ -42,6 +45,10 @@ class PackedModel(nn.Module, ABC):
         sequence_group: ranks that share every batch, each of them called with all of it; None
             where this rank computes its batches alone.
         longest: tokens of the run's longest sequence, see `fix_positions`; None: the context.
+        images: settings of the pixels of a vision-language model; None for others.
+
+    Raises:
+        ValueError: the model cannot be computed on packed batches, or not by ranks that share them.
     """
 
     def __init__(
@@ -52,16 +59,24 @@ class PackedModel(nn.Module, ABC):
         autocast: torch.dtype | None = None,
         sequence_group: dist.ProcessGroup | None = None,
         longest: int | None = None,
+        images: ImageSettings | None = None,
     ) -> None:
         super().__init__()
         check_attention(attention)
-        _check_layers(model)
+        check_layers(model)
+        if images is not None and sequence_group is not None:
+            raise ValueError(
+                f"learner.sequence_parallel_size above 1 with {type(model).__name__}: ranks that "
+                "share a batch do not divide images; set learner.sequence_parallel_size=1"
+            )
+        self.vision = None if images is None else VisionTower(vision_layout(model, images))
+        self._reentrant = False  # gradient checkpointing
         self._shared: SequenceParallel | None = None
         if sequence_group is not None:
             self._shared = SequenceParallel(model.config.get_text_config(), sequence_group)
         self._packed_attention = attention if self._shared is None else ULYSSES
-        _set_attention(model, self._packed_attention)
-        _without_dropout(model)
+        set_attention(model, self._packed_attention, vision=self.vision is not None)
+        remove_dropout(model)
         fix_positions(model, longest)
         self.model = model
         self.attention = attention
@@ -73,28 +88,44 @@ class PackedModel(nn.Module, ABC):
         position_ids: Tensor,  # [N] int64
         cu_seqlens: Tensor,  # [S+1] int32
         prefixes: SharedPrefixes | None = None,
+        images: PackedImages | None = None,
     ) -> Tensor:
         """Compute the last layer's output at every token of this rank's part [n, H].
 
         With `prefixes` the part is the n tokens that they say to compute, in their order.
 
         Raises:
-            ValueError: the attention, or ranks that share a batch, cannot share prefixes.
+            ValueError: the attention, or ranks that share a batch, cannot share prefixes; or the
+                model takes no images.
         """
         extras: dict[str, Any] = {}
+        if images is not None and images.positions is not None:
+            position_ids = images.positions  # [3, N]
         if prefixes is not None:
             if self._shared is not None:
                 raise ValueError(
                     "ranks that share a batch (sequence_parallel_size above 1) cannot share "
                     "prefixes: set learner.shared_prefix=false"
                 )
-            tokens, position_ids = tokens[prefixes.computed], position_ids[prefixes.computed]
+            tokens, position_ids = tokens[prefixes.computed], position_ids[..., prefixes.computed]
         if self._shared is not None:
             cu_seqlens = self._shared.padded_ends(cu_seqlens, tokens.shape[0])
             extras = self._shared.attention_arguments
+        if self.vision is not None:
+            embedded = self.vision.embeddings(self.model, tokens, images, prefixes)
+            read = {"inputs_embeds": embedded[None], "position_ids": position_ids[..., None, :]}
+        elif images is not None:
+            raise ValueError(
+                f"{type(self.model).__name__} takes no images here, and a row shows one: use a "
+                "vision-language model of a supported family, or leave data.image_column null"
+            )
+        else:
+            read = {
+                "input_ids": self.own(tokens)[None],
+                "position_ids": self.own(position_ids)[None],
+            }
         hidden: Tensor = self.model.get_decoder()(
-            input_ids=self.own(tokens)[None],
-            position_ids=self.own(position_ids)[None],
+            **read,
             use_cache=False,
             **attention_arguments(self.attention, cu_seqlens, prefixes),
             **extras,
@@ -119,7 +150,7 @@ class PackedModel(nn.Module, ABC):
         return self.attention == VARLEN_SDPA and self._shared is None
 
     @abstractmethod
-    def plain_outputs(self, tokens: Tensor) -> Tensor:
+    def plain_outputs(self, tokens: Tensor, images: PackedImages | None = None) -> Tensor:
         """Compute the same numbers [L, ...] of one sequence [L] by the model's own forward pass."""
 
     @contextlib.contextmanager
@@ -129,7 +160,7 @@ class PackedModel(nn.Module, ABC):
         try:
             yield
         finally:
-            self.model.set_attn_implementation(self._packed_attention)
+            set_attention(self.model, self._packed_attention, vision=self.vision is not None)
 
     def train(self, mode: bool = True) -> Self:
         """Set train or eval mode, in which the model computes the same.
@@ -141,6 +172,8 @@ class PackedModel(nn.Module, ABC):
         super().train(mode)
         for module in self.model.modules():
             module.training = mode and isinstance(module, GradientCheckpointingLayer)
+        if self.vision is not None:
+            self.vision.set_modes()
         return self
 
     def own(self, values: Tensor) -> Tensor:
@@ -184,79 +217,53 @@ class PackedModel(nn.Module, ABC):
     def hf_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Iterate over what packed batches read, under stable names; a tied weight comes once.
 
-        These are the parameters that train, and those that a policy which only scores is given.
+        These are the parameters that train unless they are frozen, and those that a policy which
+        only scores is given.
         """
         unread = self.unread()
         return ((name, p) for name, p in self.model.named_parameters() if id(p) not in unread)
 
     def unread(self) -> set[int]:
-        """Return the ids of the parameters that no packed batch reads, as of a vision tower."""
-        modules = (self.model.get_decoder(), self.model.get_output_embeddings())
+        """Return the ids of the parameters that no packed batch reads, as of an unused tower."""
+        parts = () if self.vision is None else self.vision.layout.parts
+        modules = (self.model.get_decoder(), self.model.get_output_embeddings(), *parts)
         read = {id(p) for module in modules if module is not None for p in module.parameters()}
         return {id(p) for p in self.model.parameters()} - read
 
-    def freeze_unread(self) -> None:
-        """Freeze the parameters that no packed batch reads.
+    def freeze(self, patterns: Sequence[str] | None = None) -> None:
+        """Freeze the parameters that `patterns` name, and those that no packed batch reads.
 
-        Nothing gives them a gradient, and weight decay alone would change them.
+        Nothing gives the latter a gradient, and weight decay alone would change them.
+
+        Args:
+            patterns: of names, see `frozen_names`; None freezes the tower of a vision-language
+                model.
+
+        Raises:
+            ValueError: a pattern that matches nothing, or nothing is left to train.
         """
-        unread = self.unread()
-        for parameter in self.model.parameters():
-            if id(parameter) in unread:
+        unread, named = self.unread(), dict(self.model.named_parameters())
+        frozen = frozen_names(named, self.model.config.model_type, patterns)
+        for name, parameter in named.items():
+            if id(parameter) in unread or name in frozen:
                 parameter.requires_grad_(False)
+        if self.vision is not None:
+            still = {id(p) for name, p in named.items() if name in frozen or not p.requires_grad}
+            parts = self.vision.layout.parts
+            self.vision.fixed = all(id(p) in still for part in parts for p in part.parameters())
+            self.vision.set_modes()
+        if (
+            self._reentrant
+            and patterns
+            and not self.model.get_input_embeddings().weight.requires_grad
+        ):
+            # A reentrant block has a gradient only if an input wants one.
+            self.model.enable_input_require_grads()
 
     def enable_gradient_checkpointing(self, *, reentrant: bool) -> None:
         """Keep layer inputs only and recompute the rest in the backward pass."""
+        self._reentrant = reentrant
         self.model.gradient_checkpointing_enable(
             gradient_checkpointing_kwargs={"use_reentrant": reentrant}
         )
         self.train()
-
-
-def _check_layers(model: PreTrainedModel) -> None:
-    """Raise ValueError for kinds of layers that packed attention would compute wrongly."""
-    config: Any = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or [])
-    unknown = sorted(kinds - {"full_attention", "sliding_attention"})
-    if getattr(config, "attention_chunk_size", None):
-        unknown.append(f"attention_chunk_size={config.attention_chunk_size}")
-    window = getattr(config, "sliding_window", None)
-    masked = window is not None and config.model_type in MASKED_WINDOWS
-    if masked and window < config.max_position_embeddings:
-        unknown.append(f"sliding_window={window}")
-    if unknown:
-        raise ValueError(
-            f"{type(model).__name__} has layers that packed batches do not support: "
-            f"{', '.join(unknown)}; use a model with full or sliding attention"
-        )
-
-
-def _set_attention(model: PreTrainedModel, name: str) -> None:
-    """Set the attention of a model; raise ValueError where the model keeps another one."""
-    remedy = "sequences of a packed batch would see each other; use another model"
-    try:
-        model.set_attn_implementation(name)
-    except ValueError as error:
-        raise ValueError(
-            f"{type(model).__name__} takes no attention but its own, not learner.attention "
-            f"({name}): {remedy}"
-        ) from error
-    kept = {
-        str(module.config._attn_implementation)
-        for module in model.get_decoder().modules()
-        if isinstance(module, PreTrainedModel)
-    } - {name}
-    if kept:
-        raise ValueError(
-            f"{type(model).__name__} keeps its attention {', '.join(sorted(kept))} where "
-            f"learner.attention ({name}) was set: {remedy}"
-        )
-
-
-def _without_dropout(model: PreTrainedModel) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in list(vars(module).items()):
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)

@@ -15,8 +15,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
 
+from workers.data.images.packed import PackedImages
+from workers.data.images.settings import ImageSettings
 from workers.data.packing import PackedBatch
 from workers.data.shared_prefixes import SharedPrefixes
 from workers.engines.model.attention import VARLEN_SDPA, check_attention
@@ -26,6 +32,7 @@ from workers.engines.model.families.model_folder import check_model_folder, read
 from workers.engines.model.lora import adapter_disabled, adapter_name, attach_lora
 from workers.engines.model.lora_settings import LoraSettings
 from workers.engines.model.packed_model import PackedModel
+from workers.engines.model.vision.support import supported_images
 
 
 class PolicyModel(PackedModel):
@@ -41,6 +48,7 @@ class PolicyModel(PackedModel):
         adapter: trains instead of the model's own weights, which are frozen; None trains those.
         known_ids: ids from 0 on that can be sampled: log-probs are those of the rest left out, as
             the engines' are; None where the head has no other.
+        images: settings of the pixels of a vision-language model; None for others.
     """
 
     def __init__(
@@ -54,6 +62,7 @@ class PolicyModel(PackedModel):
         longest: int | None = None,
         adapter: LoraSettings | None = None,
         known_ids: int | None = None,
+        images: ImageSettings | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -61,6 +70,7 @@ class PolicyModel(PackedModel):
             autocast=autocast,
             sequence_group=sequence_group,
             longest=longest,
+            images=images,
         )
         head = model.get_output_embeddings()
         if head is None:
@@ -89,6 +99,7 @@ class PolicyModel(PackedModel):
         temperature: float = 1.0,
         entropy: bool = False,
         prefixes: SharedPrefixes | None = None,
+        images: PackedImages | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Compute log-probs and entropies [N] float32, zero where `loss_mask` is False.
 
@@ -96,7 +107,9 @@ class PolicyModel(PackedModel):
         train gives zeros that still reach every parameter, so ZeRO's collectives all happen.
         """
         with self.mixed_precision(tokens):
-            hidden = self.hidden_states(tokens, position_ids, cu_seqlens, prefixes)  # [n, H]
+            hidden = self.hidden_states(
+                tokens, position_ids, cu_seqlens, prefixes, images
+            )  # [n, H]
             if prefixes is not None:
                 return self._score_shared(hidden, tokens, loss_mask, prefixes, temperature, entropy)
             return self._score(hidden, tokens, loss_mask, temperature, entropy)
@@ -152,6 +165,7 @@ class PolicyModel(PackedModel):
                 batch.cu_seqlens,
                 batch.position_ids > 0,
                 prefixes=batch.prefixes,
+                images=batch.images,
             )
         return logprobs
 
@@ -165,10 +179,14 @@ class PolicyModel(PackedModel):
         finally:
             head.known_ids = known
 
-    def plain_outputs(self, tokens: Tensor) -> Tensor:
+    def plain_outputs(self, tokens: Tensor, images: PackedImages | None = None) -> Tensor:
         """See `PackedModel`: the log-probs [L] of the model's own logits, 0 for the first token."""
+        shown: dict[str, Tensor] = {}
+        if images is not None and self.vision is not None:
+            shown = self.vision.layout.own_arguments(images)
         with self.plain_attention():
-            logits = self.model(input_ids=tokens[None], use_cache=False).logits[0]  # [L, V]
+            output = self.model(input_ids=tokens[None], use_cache=False, **shown)
+        logits = output.logits[0]  # [L, V]
         log_p = logits[:-1].float().log_softmax(dim=-1)
         picked = log_p.gather(1, tokens[1:, None])[:, 0]  # [L-1]
         return torch.cat([picked.new_zeros(1), picked])
@@ -218,12 +236,14 @@ def load_policy_model(
     ZeRO-3 initialisation (an `HfDeepSpeedConfig` that is alive) each is partitioned as it is read.
 
     Raises:
-        ValueError: no such folder, no configuration, no weights, an attention that cannot run, or
-            heads that the ranks of the group cannot divide.
+        ValueError: no such folder, no configuration, no weights, an attention that cannot run,
+            heads that the ranks of the group cannot divide, or a family that is not supported.
     """
     check_attention(attention)
     check_model_folder(folder)
-    model = read_model(AutoModelForCausalLM, folder, dtype=dtype, device=device)
+    images = supported_images(folder)
+    kind = AutoModelForCausalLM if images is None else AutoModelForImageTextToText
+    model = read_model(kind, folder, dtype=dtype, device=device)
     return PolicyModel(
         model,
         attention=attention,
@@ -233,4 +253,5 @@ def load_policy_model(
         longest=longest,
         adapter=adapter,
         known_ids=known_ids,
+        images=images,
     )

@@ -2,8 +2,9 @@
 
 transformers has hundreds of families, and a family may do what packed batches do not carry along:
 a scale behind its head, an attention of its own, a state that runs on from one sequence into the
-next, noise in train mode. So every model is asked once, after it is loaded, on two short sequences.
-Runs in every rank of learner, reference and critic; under ZeRO-3 all ranks in step. Trains nothing.
+next, noise in train mode. So every model is asked once, after it is loaded, on two short sequences,
+and a vision-language model on sequences with an image. Runs in every rank of learner, reference and
+critic; under ZeRO-3 all ranks in step. Trains nothing.
 
 Legend: N tokens of both sequences.
 """
@@ -14,8 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workers.data.images.packed import RowImages, identities
+from workers.data.images.spans import ImageSpan
 from workers.data.packing import PackedBatch, pack_sequences
-from workers.data.shared_prefixes import SharedPrefixes, share_prefixes
+from workers.data.shared_prefixes import ALONE, SharedPrefixes, share_prefixes
 from workers.engines.model.attention import VARLEN_SDPA
 from workers.engines.model.packed_model import PackedModel
 
@@ -35,12 +38,17 @@ class Differences:
         together: both sequences in one batch against each in a batch of its own.
         training: train mode against eval mode.
         siblings: two that share a prefix against the same two that do not; 0 where none may.
+        image: a sequence with an image, packed beside others, against the model's own forward pass;
+            0 for a model without images.
+        image_siblings: two that share a prefix with an image against the same two that do not.
     """
 
     alone: float
     together: float
     training: float
     siblings: float
+    image: float = 0.0
+    image_siblings: float = 0.0
 
 
 def check_model(module: PackedModel, device: torch.device | str) -> Differences:
@@ -69,6 +77,8 @@ def check_model(module: PackedModel, device: torch.device | str) -> Differences:
             ("two sequences in one batch from each alone", found.together),
             ("train mode from eval mode", found.training),
             ("siblings that share a prefix from siblings that do not", found.siblings),
+            ("a sequence with an image from the model's own forward pass", found.image),
+            ("siblings that share an image from siblings that do not", found.image_siblings),
         )
         if not value <= tolerance
     ]
@@ -101,13 +111,46 @@ def _differences(module: PackedModel, device: torch.device | str) -> Differences
             siblings = _difference(
                 module.packed_outputs(apart.to(device)), module.packed_outputs(shared)
             )
+        image, image_siblings = _image_differences(module, rows[1], device)
         module.train(was_training)
     return Differences(
         alone=_difference(plain, alone),
         together=_difference(alone, together),
         training=_difference(together, training),
         siblings=siblings,
+        image=image,
+        image_siblings=image_siblings,
     )
+
+
+def _image_differences(
+    module: PackedModel, text: list[int], device: torch.device | str
+) -> tuple[float, float]:
+    """Compare a sequence with an image, and siblings behind the image; 0 without a tower."""
+    if module.vision is None:
+        return 0.0, 0.0
+    layout = module.vision.layout
+    settings = layout.settings
+    generator = torch.Generator().manual_seed(0)
+    shape = (settings.num_rows(layout.sample), *layout.row_shape())
+    patches = torch.randint(256, shape, dtype=torch.uint8, generator=generator).numpy()
+    length = settings.num_features(layout.sample)
+    span = ImageSpan(offset=2, length=length, grid=layout.sample, digest="self-test")
+    shown = [*text[:2], *[settings.image_token_id] * length]
+    rows = [[*shown, *text[2:]], [*shown, *reversed(text)], text]
+    images = RowImages(
+        spans=[[span], [span], []], settings=settings, patches_of=lambda digest: patches
+    )
+    apart = pack_sequences(rows, images)
+    packed = module.packed_outputs(apart.to(device))
+    one = pack_sequences(rows[:1], replace(images, spans=[[span]])).to(device)
+    image = _difference(module.plain_outputs(one.tokens, one.images), packed[: one.num_tokens])
+    if not module.shares_prefixes:
+        return image, 0.0
+    ends = apart.cu_seqlens.numpy().astype(np.int64)  # [S+1]
+    read = identities(apart.tokens.numpy(), apart.images)
+    shared = replace(apart, prefixes=share_prefixes(read, ends, np.array([0, 0, ALONE])))
+    return image, _difference(packed, module.packed_outputs(shared.to(device)))
 
 
 def _one_group(batch: PackedBatch) -> SharedPrefixes | None:

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from workers.data.images.prompt_images import NO_IMAGES, PromptImages
 from workers.data.requests import Sample, Sampling
 from workers.engines.vllm.answers import AnswerCheck
 from workers.engines.vllm.process import EngineTimeoutError
@@ -43,15 +44,22 @@ class VLLMEngine(VLLMWeights):
         self.answers = AnswerCheck(f"engine {settings.engine_id}")
 
     async def generate(
-        self, prompt_token_ids: list[int], *, request_id: str, sampling: Sampling, seed: int
+        self,
+        prompt_token_ids: list[int],
+        *,
+        request_id: str,
+        sampling: Sampling,
+        seed: int,
+        images: PromptImages = NO_IMAGES,
     ) -> Sample:
         """Sample one response.
 
         Args:
-            prompt_token_ids: [P] token ids.
+            prompt_token_ids: [P] token ids, those of images expanded.
             request_id: unique among the running requests.
             sampling: temperature, limits and stops of the response.
             seed: of this request alone; the response does not depend on what else is batched.
+            images: that the prompt shows.
 
         Raises:
             EngineTimeoutError: the engine made no step for `request_timeout_s`.
@@ -60,12 +68,13 @@ class VLLMEngine(VLLMWeights):
             ValueError: a prompt that leaves no room for a response, or tokens that vLLM refuses.
         """
         self._check_prompt(prompt_token_ids, request_id)
-        output = await self._finish(prompt_token_ids, request_id, _params(sampling, seed))
+        params = _params(sampling, seed)
+        output = await self._finish(prompt_token_ids, request_id, params, images)
         sample = self._sample(output.outputs[0])
         return self.answers.accept(sample, vocab_size=self._live().model_config.get_vocab_size())
 
     async def prompt_logprobs(
-        self, token_ids: list[int], *, request_id: str = "probe"
+        self, token_ids: list[int], *, request_id: str = "probe", images: PromptImages = NO_IMAGES
     ) -> list[float]:
         """Score a given sequence under the weights of this moment, at temperature 1.
 
@@ -74,6 +83,7 @@ class VLLMEngine(VLLMWeights):
         Args:
             token_ids: [T] token ids.
             request_id: unique among the running requests.
+            images: that the sequence shows.
 
         Returns:
             [T] log p(token_i | tokens_<i); 0.0 for the first token.
@@ -88,7 +98,7 @@ class VLLMEngine(VLLMWeights):
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        output = await self._finish(token_ids, request_id, params)
+        output = await self._finish(token_ids, request_id, params, images)
         flat = output.prompt_logprobs
         # The actual token comes first at every position; the first position has none.
         starts = flat.start_indices[1:]  # type: ignore[union-attr]
@@ -120,16 +130,19 @@ class VLLMEngine(VLLMWeights):
             await self.resume()
 
     async def _finish(
-        self, prompt_token_ids: list[int], request_id: str, params: SamplingParams
+        self,
+        prompt_token_ids: list[int],
+        request_id: str,
+        params: SamplingParams,
+        images: PromptImages,
     ) -> RequestOutput:
-        from vllm.inputs import tokens_input
+        from workers.engines.vllm.images import engine_input
 
         call = f"request {request_id!r} ({len(prompt_token_ids)} prompt tokens)"
         last: RequestOutput | None = None
         async with self._progressing(request_id, call):
-            outputs = self._live().generate(
-                tokens_input(prompt_token_ids), params, request_id, lora_request=self._adapter
-            )
+            prompt = engine_input(prompt_token_ids, images)
+            outputs = self._live().generate(prompt, params, request_id, lora_request=self._adapter)
             async for output in outputs:
                 last = output
         assert last is not None, call

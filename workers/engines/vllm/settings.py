@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from conf.tables.transports import transport_named
+from workers.data.images.settings import ImageLimits
 
-MASK_CLASS = "workers.engines.vllm.known_ids:KnownIds"
+MASK_CLASS = "workers.engines.vllm.extensions.known_ids:KnownIds"
 EXTENSION_CLASS = "workers.weight_sync.extension.WeightSyncExtension"
 
 #: Positions of a key/value block on CPU, the smallest that vLLM allows there. Its own choice, 128,
@@ -80,6 +81,7 @@ class VLLMSettings:
         request_timeout_s: longest time between two tokens of a response that runs, and between two
             steps of an engine that holds requests.
         control_timeout_s: longest wait for anything else.
+        images: limits of the images that prompts show; None where they show none.
         engine_kwargs: raw `AsyncEngineArgs` keywords; they win over what is derived here.
     """
 
@@ -103,6 +105,7 @@ class VLLMSettings:
     adapter_layers: tuple[str, ...] = ()
     request_timeout_s: float = 600.0
     control_timeout_s: float = 300.0
+    images: ImageLimits | None = None
     engine_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -6,7 +6,8 @@ tensor) pairs:
     merged    W + (alpha / r) B A, summed in float32, under the base model's names
     adapter   A and (alpha / r) B under peft's names, for engines that keep W themselves
 
-Engines load W from the folder that the learner started from: what no adapter touches is not sent.
+Engines load W from the folder that the learner started from: what no adapter touches, or what is
+frozen, is not sent.
 Runs in the learner's ranks. Not a transport: nothing is sent here, and the base is never changed.
 """
 
@@ -28,22 +29,34 @@ Rename = Callable[[str], str | None]
 def published_name(module: nn.Module, adapter: LoraSettings | None) -> Rename | None:
     """Choose the parameters that a publication of `module` delivers, and their names.
 
-    Derived from the module alone. None where there is no adapter: everything, as it is called.
-    Engines fuse siblings (q, k and v) into one matrix and reload it whole, so a merged publication
-    has every parameter of a block in which one layer is adapted.
+    Derived from the module alone. None stands for everything, as it is called. Frozen parameters
+    are in the engines already. Engines fuse siblings (q, k and v) into one matrix and reload it
+    whole, so a publication has every parameter of a block in which one layer trains or is adapted.
     """
     if adapter is None:
-        return None
+        return _trained_name(module)
     if adapter.publish == "adapter":
         return adapter_name
     blocks = {name.rpartition(".")[0] for name in lora_layers(module)}
 
     def merged(name: str) -> str | None:
         name = base_name(name)
-        block = name.rpartition(".")[0].rpartition(".")[0]
-        return name if adapter_name(name) is None and block in blocks else None
+        return name if adapter_name(name) is None and _block(name) in blocks else None
 
     return merged
+
+
+def _trained_name(module: nn.Module) -> Rename | None:
+    named = list(module.named_parameters())
+    blocks = {_block(name) for name, parameter in named if parameter.requires_grad}
+    if not blocks or all(_block(name) in blocks for name, _ in named):
+        return None
+    return lambda name: name if _block(name) in blocks else None
+
+
+def _block(name: str) -> str:
+    """Return the name of the module that holds a parameter's layer."""
+    return name.rpartition(".")[0].rpartition(".")[0]
 
 
 def publication_source(
@@ -54,7 +67,7 @@ def publication_source(
     world_size: int,
     dtype: torch.dtype,
 ) -> ZeroSource:
-    """Build the source that a publication reads: all of a module, or what its adapter changes."""
+    """Build the source that a publication reads: what trains of a module, or of its adapter."""
     kind = ZeroSource
     if adapter is not None:
         kind = ScaledSource if adapter.publish == "adapter" else MergedSource

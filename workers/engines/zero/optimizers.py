@@ -22,9 +22,14 @@ MASTER_WEIGHTS = (
 
 
 def build_optimizer(settings: OptimizerSettings, policy: PackedModel) -> torch.optim.Optimizer:
-    """Build the optimizer; matrices decay, vectors (norms and biases) do not."""
+    """Build the optimizer; matrices decay, vectors (norms and biases) do not.
+
+    Frozen parameters are left out.
+    """
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for _, parameter in policy.hf_named_parameters():
+        if not parameter.requires_grad:
+            continue
         shape = getattr(parameter, "ds_shape", parameter.shape)
         groups[len(shape) > 1].append(parameter)
     parameters = [

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from algorithms.inputs import TokenLoss
+from workers.data.images.packed import RowImages
 from workers.data.packing import PackedBatch, pack_sequences
 from workers.data.results import ScoredRows, TrainResult
 from workers.engines.model.families.folder_layout import FolderLayout
@@ -45,7 +46,7 @@ class PolicyEngine(ZeroRank):
         """Load a causal language model with the chunked head."""
         return load_policy_model(
             self.settings.model,
-            dtype=self.param_dtype,
+            dtype=getattr(torch, self.settings.param_dtype),
             device=self.load_device,
             attention=self.settings.attention,
             autocast=self.autocast_dtype,
@@ -91,19 +92,25 @@ class PolicyEngine(ZeroRank):
         return ScoredRows(logprobs=tuple(logprobs), entropies=tuple(entropies) if entropy else None)
 
     def probe(
-        self, sequences: Sequence[Sequence[int]], *, swapped: bool = False
+        self,
+        sequences: Sequence[Sequence[int]],
+        *,
+        swapped: bool = False,
+        images: RowImages | None = None,
     ) -> tuple[npt.NDArray[np.float32], ...]:
         """Compute log-probs at temperature 1 of all tokens but the first, as training does.
 
-        Over all ids of the head, as engines score a prompt: no id is masked.
+        `images` are those of the sequences; None where none shows one. Log-probs are over all ids
+        of the head, as engines score a prompt: no id is masked.
 
         With `swapped` the model computes in the other precision: bfloat16 where training
         computes in float32, and the reverse; between layers in float32 where the weights have 16
         bits. What differs then is the model's own rounding.
         """
+        packed = pack_sequences(sequences, images)
         swap = self.policy.other_precision() if swapped else contextlib.nullcontext()
         with swap, self.policy.all_ids():
-            return self.compute_logprobs([pack_sequences(sequences)], temperature=1.0).logprobs
+            return self.compute_logprobs([packed], temperature=1.0).logprobs
 
     def train(
         self,

@@ -73,8 +73,10 @@ class ZeroRank(ABC):
         config = deepspeed_config(settings, on_gpu=self.device.type == "cuda")
         self.module = self._load(config)
         optimizer = None
+        self.module.freeze(settings.freeze)
+        if self.module.vision is not None:
+            self.module.vision.divided = settings.engine_stage == 3
         if settings.optimizer is not None:
-            self.module.freeze_unread()
             optimizer = build_optimizer(settings.optimizer, self.module)
         elif settings.engine_stage != 3:
             self.module.requires_grad_(False)
@@ -119,11 +121,6 @@ class ZeroRank(ABC):
         return None if settings.dtype == settings.param_dtype else getattr(torch, settings.dtype)
 
     @property
-    def param_dtype(self) -> torch.dtype:
-        """Dtype of the weights that the forward pass reads."""
-        return getattr(torch, self.settings.param_dtype)  # type: ignore[no-any-return]
-
-    @property
     def load_device(self) -> torch.device | None:
         """Device onto which weights are read; None: the host, out of which ZeRO-3 takes a part."""
         return (
@@ -151,6 +148,7 @@ class ZeroRank(ABC):
             batch.loss_mask,
             *arguments,
             prefixes=batch.prefixes,
+            **({} if batch.images is None else {"images": batch.images}),
         )
 
     def take_steps(

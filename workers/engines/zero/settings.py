@@ -100,6 +100,9 @@ class ZeroSettings:
             rounded ones.
         optimizer: None for a policy that only scores (a reference).
         adapter: trains instead of the weights of `model`, which are frozen; None trains those.
+        freeze: patterns of the names of parameters that do not train, such as "model.visual.*";
+            None: the tower and connector of a vision-language model. See `frozen_names`.
+        max_pixels: limit of the pixels of an image; None: the model's own.
         gradient_checkpointing: recompute layers in the backward pass.
         attention: a name of `attention.ATTENTION_NAMES`.
         router_balance: coefficient of the loss that balances a mixture's experts; 0 for none.
@@ -121,6 +124,8 @@ class ZeroSettings:
     param_dtype: Dtype = "float32"
     optimizer: OptimizerSettings | None = field(default_factory=OptimizerSettings)
     adapter: LoraSettings | None = None
+    freeze: tuple[str, ...] | None = None
+    max_pixels: int | None = None
     gradient_checkpointing: bool = False
     attention: str = "varlen_sdpa"
     router_balance: float = 0.0

@@ -29,6 +29,8 @@ def truth_of(sample: RewardSample) -> str:
     """
     if sample.ground_truth is None:
         raise ValueError("the sample has no ground truth; see data.ground_truth_column")
+    if isinstance(sample.ground_truth, list):
+        raise ValueError(f"one ground truth is compared at a time, got {sample.ground_truth!r:.80}")
     if not sample.ground_truth.strip():
         raise ValueError("the ground truth is empty; see data.ground_truth_column")
     return sample.ground_truth
@@ -55,3 +57,9 @@ class Exact:
         if self.normalise:
             response, truth = (" ".join(text.split()).casefold() for text in (response, truth))
         return float(response == truth)
+
+    def extract(self, sample: RewardSample) -> str | None:
+        """Return the compared part of a response, if it is not all of it."""
+        if self.stop_at is None:
+            return None
+        return " ".join(cut_at(sample.response, self.stop_at).split())

@@ -21,7 +21,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from workers.reward.base import RewardSample
 
@@ -44,6 +44,8 @@ class Function:
     Raises:
         ValueError: nothing callable is there, or `arguments` holds a name of the sample.
     """
+
+    reads_lists: ClassVar[bool] = True  # a function gets what the row holds
 
     path: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -177,7 +179,7 @@ def resolve(path: str) -> Callable[..., Any]:
     file, _, name = path.rpartition(":")
     try:
         if file.endswith(".py"):
-            found = _load(file)
+            found = load_file(file)
         else:
             file, _, name = path.rpartition(".")
             found = importlib.import_module(file)
@@ -195,7 +197,12 @@ def resolve(path: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def _load(file: str) -> object:
+def load_file(file: str) -> object:
+    """Import a Python file as a module of its own.
+
+    Raises:
+        ImportError: no Python file is there.
+    """
     spec = importlib.util.spec_from_file_location("ballast_user_reward", file)
     if spec is None or spec.loader is None:
         raise ImportError(f"no Python file at {file}")

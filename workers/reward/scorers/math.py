@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from workers.reward.base import RewardSample
@@ -55,8 +56,18 @@ class Math:
         gold = math_verify.parse(marked, parsing_timeout=None)
         if not gold or truth.strip().casefold() in NO_ANSWER:
             raise ValueError(f"math-verify cannot read the ground truth {truth!r}")
-        answer = math_verify.parse(cut_at(sample.response, self.stop_at), parsing_timeout=None)
+        answer = _parsed(cut_at(sample.response, self.stop_at))
         return float(any(self._equal(one, other) for one in gold for other in answer))
+
+    def extract(self, sample: RewardSample) -> str | None:
+        """Return the answer of a response in one spelling: "0.5" for 0.5, 1/2 and 2/4."""
+        answers = _parsed(cut_at(sample.response, self.stop_at))
+        if not answers:
+            return None
+        try:
+            return f"{float(answers[0]):.12g}"
+        except (TypeError, ValueError, OverflowError):  # no number
+            return str(answers[0])
 
     def _equal(self, gold: Any, answer: Any) -> bool:
         import math_verify
@@ -79,3 +90,10 @@ class Math:
         largest = max(abs(first), abs(second))
         small = largest < 10.0 ** (2 - self.float_rounding)
         return small and abs(first - second) > MAX_ROUNDING * largest
+
+
+@lru_cache(maxsize=1)  # a response is scored, and then its answer is wanted
+def _parsed(response: str) -> list[Any]:
+    import math_verify
+
+    return list(math_verify.parse(response, parsing_timeout=None))

@@ -1,4 +1,4 @@
-"""Play one trajectory in an environment that may raise, return nonsense, or never return.
+"""Play one rollout in an environment that may raise, return nonsense, or never return.
 
 An environment is a user's program: its faults cost one sample, with the reason. A fault of the
 engine, which reaches the environment through `draw`, is no fault of the environment: it is raised
@@ -9,94 +9,159 @@ nothing.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import fields
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NoReturn
 
-import pyarrow as pa
-
-from workers.data.requests import Sample
-from workers.data.trajectory import SCHEMA, reason_of
+from workers.data.trajectory import reason_of
 from workers.engines.vllm.answers import UnusableAnswerError
-from workers.rollout.environments.single_turn import Draw, Environment, Interaction
+from workers.rollout.environments.contract import (
+    Environment,
+    Outcome,
+    Session,
+    SpentError,
+    Task,
+)
 
 # An engine raises these for tokens that it cannot continue, which the environment chose.
-REFUSALS = (UnusableAnswerError, TypeError, ValueError)
+REFUSALS = (UnusableAnswerError, SpentError, TypeError, ValueError)
 
 
 class EnvironmentFaultError(RuntimeError):
-    """Fault of an environment in one trajectory; the message is the reason of a failed sample."""
+    """Fault of an environment in one rollout; the message is the reason of a failed sample."""
 
 
-async def play_guarded(
-    environment: Environment, prompt_tokens: list[int], draw: Draw, *, limit_s: float
-) -> Interaction:
-    """Play one trajectory.
+class EnvironmentClock:
+    """Clock of the time that an environment takes beside its draws.
 
     Args:
-        environment: plays it.
-        prompt_tokens: token ids of the prompt.
-        draw: samples a continuation of the tokens so far.
-        limit_s: longest time in seconds before, between and after the draws; a draw itself takes as
-            long as the engine takes.
+        stretch_s: longest time in seconds before, between and after the draws.
+        total_s: of all these times together; None sets no limit on their sum.
 
-    Raises:
-        EnvironmentFaultError: the environment raised, took too long, or returned no interaction.
-        UnusableAnswerError: the engine's answer is no response, and the environment did not go on.
-        Exception: any other error of `draw`.
+    Attributes:
+        broken: what is wrong with the engine, in the order in which draws found it.
     """
-    loop = asyncio.get_running_loop()
-    broken: list[Exception] = []  # what is wrong with the engine
-    drawing = 0
 
-    async def timed_draw(tokens: list[int]) -> Sample:
-        nonlocal drawing
-        drawing += 1
-        clock.reschedule(None)
+    def __init__(self, *, stretch_s: float, total_s: float | None = None) -> None:
+        self._stretch_s = stretch_s
+        self._left_s = math.inf if total_s is None else total_s
+        self._limit_s = min(self._stretch_s, self._left_s)
+        self._since, self._num_drawing = 0.0, 0
+        self._timeout: asyncio.Timeout | None = None  # before `start`
+        self.broken: list[Exception] = []
+
+    @property
+    def expired(self) -> bool:
+        """True where the environment took too long."""
+        return self._timeout is not None and self._timeout.expired()
+
+    @property
+    def reason(self) -> str:
+        """The limit in words."""
+        return f"took longer than {self._limit_s:g} s"
+
+    def start(self) -> asyncio.Timeout:
+        """Begin to count; return the context in which the environment plays."""
+        self._since = asyncio.get_running_loop().time()
+        self._timeout = asyncio.timeout(self._limit_s)
+        return self._timeout
+
+    def check(self) -> None:
+        """Raise what is wrong with the engine, so that nothing more is drawn."""
+        if self.broken:
+            raise self.broken[0]
+
+    def fail(self, error: Exception) -> NoReturn:
+        """Note an error of the engine, and raise it."""
+        self.broken.append(error)
+        raise error
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Stop the clock while a draw goes on, and note what is wrong with the engine."""
+        loop = asyncio.get_running_loop()
+        if not self._num_drawing:
+            self._left_s -= loop.time() - self._since
+            self._reschedule(None)
+        self._num_drawing += 1
         try:
-            return await draw(tokens)
+            yield
         except REFUSALS:
             raise
         except Exception as error:
-            broken.append(error)
+            self.broken.append(error)
             raise
         finally:
-            drawing -= 1
-            if not drawing and not clock.expired():
-                clock.reschedule(loop.time() + limit_s)
+            self._num_drawing -= 1
+            if not self._num_drawing:
+                self._since = loop.time()
+                self._limit_s = min(self._stretch_s, max(self._left_s, 0.0))
+                self._reschedule(self._since + self._limit_s)
 
-    clock = asyncio.timeout(limit_s)
+    def _reschedule(self, when: float | None) -> None:
+        if self._timeout is not None and not self._timeout.expired():
+            self._timeout.reschedule(when)
+
+
+async def play_guarded(
+    environment: Environment, task: Task, session: Session, clock: EnvironmentClock
+) -> Outcome:
+    """Play one rollout.
+
+    Args:
+        environment: plays it.
+        task: the row.
+        session: the ids of the row.
+        clock: stopped by the draws of the session.
+
+    Raises:
+        EnvironmentFaultError: the environment raised, took too long, or returned no outcome.
+        SpentError: it drew beyond a budget.
+        UnusableAnswerError: the engine's answer is no response, and the environment did not go on.
+        Exception: any other error of a draw.
+    """
     try:
-        async with clock:
-            played = await environment.play(prompt_tokens, timed_draw)
-    except UnusableAnswerError:
+        async with clock.start():
+            outcome = await environment.play(task, session)
+    except (UnusableAnswerError, SpentError):
+        if clock.broken:
+            raise clock.broken[0] from None
         raise
     except (Exception, SystemExit) as error:
-        if broken:
-            raise broken[0] from None
-        if clock.expired():
-            raise EnvironmentFaultError(f"environment took longer than {limit_s:g} s") from error
-        raise EnvironmentFaultError(f"environment raised {reason_of(error)}") from error
-    if broken:
-        raise broken[0]
-    if (fault := _fault_of(played)) is not None:
-        raise EnvironmentFaultError(f"environment returned {fault}")
-    return played
+        if clock.broken:
+            raise clock.broken[0] from None
+        if clock.expired:
+            # An environment that knows more about its end adds a note to the cancellation.
+            notes = getattr(error.__cause__, "__notes__", ())
+            raise EnvironmentFaultError("; ".join((clock.reason, *notes))) from error
+        raise EnvironmentFaultError(f"raised {reason_of(error)}") from error
+    if clock.broken:
+        raise clock.broken[0]
+    if (fault := _fault_of(outcome)) is not None:
+        raise EnvironmentFaultError(f"returned {fault}")
+    return outcome
 
 
-def _fault_of(played: object) -> str | None:
-    """Return the reason for which a result of `play` can't become a row of `SCHEMA`, or None."""
-    if not isinstance(played, Interaction):
-        return f"{type(played).__name__} instead of an Interaction"
-    lengths = {}
-    for item in fields(played):
-        value = getattr(played, item.name)
+def _fault_of(outcome: object) -> str | None:
+    """Return the reason for which a result of `play` can't be recorded, or None."""
+    if not isinstance(outcome, Outcome):
+        return f"{type(outcome).__name__} instead of an Outcome"
+    for name in ("parts", "notes"):
+        if not isinstance(getattr(outcome, name), Mapping):
+            return f"{name} of type {type(getattr(outcome, name)).__name__}, not a mapping"
+    numbers: dict[str, object] = {} if outcome.reward is None else {"reward": outcome.reward}
+    numbers |= {f"part {name!r}": value for name, value in outcome.parts.items()}
+    numbers |= {f"turn reward {number}": value for number, value in enumerate(outcome.turn_rewards)}
+    for name, value in numbers.items():
         try:
-            column = pa.array([value], type=SCHEMA.field(item.name).type)
-        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-            return f"{item.name}: {reason_of(error)}"
-        if column.null_count or (pa.types.is_nested(column.type) and column.flatten().null_count):
-            return f"{item.name} with nulls"
-        if pa.types.is_nested(column.type):
-            lengths[item.name] = len(value)
-    if len(set(lengths.values())) != 1:
-        return f"columns of unequal length {lengths}"
+            known = math.isfinite(value)  # type: ignore[arg-type]
+        except TypeError:
+            return f"{name} of type {type(value).__name__}, not a number"
+        if not known:
+            return f"{name} that is not finite"
+    texts: dict[str, object] = {**outcome.notes, "response": outcome.response or ""}
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            return f"{name} of type {type(text).__name__}, not a text"
     return None

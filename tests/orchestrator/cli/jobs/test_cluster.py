@@ -173,6 +173,18 @@ def test_a_killed_follower_is_replaced_and_a_stopped_run_resumes(cluster):
         stdout=subprocess.PIPE,
         text=True,
     )
+    watcher = subprocess.Popen(
+        command(cluster, "watch", job),
+        env=cluster.env,
+        cwd=cluster.folder,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    watched = ""
+    for line in watcher.stdout:
+        watched += line
+        if line.startswith("step 2/400"):
+            break
     second = ballast(cluster, "submit", *overrides)  # the run's folder is being written
     assert second.returncode == 2
     assert f"is written by job {job}" in second.stderr
@@ -182,6 +194,10 @@ def test_a_killed_follower_is_replaced_and_a_stopped_run_resumes(cluster):
     rest, _ = again.communicate(timeout=TIMEOUT_S)
     assert again.returncode == 143
     assert "step 2/400" in rest  # from the beginning
+    watched += watcher.communicate(timeout=TIMEOUT_S)[0]
+    assert watcher.returncode == 0
+    assert "step 1/400" in watched
+    assert "long: ended early after step" in watched
     (last,) = re.findall(r"step (\d+) is saved", rest)
     folder = cluster.folder / "runs" / "long"
     assert (folder / "checkpoints" / f"step_{int(last):06d}").is_dir()

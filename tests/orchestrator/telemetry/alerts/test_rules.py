@@ -7,8 +7,8 @@ from rich.console import Console
 
 from conf.compose import compose
 from orchestrator.telemetry.alerts.rules import RULES, Alerts
+from orchestrator.telemetry.display.progress import Progress
 from orchestrator.telemetry.glossary import GLOSSARY
-from orchestrator.telemetry.progress import Progress
 from orchestrator.telemetry.run_log import RunLog
 
 HEALTHY = {

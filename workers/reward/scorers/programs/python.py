@@ -7,9 +7,10 @@ compared here. The sandbox is `sandbox.py`; what a program means is not looked a
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from workers.reward.base import RewardSample
 from workers.reward.scorers.exact import check_stop, cut_at, truth_of
@@ -42,6 +43,8 @@ class Python:
         stop_at: only the response before this text counts, None for all of it.
     """
 
+    reads_lists: ClassVar[bool] = True  # a list holds tests, all of which must pass
+
     isolation: Literal["bubblewrap"] = "bubblewrap"
     all_or_nothing: bool = True
     max_tests: int = 16
@@ -68,7 +71,7 @@ class Python:
         Raises:
             ValueError: the ground truth holds no test that can be read.
         """
-        tests = read_tests(truth_of(sample))
+        tests = read_tests(_tests_of(sample))
         program = program_of(cut_at(sample.response, self.stop_at))
         if isinstance(tests, Expressions):
             passed, total = self._evaluate(program, tests)
@@ -96,6 +99,12 @@ class Python:
         files = {PROGRAM: program, TESTS: chosen.as_json()}
         ran = run(EVALUATE, files=files, limits=self.limits)
         return chosen.num_right(ran.output), len(chosen.expected)
+
+
+def _tests_of(sample: RewardSample) -> str:
+    """Return the tests of a row as text; MBPP's are a list of assertions."""
+    truth = sample.ground_truth
+    return json.dumps(truth) if isinstance(truth, list) else truth_of(sample)
 
 
 def program_of(response: str) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 from rich.console import Console
 
 from conf.compose import compose
+from orchestrator.telemetry.display.progress import Progress, sparkline
 from orchestrator.telemetry.heldout import HeldoutAnswer, HeldoutResult
-from orchestrator.telemetry.progress import Progress, sparkline
 from orchestrator.telemetry.run_log import RunLog
 from orchestrator.telemetry.summary import describe
 

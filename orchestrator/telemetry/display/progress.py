@@ -6,13 +6,17 @@ The driver prints to its console; the numbers are kept elsewhere (`tracking.py`)
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
+
+from orchestrator.telemetry.display.activity import Moment
 
 COLUMNS = (  # heading, metric, format
     ("reward", "reward/mean", "{:.3f}"),
@@ -56,14 +60,18 @@ class Progress:
         self._rows: deque[tuple[int, Mapping[str, float]]] = deque(maxlen=12)
         self._sparks = {name: deque[float](maxlen=SPARK_STEPS) for _, name in SPARKS}
         self._live: Live | None = None
+        self._moment: Moment | None = None
 
     def __enter__(self) -> Progress:
         if self._console.is_terminal:
-            self._live = Live(console=self._console, refresh_per_second=4, transient=False)
+            self._live = Live(
+                get_renderable=self._picture, console=self._console, refresh_per_second=4
+            )
             self._live.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._moment = None  # the run does nothing any more
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -78,14 +86,23 @@ class Progress:
         for name, values in self._sparks.items():
             if name in metrics:
                 values.append(metrics[name])
-        if self._live is not None:
-            self._live.update(self._table(step))
-        else:
+        if self._live is None:
             cells = [
                 f"{head} {cell}"
                 for (head, _, _), cell in zip(COLUMNS, self._cells(metrics), strict=True)
             ]
             self.print_line(f"step {step}/{self._total}  " + "  ".join(cells))
+
+    def show_moment(self, moment: Moment) -> None:
+        """Show what the run does now, on a terminal; a pipe gets finished steps only."""
+        self._moment = moment
+
+    def _picture(self) -> Group:
+        """Return the table of the last steps, and below it what the run does now."""
+        shown: list[Table | Text] = [self._table(self._rows[-1][0])] if self._rows else []
+        if self._moment is not None:
+            shown.append(Text(f"now: {self._moment.text(time.time())}", style="dim"))
+        return Group(*shown)
 
     @staticmethod
     def _cells(metrics: Mapping[str, float]) -> list[str]:

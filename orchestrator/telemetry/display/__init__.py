@@ -1,0 +1,1 @@
+"""Show a run to a person: what it does now, and its last steps. Runs in the driver."""

@@ -1,0 +1,68 @@
+"""Bodies of calls, as clients write them, and what is read from them."""
+
+import pytest
+
+from workers.rollout.endpoint.calls import Call, CallError, chat_call, read_messages, text_call
+
+
+def test_a_chat_call_with_all_that_is_read():
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+    body = {
+        "model": "gpt-x",
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "2+3="}]}],
+        "tools": tools,
+        "max_tokens": 9,
+        "max_completion_tokens": 16,
+        "stop": "\n",
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "temperature": 0.3,
+        "response_format": None,
+    }
+    assert chat_call(body) == Call(
+        given=[{"role": "user", "content": "2+3="}],
+        tools=tools,
+        max_tokens=16,
+        stop=("\n",),
+        stream=True,
+        stream_usage=True,
+        model="gpt-x",
+    )
+
+
+def test_messages_of_tools_keep_what_templates_read():
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    read = read_messages(
+        [
+            {"role": "developer", "content": "be short", "cache": True},
+            {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None},
+            {"role": "tool", "tool_call_id": "c1", "name": "add", "content": "2"},
+        ]
+    )
+    assert read == [
+        {"role": "system", "content": "be short"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{**call, "function": {"name": "add", "arguments": {"a": 1}}}],
+        },
+        {"role": "tool", "content": "2", "name": "add", "tool_call_id": "c1"},
+    ]
+
+
+@pytest.mark.parametrize("prompt", [None, "", ["a", "b"], [1, 2], 7])
+def test_a_prompt_is_one_text(prompt):
+    with pytest.raises(CallError, match="prompt must be one text"):
+        text_call({"prompt": prompt})
+
+
+def test_a_prompt_in_a_list_of_one():
+    assert text_call({"prompt": ["ab"]}).given == "ab"
+
+
+@pytest.mark.parametrize("call", [7, {}, {"function": "add"}, {"id": "x", "function": None}])
+def test_a_call_without_a_function_is_refused(call):
+    with pytest.raises(CallError, match="has a tool call without a function"):
+        read_messages(
+            [{"role": "assistant", "tool_calls": [call]}, {"role": "user", "content": ""}]
+        )

@@ -1,0 +1,104 @@
+"""A group with images: read once, sent with every draw, recorded with every sibling."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from tests.workers.data.images.folders import file_of, noise
+from tests.workers.rollout.test_group_play import Engine, Rewards, play
+from workers.data.images.settings import ImageLimits
+from workers.data.prompts import PromptEncoder
+from workers.data.trajectory import describe, to_record_batch
+from workers.models.tiny_vision import build_tiny_vision
+from workers.rollout.environments.single_turn import SingleTurn
+from workers.rollout.turn_texts import TurnTexts
+
+SMALL, OTHER = file_of(noise(56, 56)), file_of(noise(56, 56, seed=1))
+
+
+class Watching(Engine):
+    """Keeps the images of every request."""
+
+    async def generate(self, tokens, *, request_id, sampling, seed, images):
+        self.shown = [*getattr(self, "shown", []), images]
+        return await super().generate(
+            tokens, request_id=request_id, sampling=sampling, seed=seed, images=images
+        )
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = build_tiny_vision(tmp_path_factory.mktemp("models") / "tiny")
+    return PromptEncoder(folder, 32, images=ImageLimits())
+
+
+def group_of(encoder, *images, prompt="<image>a", environment=None):
+    engine = Watching({f"g/{k}/1": 2 for k in range(4)})
+    group = play(engine, Rewards({2: 1.0}), samples=4, environment=environment)
+    group._request = replace(group._request, prompt=prompt, images=images)
+    group._context = replace(group._context, encoder=encoder, texts=TurnTexts(encoder))
+    return engine, asyncio.run(group.run())
+
+
+def test_an_image_is_sent_with_every_draw_and_recorded_once(encoder):
+    engine, siblings = group_of(encoder, SMALL)
+    assert [shown.spans[0].offset for shown in engine.shown] == [1] * 4
+    assert len({id(shown) for shown in engine.shown}) == 1
+    for one in siblings:
+        assert (one.outcome, one.images, list(one.image_files)) == (
+            "scored",
+            engine.shown[0].spans,
+            [SMALL],
+        )
+        assert list(one.tokens[1:5]) == [encoder.image_settings.image_token_id] * 4
+    assert len(to_record_batch(siblings)["image_files"].values.dictionary) == 1
+
+
+@pytest.mark.parametrize(
+    ("images", "prompt", "reason"),
+    [
+        ((b"broken",), "<image>a", "dropped:p: image 0: image can't be read"),
+        (("/no/such.png",), "<image>a", "dropped:p: image 0: image '/no/such.png': No such file"),
+        ((SMALL,), "a", "dropped:p: 0 places for images in the prompt and 1 images"),
+        ((), "<image>a", "dropped:p: 1 places for images in the prompt and 0 images"),
+        ((SMALL,) * 9, "<image>" * 9, "dropped:p: prompt with 9 images, limit 8"),
+        ((SMALL,), "<image>" + "a" * 30, "dropped:p: prompt of 36 tokens, limit 32: 4 are"),
+    ],
+)
+def test_a_prompt_that_can_not_be_sent_is_dropped_with_its_name(encoder, images, prompt, reason):
+    engine, siblings = group_of(encoder, *images, prompt=prompt)
+    assert engine.asked == []
+    assert [one.outcome[: len(reason)] for one in siblings] == [reason] * 4
+
+
+def test_equal_tokens_with_other_images_are_another_prompt(encoder):
+    crcs = [describe(group_of(encoder, file)[1][0]).prompt_crc for file in (SMALL, SMALL, OTHER)]
+    assert crcs[0] == crcs[1] != crcs[2]
+
+
+class Replaces(SingleTurn):
+    """Writes another prompt, in whose tokens the image would have no place."""
+
+    async def play(self, task, session):
+        await session.reopen("other")
+        return await super().play(task, session)
+
+
+class SendsImage(SingleTurn):
+    async def play(self, task, session):
+        await session.draw()
+        await session.observe([{"role": "user", "content": [{"type": "image"}]}])
+        return await super().play(task, session)
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        (Replaces(), "failed:the environment replaced a prompt that shows images"),
+        (SendsImage(), "failed:environment:raised ValueError: the environment sent a"),
+    ],
+)
+def test_an_environment_neither_moves_nor_sends_images(encoder, environment, reason):
+    _, siblings = group_of(encoder, SMALL, environment=environment)
+    assert [one.outcome[: len(reason)] for one in siblings] == [reason] * 4

@@ -1,0 +1,1 @@
+"""Prompt files: rows by number, and a row made into a prompt."""

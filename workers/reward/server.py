@@ -1,0 +1,40 @@
+"""Answer groups of samples with their scores: the part of a scoring process that runs the scorer.
+
+Runs in the scoring process (`child.py`). Knows no other process and no limit of time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from workers.reward.base import RewardSample, Scorer, score_group
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoringServer:
+    """Server that scores with one scorer.
+
+    Example: ScoringServer(scorer=Exact())
+    """
+
+    scorer: Scorer
+
+    def prepare(self) -> None:
+        """Prepare the scorer, if it has something to prepare."""
+        prepare = getattr(self.scorer, "prepare", None)
+        if prepare is not None:
+            prepare()
+
+    def serve(self, item: list[tuple[Any, ...]]) -> list[Any]:
+        """Score the siblings of one group, given as (prompt, response, ground truth, columns)."""
+        siblings = [
+            RewardSample(
+                prompt=prompt, response=response, ground_truth=ground_truth, columns=columns
+            )
+            for prompt, response, ground_truth, columns in item
+        ]
+        return [
+            [each.outcome, each.reward, dict(each.parts), dict(each.notes), each.seconds]
+            for each in score_group(self.scorer, siblings)
+        ]

@@ -1,0 +1,228 @@
+"""Read the bodies of requests: OpenAI's chat completions and completions.
+
+Runs in the rollout worker, under its HTTP server. Whatever a body holds, the result is a `Call`, or
+a `CallError` that names the parameter. The policy on parameters is in three tables: those that are
+read, those that are ignored (sampling is the run's, so that log-probs stay those of the policy
+that trains), and those that are refused unless they ask for what happens anyway. A parameter that
+no table knows is refused. Samples nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Body = Mapping[str, Any]
+
+IGNORED = frozenset(
+    {
+        *("model", "user", "metadata", "store", "service_tier", "safety_identifier"),
+        *("temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty"),
+        *("frequency_penalty", "repetition_penalty", "reasoning_effort", "verbosity"),
+        *("parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention"),
+    }
+)
+# Parameter -> the values with which it changes nothing; null always is one.
+REFUSED: Mapping[str, Sequence[Any]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "logit_bias": ({},),
+    "tool_choice": ("auto",),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+}
+READ = frozenset({"max_tokens", "stop", "stream", "stream_options"})
+READ_OF_CHAT = READ | {"messages", "tools", "max_completion_tokens"}
+READ_OF_TEXT = READ | {"prompt"}
+ROLES = ("system", "user", "assistant", "tool")
+
+
+class CallError(Exception):
+    """Request that is not answered with a turn.
+
+    Attributes:
+        status: of HTTP.
+        code: word for programs.
+        param: name of the parameter; None where none is to blame.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        code: str = "invalid_request",
+        param: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.param = status, code, param
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """Request for one turn.
+
+    Example:
+        Call(given=[{"role": "user", "content": "2+3="}], max_tokens=16, stream=True)
+
+    Attributes:
+        given: the whole history, as text or as chat messages.
+        tools: schemas of functions, as OpenAI writes them; None where there are none.
+        max_tokens: bound of this turn beside the run's; None sets none.
+        stop: strings that end this turn beside the run's.
+        stream: answer as server-sent events.
+        stream_usage: the last event but one counts tokens.
+        model: name that the answer repeats.
+    """
+
+    given: str | list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    stream: bool = False
+    stream_usage: bool = False
+    model: str = ""
+
+
+def chat_call(body: Body) -> Call:
+    """Read a body of `/v1/chat/completions`.
+
+    Raises:
+        CallError: the body asks for something that is not done, or is no such body.
+    """
+    _check_names(body, READ_OF_CHAT)
+    tools = body.get("tools") or None
+    if tools is not None and not (
+        isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
+    ):
+        raise CallError("tools must be a list of function schemas", param="tools")
+    limit = body.get("max_completion_tokens")
+    return Call(
+        given=read_messages(body.get("messages")),
+        tools=tools,
+        max_tokens=_count(body, "max_tokens")
+        if limit is None
+        else _count(body, "max_completion_tokens"),
+        **_shared(body),
+    )
+
+
+def text_call(body: Body) -> Call:
+    """Read a body of `/v1/completions`; errors as in `chat_call`."""
+    _check_names(body, READ_OF_TEXT)
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
+    if not isinstance(prompt, str) or not prompt:
+        raise CallError("prompt must be one text that is not empty", param="prompt")
+    return Call(given=prompt, max_tokens=_count(body, "max_tokens"), **_shared(body))
+
+
+def read_messages(messages: object) -> list[dict[str, Any]]:
+    """Return chat messages with contents of plain text, as a chat template takes them.
+
+    Raises:
+        CallError: a value that is no list of messages, or a message with anything but text.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise CallError("messages must be a list that is not empty", param="messages")
+    read = [_message(number, message) for number, message in enumerate(messages)]
+    if read[-1]["role"] == "assistant":
+        raise CallError(
+            "the last message is the assistant's; a turn can't be continued, only answered",
+            param="messages",
+        )
+    return read
+
+
+def _message(number: int, message: object) -> dict[str, Any]:
+    place = f"messages[{number}]"
+    if not isinstance(message, dict):
+        raise CallError(f"{place} is not an object", param="messages")
+    role = "system" if message.get("role") == "developer" else message.get("role")
+    if role not in ROLES:
+        raise CallError(
+            f"{place} has role {role!r}; known are {', '.join(ROLES)}", param="messages"
+        )
+    read: dict[str, Any] = {"role": role, "content": _text(place, message.get("content"))}
+    for name in ("name", "tool_call_id"):
+        if isinstance(message.get(name), str):
+            read[name] = message[name]
+    if message.get("tool_calls"):
+        read["tool_calls"] = [_tool_call(place, call) for call in message["tool_calls"]]
+    return read
+
+
+def _text(place: str, content: object) -> str:
+    """Return a content as text; parts of another type than text are refused."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    parts: list[Any] = content if isinstance(content, list) else [content]
+    for part in parts:
+        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            raise CallError(
+                f"{place} has content of type {kind!r}; only text is read", param="messages"
+            )
+    return "".join(part["text"] for part in parts)
+
+
+def _tool_call(place: str, call: object) -> dict[str, Any]:
+    """Return a call of a tool with its arguments as a mapping, which templates render."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(call, dict) or not isinstance(function, dict):
+        raise CallError(f"{place} has a tool call without a function", param="messages")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        with contextlib.suppress(ValueError):  # otherwise as the policy wrote them
+            arguments = json.loads(arguments or "{}")
+    return {
+        "id": str(call.get("id") or ""),
+        "type": "function",
+        "function": {"name": str(function.get("name") or ""), "arguments": arguments},
+    }
+
+
+def _check_names(body: Body, read: frozenset[str]) -> None:
+    for name, value in body.items():
+        if value is None or name in read or name in IGNORED:
+            continue
+        if name not in REFUSED:
+            raise CallError(f"parameter {name!r} is not supported; leave it out", param=name)
+        if value not in REFUSED[name]:
+            raise CallError(
+                f"{name}={value!r} is not supported; leave it out or say {REFUSED[name][0]!r}",
+                param=name,
+            )
+
+
+def _shared(body: Body) -> dict[str, Any]:
+    stop = body.get("stop") or ()
+    stop = (stop,) if isinstance(stop, str) else stop
+    if not isinstance(stop, list | tuple) or not all(isinstance(one, str) and one for one in stop):
+        raise CallError("stop must be a text or a list of texts", param="stop")
+    options = body.get("stream_options")
+    return {
+        "stop": tuple(stop),
+        "stream": body.get("stream") is True,
+        "stream_usage": isinstance(options, dict) and options.get("include_usage") is True,
+        "model": str(body.get("model") or "policy"),
+    }
+
+
+def _count(body: Body, name: str) -> int | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CallError(f"{name} must be a whole number of at least 1, got {value!r}", param=name)
+    return value

@@ -1,0 +1,27 @@
+"""Define the budgets of one rollout. The driver makes them, the rollout workers keep to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutLimits:
+    """Budgets of one rollout, beside the tokens behind its prompt (`Sampling.max_tokens`).
+
+    Example, a game of eight short turns whose environment answers within a second:
+        RolloutLimits(max_turns=8, max_turn_tokens=16, stretch_s=1.0, total_s=20.0)
+
+    Attributes:
+        max_turns: turns that are sampled, over all rows of the rollout.
+        max_turn_tokens: sampled in one turn; None: what is left of the tokens.
+        max_observation_bytes: of the texts that the environment writes, all together.
+        stretch_s: longest time in seconds before, between and after the draws.
+        total_s: of all these times together; None: as many stretches as there are turns.
+    """
+
+    max_turns: int = 1
+    max_turn_tokens: int | None = None
+    max_observation_bytes: int = 65_536
+    stretch_s: float = 60.0
+    total_s: float | None = None
