@@ -15,17 +15,17 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from conf.schema import AdapterConfig, ArchitectureConfig, TowerConfig, TrainConfig
-from orchestrator.planning.architecture import architecture_of, num_parameters
+from orchestrator.planning.architecture import architecture_of, num_parameters, num_trained
 from orchestrator.planning.roles import PlannedRole
 from workers.engines.model.head_rows import head_bytes
 from workers.engines.model.vision.names import KEPT_BYTES
+from workers.engines.zero.settings import LIVE_PARAMETERS
 
 GIB = 2**30
 # CUDA context, buffers of NCCL and cuBLAS, what the allocator can't reuse, and the chunk of a
 # weight publication, 1 GiB: of every process, by experience with 80 GB devices.
 RESERVE_BYTES = 4 * GIB
 PUBLISHED_CHUNK_BYTES = GIB  # of it; workers/weight_sync/builtin.py takes more for a larger tensor
-LIVE_PARAMETERS = 100_000_000  # that ZeRO-3 keeps gathered, workers/engines/zero/settings.py
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # What a role that takes turns keeps on the GPU out of turn, orchestrator/fleet/colocation.py.
 RESTING = {"rollout": ("reserve",), "learner": ("weights", "gradients", "reserve")}
@@ -56,23 +56,6 @@ class Share:
     def __str__(self) -> str:
         terms = " + ".join(f"{name} {size / GIB:.1f}" for name, size in self.parts.items() if size)
         return f"{self.role}: {terms} = {self.total / GIB:.1f} GiB"
-
-
-def num_trained(config: TrainConfig, model: ArchitectureConfig) -> int:
-    """Count the parameters with a gradient.
-
-    All of them, less a frozen tower, or with an adapter A and B beside every linear layer,
-    (in + out) x rank. An adapter on fewer layers is counted as one on all of them, and what
-    patterns of `model.freeze` freeze is counted as if it trained.
-    """
-    adapter = config.model.adapter
-    if not adapter.trains:
-        frozen = model.tower.parameters if model.tower and config.model.freeze is None else 0
-        return num_parameters(model) - frozen
-    queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    attention = 2 * (model.hidden_size + queries) + 2 * (model.hidden_size + keys)
-    feed_forward = 3 * (model.hidden_size + model.intermediate_size)
-    return model.num_layers * adapter.rank * (attention + feed_forward)
 
 
 def kv_bytes_per_token(model: ArchitectureConfig, config: TrainConfig) -> float:
@@ -116,28 +99,33 @@ def policy_share(
 ) -> Share:
     """Return the share of one rank of the learner, or of a policy that only scores.
 
-    Weights, gradients and AdamW's moments are float32. From stage 1 on DeepSpeed keeps a second
-    float32 copy of the partition that it steps.
+    Gradients and AdamW's moments are float32. From stage 1 on, and beside weights of 16 bits,
+    DeepSpeed keeps a float32 copy of the partition that it steps.
     """
     learner = config.learner
     stage, parameters = learner.zero_stage, num_parameters(model)
     offloaded = learner.offload_params
     if not trains:
         stage, offloaded = config.reference.stage(learner), config.reference.offloads(learner)
-    weights = 4.0 * parameters / num_ranks if stage == 3 else 4.0 * parameters
+    held = ELEMENT_BYTES[config.model.param_dtype]
+    masters = held < 4 or stage >= 1
+    weights = float(held * parameters) / (num_ranks if stage == 3 else 1)
     whole = 4.0 * num_trained(config, model)
     divided = whole / num_ranks
     parts = {"weights": 0.0 if stage == 3 and offloaded else weights}
     if trains:
         on_device = not learner.offload_optimizer
         parts["gradients"] = divided if stage >= 2 else whole
-        parts["master weights"] = divided if stage >= 1 and on_device else 0.0
-        moments = 2 * (divided if stage >= 1 else whole)
+        if held < 4 and stage < 2:  # the backward pass's own, beside their float32 sum
+            parts["gradients"] += held * num_trained(config, model)
+        parts["master weights"] = divided if masters and on_device else 0.0
+        moments = 2 * (divided if masters else whole)
         parts["AdamW"] = moments if learner.optimizer.name == "adamw" and on_device else 0.0
-    widest = max(LIVE_PARAMETERS, model.vocab_size * model.hidden_size)
-    parts["gathered"] = 4.0 * min(parameters, widest) if stage == 3 else 0.0
+    widest = max(LIVE_PARAMETERS[True], model.vocab_size * model.hidden_size)
+    parts["gathered"] = float(held * min(parameters, widest)) if stage == 3 else 0.0
     element = ELEMENT_BYTES[config.model.dtype]
-    parts["bf16 weights"] = element * parameters if element < 4 and stage < 3 else 0.0
+    # Autocast keeps a copy of every weight that it rounds, from the forward pass to its end.
+    parts["bf16 weights"] = float(element * parameters) if element < held and stage < 3 else 0.0
     tokens = learner.token_budget / learner.sequence_parallel_size
     one_layer = layer_bytes_per_token(model, element) * tokens
     if not trains:

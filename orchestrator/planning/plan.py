@@ -218,7 +218,7 @@ def _learner_rows(config: TrainConfig, algorithm: Algorithm) -> list[tuple[str, 
         (
             "learner",
             f"{counted(learner.num_ranks, 'rank')}, ZeRO-{learner.zero_stage}, "
-            f"{_arithmetic(config.model.dtype, config.cluster.learner)}, "
+            f"{_arithmetic(config.model.dtype, config.cluster.learner)}{_rounded(config)}, "
             f"{learner.optimizer.name} lr {learner.optimizer.lr:g}",
         ),
         ("prefixes", shared_prefix.describe(shared_prefix.planned(config, algorithm))),
@@ -231,6 +231,11 @@ def _arithmetic(dtype: str, role: RoleConfig) -> str:
     """Return a type, with the reason for or against it on this machine."""
     why = precision.reason(dtype, role.num_gpus)
     return f"{dtype} ({why})" if why else dtype
+
+
+def _rounded(config: TrainConfig) -> str:
+    kept = config.model.param_dtype
+    return "" if kept == "float32" else f" weights of {kept} under float32 master weights"
 
 
 def _oversample(config: TrainConfig) -> str:

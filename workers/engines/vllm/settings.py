@@ -15,6 +15,7 @@ from typing import Any, Literal
 from conf.tables.transports import transport_named
 from workers.data.images.settings import ImageLimits
 
+MASK_CLASS = "workers.engines.vllm.known_ids:KnownIds"
 EXTENSION_CLASS = "workers.weight_sync.extension.WeightSyncExtension"
 
 #: Positions of a key/value block on CPU, the smallest that vLLM allows there. Its own choice, 128,
@@ -62,6 +63,7 @@ class VLLMSettings:
         gpu_memory_utilization: that share, of a whole GPU; vLLM starts only where so much is free.
             None keeps vLLM's own default.
         sleeps: `sleep` is to free device memory; vLLM then allocates from pools that it can unmap.
+        known_ids: ids, from 0 on, that a text can have; the head's others are never sampled.
         seed: of the engine; every request carries its own besides.
         weight_transfer_backend: name of a row of `conf/tables/transports.py`.
         engine_id: number of this engine among those of the run (ranks in a transfer group follow
@@ -92,6 +94,7 @@ class VLLMSettings:
     kv_cache_memory_bytes: int | None = None
     gpu_memory_utilization: float | None = None
     sleeps: bool = False
+    known_ids: int | None = None
     seed: int = 0
     weight_transfer_backend: str = "shm"
     engine_id: int = 0
@@ -174,7 +177,18 @@ class VLLMSettings:
         derived["distributed_executor_backend"] = "uni" if self.tensor_parallel_size == 1 else "mp"
         if self.device == "cpu":
             derived["block_size"] = CPU_BLOCK_TOKENS
-        return {**derived, **self.engine_kwargs}
+        return {**derived, **self.engine_kwargs, **self._mask()}
+
+    def _mask(self) -> dict[str, Any]:
+        """Return the keywords by which ids that no text has are masked, beside the user's own."""
+        if self.known_ids is None:
+            return {}
+        processors = self.engine_kwargs.get("logits_processors") or []
+        extras = self.engine_kwargs.get("additional_config") or {}
+        return {
+            "logits_processors": [MASK_CLASS, *processors],
+            "additional_config": {**extras, "known_ids": self.known_ids},
+        }
 
 
 def engine_env(settings: VLLMSettings, num_threads: int) -> dict[str, str]:
