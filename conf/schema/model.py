@@ -113,6 +113,7 @@ class ModelConfig:
     def check(self) -> None:
         """Raise a ValueError that names an impossible value and the remedy."""
         self.adapter.check()
+        self._check_dtypes()
         patterns = self.freeze
         require(
             patterns is None
@@ -121,7 +122,6 @@ class ModelConfig:
             patterns,
             "must be null or a list of name patterns, such as ['model.visual.*']; [] trains all",
         )
-        self._check_dtypes()
         require(
             (self.path is None) != (self.build is None),
             "model.path",

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from conf.schema import ArchitectureConfig, ModelConfig, TowerConfig, TrainConfig
+from conf.schema import ArchitectureConfig, ModelConfig, TowerConfig
 from workers.data.images.settings import QWEN
 from workers.engines.model.families.experts import active_parameters
 from workers.engines.model.vision.names import VISION_PREFIXES, is_vision_name
@@ -153,18 +153,14 @@ def num_parameters(model: ArchitectureConfig) -> int:
     return model.num_layers * layer + embeddings + model.hidden_size
 
 
-def num_trained(config: TrainConfig, model: ArchitectureConfig) -> int:
-    """Count the parameters with a gradient.
+def layer_bytes_per_token(model: ArchitectureConfig, element: int) -> float:
+    """Return the bytes that autograd saves for one token in one layer.
 
-    All of them, less a frozen tower, or with an adapter A and B beside every linear layer,
-    (in + out) x rank. An adapter on fewer layers is counted as one on all of them, and what
-    patterns of `model.freeze` freeze is counted as if it trained.
+    Norms are float32, all other tensors have elements of `element` bytes.
+    Two norms keep their input, their output and its cast, the feed-forward network four tensors of
+    size i, attention seven of size q (with keys and values repeated to all heads).
     """
-    adapter = config.model.adapter
-    if not adapter.trains:
-        frozen = model.tower.parameters if model.tower and config.model.freeze is None else 0
-        return num_parameters(model) - frozen
     queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    attention = 2 * (model.hidden_size + queries) + 2 * (model.hidden_size + keys)
-    feed_forward = 3 * (model.hidden_size + model.intermediate_size)
-    return model.num_layers * adapter.rank * (attention + feed_forward)
+    norms = 2 * model.hidden_size * (8 + (element if element < 4 else 0))
+    saved = 4 * model.intermediate_size + 7 * queries + (3 * (queries + keys) * model.qk_norm)
+    return norms + element * saved

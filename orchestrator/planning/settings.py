@@ -160,6 +160,12 @@ def adapter_settings(config: TrainConfig) -> LoraSettings | None:
     )
 
 
+def _known_ids(model_path: str) -> int | None:
+    """Return the ids that can be sampled, where the folder is there and the head has others."""
+    folder = Path(model_path)
+    return known_ids(folder) if folder.is_dir() else None
+
+
 def publishes_all(config: TrainConfig) -> bool:
     """Return True where a publication brings every weight that an engine holds.
 
@@ -170,12 +176,6 @@ def publishes_all(config: TrainConfig) -> bool:
     if config.model.freeze is not None:
         return not config.model.freeze
     return not is_vision_model(model_folder(config.model))
-
-
-def _known_ids(model_path: str) -> int | None:
-    """Return the ids that can be sampled, where the folder is there and the head has others."""
-    folder = Path(model_path)
-    return known_ids(folder) if folder.is_dir() else None
 
 
 def _adapter_slots(config: TrainConfig, model_path: str) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.platforms import current_platform
 
 from conf.tables.transports import TRANSPORTS
-from workers.engines.vllm.cpu_experts import patch_experts
 from workers.engines.vllm.cpu_generators import patch_runner
+from workers.engines.vllm.extensions.cpu_experts import patch_experts
 from workers.engines.vllm.lifeline import follow_owner
 from workers.weight_sync.adapters import apply_adapter
 from workers.weight_sync.diagnosis import live_blocks, stale_weights, unlike_expected

@@ -7,7 +7,7 @@ from hydra.utils import instantiate
 
 from conf.compose import ConfigError, compose
 from orchestrator.planning import memory, plan
-from orchestrator.planning.architecture import architecture_of, num_parameters, num_trained
+from orchestrator.planning.architecture import architecture_of, num_parameters
 from orchestrator.planning.roles import Place, role_named, roles_of
 from orchestrator.planning.settings import policy_settings, vllm_settings
 from workers.models.tiny import build_tiny
@@ -46,8 +46,8 @@ def test_only_the_adapter_has_gradients_and_moments():
     model = architecture_of(adapted.model)
     # Qwen2.5-7B: hidden 3584, feed-forward 18944, 28 query and 4 key/value heads of 128, 28 layers.
     attention = 2 * (3584 + 3584) + 2 * (3584 + 512)
-    assert num_trained(adapted, model) == 28 * 16 * (attention + 3 * (3584 + 18944))
-    assert num_trained(whole, model) == num_parameters(model)
+    assert memory.num_trained(adapted, model) == 28 * 16 * (attention + 3 * (3584 + 18944))
+    assert memory.num_trained(whole, model) == num_parameters(model)
     parts = [
         memory.policy_share(config, model, num_ranks=1, trains=True).parts
         for config in (whole, adapted)

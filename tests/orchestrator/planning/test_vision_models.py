@@ -7,8 +7,8 @@ from hydra.utils import instantiate
 
 from conf.compose import compose
 from conf.schema import ModelConfig, TowerConfig
-from orchestrator.planning.architecture import architecture_of, num_trained
-from orchestrator.planning.memory import image_bytes
+from orchestrator.planning.architecture import architecture_of
+from orchestrator.planning.memory import image_bytes, num_trained
 from orchestrator.planning.shared_prefix import planned
 from orchestrator.planning.sources import check_context, prepare
 from workers.models.tiny_vision import build_tiny_vision

@@ -46,9 +46,9 @@ class PolicyModel(PackedModel):
         sequence_group: ranks that share every batch, or None.
         longest: tokens of the run's longest sequence, see `PackedModel`.
         adapter: trains instead of the model's own weights, which are frozen; None trains those.
-        images: settings of the pixels of a vision-language model; None for others.
         known_ids: ids from 0 on that can be sampled: log-probs are those of the rest left out, as
             the engines' are; None where the head has no other.
+        images: settings of the pixels of a vision-language model; None for others.
     """
 
     def __init__(
@@ -61,8 +61,8 @@ class PolicyModel(PackedModel):
         sequence_group: dist.ProcessGroup | None = None,
         longest: int | None = None,
         adapter: LoraSettings | None = None,
-        images: ImageSettings | None = None,
         known_ids: int | None = None,
+        images: ImageSettings | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -252,6 +252,6 @@ def load_policy_model(
         sequence_group=sequence_group,
         longest=longest,
         adapter=adapter,
-        images=images,
         known_ids=known_ids,
+        images=images,
     )

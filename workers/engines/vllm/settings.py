@@ -15,7 +15,7 @@ from typing import Any, Literal
 from conf.tables.transports import transport_named
 from workers.data.images.settings import ImageLimits
 
-MASK_CLASS = "workers.engines.vllm.known_ids:KnownIds"
+MASK_CLASS = "workers.engines.vllm.extensions.known_ids:KnownIds"
 EXTENSION_CLASS = "workers.weight_sync.extension.WeightSyncExtension"
 
 #: Positions of a key/value block on CPU, the smallest that vLLM allows there. Its own choice, 128,

@@ -42,7 +42,7 @@ class CriticEngine(ZeroRank):
         """Load the backbone of `settings.model` under a value head."""
         return load_critic_model(
             self.settings.model,
-            dtype=self.param_dtype,
+            dtype=getattr(torch, self.settings.param_dtype),
             device=self.load_device,
             attention=self.settings.attention,
             autocast=self.autocast_dtype,

@@ -46,7 +46,7 @@ class PolicyEngine(ZeroRank):
         """Load a causal language model with the chunked head."""
         return load_policy_model(
             self.settings.model,
-            dtype=self.param_dtype,
+            dtype=getattr(torch, self.settings.param_dtype),
             device=self.load_device,
             attention=self.settings.attention,
             autocast=self.autocast_dtype,
@@ -100,15 +100,15 @@ class PolicyEngine(ZeroRank):
     ) -> tuple[npt.NDArray[np.float32], ...]:
         """Compute log-probs at temperature 1 of all tokens but the first, as training does.
 
-        `images` are those of the sequences; None where none shows one.
-        Over all ids of the head, as engines score a prompt: no id is masked.
+        `images` are those of the sequences; None where none shows one. Log-probs are over all ids
+        of the head, as engines score a prompt: no id is masked.
 
         With `swapped` the model computes in the other precision: bfloat16 where training
         computes in float32, and the reverse; between layers in float32 where the weights have 16
         bits. What differs then is the model's own rounding.
         """
-        swap = self.policy.other_precision() if swapped else contextlib.nullcontext()
         packed = pack_sequences(sequences, images)
+        swap = self.policy.other_precision() if swapped else contextlib.nullcontext()
         with swap, self.policy.all_ids():
             return self.compute_logprobs([packed], temperature=1.0).logprobs
 

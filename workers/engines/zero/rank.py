@@ -119,11 +119,6 @@ class ZeroRank(ABC):
         return None if settings.dtype == settings.param_dtype else getattr(torch, settings.dtype)
 
     @property
-    def param_dtype(self) -> torch.dtype:
-        """Dtype of the weights that the forward pass reads."""
-        return getattr(torch, self.settings.param_dtype)  # type: ignore[no-any-return]
-
-    @property
     def load_device(self) -> torch.device | None:
         """Device onto which weights are read; None: the host, out of which ZeRO-3 takes a part."""
         return (

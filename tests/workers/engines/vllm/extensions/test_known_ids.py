@@ -19,7 +19,7 @@ from workers.models.vocabulary import known_ids
 
 
 def test_the_mask_leaves_nothing_beyond_the_known_ids() -> None:
-    from workers.engines.vllm.known_ids import KnownIds
+    from workers.engines.vllm.extensions.known_ids import KnownIds
 
     config = SimpleNamespace(additional_config={"known_ids": 3})
     mask = KnownIds(config, torch.device("cpu"), False)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from workers.engines.vllm.cpu_experts import patch_experts
+from workers.engines.vllm.extensions.cpu_experts import patch_experts
 
 
 @dataclass
