@@ -148,7 +148,12 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
         *(_algorithm_rows(algorithm) if trainer.learns else []),
         ("roles", ", ".join(role.title for role in roles_of(config, algorithm))),
         ("model", config.model.path or f"{config.model.name} (built on first use)"),
+<<<<<<< HEAD
         ("data", _describe_data(config.data)),
+=======
+        ("data", config.data.train_path or f"{config.data.name} (generated on first use)"),
+        *_images(config.data),
+>>>>>>> h/vision-rollout
         (
             "step",
             f"{counted(trainer.prompts_per_step, 'prompt')} x "
@@ -191,6 +196,16 @@ def _algorithm_rows(algorithm: Algorithm) -> list[tuple[str, str]]:
         ("algorithm", repr(algorithm)),
         ("columns", columns or "none beyond rewards and log-probs"),
     ]
+
+
+def _images(data: DataConfig) -> list[tuple[str, str]]:
+    """Return the row about images, where prompts show them."""
+    if data.image_column is None:
+        return []
+    limit = data.images.max_pixels
+    size = "as large as the model takes" if limit is None else f"scaled to {limit} pixels at most"
+    text = f"column {data.image_column}, {data.images.max_per_prompt} a prompt at most, {size}"
+    return [("images", text)]
 
 
 def _rollout(config: TrainConfig) -> str:
