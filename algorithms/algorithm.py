@@ -29,6 +29,7 @@ from algorithms.composition import (
     check_kind,
     check_known,
     check_metric_names,
+    check_parts,
     check_reference,
     check_shape,
     part_values,
@@ -126,6 +127,7 @@ class Algorithm:
             raise ValueError("name='' is empty; name the algorithm")
         check_auxiliaries(self.auxiliaries)
         check_bypass(self.bypass, self.correction)
+        check_parts(self.advantage, self.reward_shaping)
         parts = self.trained_parts()
         for part in parts:
             check_known(part)
@@ -225,15 +227,18 @@ class Algorithm:
         Args:
             rewards: [S] before shaping.
             group_ids: [S] in 0..G-1.
-            parts: S mappings, the parts of each reward; read where a filter names one.
+            parts: S mappings, the parts of each reward; read where a filter or the advantage
+                names one.
 
         Raises:
-            ValueError: a filter names a part that a reward lacks.
+            ValueError: a part that is named is missing in a reward.
         """
         keep = torch.ones(num_segments(group_ids), dtype=torch.bool, device=group_ids.device)
         for key, part in self.filters.items():
             own = part_values(f"filters.{key}", part.part, parts) if part.part else rewards
             keep = keep & part.keep_groups(own.to(rewards), group_ids)
+        for name in self.advantage.reward_parts:
+            part_values("advantage", name, parts)
         return keep
 
     @property

@@ -43,6 +43,17 @@ def check_bypass(bypass: bool, correction: Correction | None) -> None:
         )
 
 
+def check_parts(advantage: Advantage, shaping: Iterable[str]) -> None:
+    """Raise ValueError where shaping changes a reward that the advantage does not read."""
+    keys = ", ".join(shaping)
+    if advantage.reward_parts and keys:
+        raise ValueError(
+            f"advantage reads the parts {', '.join(advantage.reward_parts)} and not the whole "
+            f"reward, which reward_shaping.{keys} changes; return that term as a part of the "
+            "scorer, or remove the shaping"
+        )
+
+
 def check_reference(reference: ReferenceRule, parts: Iterable[Part]) -> None:
     """Raise ValueError where the reference moves although no part reads its log-probs."""
     if not reference.frozen and "ref_logprobs" not in union(parts):

@@ -107,6 +107,7 @@ class CreditInputs:
         sequence_ids: [N] int64, sorted, 0..S-1.
         loss_mask: [N] bool.
         truncated: [S] bool, stopped by the length limit; needs no declaration.
+        reward_parts: name -> [S] float32, of the parts that the advantage names.
         turn_ids: [N] int64, the turn that sampled the token, 0..T-1, sorted within a sequence; -1
             for tokens that were not sampled. Needs no declaration; None: every sequence has one
             turn.
@@ -121,6 +122,7 @@ class CreditInputs:
     sequence_ids: Tensor
     loss_mask: Tensor
     truncated: Tensor | None = None
+    reward_parts: Mapping[str, Tensor] | None = None
     turn_ids: Tensor | None = None
     turn_rewards: Tensor | None = None
     turn_states: Tensor | None = None

@@ -38,6 +38,11 @@ class Advantage(Part):
 
     needs_groups: bool = False  # True: a group of one response is an error at composition
 
+    @property
+    def reward_parts(self) -> tuple[str, ...]:
+        """Names of the reward's parts that the advantage reads in place of the whole reward."""
+        return ()
+
     @abstractmethod
     def __call__(self, inputs: CreditInputs) -> Credit:
         """Return advantages [N], zero where `loss_mask` is False."""

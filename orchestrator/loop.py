@@ -6,7 +6,8 @@ read that first.
 
     after a step        when
     log its metrics     always
-    evaluate            every `trainer.eval_every` steps, and after the last
+    evaluate            every `trainer.eval_every` steps, and after the last; where engines run
+                        ahead, beside the steps that follow
     save                every `trainer.checkpoint_every` steps, after the last, and before stopping;
                         after every step where nothing learns, because it costs a small file;
                         before any failure is raised, if the weights are whole
@@ -65,6 +66,7 @@ class Loop:
     watch: LearningWatch = field(init=False)
     _begun: int = 0  # the last step that was begun
     _saved: int = 0  # the last step of which a checkpoint was taken
+    _evaluating: int | None = None  # the step of an evaluation that goes on beside training
 
     def __post_init__(self) -> None:
         self.watch = LearningWatch(self.config)
@@ -123,8 +125,11 @@ class Loop:
             metrics = stepped | self.saver.poll()
             self.outputs.log.step(step, metrics)
             ending = self.watch.ending(metrics)
-            if step == last or ending or _is_due(step, trainer.eval_every):
+            self._take_evaluation(wait=False)
+            if step == last or ending:
                 metrics |= self.evaluate(step)
+            elif _is_due(step, trainer.eval_every):
+                metrics |= self._evaluate_between(step)
             if step == first_step:
                 self._check_best_metric(metrics)
             stopping = self.stop.requested and step < last
@@ -164,10 +169,39 @@ class Loop:
         """
         if self.supply.evaluator is None:
             return {}
+        self._take_evaluation(wait=True)
         self.stop.activity.begin(f"the evaluation after step {step}")
         result = self.supply.evaluator.run(self.stepper.version)
         self.outputs.log.heldout(step, result)
         return {f"eval/{name}": value for name, value in result.metrics.items()}
+
+    def _evaluate_between(self, step: int) -> dict[str, float]:
+        """Evaluate after a step that others follow: at once, or beside these steps.
+
+        Engines that run ahead sample for the next steps anyway, so an evaluation is begun beside
+        them, and logged when it is there. A run that ranks its checkpoints by a held-out score
+        needs the score when it saves.
+        """
+        trainer, evaluator = self.config.trainer, self.supply.evaluator
+        ranked = trainer.keep_best and trainer.best_metric.startswith("eval/")
+        if evaluator is None or ranked or self.config.schedule.max_staleness == 0:
+            return self.evaluate(step)
+        self._take_evaluation(wait=True)
+        evaluator.begin(self.stepper.version)
+        self._evaluating = step
+        return {}
+
+    def _take_evaluation(self, *, wait: bool) -> None:
+        """Log the evaluation that goes on, under the step after which it was begun."""
+        begun, evaluator = self._evaluating, self.supply.evaluator
+        if begun is None or evaluator is None:
+            return
+        if wait:
+            self.stop.activity.begin(f"the evaluation after step {begun}")
+        result = evaluator.finish() if wait else evaluator.poll()
+        if result is not None:
+            self.outputs.log.heldout(begun, result)
+            self._evaluating = None
 
     def save(self, step: int, metrics: Mapping[str, float]) -> None:
         """Take a checkpoint of the state after `step`, written while the next steps run."""

@@ -302,7 +302,7 @@ def metrics(options: Namespace) -> int:
     from orchestrator.cli.metrics import find, table
 
     if options.grafana:
-        from orchestrator.report.dashboard import dashboard
+        from orchestrator.cli.grafana import dashboard
 
         print(json.dumps(dashboard(), indent=2))
         return 0

@@ -90,9 +90,11 @@ def _resolve(
 ) -> tuple[DictConfig, TrainConfig, Checkpoint | None]:
     """Return the configuration of the evaluation, and the checkpoint if `path` is one.
 
-    A run's `final` is scored as the run was: with its data, reward and sampling.
+    A run's `final` is scored as the run was: with its data, reward and sampling, unless the
+    overrides choose an experiment.
     """
-    if path.name == "final" and (path.parent / "config.yaml").exists():
+    chosen = any(text.startswith("experiment=") for text in overrides)
+    if path.name == "final" and (path.parent / "config.yaml").exists() and not chosen:
         raw = _of_run(path.parent, overrides, config_dir)
         raw.model.path, raw.model.build, raw.model.name = str(path), None, path.parent.name
         print(f"configuration  {path.parent / 'config.yaml'}")

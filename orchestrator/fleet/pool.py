@@ -80,6 +80,8 @@ class RolloutPool:
         # reference to metadata -> engine, reference to the batch
         self._open: dict[Awaitable[Collected], tuple[int, Any]] = {}
         self._kept: list[RolloutGroup] = []  # finished while somebody waited for other groups
+        self._wanted_aside: set[str] = set()  # groups that `poll` does not return
+        self._aside: list[RolloutGroup] = []
         # reference to the end of a copy -> engine, metadata, reference to the copied batch, begin
         self._copying: dict[Awaitable[None], tuple[int, Sequence[TrajectoryMeta], Any, float]] = {}
 
@@ -164,7 +166,18 @@ class RolloutPool:
         for ref in ready:
             finished += self._copied(ref) if ref in self._copying else self._take_answer(ref)
         self._check_heartbeats()
-        return finished
+        self._aside += [group for group in finished if group.group_id in self._wanted_aside]
+        return [group for group in finished if group.group_id not in self._wanted_aside]
+
+    def set_aside(self, group_ids: Sequence[str]) -> None:
+        """Keep these groups for `take_aside` when they finish; `poll` returns the others."""
+        self._wanted_aside |= set(group_ids)
+
+    def take_aside(self) -> list[RolloutGroup]:
+        """Return the groups set aside that have finished since the last call."""
+        taken, self._aside = self._aside, []
+        self._wanted_aside -= {group.group_id for group in taken}
+        return taken
 
     def _take_answer(self, ref: Awaitable[Collected]) -> list[RolloutGroup]:
         number, batch = self._open.pop(ref)
@@ -296,6 +309,7 @@ class RolloutPool:
     def wait(self, group_ids: Sequence[str]) -> list[RolloutGroup]:
         """Wait for exactly these groups; keep others that finish for the next `poll`."""
         wanted = set(group_ids)
+        self._wanted_aside -= wanted
         found: list[RolloutGroup] = []
         others: list[RolloutGroup] = []
         while len(found) < len(wanted):

@@ -27,7 +27,7 @@ from orchestrator.supply.producer import draw_settings
 from orchestrator.telemetry.heldout import HeldoutAnswer, HeldoutResult
 from workers.data.prompts import PromptSet
 from workers.data.requests import GroupRequest, Sampling
-from workers.data.trajectory import SCORED, RolloutGroup
+from workers.data.trajectory import SCORED, RolloutGroup, TrajectoryMeta
 from workers.reward.base import ABSTAINED, ANSWER, CORRECT
 
 
@@ -87,20 +87,45 @@ class Evaluator:
 
     def __init__(self, pool: RolloutPool, sets: Sequence[HeldoutSet]) -> None:
         self._pool, self._sets = pool, sets
+        self._requests: dict[str, list[GroupRequest]] = {}  # of the evaluation that was begun
+        self._finished: dict[str, RolloutGroup] = {}
 
     def run(self, version: int) -> HeldoutResult:
         """Score every held-out prompt under the weights of `version`."""
-        requests = {each.name: _requests(each, version) for each in self._sets}
-        everything = [request for wanted in requests.values() for request in wanted]
+        self.begin(version)
+        return self.finish()
+
+    def begin(self, version: int) -> None:
+        """Begin to sample every held-out prompt, beside what the engines sample for training."""
+        self._requests = {each.name: _requests(each, version) for each in self._sets}
+        self._finished = {}
+        everything = [request for wanted in self._requests.values() for request in wanted]
+        self._pool.set_aside([request.group_id for request in everything])
         self._pool.submit(everything)
-        finished = {
-            group.group_id: group for group in self._pool.wait([r.group_id for r in everything])
-        }
+
+    def poll(self) -> HeldoutResult | None:
+        """Return the result of the evaluation that was begun, or None while it is going on."""
+        self._finished |= {group.group_id: group for group in self._pool.take_aside()}
+        return None if self._missing() else self._result()
+
+    def finish(self) -> HeldoutResult:
+        """Wait for the evaluation that was begun, and return its result."""
+        self._finished |= {group.group_id: group for group in self._pool.take_aside()}
+        missing = self._missing()
+        if missing:
+            self._finished |= {group.group_id: group for group in self._pool.wait(missing)}
+        return self._result()
+
+    def _missing(self) -> list[str]:
+        wanted = (request for own in self._requests.values() for request in own)
+        return [each.group_id for each in wanted if each.group_id not in self._finished]
+
+    def _result(self) -> HeldoutResult:
         metrics: dict[str, float] = {}
         answers: list[HeldoutAnswer] = []
-        for name, wanted in requests.items():
-            own, lengths = _answers(name, wanted, finished)
-            scores = {**summarise(own), "response_tokens_mean": sum(lengths) / len(lengths)}
+        for name, wanted in self._requests.items():
+            own, metas = _answers(name, wanted, self._finished)
+            scores = {**summarise(own), **_of_samples(metas, wanted[0].begun_version)}
             prefix = f"{name}/" if name else ""
             metrics |= {f"{prefix}{metric}": value for metric, value in scores.items()}
             answers += own
@@ -131,9 +156,10 @@ def _requests(heldout: HeldoutSet, version: int) -> list[GroupRequest]:
 
 def _answers(
     name: str, requests: Sequence[GroupRequest], finished: Mapping[str, RolloutGroup]
-) -> tuple[list[HeldoutAnswer], list[int]]:
-    """Return every sample of a set in the order of its prompts, and the lengths in tokens."""
-    answers, lengths = [], []
+) -> tuple[list[HeldoutAnswer], list[TrajectoryMeta]]:
+    """Return every sample of a set in the order of its prompts, with its metadata."""
+    answers: list[HeldoutAnswer] = []
+    metas: list[TrajectoryMeta] = []
     for request in requests:
         group = finished[request.group_id]
         batch = ray.get(group.batch)
@@ -141,7 +167,7 @@ def _answers(
         firsts, samples = first_rows(group.metas), whole_samples(group.metas)
         for number, meta in zip(firsts, samples, strict=True):
             row = group.start + number
-            lengths.append(meta.num_sampled)
+            metas.append(meta)
             answers.append(
                 HeldoutAnswer(
                     heldout_set=name,
@@ -155,7 +181,16 @@ def _answers(
                     answer=_extracted(notes[row].as_py()),
                 )
             )
-    return answers, lengths
+    return answers, metas
+
+
+def _of_samples(metas: Sequence[TrajectoryMeta], version: int) -> dict[str, float]:
+    """Return the mean length, and the share of samples that newer weights went on with, if any."""
+    newer = sum(meta.max_version > version for meta in metas)
+    return {
+        "response_tokens_mean": sum(meta.num_sampled for meta in metas) / len(metas),
+        **({"newer_weights_frac": newer / len(metas)} if newer else {}),
+    }
 
 
 def _extracted(notes: Sequence[tuple[str, str]]) -> str | None:

@@ -142,11 +142,11 @@ class Producer:
             failed.update(meta.outcome for meta in samples if meta.outcome not in fine)
             rewards += [meta.reward for meta in samples if meta.reward is not None]
             epoch, row = self._entries.pop(group.group_id)
-            if (rate := pass_rate(group.metas)) is not None:
+            if (rate := pass_rate(samples)) is not None:
                 self._ledger.observe(row, rate)
             late = self._staleness(group, version) > self._config.schedule.max_staleness
             why = self._unusable(group, version) or may_train(group)
-            self._by_source.count(group.metas, trains=why is None)
+            self._by_source.count(samples, trains=why is None)
             if why is None:
                 chosen.append(group)
                 num_late += late

@@ -192,6 +192,11 @@ CREDIT = (
         ("credit/advantage_max", "reward", "over trained tokens"),
         ("credit/zero_frac", "share", "trained tokens whose advantage is 0"),
         ("credit/informative_groups_frac", "share", "groups whose rewards differ"),
+        (
+            "credit/part/<name>/informative_groups_frac",
+            "share",
+            "groups in which one part of the reward differs, where the advantage reads parts",
+        ),
         ("credit/reward_group_std_mean", "reward", "standard deviation in a group, mean"),
     ),
     *_metrics(
@@ -408,6 +413,10 @@ EVAL = (
     *_metrics(
         EVALUATION + ", of every set of evaluation.sets",
         ("eval/<set>/<metric>", "as the metric's", "the same of one named set"),
+    ),
+    *_metrics(
+        EVALUATION + " beside training, if weights arrived meanwhile",
+        ("eval/newer_weights_frac", "share", "samples that newer weights went on with"),
     ),
     *_metrics(
         EVALUATION + ", of a scorer that abstained",

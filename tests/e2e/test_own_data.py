@@ -101,16 +101,17 @@ CURRICULUM = (
     "data.sources=[{name: long, path: long.jsonl, weight: 3}, "
     "{name: short, path: short.jsonl, weight: 1}]",
     "data.curriculum.skip_solved=true",
-    "data.curriculum.windows=[{from_step: 1}, {from_step: 4, max_pass_rate: 0.9}]",
-    "data.curriculum.weights=[{from_step: 5, sources: {long: 1, short: 1}}]",
-    "trainer.total_steps=6",
+    "data.curriculum.windows=[{from_step: 1}, {from_step: 3, max_pass_rate: 0.9}]",
+    "data.curriculum.weights=[{from_step: 4, sources: {long: 1, short: 1}}]",
+    "trainer.total_steps=4",
 )
 
 
 def saved_ledger(run):
-    return json.loads((run / "checkpoints/step_000006/state.json").read_text())["parts"]["ledger"]
+    return json.loads((run / "checkpoints/step_000004/state.json").read_text())["parts"]["ledger"]
 
 
+@pytest.mark.timeout(1500)
 def test_two_weighted_sources_under_a_curriculum_are_killed_and_resumed(tmp_path):
     for name, count in (("long", 12), ("short", 6)):
         rows = [{"prompt": f"{text}=", "ground_truth": text} for text in digits(count)]
@@ -138,13 +139,12 @@ def test_two_weighted_sources_under_a_curriculum_are_killed_and_resumed(tmp_path
         for row, status in rows.items()
         if status.startswith("trained")
     ]
-    assert Counter(step for _, step in trained) == dict.fromkeys(range(1, 7), 4)
+    assert Counter(step for _, step in trained) == dict.fromkeys(range(1, 5), 4)
     long = Counter(step for row, step in trained if row < 12)
-    assert long == {1: 3, 2: 3, 3: 3, 4: 3, 5: 2, 6: 2}
+    assert long == {1: 3, 2: 3, 3: 3, 4: 2}
     for name in ("whole", "killed"):
         lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
         steps = [json.loads(line) for line in lines]
         assert [s["source/long/groups"] for s in steps if "source/long/groups" in s] == [
-            *(3.0, 3.0, 3.0, 3.0),
-            *(2.0, 2.0),
+            *(3.0, 3.0, 3.0, 2.0)
         ]

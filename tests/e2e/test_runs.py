@@ -248,8 +248,6 @@ def test_eval_scores_a_checkpoint_and_an_export_alike(first, folder):
     for name, path in (("export", run / "final"), ("run", run)):
         output = folder / f"{name}.json"
         overrides = ["rollout.eval_samples_per_prompt=2", "rollout.eval_sampling.temperature=1.0"]
-        if name == "export":
-            overrides = ["experiment=tiny", "data.eval_limit=16", *overrides]
         done = ballast("eval", str(path), "--output", str(output), *overrides, cwd=folder)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         scores[name] = json.loads(output.read_text())

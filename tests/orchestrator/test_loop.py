@@ -156,6 +156,53 @@ def test_evaluations_and_checkpoints_come_every_so_many_steps():
     ]
 
 
+def beside(run):
+    """Let the engines of a run sample ahead; an evaluation ends when the second step after it."""
+
+    def begin(version):
+        run.events.append(f"begin to evaluate weights {version}")
+        run.polls = iter([None, HeldoutResult(metrics={"mean": 0.5}, answers=())])
+
+    run.loop.config.schedule.max_staleness = 1
+    evaluator = run.loop.supply.evaluator
+    evaluator.begin = begin
+    evaluator.poll = lambda: next(run.polls)
+    evaluator.finish = lambda: HeldoutResult(metrics={"mean": 0.5}, answers=())
+    return run
+
+
+def test_an_evaluation_goes_on_beside_training_where_engines_run_ahead():
+    run = beside(Run(total_steps=5, eval_every=2))
+    run.from_the_start()
+    assert [event for event in run.events[3:] if not event.startswith("log step")] == [
+        "step 1",
+        "step 2",
+        "begin to evaluate weights 2",
+        "step 3",
+        "step 4",
+        "log held-out 2",
+        "begin to evaluate weights 4",
+        "step 5",
+        "log held-out 4",  # waited for, before the last
+        "evaluate weights 5",
+        "log held-out 5",
+        "save step 5, weights 5, score 0.5",
+        "finish saving",
+        "flush the record",
+    ]
+
+
+def test_a_run_that_ranks_checkpoints_by_a_held_out_score_waits_for_it():
+    settings = {"eval_every": 1, "checkpoint_every": 1, "best_metric": "eval/mean"}
+    run = beside(Run(total_steps=2, **settings))
+    run.from_the_start()
+    assert [event for event in run.events if "evaluate" in event] == [
+        "evaluate weights 0",
+        "evaluate weights 1",
+        "evaluate weights 2",
+    ]
+
+
 def test_a_resumed_run_restores_before_it_publishes_and_goes_on_after_its_checkpoint():
     run = Run()
     first = run.loop.begin(SimpleNamespace(step=2, version=2))

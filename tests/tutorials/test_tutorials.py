@@ -27,6 +27,7 @@ def test_every_tutorial_is_short_and_run_by_a_test():
     scripts = {path.name for path in HERE.glob("*.py")} - {Path(__file__).name}
     assert scripts == {
         "own_algorithm.py",
+        "own_environment.py",
         "own_reward.py",
         "read_record.py",
         "resume_after_kill.py",
@@ -53,6 +54,17 @@ def test_own_reward_and_reading_the_record(tmp_path):
     assert "parts of its reward: {'first':" in output
     gap = float(output.splitlines()[-1].rpartition(" ")[2])
     assert gap < 1e-4  # float32 on both sides
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_own_environment(tmp_path):
+    assert len((HERE / "own_environment.py").read_text().splitlines()) <= 40
+    output = run("own_environment.py", tmp_path, tmp_path)
+    assert "step 2/2" in output
+    output = run("read_record.py", tmp_path / "own_environment", tmp_path)
+    assert output.startswith("64 samples, columns: run_id")
+    assert float(output.splitlines()[-1].rpartition(" ")[2]) < 1e-4  # over all turns
 
 
 @pytest.mark.timeout(900)

@@ -9,7 +9,7 @@ filtered rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import torch
 
 from algorithms.algorithm import Algorithm
+from algorithms.composition import part_values
 from algorithms.inputs import CreditInputs
 from workers.data.plans import CreditPlan
 from workers.data.trajectory import computed_columns
@@ -53,6 +54,7 @@ def assign_credit(
             sequence_ids=torch.from_numpy(np.repeat(rollouts, lengths)),
             loss_mask=torch.from_numpy(mask),
             truncated=_truncated(table, first),
+            reward_parts=_reward_parts(table, first, algorithm.advantage.reward_parts),
             **_turns(table, lengths),
             **columns,
         )
@@ -99,6 +101,17 @@ def _turns(table: pa.Table, lengths: npt.NDArray[np.int64]) -> dict[str, torch.T
         "turn_rewards": torch.from_numpy(rewards),
         "turn_states": torch.from_numpy(spans.field("state").to_numpy(zero_copy_only=False).copy()),
     }
+
+
+def _reward_parts(
+    table: pa.Table, first: npt.NDArray[np.int64], names: Sequence[str]
+) -> dict[str, torch.Tensor] | None:
+    """Return the named parts of every rollout's reward; None where the advantage names none."""
+    if not names:
+        return None
+    rows = table.column("reward_parts").to_pylist()
+    parts = [dict(rows[row]) for row in first.tolist()]
+    return {name: part_values("advantage", name, parts) for name in names}
 
 
 def critic_metrics(

@@ -1,4 +1,4 @@
-"""Guess a number by its bounds: "0-6?" hides a digit, and the environment answers "<" or ">".
+"""Guess a number by its bounds: "0-2?" hides a digit, and the environment answers "<" or ">".
 
 Prompts for `environment=guessing`: the ground truth is the hidden number, and every prompt of one
 range reads the same, so nothing but the turns tells rows apart. All numbers are equally frequent in
@@ -11,11 +11,12 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+from workers.models.tokenizer import EOS
 from workers.tasks.tables import TaskTables, build_folder, text_table
 
 
 def hidden_numbers(
-    *, low: int = 0, high: int = 6, num_train: int = 4096, num_eval: int = 70, seed: int = 0
+    *, low: int = 0, high: int = 2, num_train: int = 4096, num_eval: int = 60, seed: int = 0
 ) -> TaskTables:
     """Make prompts that hide each number of the range equally often.
 
@@ -49,9 +50,9 @@ def build_guessing(
     folder: str | Path | None = None,
     *,
     low: int = 0,
-    high: int = 6,
+    high: int = 2,
     num_train: int = 4096,
-    num_eval: int = 70,
+    num_eval: int = 60,
     seed: int = 0,
 ) -> Path:
     """Write `hidden_numbers(...)` under `folder` once, return the folder."""
@@ -63,3 +64,44 @@ def build_guessing(
         "seed": seed,
     }
     return build_folder(folder, {"task": "guessing", **sizes}, lambda: hidden_numbers(**sizes))
+
+
+def random_games(
+    *, low: int = 0, high: int = 2, max_turns: int = 2, num_train: int = 4096, seed: int = 0
+) -> TaskTables:
+    """Make prompts from games of random digits, for a warm start: the form of play without its aim.
+
+    A prompt is a game so far, the ends of turns written out; its ground truth is any digit, inside
+    the range or not. The held-out table is a copy of the first row, which nothing reads.
+    """
+    generator = random.Random(seed)
+    rows = []
+    for _ in range(num_train):
+        hidden, text = generator.randint(low, high), f"{low}-{high}?"
+        for _ in range(generator.randrange(max_turns)):
+            guess = generator.randrange(10)
+            if guess != hidden:
+                text += f"{guess}{EOS}{'<' if guess > hidden else '>'}"
+        rows.append((text, str(generator.randrange(10))))
+    name = f"random_games_{low}_{high}"
+    return TaskTables(train=text_table(name, rows), heldout=text_table(name, rows[:1]))
+
+
+def build_random_games(
+    folder: str | Path | None = None,
+    *,
+    low: int = 0,
+    high: int = 2,
+    max_turns: int = 2,
+    num_train: int = 4096,
+    seed: int = 0,
+) -> Path:
+    """Write `random_games(...)` under `folder` once, return the folder."""
+    sizes = {
+        "low": low,
+        "high": high,
+        "max_turns": max_turns,
+        "num_train": num_train,
+        "seed": seed,
+    }
+    return build_folder(folder, {"task": "random_games", **sizes}, lambda: random_games(**sizes))

@@ -7,25 +7,30 @@ prompts with their ground truth. Data flows from the dataset's own files through
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 
+from workers.tasks.answers import after_hashes, last_boxed
+from workers.tasks.copy_files import digest_of, read_rows
 from workers.tasks.tables import MESSAGES, TaskTables, build_folder
 
-SUFFIXES = (".parquet", ".jsonl", ".json")
 LANGUAGES = ("any", "english")
 # Han, kana and hangul: DAPO-Math-17k holds its Chinese half in the same file.
 NOT_ENGLISH = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
+ANSWERS: dict[str, Callable[[str], str | None]] = {
+    "text": str,
+    "hashes": after_hashes,
+    "boxed": last_boxed,
+}
+
 Message = dict[str, str]
+Row = tuple[list[Message], str | None]  # prompt and ground truth
 
 
 def convert(
@@ -33,24 +38,31 @@ def convert(
     *,
     prompt_column: str = "prompt",
     ground_truth_column: str = "reward_model.ground_truth",
+    answer: str = "text",
     dataset: str = "local",
     language: str = "any",
+    split: str | None = None,
+    heldout_split: str | None = None,
     heldout_source: str | Path | None = None,
     num_heldout: int = 128,
     seed: int = 0,
 ) -> TaskTables:
-    """Make both tables of a dataset.
+    """Make both tables of a dataset; rows in which no answer is found are passed over.
 
     Args:
         source: a file, or a folder that holds Parquet, JSON-lines or JSON files at any depth.
         prompt_column: the question, as text or as a list of {role, content} messages; a dot leads
             into a record.
         ground_truth_column: the answer, likewise.
+        answer: "text" for all of that column, "hashes" for what follows "####", "boxed" for what
+            stands in the last box of a solution.
         dataset: the value of the column `dataset`.
         language: "english" passes over questions with Han, kana or hangul characters.
+        split: of `source`, files or folders whose name begins so; None takes all.
+        heldout_split: the same for the held-out table.
         heldout_source: another such file or folder for the held-out table; its questions leave the
-            train table. None keeps `num_heldout` questions of `source` back.
-        num_heldout: read without `heldout_source` only.
+            train table. Without it and `heldout_split`, `num_heldout` questions are kept back.
+        num_heldout: read where questions are kept back only.
         seed: of the order, and of what is kept back.
 
     Raises:
@@ -59,21 +71,65 @@ def convert(
     """
     if language not in LANGUAGES:
         raise ValueError(f"language must be one of {LANGUAGES}, got {language!r}")
+    if answer not in ANSWERS:
+        raise ValueError(f"answer must be one of {', '.join(ANSWERS)}, got {answer!r}")
     columns = (prompt_column, ground_truth_column)
-    rows = _questions(source, columns, language)
-    random.Random(seed).shuffle(rows)
-    if heldout_source is not None:
-        heldout = _questions(heldout_source, columns, "any")
-        known = {_key(messages) for messages, _ in heldout}
-        train = [row for row in rows if _key(row[0]) not in known]
+
+    def rows(place: str | Path, part: str | None) -> Iterator[Row]:
+        for row in read_rows(place, columns, split=part):
+            truth = ANSWERS[answer](str(row[ground_truth_column]))
+            if truth is not None:
+                yield _messages(row[prompt_column]), truth
+
+    train = [
+        row
+        for row in rows(source, split)
+        if not (language == "english" and NOT_ENGLISH.search(_key(row[0])))
+    ]
+    heldout = None
+    if heldout_source is not None or heldout_split is not None:
+        heldout = list(rows(heldout_source or source, heldout_split))
+    return split_rows(train, heldout, dataset, num_heldout=num_heldout, seed=seed, source=source)
+
+
+def split_rows(
+    rows: Sequence[Row],
+    heldout: Sequence[Row] | None,
+    dataset: str,
+    *,
+    num_heldout: int,
+    seed: int,
+    source: str | Path,
+    more: Callable[[list[Message]], dict[str, str]] | None = None,
+) -> TaskTables:
+    """Make both tables of rows: every question once, with its first answer, in shuffled order.
+
+    Args:
+        rows: for training.
+        heldout: questions that leave the train table; None keeps `num_heldout` of `rows` back.
+        dataset: the value of the column `dataset`.
+        num_heldout: questions to keep back.
+        seed: of the order.
+        source: named in the error.
+        more: returns further columns of a question.
+
+    Raises:
+        ValueError: too few questions.
+    """
+    train = _different(rows)
+    random.Random(seed).shuffle(train)
+    if heldout is not None:
+        kept = _different(heldout)
+        known = {_key(messages) for messages, _ in kept}
+        train = [row for row in train if _key(row[0]) not in known]
     else:
-        if not 0 < num_heldout < len(rows):
+        if not 0 < num_heldout < len(train):
             raise ValueError(
-                f"{source} holds {len(rows)} different questions, of which num_heldout="
+                f"{source} holds {len(train)} different questions, of which num_heldout="
                 f"{num_heldout} can't be kept back; lower it, or give heldout_source"
             )
-        heldout, train = rows[:num_heldout], rows[num_heldout:]
-    return TaskTables(train=_table(train, dataset), heldout=_table(heldout, dataset))
+        kept, train = train[:num_heldout], train[num_heldout:]
+    return TaskTables(train=_table(train, dataset, more), heldout=_table(kept, dataset, more))
 
 
 def build_local_copy(
@@ -82,8 +138,11 @@ def build_local_copy(
     source: str,
     prompt_column: str = "prompt",
     ground_truth_column: str = "reward_model.ground_truth",
+    answer: str = "text",
     dataset: str = "local",
     language: str = "any",
+    split: str | None = None,
+    heldout_split: str | None = None,
     heldout_source: str | None = None,
     num_heldout: int = 128,
     seed: int = 0,
@@ -92,85 +151,29 @@ def build_local_copy(
     arguments: dict[str, Any] = {
         "prompt_column": prompt_column,
         "ground_truth_column": ground_truth_column,
+        "answer": answer,
         "dataset": dataset,
         "language": language,
+        "split": split,
+        "heldout_split": heldout_split,
         "num_heldout": num_heldout,
         "seed": seed,
     }
     sources = [source] if heldout_source is None else [source, heldout_source]
-    recipe = {"task": dataset, **arguments, "sources": [_digest(place) for place in sources]}
+    recipe = {"task": dataset, **arguments, "sources": [digest_of(place) for place in sources]}
     return build_folder(
         folder, recipe, lambda: convert(source, heldout_source=heldout_source, **arguments)
     )
 
 
-def source_files(source: str | Path) -> list[Path]:
-    """List the files of one kind below `source`, Parquet before JSON, in the order of their names.
-
-    Raises:
-        ValueError: `source` does not exist, or holds no such file.
-    """
-    place = Path(source).expanduser()
-    if not place.exists():
-        raise ValueError(
-            f"data.build.source={place} does not exist: put a local copy of the dataset there, or "
-            "name your folder with data.build.source=FOLDER (or $BALLAST_DATA, which holds all)"
-        )
-    found = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
-    for suffix in SUFFIXES:
-        if files := [path for path in found if path.suffix == suffix]:
-            return files
-    raise ValueError(f"{place} holds no {', '.join(SUFFIXES)} file; it is not a dataset's copy")
-
-
-def _digest(source: str | Path) -> str:
-    total = hashlib.sha256()
-    for path in source_files(source):
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
-
-
-def _questions(
-    source: str | Path, columns: tuple[str, str], language: str
-) -> list[tuple[list[Message], str]]:
-    """List different questions in the order of the files; a repeated one keeps its first answer."""
-    found: dict[str, tuple[list[Message], str]] = {}
-    for path in source_files(source):
-        for row in _rows(path, columns):
-            prompt, truth = (_field(row, column, path) for column in columns)
-            messages = _messages(prompt)
-            key = _key(messages)
-            if key and key not in found and not (language == "english" and NOT_ENGLISH.search(key)):
-                found[key] = (messages, str(truth))
+def _different(rows: Sequence[Row]) -> list[Row]:
+    """Return the questions in their order; a repeated one keeps its first answer."""
+    found: dict[str, Row] = {}
+    for messages, truth in rows:
+        key = _key(messages)
+        if key and key not in found:
+            found[key] = (messages, truth)
     return list(found.values())
-
-
-def _rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    if path.suffix == ".parquet":
-        data = pads.dataset(path, format="parquet")
-        wanted = {column.split(".")[0] for column in columns}
-        present = [name for name in data.schema.names if name in wanted]
-        for batch in data.to_batches(columns=present):
-            yield from batch.to_pylist()
-        return
-    text = path.read_text()
-    if text.lstrip().startswith("["):
-        yield from json.loads(text)
-    else:
-        yield from (json.loads(line) for line in text.splitlines() if line.strip())
-
-
-def _field(row: dict[str, Any], column: str, path: Path) -> Any:
-    value: Any = row
-    for name in column.split("."):
-        if not isinstance(value, dict) or name not in value:
-            raise ValueError(
-                f"{path} has no column {column!r}; a row has {', '.join(row)}: set "
-                "data.build.prompt_column and data.build.ground_truth_column"
-            )
-        value = value[name]
-    return value
 
 
 def _messages(prompt: Any) -> list[Message]:
@@ -183,11 +186,18 @@ def _key(messages: Sequence[Message]) -> str:
     return "\n".join(message["content"].strip() for message in messages)
 
 
-def _table(rows: Sequence[tuple[list[Message], str]], dataset: str) -> pa.Table:
+def _table(
+    rows: Sequence[Row],
+    dataset: str,
+    more: Callable[[list[Message]], dict[str, str]] | None,
+) -> pa.Table:
+    columns = [{} if more is None else more(messages) for messages, _ in rows]
+    names = columns[0] if columns else {}
     return pa.table(
         {
             "prompt": pa.array([messages for messages, _ in rows], MESSAGES),
             "ground_truth": pa.array([truth for _, truth in rows], pa.string()),
             "dataset": pa.array([dataset] * len(rows), pa.string()),
+            **{name: pa.array([row[name] for row in columns], pa.string()) for name in names},
         }
     )

@@ -22,7 +22,7 @@ from orchestrator.planning.sources import (
 from orchestrator.planning.trial import image_fault
 from orchestrator.telemetry.counting import counted
 from workers.data.prompts import PromptSet
-from workers.tasks.local_copy import source_files
+from workers.tasks.copy_files import source_files
 
 SAMPLED_PROMPTS = 64
 

@@ -198,3 +198,15 @@ def test_a_group_whose_engine_dies_while_it_is_copied_is_finished_once(engines, 
     keeping.poll()
     engines.says = {"copies": None}
     assert names(keeping.poll()) == ["b"]
+
+
+def test_groups_set_aside_are_not_polled_and_can_still_be_waited_for(engines, pool):
+    pool.submit([request("eval-1"), request("eval-2")])
+    pool.set_aside(["eval-1", "eval-2"])
+    engines.says = {0: ["a", "eval-1"]}
+    assert names(pool.poll()) == ["a"]
+    assert names(pool.take_aside()) == ["eval-1"]
+    assert pool.take_aside() == []
+    engines.says = {1: ["eval-2", "b"]}
+    assert names(pool.wait(["eval-2"])) == ["eval-2"]
+    assert names(pool.poll()) == ["b"]

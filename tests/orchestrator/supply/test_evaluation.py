@@ -117,6 +117,14 @@ class Engines:
 
     def submit(self, requests):
         self.requests = {request.group_id: request for request in requests}
+        self.aside = []
+
+    def set_aside(self, group_ids):
+        self.wanted = list(group_ids)
+
+    def take_aside(self):
+        taken, self.aside = self.aside, []
+        return [self._group(self.requests[name]) for name in taken]
 
     def wait(self, group_ids):
         return [self._group(self.requests[name]) for name in reversed(group_ids)]
@@ -196,6 +204,27 @@ def test_every_set_has_its_own_samples_sampling_and_scores(sources, monkeypatch,
     assert [(a.heldout_set, a.answer) for a in result.answers[2:6]] == [
         ("sums", str(k)) for k in range(4)
     ]
+
+
+def test_an_evaluation_beside_training_is_there_when_its_last_group_is(sources, monkeypatch):
+    monkeypatch.setattr(ray, "get", lambda batch: batch)
+    _, config = compose(["experiment=tiny"])
+    engines = Engines()
+    evaluator = Evaluator(engines, heldout_sets(config, replace(sources, sets={})))
+    evaluator.begin(2)
+    assert engines.wanted == [f"eval-2--{row}" for row in range(3)]
+    assert evaluator.poll() is None
+    engines.aside = engines.wanted[1:]
+    assert evaluator.poll() is None
+    engines.aside = engines.wanted[:1]
+    result = evaluator.poll()
+    assert [answer.prompt_uid for answer in result.answers] == [
+        f"heldout:{row}" for row in range(3)
+    ]
+    assert result.metrics["newer_weights_frac"] == 1.0  # sampled by version 3
+    evaluator.begin(3)
+    engines.aside = engines.wanted[1:]
+    assert "newer_weights_frac" not in evaluator.finish().metrics
 
 
 def test_an_evaluation_in_which_every_sample_failed_says_why():

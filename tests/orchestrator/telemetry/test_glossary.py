@@ -81,8 +81,8 @@ def heldout_scores():
     ] * 2
     abstained = [replace(answer, reward=None, outcome="dropped:abstained") for answer in answers]
     scores = {*summarise(answers), *summarise(abstained)}
-    # The last two by the evaluator itself, one of them of a named set.
-    return {*scores, "response_tokens_mean", "any/mean"}
+    # The last three by the evaluator itself, one of them of a named set.
+    return {*scores, "response_tokens_mean", "newer_weights_frac", "any/mean"}
 
 
 FILLINGS = {

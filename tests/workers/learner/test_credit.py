@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from algorithms.advantages.decoupled import DecoupledGroupRelative
 from algorithms.advantages.outcome import BatchRelative, GroupRelative
 from algorithms.aggregations import TokenMean
 from algorithms.algorithm import Algorithm
@@ -85,6 +86,24 @@ def test_an_advantage_sees_which_responses_were_truncated():
     algorithm = replace(ALGORITHM, advantage=WithoutTruncated(baseline="none", whiten="none"))
     columns, _ = assign_credit(algorithm, plan, table)
     assert columns.column("advantages").to_pylist() == [[0, 0], [0, 1]]
+
+
+def test_an_advantage_reads_the_parts_of_the_reward_that_it_names():
+    table = pa.Table.from_batches([batch([2, 2])])
+    kind = pa.map_(pa.string(), pa.float32())
+    parts = pa.array([[("exact", 1.0), ("format", 0.0)], [("exact", 0.0), ("format", 1.0)]], kind)
+    plan = CreditPlan(
+        shaped_rewards=np.array([1.0, 1.0], dtype=np.float32),
+        group_ids=np.array([0, 0]),
+        trained=np.array([True, True]),
+    )
+    advantage = DecoupledGroupRelative(weights={"exact": 1.0}, whiten="none", eps=0.0)
+    algorithm = replace(ALGORITHM, advantage=advantage)
+    columns, metrics = assign_credit(algorithm, plan, table.append_column("reward_parts", parts))
+    rows = columns.column("advantages").to_pylist()
+    assert rows[0] == pytest.approx([0, 0.7071068])
+    assert rows[1] == pytest.approx([0, -0.7071068])
+    assert metrics["credit/part/exact/informative_groups_frac"] == 1.0
 
 
 class Turns(BatchRelative):

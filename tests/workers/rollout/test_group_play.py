@@ -11,6 +11,7 @@ from workers.data.requests import GroupRequest, Sample, Sampling
 from workers.data.trajectory import STOPPED_EARLY
 from workers.engines.vllm.answers import UnusableAnswerError
 from workers.engines.vllm.process import EngineTimeoutError
+from workers.failures import EngineDiedError
 from workers.reward.base import RewardResult
 from workers.rollout.early_stop import EarlyStop
 from workers.rollout.environments.contract import Outcome
@@ -445,3 +446,24 @@ def test_the_scorer_sees_what_the_template_opened_only_if_told(include_prefill, 
     (sibling,) = asyncio.run(group.run())
     assert rewards.response == seen
     assert sibling.response_text == "xxx"
+
+
+def test_a_rollout_whose_engine_dies_between_turns_is_played_again_from_its_first_token():
+    """The pool gives the same request to another engine; see test_pool.py for the ledger's part."""
+
+    class Dies(Engine):
+        async def generate(self, tokens, *, request_id, **rest):
+            sample = await super().generate(tokens, request_id=request_id, **rest)
+            if request_id.endswith("/2"):
+                raise EngineDiedError("killed")
+            return sample
+
+    turns = {f"g/{k}/{turn}": 2 for k in range(2) for turn in (1, 2)}
+    first, second = Dies(turns), Engine(turns)
+    with pytest.raises(EngineDiedError, match="killed"):
+        asyncio.run(play(first, Rewards({}), samples=2, environment=TwoTurns()).run())
+    again = play(second, Rewards({2: 1.0}), samples=2, environment=TwoTurns())
+    siblings = asyncio.run(again.run())
+    assert [(one.outcome, one.num_turns) for one in siblings] == [("scored", 2)] * 2
+    assert second.asked[:2] == first.asked[:2]  # the same prompts and seeds
+    assert [name for name, _, _ in second.asked] == ["g/0/1", "g/1/1", "g/0/2", "g/1/2"]

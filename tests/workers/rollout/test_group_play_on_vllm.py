@@ -1,15 +1,22 @@
-"""Groups on a real engine: aborted without a trace, stopped early without a reward."""
+"""Groups on a real engine: aborted without a trace, stopped early, played in several turns."""
 
 import asyncio
+import json
 import os
+import shutil
+from dataclasses import replace
 
 import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from algorithms.advantages.outcome import GroupRelative
 from algorithms.aggregations import TokenMean
 from algorithms.algorithm import Algorithm
 from algorithms.filters import DynamicSampling
 from algorithms.policy_losses.clipped import ClippedRatio
+from workers.data.prompts import PromptEncoder
 from workers.data.requests import GroupRequest, Sampling
 from workers.data.trajectory import STOPPED_EARLY
 from workers.engines.vllm.engine import (
@@ -19,8 +26,11 @@ from workers.engines.vllm.engine import (
 from workers.models.tiny import build_tiny
 from workers.reward.base import RewardResult
 from workers.rollout.early_stop import EarlyStop
+from workers.rollout.environments.contract import Outcome
 from workers.rollout.environments.single_turn import SingleTurn
+from workers.rollout.group_play import GroupPlay
 from workers.rollout.limits import RolloutLimits
+from workers.rollout.turn_texts import TurnTexts
 from workers.rollout.worker import RolloutWorker
 from workers.worker_group import WorkerGroup
 
@@ -66,8 +76,12 @@ def rewards():
 
 
 @pytest.fixture(scope="module")
-def worker(tmp_path_factory, loop, rewards):
-    folder = build_tiny(tmp_path_factory.mktemp("models") / "tiny", seed=3)
+def folder(tmp_path_factory):
+    return build_tiny(tmp_path_factory.mktemp("models") / "tiny", seed=3)
+
+
+@pytest.fixture(scope="module")
+def worker(folder, loop, rewards):
     settings = VLLMSettings(model_path=str(folder), kv_cache_memory_bytes=16 << 20)
     with pytest.MonkeyPatch.context() as patch:
         for key, value in engine_env(settings, 1).items():
@@ -170,3 +184,67 @@ def test_siblings_stop_once_the_verdict_is_settled(worker, loop, rewards):
     lengths = {meta.rollout_id.split("/")[1]: meta.num_sampled for meta in whole}
     assert all(m.num_sampled <= lengths[m.rollout_id.split("/")[1]] for m in stopped)
     assert loop.run_until_complete(running(worker)) == 0
+
+
+@pytest.fixture(scope="module")
+def merging(folder, tmp_path_factory):
+    """The model's folder with another tokenizer of as many ids: 30 letters, and each before "<"."""
+    ids = {token: number for number, token in enumerate(("<pad>", "<unk>", "<bos>", "<eos>"))}
+    letters = "0123456789abcdefghijklmnopqrs<"
+    ids |= {letter: len(ids) + number for number, letter in enumerate(letters)}
+    ids |= {f"{letter}<": len(ids) + number for number, letter in enumerate(letters)}
+    merges = [(letter, "<") for letter in letters]
+    backend = Tokenizer(models.BPE(ids, merges, unk_token="<unk>"))
+    backend.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>"
+    )
+    other = tmp_path_factory.mktemp("models") / "merging"
+    shutil.copytree(folder, other)
+    tokenizer.save_pretrained(other)
+    return other
+
+
+class Talks:
+    """Three turns of up to three tokens, each answered by "<", which merges with what is before."""
+
+    async def play(self, task, session):
+        texts = []
+        while session.may_draw:
+            turn = await session.draw(max_tokens=3)
+            texts.append(turn.tokens)
+            await session.observe([{"role": "user", "content": "<"}])
+        return Outcome(reward=0.0, notes={"sampled": json.dumps(texts)})
+
+
+def test_ids_stay_as_they_were_sampled_where_the_tokenizer_would_merge_them(
+    worker, loop, rewards, folder, merging
+):
+    encoder = PromptEncoder(merging, 16)
+    context = replace(
+        worker._context,
+        encoder=encoder,
+        texts=TurnTexts(encoder),
+        environment=Talks(),
+        limits=RolloutLimits(max_turns=3),
+    )
+    talk = request("talk", prompt="01", num_samples=8, max_tokens=40)
+    siblings = loop.run_until_complete(GroupPlay(talk, context).run())
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    angle = encoder.continuation("<")
+    merged = 0
+    for one in siblings:
+        turns = json.loads(one.reward_notes["sampled"])
+        assert len(turns) == one.num_turns == 3
+        expected = [*encoder.continuation("01"), *turns[0], *angle, *turns[1], *angle, *turns[2]]
+        assert one.tokens == expected
+        trained = [t for t, trains in zip(one.tokens, one.loss_mask, strict=True) if trains]
+        assert trained == [token for turn in turns for token in turn]
+        merged += encoder.continuation(encoder.decode(expected)) != expected
+        with torch.no_grad():
+            logits = model(torch.tensor([one.tokens])).logits[0, :-1].log_softmax(-1)
+        learner = logits.gather(1, torch.tensor(one.tokens)[1:, None]).squeeze(1)
+        mask = torch.tensor(one.loss_mask)[1:]
+        engine = torch.tensor(one.rollout_logprobs)[1:]
+        assert (learner - engine)[mask].abs().max() < 1e-5
+    assert merged == 8  # rendered again, every one of these rows would have other ids

@@ -126,3 +126,67 @@ def test_another_content_is_another_folder(copy, tmp_path):
     rows = "\n".join(json.dumps(row) for row in verl_rows(QUESTIONS[:2]))
     (copy / "data" / "train.jsonl").write_text(rows)
     assert build_local_copy(tmp_path / "out", source=str(copy), num_heldout=1) != first
+
+
+def write(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+
+
+def published(folder):
+    """Two rows of each set, as its files lie in a copy."""
+    first = {"question": "2+3?", "answer": "Add.\n#### 5"}
+    write(folder / "gsm8k" / "train.jsonl", first, {"question": "1k?", "answer": "#### 1,000"})
+    write(folder / "gsm8k" / "test.jsonl", {"question": "9+9?", "answer": "#### 18"}, first)
+    box = {"problem": "Half of 1?", "solution": r"It is $\boxed{\frac12}$."}
+    write(folder / "MATH" / "train" / "algebra" / "1.json", box)
+    write(folder / "MATH" / "train" / "algebra" / "2.json", {"problem": "?", "solution": "none"})
+    write(folder / "MATH" / "test" / "algebra" / "1.json", {**box, "problem": "1/2?"})
+    numina = folder / "NuminaMath-CoT"
+    write(numina / "data" / "train.jsonl", box, {**box, "problem": "0.5?"})
+    write(numina / "data" / "test.jsonl", {**box, "problem": "2/4?"})
+    scaler = folder / "DeepScaleR-Preview-Dataset"
+    write(
+        scaler / "deepscaler.json", {"problem": "a", "answer": "1"}, {"problem": "b", "answer": 2}
+    )
+
+
+@pytest.mark.parametrize(
+    ("group", "overrides", "train", "heldout"),
+    [
+        ("gsm8k", [], {("1k?", "1000")}, {("9+9?", "18"), ("2+3?", "5")}),
+        ("math", [], {("Half of 1?", r"\frac12")}, {("1/2?", r"\frac12")}),
+        (
+            "numina_math",
+            [],
+            {("Half of 1?", r"\frac12"), ("0.5?", r"\frac12")},
+            {("2/4?", r"\frac12")},
+        ),
+        ("deepscaler", ["data.build.num_heldout=1"], None, None),
+    ],
+)
+def test_published_sets_are_read_as_they_lie_in_a_copy(
+    tmp_path, monkeypatch, group, overrides, train, heldout
+):
+    published(tmp_path)
+    monkeypatch.setenv("BALLAST_DATA", str(tmp_path))
+    monkeypatch.setenv("BALLAST_CACHE", str(tmp_path / "cache"))
+    lengths = ["rollout.max_model_len=2048", "learner.token_budget=2048"]
+    _, config = compose(["experiment=tiny", f"data={group}", *lengths, *overrides])
+    found = [
+        {(prompts[row].prompt[0]["content"], prompts[row].ground_truth) for row in range(size)}
+        for prompts in prompt_sets(config.data)
+        for size in (len(prompts),)
+    ]
+    if train is None:
+        assert found[0] | found[1] == {("a", "1"), ("b", "2")}
+    else:
+        assert found == [train, heldout]
+
+
+def test_a_split_that_is_not_there_is_named(tmp_path):
+    published(tmp_path)
+    with pytest.raises(ValueError, match="no file or folder whose name begins with 'validation'"):
+        convert(tmp_path / "gsm8k", prompt_column="question", split="validation")
+    with pytest.raises(ValueError, match="answer must be one of text, hashes, boxed, got 'last'"):
+        convert(tmp_path / "gsm8k", answer="last")

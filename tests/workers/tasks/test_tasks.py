@@ -15,7 +15,7 @@ from workers.tasks.addition import addition, build_addition
 from workers.tasks.colours import COLOURS, colours
 from workers.tasks.counting import counting
 from workers.tasks.digits import build_digits, digit_strings
-from workers.tasks.guessing import build_guessing, hidden_numbers
+from workers.tasks.guessing import build_guessing, hidden_numbers, random_games
 from workers.tasks.reasoning import build_reasoning, reasoning
 from workers.tasks.tables import write_parquet
 
@@ -150,7 +150,10 @@ def test_every_number_is_hidden_equally_often(tmp_path: Path) -> None:
     assert Counter(tables.train["ground_truth"].to_pylist()) == dict.fromkeys("0123456", 10)
     assert sorted(tables.heldout["ground_truth"].to_pylist()) == [*"0123456"]
     folder = build_guessing(tmp_path, num_train=7)
-    assert pq.read_table(folder / "eval.parquet").num_rows == 70
+    assert pq.read_table(folder / "eval.parquet").num_rows == 60
+    games = random_games(num_train=200).train
+    assert {len(prompt) for prompt in games["prompt"].to_pylist()} == {4, 4 + 12}  # one turn or two
+    assert set(games["ground_truth"].to_pylist()) == {*"0123456789"}
     with pytest.raises(ValueError, match=r"low=3 and high=3 hold no range"):
         hidden_numbers(low=3, high=3)
 

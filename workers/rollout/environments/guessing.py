@@ -27,7 +27,7 @@ class Guessing:
     """
 
     low: int = 0
-    high: int = 6
+    high: int = 2
     too_high: str = "<"
     too_low: str = ">"
     unclear: str = "?"

@@ -4,27 +4,21 @@ import asyncio
 import sys
 import textwrap
 import time
-from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
-if str(HERE) not in sys.path:
-    sys.path.insert(0, str(HERE))
-
-from served import Engine, encoder  # noqa: E402
-
-from workers.data.requests import Sampling  # noqa: E402
-from workers.rollout.endpoint.agent import Agent  # noqa: E402
-from workers.rollout.environments.contract import Task  # noqa: E402
-from workers.rollout.environments.guarded_play import (  # noqa: E402
+from tests.workers.rollout.endpoint.served import Engine, encoder
+from workers.data.requests import Sampling
+from workers.rollout.endpoint.agent import Agent
+from workers.rollout.environments.contract import Task
+from workers.rollout.environments.guarded_play import (
     EnvironmentClock,
     EnvironmentFaultError,
     play_guarded,
 )
-from workers.rollout.limits import RolloutLimits  # noqa: E402
-from workers.rollout.session import Rollout  # noqa: E402
-from workers.rollout.turn_texts import TurnTexts  # noqa: E402
+from workers.rollout.limits import RolloutLimits
+from workers.rollout.session import Rollout
+from workers.rollout.turn_texts import TurnTexts
 
 # A client that knows the protocol and nothing of this project.
 CLIENT = """

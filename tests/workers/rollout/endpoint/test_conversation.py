@@ -1,16 +1,10 @@
 """The rows that an agent's calls make: extended by what is new, branched where it was rewritten."""
 
 import asyncio
-import sys
-from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
-if str(HERE) not in sys.path:
-    sys.path.insert(0, str(HERE))
-
-from served import Engine, encoder, served  # noqa: E402
+from tests.workers.rollout.endpoint.served import Engine, encoder, served
 
 S, E = "<|im_start|>", "<|im_end|>"
 

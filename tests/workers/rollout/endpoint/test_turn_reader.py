@@ -2,18 +2,11 @@
 
 import asyncio
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
-if str(HERE) not in sys.path:
-    sys.path.insert(0, str(HERE))
-
-from served import Engine, encoder, served  # noqa: E402
-
-from workers.rollout.endpoint.turn_reader import TurnReader  # noqa: E402
+from tests.workers.rollout.endpoint.served import Engine, encoder, served
+from workers.rollout.endpoint.turn_reader import TurnReader
 
 ASKED = [{"role": "user", "content": "1+2"}]
 ADD = {

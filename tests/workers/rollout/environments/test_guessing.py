@@ -16,7 +16,7 @@ def play(rollout, says):
 
     def play(*guesses, **limits):
         own = rollout(says(*guesses), prompt="0-6?", **{"max_turns": 3, **limits})
-        return asyncio.run(Guessing().play(TASK, own.first)), own
+        return asyncio.run(Guessing(high=6).play(TASK, own.first)), own
 
     return play
 

@@ -6,9 +6,9 @@ import re
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
+from orchestrator.cli.grafana import dashboard, query
 from orchestrator.cli.parser import main
 from orchestrator.report.curves import PANELS
-from orchestrator.report.dashboard import dashboard, query
 from orchestrator.telemetry.gauges import RAYS_PREFIX, gauge_name
 from orchestrator.telemetry.glossary import GLOSSARY
 
