@@ -62,6 +62,7 @@ from orchestrator.telemetry.trace_file import TraceFile
 from orchestrator.trainer import Trainer
 from workers.calls import bind
 from workers.data.random_state import RandomGenerators
+from workers.engines.model.vision.support import check_critic
 from workers.learner.policy_worker import PolicyWorker
 from workers.learner.rank_worker import RankWorker
 from workers.worker_group import WorkerGroup
@@ -84,6 +85,8 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
     prefixes = shared_prefix.of_roles(
         config, algorithm, model_path=sources.model_path, critic_path=sources.critic_path
     )
+    if algorithm.needs_critic:
+        check_critic(sources.critic_path)
     if recording is not None:
         check_sources(recording, sources)
     else:

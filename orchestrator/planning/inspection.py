@@ -7,6 +7,7 @@ a scoring process runs the scorer. Samples and trains nothing.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -79,7 +80,7 @@ def _read(prompts: PromptSet, encoder: PromptEncoder) -> _Read:
     found = _Read()
     for row in range(len(prompts)):
         prompt = prompts[row]
-        found.keys[json.dumps(prompt.prompt, default=str, sort_keys=True)] += 1
+        found.keys[_key(prompt)] += 1
         try:
             loaded = encoder.load(prompt.images) if prompt.images else ()
             tokens, images, why = encoder.encode_shown(prompt.prompt, loaded)
@@ -105,6 +106,15 @@ def _read(prompts: PromptSet, encoder: PromptEncoder) -> _Read:
                 f"columns {sorted(prompt.columns)}"
             )
     return found
+
+
+def _key(prompt: Prompt) -> str:
+    """Return a text that is equal for prompts that are: words and images."""
+    images = [
+        source if isinstance(source, str) else hashlib.sha256(source).hexdigest()
+        for source in prompt.images
+    ]
+    return json.dumps([prompt.prompt, images], default=str, sort_keys=True)
 
 
 def _text(encoder: PromptEncoder, tokens: list[int], images: PromptImages) -> str:

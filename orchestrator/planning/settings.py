@@ -86,7 +86,7 @@ def vllm_settings(
         keep_special_tokens=config.reward.keep_special_tokens,
         request_timeout_s=timeouts.request_s,
         control_timeout_s=timeouts.publish_s,
-        images=image_limits(config.data),
+        images=image_limits(config),
         engine_kwargs=rollout.engine_kwargs,
     )
 

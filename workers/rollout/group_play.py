@@ -219,6 +219,11 @@ class GroupPlay:
         result = RewardResult(outcome=outcome, reward=None)
         return self._trajectories(k, rollout, None, result, {})
 
+    def _history_notes(self, rollout: Rollout) -> dict[str, str]:
+        """Return a note where the ids of several turns are not those of the rendered history."""
+        drops = self._context.texts.drops(self._request.prompt) if len(rollout.turns) > 1 else ()
+        return {"template_drops": ", ".join(drops)} if drops else {}
+
     def _trajectories(
         self,
         k: int,
@@ -246,7 +251,7 @@ class GroupPlay:
                 outcome=result.outcome,
                 reward=result.reward,
                 reward_parts=result.parts,
-                reward_notes=result.notes,
+                reward_notes={**self._history_notes(rollout), **result.notes},
                 num_turns=len(rollout.turns),
                 turns=row.turns,
                 response_text=_response(rollout, ended),
