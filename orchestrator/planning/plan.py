@@ -148,12 +148,8 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
         *(_algorithm_rows(algorithm) if trainer.learns else []),
         ("roles", ", ".join(role.title for role in roles_of(config, algorithm))),
         ("model", config.model.path or f"{config.model.name} (built on first use)"),
-<<<<<<< HEAD
         ("data", _describe_data(config.data)),
-=======
-        ("data", config.data.train_path or f"{config.data.name} (generated on first use)"),
         *_images(config.data),
->>>>>>> h/vision-rollout
         (
             "step",
             f"{counted(trainer.prompts_per_step, 'prompt')} x "
