@@ -39,6 +39,7 @@ from orchestrator.planning.shared_prefix import SharedPrefix
 from orchestrator.planning.sources import prepare
 from orchestrator.planning.trial import build_scorer, try_scorer
 from orchestrator.report.at_end import ReportAtEnd
+from orchestrator.report.page import FILE
 from orchestrator.run_folder import open_run, write_run_manifest
 from orchestrator.step.adaptation import Adaptation
 from orchestrator.step.critic import Critic
@@ -102,8 +103,9 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
             run_id=run_dir.name,
             model_path=str(sources.model_path),
             critic_path=str(sources.critic_path),
+            folder=run_dir,
         )
-        log = RunLog(run_dir, config, progress)
+        log = RunLog(run_dir, config, progress, keeps=[run_dir / FILE])
         activity = Activity(run_dir, progress.show_moment)
         stop = StopRequest(activity)
         failures = FailureLog(run_dir, ignore=(StoppedError,))
@@ -113,7 +115,8 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
             stops=(StoppedError,),
             print_line=progress.print_line,
         )
-        with report, failures, progress, log, cluster, ScaleRequests(run_dir) as requests:
+        # The trackers, which get the report, end after it.
+        with log, report, failures, progress, cluster, ScaleRequests(run_dir) as requests:
             progress.print_line(
                 "starting engines ..." if recording is None else "starting the learner ..."
             )

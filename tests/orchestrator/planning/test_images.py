@@ -11,7 +11,13 @@ from conf.compose import compose
 from conf.schema import TrainConfig
 from orchestrator.planning.inspection import inspect
 from orchestrator.planning.settings import policy_settings, vllm_settings
-from orchestrator.planning.sources import Sources, check_shown, prompt_sets
+from orchestrator.planning.sources import (
+    Sources,
+    check_sets,
+    check_shown,
+    image_limits,
+    prompt_sets,
+)
 from orchestrator.planning.trial import try_scorer
 from tests.workers.data.images.folders import file_of, idefics_folder, noise
 from workers.data.images.settings import ImageLimits
@@ -65,12 +71,13 @@ def test_one_broken_file_among_good_ones_is_a_note(folder: Path, tmp_path: Path)
 def test_inspection_shows_each_image_and_names_each_row_without_one(
     folder: Path, tmp_path: Path
 ) -> None:
-    config, found = sources(folder, tmp_path, [SMALL, b"broken", SMALL])
+    config, found = sources(folder, tmp_path, [SMALL, b"broken", SMALL, LARGE])
     text = "\n".join(inspect(config, Exact(), found))
     assert "train:0, 7 tokens: '<|vision_start|><image: 4 tokens><|vision_end|>x'" in text
     assert f"image of {len(SMALL)} bytes: 56 x 56 pixels, mean #" in text
     assert "patches 4 x 4" in text
     assert "1 row would not be sampled (train:1; " in text
+    assert "duplicates: 1 row repeat a prompt of this file" in text  # by text and image
 
 
 def test_a_model_of_text_alone_is_refused(tmp_path: Path) -> None:
@@ -104,3 +111,12 @@ def test_engines_and_ranks_get_the_same_limits(folder: Path) -> None:
 def test_impossible_limits_are_named(override: str, key: str) -> None:
     with pytest.raises(ValueError, match=rf"data\.images\.{key}=0.* must be at least 1"):
         config_of(override)
+
+
+def test_a_held_out_set_with_images_needs_a_model_that_takes_them(tmp_path: Path) -> None:
+    shown = config_of("data.image_column=null", "evaluation/set=[mmk12]")
+    assert image_limits(shown) == ImageLimits(max_pixels=3136, max_per_prompt=1)
+    assert image_limits(config_of("data.image_column=null")) is None
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    with pytest.raises(ValueError, match=r"sets\.mmk12\.image_column=image: .* of text alone"):
+        check_sets(tmp_path, shown)
