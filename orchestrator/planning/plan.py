@@ -149,6 +149,7 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
         ("roles", ", ".join(role.title for role in roles_of(config, algorithm))),
         ("model", config.model.path or f"{config.model.name} (built on first use)"),
         ("data", _describe_data(config.data)),
+        *_images(config.data),
         (
             "step",
             f"{counted(trainer.prompts_per_step, 'prompt')} x "
@@ -191,6 +192,16 @@ def _algorithm_rows(algorithm: Algorithm) -> list[tuple[str, str]]:
         ("algorithm", repr(algorithm)),
         ("columns", columns or "none beyond rewards and log-probs"),
     ]
+
+
+def _images(data: DataConfig) -> list[tuple[str, str]]:
+    """Return the row about images, where prompts show them."""
+    if data.image_column is None:
+        return []
+    limit = data.images.max_pixels
+    size = "as large as the model takes" if limit is None else f"scaled to {limit} pixels at most"
+    text = f"column {data.image_column}, {data.images.max_per_prompt} a prompt at most, {size}"
+    return [("images", text)]
 
 
 def _rollout(config: TrainConfig) -> str:

@@ -33,6 +33,9 @@ RESERVED_ENGINE_KWARGS: Mapping[str, str] = {
     "max_model_len": "set max_model_len instead",
     "tensor_parallel_size": "set tensor_parallel_size instead",
     "enable_prefix_caching": "set enable_prefix_caching instead",
+    "limit_mm_per_prompt": "set data.images.max_per_prompt instead",
+    "mm_processor_kwargs": "set data.images.max_pixels instead",
+    "mm_device_do_normalize": "images are sent as bytes, which vLLM must normalise",
     "enable_lora": "choose model/adapter=lora model.adapter.publish=adapter",
     "pipeline_parallel_size": "an update is only atomic against engine steps without pipelining",
 }
