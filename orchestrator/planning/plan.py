@@ -114,6 +114,8 @@ PRODUCED = frozenset(
         "rewards",
         "staleness",
         "truncated",
+        "turn_numbers",
+        "group_ids",
     }
 )
 
@@ -146,7 +148,7 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
         *(_algorithm_rows(algorithm) if trainer.learns else []),
         ("roles", ", ".join(role.title for role in roles_of(config, algorithm))),
         ("model", config.model.path or f"{config.model.name} (built on first use)"),
-        ("data", config.data.train_path or f"{config.data.name} (generated on first use)"),
+        ("data", _describe_data(config.data)),
         *_images(config.data),
         (
             "step",
@@ -175,6 +177,15 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
     return "\n".join(f"{name:>10}  {text}" for name, text in rows)
 
 
+def _describe_data(data: DataConfig) -> str:
+    """Return the files of the training prompts; of several sources names, weights and files."""
+    if data.sources:
+        weights = ["" if each.weight is None else f" x {each.weight:g}" for each in data.sources]
+        pairs = zip(data.sources, weights, strict=True)
+        return ", ".join(f"{each.name}{weight} ({each.path})" for each, weight in pairs)
+    return data.train_path or f"{data.name} (generated on first use)"
+
+
 def _algorithm_rows(algorithm: Algorithm) -> list[tuple[str, str]]:
     columns = ", ".join(sorted(algorithm.required_columns))
     return [
@@ -187,10 +198,9 @@ def _images(data: DataConfig) -> list[tuple[str, str]]:
     """Return the row about images, where prompts show them."""
     if data.image_column is None:
         return []
-    limit = data.images.max_pixels
+    limit, most = data.images.max_pixels, data.images.max_per_prompt
     size = "as large as the model takes" if limit is None else f"scaled to {limit} pixels at most"
-    text = f"column {data.image_column}, {data.images.max_per_prompt} a prompt at most, {size}"
-    return [("images", text)]
+    return [("images", f"column {data.image_column}, {most} a prompt at most, {size}")]
 
 
 def _rollout(config: TrainConfig) -> str:

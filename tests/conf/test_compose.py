@@ -25,6 +25,7 @@ GROUPS = (
     "tracking",
     "rehearsal",
 )
+JUDGE = [f"reward.scorer.judges.judge.{key}=http://x/v1" for key in ("url", "model")]
 LONG = ["rollout.max_model_len=8192", "learner.token_budget=8192"]
 NEEDS = {  # members that leave a path to the user
     ("model", "hf"): ["model.path=/somewhere"],
@@ -38,6 +39,9 @@ NEEDS = {  # members that leave a path to the user
     **{("data", name): LONG for name in ("countdown", "apps", "taco")},
     ("rollout", "replay"): ["rollout.replay.folder=/somewhere"],
     ("reward", "function"): ["reward.scorer.path=my.reward"],
+    ("reward", "judge"): JUDGE,
+    ("reward", "judge_ranking"): JUDGE,
+    ("reward", "reward_model"): ["reward.scorer.path=/somewhere"],
     ("environment", "agent"): ["environment.player.command=my_agent"],
     ("environment", "function"): ["environment.player.path=my.play"],
     ("environment", "text_game"): ["environment.player.path=my.Game"],

@@ -14,7 +14,13 @@ from conf.schema import DataConfig, TrainConfig
 from conf.schema.data import ImagesConfig
 from orchestrator.planning.inspection import inspect
 from orchestrator.planning.settings import policy_settings, vllm_settings
-from orchestrator.planning.sources import Sources, check_shown, prompt_sets
+from orchestrator.planning.sources import (
+    Sources,
+    check_sets,
+    check_shown,
+    image_limits,
+    prompt_sets,
+)
 from orchestrator.planning.trial import try_scorer
 from tests.workers.data.images.folders import file_of, idefics_folder, noise
 from workers.data.images.settings import ImageLimits
@@ -105,3 +111,12 @@ def test_engines_and_ranks_get_the_same_limits(folder: Path) -> None:
 def test_impossible_limits_are_named(key: str) -> None:
     with pytest.raises(ValueError, match=rf"data\.images\.{key}=0.* must be at least 1"):
         ImagesConfig(**{key: 0}).check()
+
+
+def test_a_held_out_set_with_images_needs_a_model_that_takes_them(tmp_path: Path) -> None:
+    shown = config_of("data.image_column=null", "evaluation/set=[mmk12]")
+    assert image_limits(shown) == ImageLimits(max_pixels=3136, max_per_prompt=1)
+    assert image_limits(config_of("data.image_column=null")) is None
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    with pytest.raises(ValueError, match=r"sets\.mmk12\.image_column=image: .* of text alone"):
+        check_sets(tmp_path, shown)

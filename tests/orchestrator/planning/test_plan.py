@@ -26,6 +26,12 @@ def test_the_updates_of_every_pass_are_counted():
     assert "actor" in rows["roles"]
 
 
+def test_several_sources_are_named_with_their_weights():
+    sources = "data.sources=[{name: a, path: a.jsonl, weight: 3}, {name: b, path: b, weight: 1.5}]"
+    assert planned("data=files", sources)["data"].strip() == "a x 3 (a.jsonl), b x 1.5 (b)"
+    assert planned()["data"].strip() == "copy (generated on first use)"
+
+
 def test_one_pass_of_one_update_needs_no_actor():
     assert "actor" not in planned()["roles"]
     assert "actor" in planned("trainer.epochs_per_step=2")["roles"]

@@ -79,6 +79,7 @@ class VLLMSettings:
         adapter_layers: last parts of the names of the layers that it adapts. vLLM gets this list,
             because it would adapt the head as well, and then cannot score prompts beside other
             requests.
+        keep_special_tokens: the text of a sample has special tokens, but for the one that ended it.
         request_timeout_s: longest time between two tokens of a response that runs, and between two
             steps of an engine that holds requests.
         control_timeout_s: longest wait for anything else.
@@ -103,6 +104,7 @@ class VLLMSettings:
     recompute_kv: bool = True
     adapter_rank: int | None = None
     adapter_layers: tuple[str, ...] = ()
+    keep_special_tokens: bool = False
     request_timeout_s: float = 600.0
     control_timeout_s: float = 300.0
     images: ImageLimits | None = None
