@@ -134,7 +134,7 @@ def policy_share(
     # Autocast keeps a copy of every weight that it rounds, from the forward pass to its end.
     parts["bf16 weights"] = float(element * parameters) if element < held and stage < 3 else 0.0
     tokens = learner.token_budget / learner.sequence_parallel_size
-    one_layer = layer_bytes_per_token(model, element) * tokens
+    one_layer = layer_bytes_per_token(model, element, held) * tokens
     if not trains:
         kept = one_layer
     elif learner.gradient_checkpointing:
@@ -145,7 +145,9 @@ def policy_share(
     gpu_bytes = None if gpu is None else int(gpu * GIB)
     if trains:
         parts["publication"] = publication_bytes(config, model)
-    parts["activations"] = kept + head_bytes(model.vocab_size, gpu_bytes, learner.head_chunk)
+    parts["activations"] = kept + head_bytes(
+        model.vocab_size, gpu_bytes, learner.head_chunk, tokens=int(tokens)
+    )
     if model.tower is not None:
         parts["images"] = image_bytes(config, model.tower, trains=trains)
     parts["reserve"] = float(RESERVE_BYTES)

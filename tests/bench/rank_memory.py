@@ -10,12 +10,15 @@ the plan holds back for a GPU's own needs (the reserve) is left out of the estim
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import resource
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 SIZES = {"15 M": (384, 6), "42 M": (640, 7), "106 M": (1024, 8)}  # width, layers
 MODES = {
@@ -58,10 +61,10 @@ def main() -> None:
 def measure(size: str, mode: str, folder: Path) -> dict[str, float]:
     """Train in this process; return the bytes of its peak above the start, and those planned."""
     import numpy as np
+    import peft  # noqa: F401  # the memory of modules is no part of a rank's estimate
     import psutil
     import pyarrow as pa
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     from algorithms.inputs import LossInputs, TokenLoss
     from conf.compose import compose
@@ -86,20 +89,8 @@ def measure(size: str, mode: str, folder: Path) -> dict[str, float]:
     architecture = ArchitectureConfig(
         **sizes, num_heads=heads, num_kv_heads=heads, head_dim=64, vocab_size=4096, context=512
     )
-    network = LlamaForCausalLM(
-        LlamaConfig(
-            num_hidden_layers=layers,
-            hidden_size=width,
-            intermediate_size=3 * width,
-            num_attention_heads=heads,
-            vocab_size=4096,
-            max_position_embeddings=512,
-            tie_word_embeddings=False,
-        )
-    )
     kept = torch.bfloat16 if "bfloat16" in mode else torch.float32
-    network.to(kept).save_pretrained(folder)
-    del network
+    build(folder, width, layers, kept)
     overrides = ["experiment=tiny", f"learner.zero_stage={STAGE}", f"learner.token_budget={TOKENS}"]
     _, config = compose([*overrides, "model.dtype=float32", *MODES[mode]])
     share = memory.policy_share(config, architecture, num_ranks=1, trains=True)
@@ -113,14 +104,39 @@ def measure(size: str, mode: str, folder: Path) -> dict[str, float]:
         "advantages": pa.array([np.ones(LENGTH, np.float32) for _ in range(rows)]),
     }
     batch = pack(data, range(rows), weights={"policy": np.full(rows, 1 / TOKENS)})
+    settings = policy_settings(config, str(folder), trains=True)
+
+    def train(model: Path) -> None:
+        engine = PolicyEngine(replace(settings, model=str(model)), group)
+        for _ in range(2):
+            engine.train([[batch]], Likelihood(), temperature=1.0)
+        engine.close()
+
+    build(folder / "small", 64, 1, kept)
+    train(folder / "small")  # torch's kernels and threads, and DeepSpeed's modules, stay from here
+    gc.collect()
     before = psutil.Process().memory_info().rss
     reset_peak()
-    engine = PolicyEngine(policy_settings(config, str(folder), trains=True), group)
-    for _ in range(2):
-        engine.train([[batch]], Likelihood(), temperature=1.0)
+    train(folder)
     peak = peak_bytes() - before
     reserve = share.parts["reserve"]
     return {"peak": peak, "plan": share.total - reserve, **share.parts}
+
+
+def build(folder: Path, width: int, layers: int, dtype: Any) -> None:
+    """Write a Llama of random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        num_hidden_layers=layers,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_attention_heads=width // 64,
+        vocab_size=4096,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+    )
+    LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
 
 
 def reset_peak() -> None:
