@@ -54,6 +54,9 @@ ELSEWHERE = {
     "ballast train experiment=tiny algorithm=grpo run_name=first": (
         "tests/e2e/test_replay.py::test_replay_reproduces_the_run"
     ),
+    "ballast train experiment=tiny_tools": (
+        "tests/e2e/test_tools.py::test_a_policy_calls_the_calculator_and_only_its_own_tokens_train"
+    ),
     "ballast train * rollout=replay *": (
         "tests/e2e/test_replay.py::test_two_algorithms_train_on_identical_batches"
     ),
