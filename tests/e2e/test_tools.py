@@ -15,7 +15,8 @@ def run(tmp_path_factory):
     """Two steps: folder, metrics of both."""
     folder = tmp_path_factory.mktemp("runs")
     command = [sys.executable, "-m", "orchestrator.cli", "train", "experiment=tiny_tools"]
-    command += ["trainer.total_steps=2", "data.eval_limit=8", f"output_dir={folder}"]
+    command += ["trainer.total_steps=2", "learner.optimizer.warmup_steps=0", "data.eval_limit=8"]
+    command += [f"output_dir={folder}"]
     done = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=900, check=False
     )
