@@ -432,22 +432,6 @@ def test_branches_are_rows_of_one_sample_that_train_what_each_sampled():
     assert [first.reward, second.reward, first.num_turns] == [1.0, 1.0, 2]
 
 
-@pytest.mark.parametrize(
-    ("include_prefill", "seen"), [(False, "xxx"), (True, "<think>\nxxx")], ids=["bare", "whole"]
-)
-def test_the_scorer_sees_what_the_template_opened_only_if_told(include_prefill, seen):
-    class Sees:
-        async def score(self, sample):
-            self.response = sample.response
-            return RewardResult(outcome="scored", reward=1.0)
-
-    rewards = Sees()
-    group = play(Engine({"g/0/1": 3}), rewards, samples=1, include_prefill=include_prefill)
-    (sibling,) = asyncio.run(group.run())
-    assert rewards.response == seen
-    assert sibling.response_text == "xxx"
-
-
 def test_a_rollout_whose_engine_dies_between_turns_is_played_again_from_its_first_token():
     """The pool gives the same request to another engine; see test_pool.py for the ledger's part."""
 
@@ -467,3 +451,19 @@ def test_a_rollout_whose_engine_dies_between_turns_is_played_again_from_its_firs
     assert [(one.outcome, one.num_turns) for one in siblings] == [("scored", 2)] * 2
     assert second.asked[:2] == first.asked[:2]  # the same prompts and seeds
     assert [name for name, _, _ in second.asked] == ["g/0/1", "g/1/1", "g/0/2", "g/1/2"]
+
+
+@pytest.mark.parametrize(
+    ("include_prefill", "seen"), [(False, "xxx"), (True, "<think>\nxxx")], ids=["bare", "whole"]
+)
+def test_the_scorer_sees_what_the_template_opened_only_if_told(include_prefill, seen):
+    class Sees:
+        async def score(self, sample):
+            self.response = sample.response
+            return RewardResult(outcome="scored", reward=1.0)
+
+    rewards = Sees()
+    group = play(Engine({"g/0/1": 3}), rewards, samples=1, include_prefill=include_prefill)
+    (sibling,) = asyncio.run(group.run())
+    assert rewards.response == seen
+    assert sibling.response_text == "xxx"
