@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import shutil
+import sys
 from dataclasses import replace
 
 import pytest
@@ -26,7 +27,9 @@ from workers.engines.vllm.engine import (
 from workers.models.tiny import build_tiny
 from workers.reward.base import RewardResult
 from workers.rollout.early_stop import EarlyStop
+from workers.rollout.endpoint.agent import Agent
 from workers.rollout.environments.contract import Outcome
+from workers.rollout.environments.guessing import Guessing
 from workers.rollout.environments.single_turn import SingleTurn
 from workers.rollout.group_play import GroupPlay
 from workers.rollout.limits import RolloutLimits
@@ -248,3 +251,63 @@ def test_ids_stay_as_they_were_sampled_where_the_tokenizer_would_merge_them(
         engine = torch.tensor(one.rollout_logprobs)[1:]
         assert (learner - engine)[mask].abs().max() < 1e-5
     assert merged > 0  # rendered again, these rows would have other ids
+
+
+# Knows OpenAI's completions and the rules of the game, and nothing of this project.
+GUESSER = """
+import json, os, re, urllib.request
+
+task = json.load(open(os.environ["BALLAST_TASK"]))
+history, hidden = task["prompt"], int(task["ground_truth"])
+for turn in range(3):
+    request = urllib.request.Request(
+        os.environ["OPENAI_BASE_URL"] + "/completions",
+        data=json.dumps({"model": "any", "prompt": history, "temperature": 0}).encode(),
+        headers={"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"]},
+    )
+    said = json.load(urllib.request.urlopen(request))["choices"][0]["text"]
+    found = re.search(r"[0-9]+", said)
+    if found and int(found[0]) == hidden:
+        break
+    history += said + ("?" if not found else "<" if int(found[0]) > hidden else ">")
+reward = float(bool(found) and int(found[0]) == hidden)
+json.dump({"reward": reward}, open(os.environ["BALLAST_RESULT"], "w"))
+"""
+
+
+def test_a_program_over_http_plays_the_bits_of_the_environment(worker, loop, tmp_path, monkeypatch):
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.1")
+    (tmp_path / "guesser.py").write_text(GUESSER)
+    command = f"{sys.executable} -S {tmp_path / 'guesser.py'}"
+    agent = Agent(command=command).prepare(worker._encoder.tokenizer)
+
+    async def played(environment, hidden):
+        # What is in the cache decides how a prompt is computed, to the last bit.
+        await worker._engine._live().reset_prefix_cache()
+        context = replace(
+            worker._context,
+            environment=environment,
+            limits=RolloutLimits(max_turns=3, max_turn_tokens=4),
+        )
+        game = request(
+            f"game {hidden}",
+            prompt="0-6?",
+            ground_truth=str(hidden),
+            num_samples=1,
+            sampling=Sampling(temperature=0.0, max_tokens=60),
+        )
+        (row,) = await GroupPlay(game, context).run()
+        return row
+
+    num_turns = []
+    for hidden in (77, 2):  # the first is never found
+        inside = loop.run_until_complete(played(Guessing(high=6), hidden))
+        outside = loop.run_until_complete(played(agent, hidden))
+        assert outside.outcome == "scored"
+        for column in (
+            *("tokens", "loss_mask", "rollout_logprobs", "weight_versions"),
+            *("reward", "num_turns"),
+        ):
+            assert getattr(outside, column) == getattr(inside, column), column
+        num_turns.append(inside.num_turns)
+    assert num_turns[0] == 3
