@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from algorithms.algorithm import Algorithm
 from conf.schema import TrainConfig
 from conf.tables.transports import AUTO, TRANSPORTS, Reach, Transport, any_of
-from orchestrator.planning import engine_memory, memory
+from orchestrator.planning import engine_memory, fitting, host_memory, memory
 from orchestrator.planning.architecture import architecture_of
 from orchestrator.planning.roles import Place, PlannedRole, roles_of
 from orchestrator.telemetry.counting import counted
@@ -32,6 +32,9 @@ def gpus_asked(roles: Sequence[PlannedRole]) -> list[tuple[str, float]]:
                 count = f"{engines} x {counted(role.devices, 'device')}"
             gpus = role.num_processes * role.devices * role.bundle_gpus
             terms.append((f"{count} x {role.bundle_gpus:g}", gpus))
+        elif role.place is Place.ANYWHERE and role.num_gpus:
+            count = counted(role.num_processes, f"{role.name} worker")
+            terms.append((f"{count} x {role.num_gpus:g}", role.num_processes * role.num_gpus))
     return terms
 
 
@@ -118,7 +121,7 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
             f"rollout.transport={chosen.name}: {chosen.limit}, and cluster={cluster.name} has "
             f"{cluster.num_nodes} nodes; choose {AUTO}, {far}"
         )
-    memory.check(config, roles)
+    fitting.check(config, roles)
 
 
 def _check_context(config: TrainConfig) -> None:
@@ -142,7 +145,8 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
     if cluster.gpu_memory_gib is not None:
         text += f", {cluster.gpu_memory_gib:g} GiB each"
     cache = engine_memory.describe_cache(config, roles)
-    return "\n".join([text, *memory.describe(config, roles), *cache])
+    host = host_memory.describe_host(config)
+    return "\n".join([text, *memory.describe(config, roles), *cache, *host])
 
 
 def describe_turns(config: TrainConfig) -> str:

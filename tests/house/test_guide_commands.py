@@ -54,6 +54,8 @@ ELSEWHERE = {
     "ballast train experiment=tiny algorithm=grpo run_name=first": (
         "tests/e2e/test_replay.py::test_replay_reproduces_the_run"
     ),
+    "ballast train experiment=tiny_vision": (
+        "tests/e2e/test_tiny_vision.py::test_colours_are_learned_from_pixels"
     "ballast train experiment=tiny_tools": (
         "tests/e2e/test_tools.py::test_a_policy_calls_the_calculator_and_only_its_own_tokens_train"
     ),

@@ -52,6 +52,7 @@ class RolloutContext:
     early_stop: EarlyStop | None
     spans: SpanLog
     scores_together: bool = False  # True if the scorer wants all siblings in one call
+    include_prefill: bool = False  # the scorer sees what the template opened of the response
 
 
 class GroupPlay:
@@ -184,11 +185,14 @@ class GroupPlay:
             return RewardResult(
                 outcome=SCORED, reward=float(ended.reward), parts=ended.parts, notes=ended.notes
             )
+        context, prompt = self._context, self._request.prompt
+        opened = context.encoder.prefill(prompt) if context.include_prefill else ""
         finished = RewardSample(
-            prompt=self._context.encoder.text(self._request.prompt),
-            response=_response(rollout, ended),
+            prompt=context.encoder.text(prompt),
+            response=opened + _response(rollout, ended),
             ground_truth=self._request.ground_truth,
             columns=dict(self._request.columns),
+            messages=() if isinstance(prompt, str) else tuple(prompt),
         )
         with self._context.spans.doing("wait_for_reward"):
             result = await self._scores.score(k, finished)
