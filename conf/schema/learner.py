@@ -65,6 +65,7 @@ class LearnerConfig:
         "auto"  # siblings compute their prompt once: true, false; auto: if they can
     )
     gradient_checkpointing: bool = False
+    router_balance: float = 0.0  # coefficient of the loss that balances a mixture's experts
     head_chunk: int | None = None  # rows of [chunk, vocabulary] held at a time; null: by device
     offload_optimizer: bool = False  # optimizer state in host memory; ZeRO 1 to 3
     offload_params: bool = False  # parameters in host memory; ZeRO 3
@@ -113,6 +114,12 @@ class LearnerConfig:
         for name in ("token_budget", "head_chunk", "max_skipped_steps"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"learner.{name}", value, "must be at least 1")
+        require(
+            self.router_balance >= 0,
+            "learner.router_balance",
+            self.router_balance,
+            "must not be negative",
+        )
         self.optimizer.check("learner.optimizer")
         choose("learner.shared_prefix", self.shared_prefix, ("auto", "true", "false"))
         choose("learner.attention", self.attention, ("varlen_sdpa", "flash_attention_2"))

@@ -12,6 +12,8 @@ from omegaconf import MISSING
 
 from conf.schema.checks import choose, require
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 @dataclass(kw_only=True)
 class TowerConfig:
@@ -102,7 +104,8 @@ class ModelConfig:
     name: str = MISSING
     path: str | None = None  # folder with config.json, safetensors and a tokenizer
     build: Any = None  # `_target_` of a function that returns such a folder (cached)
-    dtype: str = "auto"  # of the learner's forward and backward; weights stay float32
+    dtype: str = "auto"  # of the matrix products of learner, reference and critic
+    param_dtype: str = "auto"  # of their weights; the optimizer keeps float32 ones besides
     architecture: ArchitectureConfig | None = None  # null: read from the folder, if it is there
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     freeze: Any = None  # patterns of parameters that don't train; null: tower of a vision model
@@ -110,6 +113,7 @@ class ModelConfig:
     def check(self) -> None:
         """Raise a ValueError that names an impossible value and the remedy."""
         self.adapter.check()
+        self._check_dtypes()
         patterns = self.freeze
         require(
             patterns is None
@@ -118,7 +122,6 @@ class ModelConfig:
             patterns,
             "must be null or a list of name patterns, such as ['model.visual.*']; [] trains all",
         )
-        choose("model.dtype", self.dtype, ("auto", "float32", "bfloat16"))
         require(
             (self.path is None) != (self.build is None),
             "model.path",
@@ -127,3 +130,19 @@ class ModelConfig:
         )
         if self.architecture is not None:
             self.architecture.check()
+
+    def _check_dtypes(self) -> None:
+        choose("model.dtype", self.dtype, ("auto", *DTYPES))
+        choose("model.param_dtype", self.param_dtype, ("auto", *DTYPES))
+        require(
+            "auto" in (self.dtype, self.param_dtype) or self.param_dtype in ("float32", self.dtype),
+            "model.param_dtype",
+            self.param_dtype,
+            f"must be float32 or model.dtype={self.dtype}",
+        )
+        require(
+            self.dtype != "float16" or self.param_dtype in ("auto", "float16"),
+            "model.param_dtype",
+            self.param_dtype,
+            "must be float16 with model.dtype=float16, whose loss is scaled; or choose bfloat16",
+        )

@@ -151,3 +151,17 @@ def num_parameters(model: ArchitectureConfig) -> int:
     layer = attention + feed_forward + 2 * model.hidden_size
     embeddings = model.vocab_size * model.hidden_size * (1 if model.tied_embeddings else 2)
     return model.num_layers * layer + embeddings + model.hidden_size
+
+
+def layer_bytes_per_token(model: ArchitectureConfig, element: int, held: int = 4) -> float:
+    """Return the bytes that autograd saves for one token in one layer.
+
+    Norms are float32, all other tensors have elements of `element` bytes.
+    Two norms keep their input, their output and its cast, the feed-forward network four tensors of
+    size i, attention seven of size q (with keys and values repeated to all heads). Beside weights
+    of `held` = 2 bytes the output of a norm has 2 as well and needs no cast.
+    """
+    queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    norms = 2 * model.hidden_size * (8 if held == element == 4 else 10 if held == 4 else 6)
+    saved = 4 * model.intermediate_size + 7 * queries + (3 * (queries + keys) * model.qk_norm)
+    return norms + element * saved

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from algorithms.algorithm import Algorithm
 from conf.schema import TrainConfig
 from conf.tables.transports import AUTO, TRANSPORTS, Reach, Transport, any_of
-from orchestrator.planning import engine_memory, memory
+from orchestrator.planning import engine_memory, fitting, host_memory, memory
 from orchestrator.planning.architecture import architecture_of
 from orchestrator.planning.roles import Place, PlannedRole, roles_of
 from orchestrator.telemetry.counting import counted
@@ -121,7 +121,7 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
             f"rollout.transport={chosen.name}: {chosen.limit}, and cluster={cluster.name} has "
             f"{cluster.num_nodes} nodes; choose {AUTO}, {far}"
         )
-    memory.check(config, roles)
+    fitting.check(config, roles)
 
 
 def _check_context(config: TrainConfig) -> None:
@@ -145,7 +145,8 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
     if cluster.gpu_memory_gib is not None:
         text += f", {cluster.gpu_memory_gib:g} GiB each"
     cache = engine_memory.describe_cache(config, roles)
-    return "\n".join([text, *memory.describe(config, roles), *cache])
+    host = host_memory.describe_host(config)
+    return "\n".join([text, *memory.describe(config, roles), *cache, *host])
 
 
 def describe_turns(config: TrainConfig) -> str:

@@ -12,20 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 from conf.schema import AdapterConfig, ArchitectureConfig, TowerConfig, TrainConfig
-from orchestrator.planning.architecture import architecture_of, num_parameters
+from orchestrator.planning.architecture import (
+    architecture_of,
+    layer_bytes_per_token,
+    num_parameters,
+)
 from orchestrator.planning.roles import PlannedRole
 from workers.engines.model.head_rows import head_bytes
 from workers.engines.model.vision.names import KEPT_BYTES
+from workers.engines.zero.settings import LIVE_PARAMETERS
 
 GIB = 2**30
 # CUDA context, buffers of NCCL and cuBLAS, what the allocator can't reuse, and the chunk of a
 # weight publication, 1 GiB: of every process, by experience with 80 GB devices.
 RESERVE_BYTES = 4 * GIB
 PUBLISHED_CHUNK_BYTES = GIB  # of it; workers/weight_sync/builtin.py takes more for a larger tensor
-LIVE_PARAMETERS = 100_000_000  # that ZeRO-3 keeps gathered, workers/engines/zero/settings.py
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # What a role that takes turns keeps on the GPU out of turn, orchestrator/fleet/colocation.py.
 RESTING = {"rollout": ("reserve",), "learner": ("weights", "gradients", "reserve")}
@@ -82,19 +85,6 @@ def kv_bytes_per_token(model: ArchitectureConfig, config: TrainConfig) -> float:
     return 2 * model.num_layers * heads * model.head_dim * element
 
 
-def layer_bytes_per_token(model: ArchitectureConfig, element: int) -> float:
-    """Return the bytes that autograd saves for one token in one layer.
-
-    Norms are float32, all other tensors have elements of `element` bytes.
-    Two norms keep their input, their output and its cast, the feed-forward network four tensors of
-    size i, attention seven of size q (with keys and values repeated to all heads).
-    """
-    queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    norms = 2 * model.hidden_size * (8 + (element if element < 4 else 0))
-    saved = 4 * model.intermediate_size + 7 * queries + (3 * (queries + keys) * model.qk_norm)
-    return norms + element * saved
-
-
 def image_bytes(config: TrainConfig, tower: TowerConfig, *, trains: bool) -> float:
     """Return the bytes of a rank's images, if every token of its micro-batch is one of an image.
 
@@ -116,30 +106,35 @@ def policy_share(
 ) -> Share:
     """Return the share of one rank of the learner, or of a policy that only scores.
 
-    Weights, gradients and AdamW's moments are float32. From stage 1 on DeepSpeed keeps a second
-    float32 copy of the partition that it steps.
+    Gradients and AdamW's moments are float32. From stage 1 on, and beside weights of 16 bits,
+    DeepSpeed keeps a float32 copy of the partition that it steps.
     """
     learner = config.learner
     stage, parameters = learner.zero_stage, num_parameters(model)
     offloaded = learner.offload_params
     if not trains:
         stage, offloaded = config.reference.stage(learner), config.reference.offloads(learner)
-    weights = 4.0 * parameters / num_ranks if stage == 3 else 4.0 * parameters
+    held = ELEMENT_BYTES[config.model.param_dtype]
+    masters = held < 4 or stage >= 1
+    weights = float(held * parameters) / (num_ranks if stage == 3 else 1)
     whole = 4.0 * num_trained(config, model)
     divided = whole / num_ranks
     parts = {"weights": 0.0 if stage == 3 and offloaded else weights}
     if trains:
         on_device = not learner.offload_optimizer
         parts["gradients"] = divided if stage >= 2 else whole
-        parts["master weights"] = divided if stage >= 1 and on_device else 0.0
-        moments = 2 * (divided if stage >= 1 else whole)
+        if held < 4 and stage < 2:  # the backward pass's own, beside their float32 sum
+            parts["gradients"] += held * num_trained(config, model)
+        parts["master weights"] = divided if masters and on_device else 0.0
+        moments = 2 * (divided if masters else whole)
         parts["AdamW"] = moments if learner.optimizer.name == "adamw" and on_device else 0.0
-    widest = max(LIVE_PARAMETERS, model.vocab_size * model.hidden_size)
-    parts["gathered"] = 4.0 * min(parameters, widest) if stage == 3 else 0.0
+    widest = max(LIVE_PARAMETERS[True], model.vocab_size * model.hidden_size)
+    parts["gathered"] = float(held * min(parameters, widest)) if stage == 3 else 0.0
     element = ELEMENT_BYTES[config.model.dtype]
-    parts["bf16 weights"] = element * parameters if element < 4 and stage < 3 else 0.0
+    # Autocast keeps a copy of every weight that it rounds, from the forward pass to its end.
+    parts["bf16 weights"] = float(element * parameters) if element < held and stage < 3 else 0.0
     tokens = learner.token_budget / learner.sequence_parallel_size
-    one_layer = layer_bytes_per_token(model, element) * tokens
+    one_layer = layer_bytes_per_token(model, element, held) * tokens
     if not trains:
         kept = one_layer
     elif learner.gradient_checkpointing:
@@ -150,7 +145,9 @@ def policy_share(
     gpu_bytes = None if gpu is None else int(gpu * GIB)
     if trains:
         parts["publication"] = publication_bytes(config, model)
-    parts["activations"] = kept + head_bytes(model.vocab_size, gpu_bytes, learner.head_chunk)
+    parts["activations"] = kept + head_bytes(
+        model.vocab_size, gpu_bytes, learner.head_chunk, tokens=int(tokens)
+    )
     if model.tower is not None:
         parts["images"] = image_bytes(config, model.tower, trains=trains)
     parts["reserve"] = float(RESERVE_BYTES)
@@ -223,84 +220,6 @@ def shares(
 ) -> list[Share]:
     """Return the share of one process of every role that owns a part of a GPU."""
     return [share_of(config, model, role.name) for role in roles if role.num_gpus]
-
-
-def check(config: TrainConfig, roles: Sequence[PlannedRole]) -> None:
-    """Check that a GPU of `cluster.gpu_memory_gib` can hold the roles that share it.
-
-    Roles with less than a whole GPU share one, so their memory is added; for colocated roles, the
-    memory of each turn. Nothing is checked where the GPU's memory or the model's sizes are unknown,
-    except the key/value cache, which needs the model's sizes alone.
-
-    Raises:
-        ValueError: with the arithmetic and the setting to change.
-    """
-    model, have = architecture_of(config.model), config.cluster.gpu_memory_gib
-    if model is None:
-        return
-    _check_cache(config, model)
-    if have is None:
-        return
-    present = shares(config, model, roles)
-    fractional = {role.name for role in roles if role.num_gpus < 1}
-    shared = [share for share in present if share.role in fractional]
-    at_once = [*([share] for share in present if share not in shared), shared]
-    if config.cluster.colocated:
-        at_once = [
-            [share.resting() if share.role == role else share for share in present]
-            for role in ("rollout", "learner")
-        ]
-    for together in at_once:
-        total = sum(share.total for share in together)
-        if total > have * GIB:
-            raise ValueError(
-                f"cluster={config.cluster.name} can't hold {config.model.name} "
-                f"({num_parameters(model) / 1e9:.2f} B parameters): "
-                f"{'; '.join(map(str, together))}; that is {total / GIB:.1f} GiB on one GPU of "
-                f"{have:g} GiB. {_remedy(config, model, together)}"
-            )
-
-
-def _check_cache(config: TrainConfig, model: ArchitectureConfig) -> None:
-    rollout = config.rollout
-    needed = kv_bytes_per_token(model, config) * rollout.max_model_len / GIB
-    if rollout.kv_cache_gib is not None and rollout.kv_cache_gib < needed:
-        raise ValueError(
-            f"rollout.kv_cache_gib={rollout.kv_cache_gib:g} can't hold one sequence: "
-            f"{kv_bytes_per_token(model, config) / 1024:g} KiB per token x rollout.max_model_len="
-            f"{rollout.max_model_len} = {needed:.2f} GiB; raise it, or choose a cluster= of GPUs"
-        )
-
-
-def _remedy(config: TrainConfig, model: ArchitectureConfig, together: list[Share]) -> str:
-    """Find the fewest settings of the learner with which the roles fit, in the order of price."""
-    have = (config.cluster.gpu_memory_gib or 0.0) * GIB
-    if all(share.role == "rollout" for share in together):
-        return (
-            "Lower rollout.kv_cache_gib, raise rollout.tensor_parallel_size, or choose a cluster= "
-            "with larger GPUs"
-        )
-    engines = sum(share.total for share in together if share.role == "rollout")
-    learner, changes = config.learner, dict[str, Any]()
-    candidates: list[dict[str, Any]] = [{"gradient_checkpointing": True}, {"zero_stage": 3}]
-    candidates += [{"num_ranks": learner.num_ranks * 2**k} for k in range(1, 11)]
-    for more in candidates:
-        changes |= {name: value for name, value in more.items() if getattr(learner, name) != value}
-        # The critic takes these settings from the learner, unless it was given its own.
-        trial = replace(
-            config,
-            learner=replace(learner, **changes),
-            critic=replace(config.critic, **changes),
-        )
-        total = engines + sum(
-            share_of(trial, model, share.role).total
-            for share in together
-            if share.role != "rollout"
-        )
-        if total <= have:
-            words = " ".join(f"learner.{name}={value}" for name, value in changes.items())
-            return f"{words.replace('True', 'true')} would fit: {total / GIB:.1f} GiB"
-    return "Choose a smaller model=, or a cluster= with larger GPUs"
 
 
 def describe(config: TrainConfig, roles: Sequence[PlannedRole]) -> list[str]:

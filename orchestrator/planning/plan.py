@@ -149,6 +149,7 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
         ("roles", ", ".join(role.title for role in roles_of(config, algorithm))),
         ("model", config.model.path or f"{config.model.name} (built on first use)"),
         ("data", _describe_data(config.data)),
+        *_images(config.data),
         (
             "step",
             f"{counted(trainer.prompts_per_step, 'prompt')} x "
@@ -193,6 +194,15 @@ def _algorithm_rows(algorithm: Algorithm) -> list[tuple[str, str]]:
     ]
 
 
+def _images(data: DataConfig) -> list[tuple[str, str]]:
+    """Return the row about images, where prompts show them."""
+    if data.image_column is None:
+        return []
+    limit, most = data.images.max_pixels, data.images.max_per_prompt
+    size = "as large as the model takes" if limit is None else f"scaled to {limit} pixels at most"
+    return [("images", f"column {data.image_column}, {most} a prompt at most, {size}")]
+
+
 def _rollout(config: TrainConfig) -> str:
     rollout = config.rollout
     if rollout.replay.replays:
@@ -229,7 +239,7 @@ def _learner_rows(config: TrainConfig, algorithm: Algorithm) -> list[tuple[str, 
         (
             "learner",
             f"{counted(learner.num_ranks, 'rank')}, ZeRO-{learner.zero_stage}, "
-            f"{_arithmetic(config.model.dtype, config.cluster.learner)}, "
+            f"{_arithmetic(config.model.dtype, config.cluster.learner)}{_rounded(config)}, "
             f"{learner.optimizer.name} lr {learner.optimizer.lr:g}",
         ),
         ("prefixes", shared_prefix.describe(shared_prefix.planned(config, algorithm))),
@@ -242,6 +252,11 @@ def _arithmetic(dtype: str, role: RoleConfig) -> str:
     """Return a type, with the reason for or against it on this machine."""
     why = precision.reason(dtype, role.num_gpus)
     return f"{dtype} ({why})" if why else dtype
+
+
+def _rounded(config: TrainConfig) -> str:
+    kept = config.model.param_dtype
+    return "" if kept == "float32" else f" weights of {kept} under float32 master weights"
 
 
 def _oversample(config: TrainConfig) -> str:

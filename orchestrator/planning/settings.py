@@ -15,7 +15,8 @@ from orchestrator.planning.sources import image_limits, model_folder
 from workers.data.images.settings import is_vision_model
 from workers.engines.model.lora_settings import LoraSettings, adapted_leaves, linear_names
 from workers.engines.vllm.settings import VLLMSettings
-from workers.engines.zero.settings import ExportDtype, OptimizerSettings, ZeroSettings
+from workers.engines.zero.settings import Dtype, ExportDtype, OptimizerSettings, ZeroSettings
+from workers.models.vocabulary import known_ids
 from workers.rollout.early_stop import EarlyStop
 
 
@@ -80,6 +81,7 @@ def vllm_settings(
         recompute_kv=recompute_kv,
         enable_prefix_caching=recompute_kv,  # or a new prompt would be given stale keys and values
         seed=config.seed,
+        known_ids=_known_ids(model_path),
         weight_transfer_backend=transport,
         engine_id=engine_id,
         **_adapter_slots(config, model_path),
@@ -97,7 +99,8 @@ def policy_settings(config: TrainConfig, model_path: str, *, trains: bool) -> Ze
     return ZeroSettings(
         model=model_path,
         zero_stage=learner.zero_stage if trains else reference.stage(learner),
-        dtype="bf16" if config.model.dtype == "bfloat16" else "float32",
+        dtype=cast("Dtype", config.model.dtype),
+        param_dtype=cast("Dtype", config.model.param_dtype),
         optimizer=optimizer_settings(config) if trains else None,
         adapter=adapter_settings(config) if trains else None,
         freeze=None if config.model.freeze is None else tuple(config.model.freeze),
@@ -105,6 +108,8 @@ def policy_settings(config: TrainConfig, model_path: str, *, trains: bool) -> Ze
         gradient_checkpointing=learner.gradient_checkpointing,
         attention=learner.attention,
         longest=config.rollout.max_model_len,
+        known_ids=_known_ids(model_path),
+        router_balance=learner.router_balance if trains else 0.0,
         head_chunk=learner.head_chunk,
         sequence_parallel_size=learner.sequence_parallel_size,
         offload_optimizer=learner.offload_optimizer and trains,
@@ -121,7 +126,8 @@ def critic_settings(config: TrainConfig, critic_path: str) -> ZeroSettings:
     return ZeroSettings(
         model=critic_path,
         zero_stage=critic.zero_stage,
-        dtype="bf16" if config.model.dtype == "bfloat16" else "float32",
+        dtype=cast("Dtype", config.model.dtype),
+        param_dtype=cast("Dtype", config.model.param_dtype),
         optimizer=_optimizer(
             critic.optimizer, total_steps=config.trainer.total_steps * critic.num_updates
         ),
@@ -153,6 +159,12 @@ def adapter_settings(config: TrainConfig) -> LoraSettings | None:
         publish="adapter" if adapter.publish == "adapter" else "merged",
         seed=config.seed,
     )
+
+
+def _known_ids(model_path: str) -> int | None:
+    """Return the ids that can be sampled, where the folder is there and the head has others."""
+    folder = Path(model_path)
+    return known_ids(folder) if folder.is_dir() else None
 
 
 def publishes_all(config: TrainConfig) -> bool:

@@ -266,6 +266,27 @@ LEARNER = (
     ),
 )
 
+SCALED = _metrics(
+    "updates of model.dtype=float16",
+    ("learner/loss_scale", "1", "the loss is multiplied by it; an overflow halves it"),
+    ("critic/loss_scale", "1", "the same of the critic"),
+)
+
+ROUTERS = (
+    *_metrics(
+        "updates of a mixture of experts",
+        (
+            "router/load_ratio",
+            "1",
+            "tokens of the busiest expert over the mean, mean of layers and micro-batches",
+        ),
+    ),
+    *_metrics(
+        "updates with learner.router_balance",
+        ("router/balance", "1", "balancing loss before its coefficient: 1 where even"),
+    ),
+)
+
 CRITIC = _metrics(
     "steps of an algorithm with a critic",
     ("critic/value_mean", "reward", "of trained tokens, before the step's updates"),
@@ -432,6 +453,8 @@ GLOSSARY: tuple[Metric, ...] = (
     *CREDIT,
     *POLICY,
     *LEARNER,
+    *SCALED,
+    *ROUTERS,
     *CRITIC,
     *ADAPTATION,
     *PUBLICATION,

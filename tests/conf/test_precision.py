@@ -68,3 +68,21 @@ def test_the_plan_says_why(on, capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "ZeRO-0, float32 (this CPU would emulate bfloat16)" in text
     assert "bfloat16 (this CPU emulates bfloat16, slowly: choose auto or float32)" in text
+
+
+def test_weights_stay_float32_unless_they_are_named(on, capsys):
+    on(SAPPHIRE_RAPIDS)
+    _, config = compose(["model.dtype=bfloat16"])
+    assert config.model.param_dtype == "float32"
+    _, config = compose(["model.dtype=bfloat16", "model.param_dtype=bfloat16"])
+    assert config.model.param_dtype == "bfloat16"
+    overrides = ["model.dtype=bfloat16", "model.param_dtype=bfloat16"]
+    assert main(["train", "--dry-run", *overrides]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "weights of bfloat16 under float32 master weights" in text
+    _, config = compose(["model.dtype=float16"])
+    assert config.model.param_dtype == "float16"
+    with pytest.raises(ConfigError, match=r"must be float16 with model\.dtype=float16"):
+        compose(["model.dtype=float16", "model.param_dtype=float32"])
+    with pytest.raises(ConfigError, match=r"must be float32 or model\.dtype=float32"):
+        compose(["model.dtype=float32", "model.param_dtype=bfloat16"])

@@ -184,7 +184,9 @@ def test_offloaded_optimizer_trains_the_same(
 def test_bf16_products_keep_float32_weights(
     device: torch.device, folder: Path, group: ProcessGroupSettings, stage: int
 ) -> None:
-    exact, rounded = (engine_of(folder, group, stage, dtype=dtype) for dtype in ("float32", "bf16"))
+    exact, rounded = (
+        engine_of(folder, group, stage, dtype=dtype) for dtype in ("float32", "bfloat16")
+    )
     gap = abs(exact.probe([[3, 9, 4, 11, 7]])[0] - rounded.probe([[3, 9, 4, 11, 7]])[0]).max()
     assert 0 < gap < 0.1
     norms = train(exact), train(rounded)

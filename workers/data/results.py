@@ -48,6 +48,7 @@ class UpdateResult:
         lr: learning rate of the update.
         skipped: True if the gradient was not finite; no weight changed.
         non_finite: names of the tensors whose gradient was not finite.
+        loss_scale: by which the loss was multiplied; None where the weights are not float16.
     """
 
     metrics: dict[str, float]
@@ -55,6 +56,7 @@ class UpdateResult:
     lr: float
     skipped: bool
     non_finite: tuple[str, ...] = ()
+    loss_scale: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -36,6 +36,8 @@ def merged_metrics(updates: Sequence[UpdateResult], *, area: str) -> dict[str, f
             f"{area}/grad_norm": update.grad_norm,
             f"{area}/lr": update.lr,
         }
+        if update.loss_scale is not None:
+            own[f"{area}/loss_scale"] = update.loss_scale
         for name, value in own.items():
             values.setdefault(name, []).append(value)
     skipped = float(len(updates) - len(applied))

@@ -1,10 +1,11 @@
 """Tiny causal language model with random weights, saved as an ordinary Hugging Face folder.
 
-It is the real architecture in small (Llama or Qwen3, loadable by transformers, vLLM and
-DeepSpeed), not a test double. `warm_start` optionally trains it a little on a task by plain
-supervised learning, for tasks whose reward random weights never meet. Data flows from a handful of
-sizes and a seed to a folder, or from a folder and examples to a second folder. Runs in the driver,
-before anything starts, and in `ballast model`. Trains by no reward.
+It is the real architecture in small (Llama, Qwen3, or the mixtures of experts Qwen3-MoE and
+Mixtral, loadable by transformers, vLLM and DeepSpeed), not a test double. `warm_start` optionally
+trains it a little on a task by plain supervised learning, for tasks whose reward random weights
+never meet. Data flows from a handful of sizes and a seed to a folder, or from a folder and examples
+to a second folder. Runs in the driver, before anything starts, and in `ballast model`. Trains by no
+reward.
 """
 
 from __future__ import annotations
@@ -23,10 +24,14 @@ from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from workers.models.cache import (
@@ -38,7 +43,8 @@ from workers.models.cache import (
 )
 from workers.models.tokenizer import VOCABULARY, build_tokenizer
 
-ARCHITECTURES = ("llama", "qwen3")
+MIXTURES = ("qwen3_moe", "mixtral")
+ARCHITECTURES = ("llama", "qwen3", *MIXTURES)
 MIN_HEAD_SIZE = 32  # the smallest that vLLM's CPU attention accepts
 
 
@@ -53,6 +59,8 @@ def build_tiny(
     intermediate_size: int = 352,
     max_position_embeddings: int = 512,
     tie_word_embeddings: bool = True,
+    num_experts: int = 4,
+    experts_per_token: int = 2,
     seed: int = 0,
 ) -> Path:
     """Build a float32 model and its tokenizer at `path`; do nothing if it is already there.
@@ -62,14 +70,17 @@ def build_tiny(
 
     Args:
         path: the folder to write, one in the cache named after the arguments if None.
-        architecture: "llama" or "qwen3" (adds normalised queries and keys).
+        architecture: "llama", "qwen3" (adds normalised queries and keys), "qwen3_moe" or "mixtral".
         hidden_size: width; a multiple of `head_size`.
         num_layers: decoder layers.
         head_size: at least 32, which vLLM needs.
         num_kv_heads: key/value heads, None for as many as query heads.
-        intermediate_size: width of the gated MLP.
+        intermediate_size: width of the gated MLP, or of each expert; of an expert a multiple of 32,
+            which vLLM's CPU kernel needs.
         max_position_embeddings: longest sequence in tokens, prompt and response together.
         tie_word_embeddings: True where the head shares the embedding matrix.
+        num_experts: of a mixture; other architectures have none.
+        experts_per_token: of them that each token passes.
         seed: of the random weights; torch's global generator is left as it was.
 
     Returns:
@@ -91,6 +102,8 @@ def build_tiny(
         "vocabulary": "".join(VOCABULARY),
         "seed": seed,
     }
+    if architecture in MIXTURES:
+        recipe |= {"num_experts": num_experts, "experts_per_token": experts_per_token}
     _validate(recipe)
 
     def write(folder: Path) -> None:
@@ -204,6 +217,9 @@ def _validate(recipe: dict[str, Any]) -> None:
     for name in ("hidden_size", "num_layers", "intermediate_size", "max_position_embeddings"):
         if recipe[name] < 1:
             raise ValueError(f"{name} must be at least 1, got {recipe[name]}")
+    chosen, experts = recipe.get("experts_per_token", 1), recipe.get("num_experts", 1)
+    if not 1 <= chosen <= experts:
+        raise ValueError(f"experts_per_token={chosen} must be from 1 to num_experts={experts}")
     if recipe["head_size"] < MIN_HEAD_SIZE:
         raise ValueError(
             f"head_size must be at least {MIN_HEAD_SIZE} (vLLM refuses less), got "
@@ -236,6 +252,14 @@ def _random_model(recipe: dict[str, Any], tokenizer: PreTrainedTokenizerBase) ->
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
+    chosen = {"num_experts_per_tok": recipe.get("experts_per_token")}
+    if recipe["architecture"] == "qwen3_moe":
+        widths = {"moe_intermediate_size": sizes["intermediate_size"], "norm_topk_prob": True}
+        config = Qwen3MoeConfig(**sizes, **widths, **chosen, num_experts=recipe["num_experts"])
+        return Qwen3MoeForCausalLM(config).float()
+    if recipe["architecture"] == "mixtral":
+        config = MixtralConfig(**sizes, **chosen, num_local_experts=recipe["num_experts"])
+        return MixtralForCausalLM(config).float()
     if recipe["architecture"] == "qwen3":
         return Qwen3ForCausalLM(Qwen3Config(**sizes)).float()
     return LlamaForCausalLM(LlamaConfig(**sizes)).float()

@@ -24,6 +24,20 @@ def vocab_size(folder: Path) -> int | None:
     return None if size is None else int(size)
 
 
+def known_ids(folder: Path) -> int | None:
+    """Return the number of ids that a text can have, where the model's head has more.
+
+    Heads are padded to a round size: Qwen2.5's has 152,064 rows over a tokenizer of 151,665 ids.
+    None where all rows have an id, or the tokenizer can't be read.
+    """
+    size = vocab_size(folder)
+    if size is None or not (folder / TOKENIZER).exists():
+        return None
+    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    known = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    return known if 0 < known < size else None
+
+
 def tokenizer_digest(folder: Path) -> str | None:
     """Return the SHA-256 of the tokenizer's map from text to ids; None where it can't be read."""
     if not (folder / TOKENIZER).exists():

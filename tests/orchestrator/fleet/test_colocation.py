@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from conf.compose import ConfigError, compose
 from conf.schema import TrainConfig
 from orchestrator.fleet.colocation import Colocation, sleep_engines
-from orchestrator.planning import engine_memory, memory, plan
+from orchestrator.planning import engine_memory, fitting, plan
 from orchestrator.planning.placement import bundles
 from orchestrator.planning.roles import PlannedRole, roles_of
 from orchestrator.planning.settings import vllm_settings
@@ -172,12 +172,12 @@ def test_memory_is_that_of_one_turn() -> None:
     """1.5 B parameters: 39.3 GiB to learn and 38.9 to sample fit 60 GiB in turn, not at once."""
     sizes = ["cluster=gpu_1_colocated", "model=qwen25_1_5b", "cluster.gpu_memory_gib=60"]
     sizes += ["rollout.kv_cache_gib=32"]
-    memory.check(*planned(*sizes))
+    fitting.check(*planned(*sizes))
     with pytest.raises(ValueError, match=r"that is 78\.2 GiB on one GPU of 60 GiB"):
-        memory.check(*planned(*sizes, "cluster.colocated=false"))
+        fitting.check(*planned(*sizes, "cluster.colocated=false"))
     # In the engines' turn the learner keeps weights and gradients: 38.9 + 15.5.
     with pytest.raises(ValueError, match=r"that is 54\.\d GiB on one GPU of 50 GiB"):
-        memory.check(*planned(*sizes, "cluster.gpu_memory_gib=50"))
+        fitting.check(*planned(*sizes, "cluster.gpu_memory_gib=50"))
 
 
 def test_an_engine_takes_what_the_resting_learner_leaves_it() -> None:

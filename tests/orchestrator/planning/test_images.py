@@ -1,6 +1,8 @@
 """Images are checked before a run starts: the model takes them, and rows can be sent."""
 
 import json
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from conf.compose import compose
-from conf.schema import TrainConfig
+from conf.schema import DataConfig, TrainConfig
+from conf.schema.data import ImagesConfig
 from orchestrator.planning.inspection import inspect
 from orchestrator.planning.settings import policy_settings, vllm_settings
 from orchestrator.planning.sources import (
@@ -32,6 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_vision(tmp_path_factory.mktemp("models") / "tiny")
 
 
+@cache
 def config_of(*overrides: str) -> TrainConfig:
     return compose(["experiment=tiny_vision", *overrides])[1]
 
@@ -83,13 +87,15 @@ def test_inspection_shows_each_image_and_names_each_row_without_one(
 def test_a_model_of_text_alone_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
     with pytest.raises(ValueError, match=r"data\.image_column=image: .* is a model of text alone"):
-        check_shown(tmp_path, config_of().data)
-    check_shown(tmp_path, config_of("data.image_column=null").data)
+        check_shown(tmp_path, DataConfig(image_column="image"))
+    check_shown(tmp_path, DataConfig())
 
 
 def test_a_model_that_takes_no_image_of_that_size_is_refused(tmp_path: Path) -> None:
+    data = DataConfig(image_column="image", images=ImagesConfig(max_pixels=3000))
+    folder = idefics_folder(tmp_path)
     with pytest.raises(ValueError, match=r"data\.images\.max_pixels=3000 is below the smallest"):
-        check_shown(idefics_folder(tmp_path), config_of("data.images.max_pixels=3000").data)
+        check_shown(folder, data)
 
 
 def test_engines_and_ranks_get_the_same_limits(folder: Path) -> None:
@@ -97,20 +103,14 @@ def test_engines_and_ranks_get_the_same_limits(folder: Path) -> None:
     engine = vllm_settings(config, str(folder), engine_id=0, transport="shm")
     assert engine.images == ImageLimits(max_pixels=6272, max_per_prompt=2)
     assert policy_settings(config, str(folder), trains=True).max_pixels == 6272
-    plain = config_of("data.image_column=null")
+    plain = replace(config, data=replace(config.data, image_column=None))
     assert vllm_settings(plain, str(folder), engine_id=0, transport="shm").images is None
 
 
-@pytest.mark.parametrize(
-    ("override", "key"),
-    [
-        ("data.images.max_pixels=0", "max_pixels"),
-        ("data.images.max_per_prompt=0", "max_per_prompt"),
-    ],
-)
-def test_impossible_limits_are_named(override: str, key: str) -> None:
+@pytest.mark.parametrize("key", ["max_pixels", "max_per_prompt"])
+def test_impossible_limits_are_named(key: str) -> None:
     with pytest.raises(ValueError, match=rf"data\.images\.{key}=0.* must be at least 1"):
-        config_of(override)
+        ImagesConfig(**{key: 0}).check()
 
 
 def test_a_held_out_set_with_images_needs_a_model_that_takes_them(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
 
 from conf.compose import ConfigError, compose
 from conf.schema import ArchitectureConfig
-from orchestrator.planning import capacity, engine_memory, memory, plan
+from orchestrator.planning import architecture, capacity, engine_memory, memory, plan
 from orchestrator.planning.architecture import architecture_of, num_parameters
 from orchestrator.planning.roles import roles_of
 from orchestrator.planning.settings import vllm_settings
@@ -69,19 +69,26 @@ def test_parameters_are_those_that_transformers_counts(model):
     assert f"{counted / 1e9:.2f} B parameters" in said
 
 
-@pytest.mark.parametrize(("qk_norm", "autocast"), [(True, None), (False, torch.bfloat16)])
-def test_activations_are_those_that_autograd_saves(qk_norm, autocast):
+@pytest.mark.parametrize(
+    ("qk_norm", "autocast", "held"),
+    [
+        (True, None, torch.float32),
+        (False, torch.bfloat16, torch.float32),
+        (False, None, torch.bfloat16),
+    ],
+)
+def test_activations_are_those_that_autograd_saves(qk_norm, autocast, held):
     """Bytes saved per layer and token, the difference of two layers and one."""
     size = replace(SMALL, qk_norm=qk_norm, attention_bias=not qk_norm)
-    one, two = (saved_bytes(replace(size, num_layers=layers), autocast) for layers in (1, 2))
+    one, two = (saved_bytes(replace(size, num_layers=n), autocast, held) for n in (1, 2))
     measured = (two - one) / TOKENS
-    estimate = memory.layer_bytes_per_token(size, 4 if autocast is None else 2)
+    estimate = architecture.layer_bytes_per_token(size, (autocast or held).itemsize, held.itemsize)
     assert estimate == pytest.approx(measured, rel=0.1)
 
 
-def saved_bytes(size: ArchitectureConfig, autocast: torch.dtype | None) -> int:
+def saved_bytes(size: ArchitectureConfig, autocast: torch.dtype | None, held: torch.dtype) -> int:
     """Distinct storage that one forward pass keeps for its backward pass, weights aside."""
-    model = built(size)
+    model = built(size).to(held)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
 
@@ -203,10 +210,10 @@ def test_a_model_too_large_is_refused_with_the_sum():
     assert "cluster=gpu_2 can't hold qwen25_7b (7.62 B parameters)" in message
     # 4 x 28.37 (weights, gradients, masters, and AdamW twice) = 141.85, gathered 2.03
     assert (
-        "weights 28.4 + gradients 28.4 + master weights 28.4 + AdamW 56.7 + gathered 2.0" in message
+        "weights 28.4 + gradients 28.4 + master weights 28.4 + AdamW 56.7 + gathered 3.7" in message
     )
     assert "on one GPU of 80 GiB" in message
-    assert "learner.num_ranks=4 would fit" in message
+    assert "model.param_dtype=bfloat16 learner.num_ranks=2 would fit" in message
 
 
 def test_a_cache_of_what_is_left_needs_room_for_one_sequence():

@@ -58,6 +58,13 @@ def test_the_rule_decides_whether_a_reference_runs(overrides, roles):
     assert ("reference" in planned(*overrides)["roles"]) == ("ref" in roles)
 
 
+def test_a_run_with_images_says_which_and_how_large():
+    assert planned("data=colours", "rollout.max_model_len=64")["images"] == (
+        "column image, 1 a prompt at most, scaled to 3136 pixels at most"
+    )
+    assert "images" not in planned()
+
+
 def test_overlong_shaping_follows_the_budget():
     assert "max_length=5" in planned("algorithm=dapo")["algorithm"]
 

@@ -7,7 +7,7 @@ from hydra.utils import instantiate
 
 from conf.compose import compose
 from orchestrator.cli.parser import main
-from orchestrator.planning import capacity, memory, plan
+from orchestrator.planning import capacity, fitting, memory, plan
 from orchestrator.planning.placement import bundles
 from orchestrator.planning.roles import role_named, roles_of
 from orchestrator.planning.settings import critic_settings, optimizer_settings
@@ -98,7 +98,7 @@ def test_a_shared_critic_is_counted_in_the_memory_of_the_learners_gpu():
     assert 0 < published < 2**31
     assert parts["critic"] == {k: v for k, v in parts["learner"].items() if k != "publication"}
     with pytest.raises(ValueError, match="learner: .*; critic: "):
-        memory.check(config, roles)
+        fitting.check(config, roles)
 
 
 def test_schedules_count_the_steps_that_each_takes():

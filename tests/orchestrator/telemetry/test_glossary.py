@@ -96,6 +96,7 @@ UPDATES = {
     "{}/{}": {"loss", "num_tokens"},  # what an update counts without an area
     "{}/grad_norm": {"grad_norm"},
     "{}/lr": {"lr"},
+    "{}/loss_scale": {"loss_scale"},
     "{}/skipped_updates": {"skipped_updates"},
 }
 

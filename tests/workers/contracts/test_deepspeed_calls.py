@@ -8,6 +8,8 @@ from typing import Any
 
 import deepspeed
 import pytest
+import torch
+from deepspeed.runtime import bf16_optimizer
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.zero import stage3, stage_1_and_2
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
@@ -20,6 +22,12 @@ from workers.engines.zero.settings import OptimizerSettings, ZeroSettings, deeps
 CASES = {
     "stage 0": {"zero_stage": 0},
     "stage 2": {"zero_stage": 2},
+    "stage 2, weights of bfloat16": {"zero_stage": 2, "param_dtype": "bfloat16"},
+    "stage 3, weights of float16": {
+        "zero_stage": 3,
+        "dtype": "float16",
+        "param_dtype": "float16",
+    },
     "stage 2, optimizer on the host": {"zero_stage": 2, "offload_optimizer": True},
     "stage 3": {"zero_stage": 3},
     "stage 3, all on the host": {
@@ -33,7 +41,7 @@ CASES = {
 
 def settings_of(case: dict[str, Any]) -> ZeroSettings:
     optimizer = case.get("optimizer", OptimizerSettings(lr=1e-6))
-    return ZeroSettings(**{"model": "m", "dtype": "bf16", **case, "optimizer": optimizer})
+    return ZeroSettings(**{"model": "m", "dtype": "bfloat16", **case, "optimizer": optimizer})
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -46,6 +54,19 @@ def test_deepspeed_reads_what_we_mean(case: dict[str, Any]) -> None:
         found = getattr(read.zero_config, f"offload_{part}")
         wanted = case.get(name, False)
         assert (found is not None and found.device == OffloadDeviceEnum.cpu) == wanted, name
+
+
+def test_a_gpu_overlaps_gathers_ahead_and_sums_in_float32() -> None:
+    case = {"zero_stage": 3, "param_dtype": "bfloat16"}
+    on_cpu, on_gpu = (
+        DeepSpeedConfig(deepspeed_config(settings_of(case), on_gpu=on_gpu))
+        for on_gpu in (False, True)
+    )
+    zero = on_gpu.zero_config
+    assert (on_cpu.zero_config.overlap_comm, zero.overlap_comm) == (False, True)
+    assert (zero.prefetch_bucket_size, zero.max_live_parameters) == (50_000_000, 1_000_000_000)
+    assert on_gpu.bfloat16_config.enabled
+    assert (on_gpu.grad_accum_dtype, on_gpu.communication_data_type) == ("fp32", torch.float32)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -90,6 +111,6 @@ def test_every_tensor_of_a_parameters_mapping_is_moved_or_none_of_the_optimizers
 
 
 def test_master_weights_have_these_names() -> None:
-    sources = {1: stage_1_and_2, 2: stage_1_and_2, 3: stage3}
-    for stage, name in MASTER_WEIGHTS.items():
-        assert f"self.{name}" in inspect.getsource(sources[stage]), (stage, name)
+    sources = (bf16_optimizer, stage_1_and_2, stage3)
+    for source, name in zip(sources, MASTER_WEIGHTS, strict=True):
+        assert f"self.{name}" in inspect.getsource(source), name

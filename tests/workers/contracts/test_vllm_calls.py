@@ -19,6 +19,9 @@ from workers.weight_sync.transport import trainer_endpoint
 pytest.importorskip("vllm")
 from vllm.distributed.device_communicators import pynccl, pynccl_wrapper
 from vllm.distributed.weight_transfer import ipc_engine, nccl_common, nccl_engine, packed_tensor
+from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import (
+    UnquantizedFusedMoEMethod,
+)
 from vllm.utils.import_utils import resolve_obj_by_qualname
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import AsyncMPClient
@@ -225,3 +228,12 @@ def test_the_ends_of_ipc() -> None:
         names=["a"], dtype_names=["bfloat16"], shapes=[[1]], ipc_handles={}, tensor_sizes=[2]
     )
     assert update.ipc_handles == {}
+
+
+def test_vllm_still_packs_experts_only_when_they_are_first_loaded() -> None:
+    """Were it to pack a reload as well, the mend would pack twice."""
+    source = inspect.getsource(UnquantizedFusedMoEMethod._setup_kernel)
+    condition, _, guarded = source.partition("if not is_weight_update:")
+    assert "is_weight_update = self.moe_kernel is not None" in condition
+    assert "fused_experts.process_weights_after_loading(layer)" in guarded
+    assert "fused_experts" not in condition

@@ -433,7 +433,7 @@ def test_branches_are_rows_of_one_sample_that_train_what_each_sampled():
 
 
 def test_a_rollout_whose_engine_dies_between_turns_is_played_again_from_its_first_token():
-    """The pool gives the same request to another engine; see test_pool.py for the ledger's part."""
+    """The pool gives the same request to another engine, and the first one's group never ends."""
 
     class Dies(Engine):
         async def generate(self, tokens, *, request_id, **rest):

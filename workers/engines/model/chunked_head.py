@@ -259,6 +259,7 @@ class ChunkedHead(nn.Module):
         self.bias = bias
         self.scale, self.softcap = scale, softcap
         self.chunk_rows = chunk_rows
+        self.known_ids: int | None = None  # the rest of the rows, which no text has, is left out
 
     def forward(
         self,
@@ -276,9 +277,9 @@ class ChunkedHead(nn.Module):
             return F.linear(hidden, self.weight, self.bias)
         return chunked_logprobs(
             hidden,
-            self.weight,
+            self.weight[: self.known_ids],
             targets,
-            bias=self.bias,
+            bias=None if self.bias is None else self.bias[: self.known_ids],
             temperature=temperature,
             scale=self.scale,
             softcap=self.softcap,

@@ -25,8 +25,17 @@ from workers.data.images.packed import PackedImages
 from workers.data.packing import PackedBatch
 from workers.data.shared_prefixes import SharedPrefixes
 from workers.engines.model.attention import VARLEN_SDPA, check_attention
-from workers.engines.model.packed_model import PackedModel, check_model_folder
+from workers.engines.model.families.model_folder import check_model_folder, read_model
+from workers.engines.model.packed_model import PackedModel
 from workers.engines.model.vision.support import check_critic
+
+
+class ValueHead(nn.Linear):
+    """Scalar head that computes in float32, also where its weights were rounded to 16 bits."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Compute the values [M, 1] of hidden states [M, H]."""
+        return nn.functional.linear(hidden.float(), self.weight.float(), self.bias.float())
 
 
 class CriticModel(PackedModel):
@@ -49,7 +58,7 @@ class CriticModel(PackedModel):
     ) -> None:
         super().__init__(model, attention=attention, autocast=autocast, longest=longest)
         width = model.config.get_text_config().hidden_size
-        self.value_head = nn.Linear(width, 1, dtype=torch.float32)
+        self.value_head = ValueHead(width, 1, dtype=torch.float32)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
 
@@ -104,11 +113,14 @@ def load_critic_model(
     folder: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
     attention: str = VARLEN_SDPA,
     autocast: torch.dtype | None = None,
     longest: int | None = None,
 ) -> CriticModel:
     """Read the backbone of a Hugging Face model folder, without a head that the folder may have.
+
+    `dtype` and `device` are those of `load_policy_model`.
 
     Raises:
         ValueError: no such folder, no configuration, no weights, an attention that cannot
@@ -117,5 +129,5 @@ def load_critic_model(
     check_attention(attention)
     check_model_folder(folder)
     check_critic(folder)
-    model = AutoModel.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
+    model = read_model(AutoModel, folder, dtype=dtype, device=device)
     return CriticModel(model, attention=attention, autocast=autocast, longest=longest)

@@ -31,7 +31,17 @@ def default_chunk_rows(vocabulary: int, gpu_bytes: int | None) -> int:
     return max(1, min(GPU_CHUNK_ROWS, gpu_bytes // GPU_MEMORY_SHARE // row_bytes))
 
 
-def head_bytes(vocabulary: int, gpu_bytes: int | None, chunk_rows: int | None) -> int:
-    """Return the bytes of a chunk at its peak; `chunk_rows` None takes the default."""
+def head_bytes(
+    vocabulary: int, gpu_bytes: int | None, chunk_rows: int | None, *, tokens: int | None = None
+) -> int:
+    """Return the bytes of a chunk at its peak.
+
+    Args:
+        vocabulary: V.
+        gpu_bytes: memory of the GPU that computes it, None on a CPU.
+        chunk_rows: rows that were asked for; None takes the default.
+        tokens: of a micro-batch, which has no more rows; None: any number.
+    """
     rows = chunk_rows or default_chunk_rows(vocabulary, gpu_bytes)
+    rows = rows if tokens is None else min(rows, tokens)
     return CHUNK_BUFFERS * 4 * rows * vocabulary

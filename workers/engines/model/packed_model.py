@@ -12,10 +12,8 @@ where neither ranks share the batch nor siblings a prefix), M trained tokens.
 """
 
 import contextlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -35,8 +33,6 @@ from workers.engines.model.sequence_parallel import ULYSSES, SequenceParallel
 from workers.engines.model.vision.layouts import vision_layout
 from workers.engines.model.vision.names import frozen_names
 from workers.engines.model.vision.tower import VisionTower
-
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
 class PackedModel(nn.Module, ABC):
@@ -195,6 +191,29 @@ class PackedModel(nn.Module, ABC):
         """
         return torch.autocast(tokens.device.type, self.autocast, enabled=self.autocast is not None)
 
+    @contextlib.contextmanager
+    def other_precision(self) -> Iterator[None]:
+        """Let the model, inside the block, round otherwise than it does: see `PolicyEngine.probe`.
+
+        Float32 weights change between products of float32 and of bfloat16. Weights of 16 bits stay
+        what they are, and so do their products; but all that is between them (the residual stream
+        and the norms) is float32, which embeddings of float32 bring about under autocast.
+        """
+        embeddings = self.model.get_input_embeddings()
+        usual, weights = self.autocast, embeddings.weight.dtype
+        hooks = []
+        if weights == torch.float32:
+            self.autocast = torch.bfloat16 if usual is None else None
+        else:
+            self.autocast = weights
+            hooks = [embeddings.register_forward_hook(lambda _, __, output: output.float())]
+        try:
+            yield
+        finally:
+            self.autocast = usual
+            for hook in hooks:
+                hook.remove()
+
     def hf_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Iterate over what packed batches read, under stable names; a tied weight comes once.
 
@@ -211,7 +230,7 @@ class PackedModel(nn.Module, ABC):
         read = {id(p) for module in modules if module is not None for p in module.parameters()}
         return {id(p) for p in self.model.parameters()} - read
 
-    def freeze(self, patterns: Sequence[str] | None = None) -> None:
+    def freeze(self, patterns: Sequence[str] | None = None, *, divided: bool = False) -> None:
         """Freeze the parameters that `patterns` name, and those that no packed batch reads.
 
         Nothing gives the latter a gradient, and weight decay alone would change them.
@@ -219,6 +238,7 @@ class PackedModel(nn.Module, ABC):
         Args:
             patterns: of names, see `frozen_names`; None freezes the tower of a vision-language
                 model.
+            divided: True where ranks hold parts of every weight (ZeRO-3).
 
         Raises:
             ValueError: a pattern that matches nothing, or nothing is left to train.
@@ -231,6 +251,7 @@ class PackedModel(nn.Module, ABC):
         if self.vision is not None:
             still = {id(p) for name, p in named.items() if name in frozen or not p.requires_grad}
             parts = self.vision.layout.parts
+            self.vision.divided = divided
             self.vision.fixed = all(id(p) in still for part in parts for p in part.parameters())
             self.vision.set_modes()
         if (
@@ -248,23 +269,3 @@ class PackedModel(nn.Module, ABC):
             gradient_checkpointing_kwargs={"use_reentrant": reentrant}
         )
         self.train()
-
-
-def check_model_folder(folder: str | Path) -> None:
-    """Raise ValueError unless `folder` holds a readable configuration and safetensors weights."""
-    path = Path(folder)
-    if not path.is_dir():
-        raise ValueError(f"model folder {path} does not exist: give a Hugging Face model folder")
-    if not (path / "config.json").is_file():
-        raise ValueError(f"model folder {path} has no config.json: not a Hugging Face model")
-    try:
-        json.loads((path / "config.json").read_text())
-    except ValueError as error:
-        raise ValueError(
-            f"{path / 'config.json'} is not JSON ({error}): export it again"
-        ) from error
-    if not any((path / name).is_file() for name in WEIGHT_FILES):
-        raise ValueError(
-            f"model folder {path} has no weights ({' or '.join(WEIGHT_FILES)}): "
-            "save the model with safetensors there"
-        )

@@ -28,9 +28,10 @@ from workers.data.shared_prefixes import SharedPrefixes
 from workers.engines.model.attention import VARLEN_SDPA, check_attention
 from workers.engines.model.chunked_head import ChunkedHead
 from workers.engines.model.families.logits import logit_scale, logit_softcap
+from workers.engines.model.families.model_folder import check_model_folder, read_model
 from workers.engines.model.lora import adapter_disabled, adapter_name, attach_lora
 from workers.engines.model.lora_settings import LoraSettings
-from workers.engines.model.packed_model import PackedModel, check_model_folder
+from workers.engines.model.packed_model import PackedModel
 from workers.engines.model.vision.support import supported_images
 
 
@@ -45,6 +46,8 @@ class PolicyModel(PackedModel):
         sequence_group: ranks that share every batch, or None.
         longest: tokens of the run's longest sequence, see `PackedModel`.
         adapter: trains instead of the model's own weights, which are frozen; None trains those.
+        known_ids: ids from 0 on that can be sampled: log-probs are those of the rest left out, as
+            the engines' are; None where the head has no other.
         images: settings of the pixels of a vision-language model; None for others.
     """
 
@@ -58,6 +61,7 @@ class PolicyModel(PackedModel):
         sequence_group: dist.ProcessGroup | None = None,
         longest: int | None = None,
         adapter: LoraSettings | None = None,
+        known_ids: int | None = None,
         images: ImageSettings | None = None,
     ) -> None:
         super().__init__(
@@ -81,6 +85,7 @@ class PolicyModel(PackedModel):
                 chunk_rows=head_chunk,
             )
         )
+        model.get_output_embeddings().known_ids = known_ids
         self.adapter = adapter
         if adapter is not None:
             attach_lora(model, adapter)
@@ -152,16 +157,27 @@ class PolicyModel(PackedModel):
         return logprobs, zeros.index_copy(0, trained, picked_entropy)
 
     def packed_outputs(self, batch: PackedBatch) -> Tensor:
-        """See `PackedModel`: the log-probs [N]."""
-        logprobs, _ = self.forward(
-            batch.tokens,
-            batch.position_ids,
-            batch.cu_seqlens,
-            batch.position_ids > 0,
-            prefixes=batch.prefixes,
-            images=batch.images,
-        )
+        """See `PackedModel`: the log-probs [N], of all ids."""
+        with self.all_ids():
+            logprobs, _ = self.forward(
+                batch.tokens,
+                batch.position_ids,
+                batch.cu_seqlens,
+                batch.position_ids > 0,
+                prefixes=batch.prefixes,
+                images=batch.images,
+            )
         return logprobs
+
+    @contextlib.contextmanager
+    def all_ids(self) -> Iterator[None]:
+        """Let the head, inside the block, count the ids that no text has, as prompts' scores do."""
+        head = self.model.get_output_embeddings()
+        known, head.known_ids = head.known_ids, None
+        try:
+            yield
+        finally:
+            head.known_ids = known
 
     def plain_outputs(self, tokens: Tensor, images: PackedImages | None = None) -> Tensor:
         """See `PackedModel`: the log-probs [L] of the model's own logits, 0 for the first token."""
@@ -205,17 +221,19 @@ def load_policy_model(
     folder: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
     attention: str = VARLEN_SDPA,
     autocast: torch.dtype | None = None,
     head_chunk: int | None = None,
     sequence_group: dist.ProcessGroup | None = None,
     longest: int | None = None,
     adapter: LoraSettings | None = None,
+    known_ids: int | None = None,
 ) -> PolicyModel:
     """Read a Hugging Face model folder; the other arguments are those of `PolicyModel`.
 
-    Under ZeRO-3 initialisation (an `HfDeepSpeedConfig` that is alive) every weight is partitioned
-    as it is read.
+    Weights become `dtype` and are read onto `device`, tensor by tensor; None: the host. Under
+    ZeRO-3 initialisation (an `HfDeepSpeedConfig` that is alive) each is partitioned as it is read.
 
     Raises:
         ValueError: no such folder, no configuration, no weights, an attention that cannot run,
@@ -225,7 +243,7 @@ def load_policy_model(
     check_model_folder(folder)
     images = supported_images(folder)
     kind = AutoModelForCausalLM if images is None else AutoModelForImageTextToText
-    model = kind.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
+    model = read_model(kind, folder, dtype=dtype, device=device)
     return PolicyModel(
         model,
         attention=attention,
@@ -234,5 +252,6 @@ def load_policy_model(
         sequence_group=sequence_group,
         longest=longest,
         adapter=adapter,
+        known_ids=known_ids,
         images=images,
     )

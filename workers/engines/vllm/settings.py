@@ -15,6 +15,7 @@ from typing import Any, Literal
 from conf.tables.transports import transport_named
 from workers.data.images.settings import ImageLimits
 
+MASK_CLASS = "workers.engines.vllm.extensions.known_ids:KnownIds"
 EXTENSION_CLASS = "workers.weight_sync.extension.WeightSyncExtension"
 
 #: Positions of a key/value block on CPU, the smallest that vLLM allows there. Its own choice, 128,
@@ -32,6 +33,9 @@ RESERVED_ENGINE_KWARGS: Mapping[str, str] = {
     "max_model_len": "set max_model_len instead",
     "tensor_parallel_size": "set tensor_parallel_size instead",
     "enable_prefix_caching": "set enable_prefix_caching instead",
+    "limit_mm_per_prompt": "set data.images.max_per_prompt instead",
+    "mm_processor_kwargs": "set data.images.max_pixels instead",
+    "mm_device_do_normalize": "images are sent as bytes, which vLLM must normalise",
     "enable_lora": "choose model/adapter=lora model.adapter.publish=adapter",
     "pipeline_parallel_size": "an update is only atomic against engine steps without pipelining",
 }
@@ -62,6 +66,7 @@ class VLLMSettings:
         gpu_memory_utilization: that share, of a whole GPU; vLLM starts only where so much is free.
             None keeps vLLM's own default.
         sleeps: `sleep` is to free device memory; vLLM then allocates from pools that it can unmap.
+        known_ids: ids, from 0 on, that a text can have; the head's others are never sampled.
         seed: of the engine; every request carries its own besides.
         weight_transfer_backend: name of a row of `conf/tables/transports.py`.
         engine_id: number of this engine among those of the run (ranks in a transfer group follow
@@ -93,6 +98,7 @@ class VLLMSettings:
     kv_cache_memory_bytes: int | None = None
     gpu_memory_utilization: float | None = None
     sleeps: bool = False
+    known_ids: int | None = None
     seed: int = 0
     weight_transfer_backend: str = "shm"
     engine_id: int = 0
@@ -176,7 +182,18 @@ class VLLMSettings:
         derived["distributed_executor_backend"] = "uni" if self.tensor_parallel_size == 1 else "mp"
         if self.device == "cpu":
             derived["block_size"] = CPU_BLOCK_TOKENS
-        return {**derived, **self.engine_kwargs}
+        return {**derived, **self.engine_kwargs, **self._mask()}
+
+    def _mask(self) -> dict[str, Any]:
+        """Return the keywords by which ids that no text has are masked, beside the user's own."""
+        if self.known_ids is None:
+            return {}
+        processors = self.engine_kwargs.get("logits_processors") or []
+        extras = self.engine_kwargs.get("additional_config") or {}
+        return {
+            "logits_processors": [MASK_CLASS, *processors],
+            "additional_config": {**extras, "known_ids": self.known_ids},
+        }
 
 
 def engine_env(settings: VLLMSettings, num_threads: int) -> dict[str, str]:

@@ -90,8 +90,26 @@ class Snapshot:
         return records
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Restored:
+    """Part of a checkpoint that is no tensor.
+
+    Attributes:
+        progress: optimizer steps taken and skipped.
+        loss_scale: state of a `gradients.LossScale`; None where the weights were not float16.
+    """
+
+    progress: StepCounts
+    loss_scale: Mapping[str, float] | None
+
+
 def take_snapshot(
-    engine: Any, model: PackedModel, settings: ZeroSettings, progress: StepCounts
+    engine: Any,
+    model: PackedModel,
+    settings: ZeroSettings,
+    progress: StepCounts,
+    *,
+    loss_scale: Mapping[str, float] | None = None,
 ) -> Snapshot:
     """Copy the state that this rank is to write to host memory.
 
@@ -100,6 +118,7 @@ def take_snapshot(
         model: the module that the engine runs.
         settings: those that the engine was started with.
         progress: optimizer steps taken and skipped.
+        loss_scale: state of a `gradients.LossScale`, where there is one.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     optimizer = torch_optimizer(engine)
@@ -114,7 +133,9 @@ def take_snapshot(
         scalars[part.name] = {key: float(value) for key, value in state.items() if _scalar(value)}
         for kind, owner in _flat_state(share, state).items():
             kinds.add(kind)
-            tensors[piece_key(kind, part.name)] = share.of(owner).to("cpu", copy=True)
+            # A policy that only scores may hold 16 bits, which float32 holds to the bit.
+            own = share.of(owner).to("cpu", torch.float32, copy=True)
+            tensors[piece_key(kind, part.name)] = own
     metadata = {
         "rank": rank,
         "offsets": offsets,
@@ -126,7 +147,9 @@ def take_snapshot(
         rank=rank,
         tensors=tensors,
         metadata=metadata,
-        description=_describe(engine, model, settings) | {"progress": asdict(progress)},
+        description=_describe(engine, model, settings)
+        | {"progress": asdict(progress)}
+        | ({"loss_scale": dict(loss_scale)} if loss_scale is not None else {}),
     )
 
 
@@ -140,8 +163,8 @@ def _scalar(value: Any) -> bool:
     return not isinstance(value, Tensor) or value.dim() == 0
 
 
-def load(folder: str | Path, engine: Any, model: PackedModel, settings: ZeroSettings) -> StepCounts:
-    """Restore this rank from whatever layout was saved; return the progress that was saved.
+def load(folder: str | Path, engine: Any, model: PackedModel, settings: ZeroSettings) -> Restored:
+    """Restore this rank from whatever layout was saved; return what is no tensor of it.
 
     A rank that did not exist then keeps its fresh random generators. Collective.
 
@@ -165,7 +188,7 @@ def load(folder: str | Path, engine: Any, model: PackedModel, settings: ZeroSett
     own = shards.metadata(dist.get_rank())
     if own is not None:
         set_random_state(own["random"])
-    return StepCounts(**saved["progress"])
+    return Restored(progress=StepCounts(**saved["progress"]), loss_scale=saved.get("loss_scale"))
 
 
 def _optimizer_state(

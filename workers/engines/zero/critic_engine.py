@@ -42,6 +42,8 @@ class CriticEngine(ZeroRank):
         """Load the backbone of `settings.model` under a value head."""
         return load_critic_model(
             self.settings.model,
+            dtype=getattr(torch, self.settings.param_dtype),
+            device=self.load_device,
             attention=self.settings.attention,
             autocast=self.autocast_dtype,
             longest=self.settings.longest,

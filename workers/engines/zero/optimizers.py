@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from workers.engines.model.packed_model import PackedModel
 from workers.engines.zero.settings import OptimizerSettings
 
-#: Where DeepSpeed keeps the float32 partitions that it steps, by ZeRO stage.
-MASTER_WEIGHTS = {
-    1: "single_partition_of_fp32_groups",
-    2: "single_partition_of_fp32_groups",
-    3: "fp32_partitioned_groups_flat",
-}
+# Where DeepSpeed's optimizers keep the float32 partitions that they step: the one of bfloat16
+# weights on stage 1, those of stages 1 and 2, and that of stage 3.
+MASTER_WEIGHTS = (
+    "fp32_groups_flat_partition",
+    "single_partition_of_fp32_groups",
+    "fp32_partitioned_groups_flat",
+)
 
 
 def build_optimizer(settings: OptimizerSettings, policy: PackedModel) -> torch.optim.Optimizer:
@@ -60,12 +61,18 @@ def move_states(engine: Any, device: torch.device, *, stage: int) -> None:
     states = (value for state in engine.optimizer.state.values() for value in state.values())
     _move(
         [
-            *getattr(engine.optimizer, MASTER_WEIGHTS.get(stage, ""), []),
+            *master_weights(engine),
             *(value for value in states if isinstance(value, Tensor) and value.dim()),
             *(_fragments(engine.module) if stage in (1, 2) else ()),
         ],
         device,
     )
+
+
+def master_weights(engine: Any) -> list[Tensor]:
+    """Return the float32 partitions that DeepSpeed steps; none where it steps the parameters."""
+    found = (getattr(engine.optimizer, name, None) for name in MASTER_WEIGHTS)
+    return [tensor for tensors in found for tensor in tensors or ()]
 
 
 def _fragments(module: nn.Module) -> Iterator[Tensor]:

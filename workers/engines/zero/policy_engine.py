@@ -22,6 +22,7 @@ from workers.data.images.packed import RowImages
 from workers.data.packing import PackedBatch, pack_sequences
 from workers.data.results import ScoredRows, TrainResult
 from workers.engines.model.families.folder_layout import FolderLayout
+from workers.engines.model.families.routers import Routings, watched
 from workers.engines.model.lora import adapter_name, save_adapter
 from workers.engines.model.policy_model import PolicyModel, load_policy_model
 from workers.engines.zero.hf_export import export_hf
@@ -45,12 +46,15 @@ class PolicyEngine(ZeroRank):
         """Load a causal language model with the chunked head."""
         return load_policy_model(
             self.settings.model,
+            dtype=getattr(torch, self.settings.param_dtype),
+            device=self.load_device,
             attention=self.settings.attention,
             autocast=self.autocast_dtype,
             head_chunk=self.settings.head_chunk,
             sequence_group=self.sequence_group,
             longest=self.settings.longest,
             adapter=self.settings.adapter,
+            known_ids=self.settings.known_ids,
         )
 
     @property
@@ -96,18 +100,17 @@ class PolicyEngine(ZeroRank):
     ) -> tuple[npt.NDArray[np.float32], ...]:
         """Compute log-probs at temperature 1 of all tokens but the first, as training does.
 
-        `images` are those of the sequences; None where none shows one.
-        With `swapped` the matrix products are of the other precision: bfloat16 where training
-        computes in float32, and the reverse. What differs then is the model's own rounding.
+        `images` are those of the sequences; None where none shows one. Log-probs are over all ids
+        of the head, as engines score a prompt: no id is masked.
+
+        With `swapped` the model computes in the other precision: bfloat16 where training
+        computes in float32, and the reverse; between layers in float32 where the weights have 16
+        bits. What differs then is the model's own rounding.
         """
         packed = pack_sequences(sequences, images)
-        usual = self.policy.autocast
-        if swapped:
-            self.policy.autocast = torch.bfloat16 if usual is None else None
-        try:
+        swap = self.policy.other_precision() if swapped else contextlib.nullcontext()
+        with swap, self.policy.all_ids():
             return self.compute_logprobs([packed], temperature=1.0).logprobs
-        finally:
-            self.policy.autocast = usual
 
     def train(
         self,
@@ -140,12 +143,26 @@ class PolicyEngine(ZeroRank):
         entropy = bool({"entropy", "old_entropy"} & algorithm.loss_columns)
 
         def loss_of(batch: PackedBatch) -> tuple[Tensor, TokenLoss]:
-            logprobs, token_entropies = self._logprobs(batch, temperature, entropy)
+            with watched(self.hf_model) as routings:
+                logprobs, token_entropies = self._logprobs(batch, temperature, entropy)
             inputs = loss_inputs(batch, logprobs, token_entropies, old_is_current=old_is_current)
-            return logprobs, algorithm.token_loss(inputs)
+            return logprobs, self._balanced(algorithm.token_loss(inputs), routings)
 
         results, logprobs = self.take_steps(updates, loss_of)
         return TrainResult(updates=results, logprobs=logprobs)
+
+    def _balanced(self, loss: TokenLoss, routings: Routings) -> TokenLoss:
+        """Add the routers' metrics, and their loss where it has a coefficient, to each token's."""
+        if not routings:
+            return loss
+        terms, metrics = dict(loss.terms), dict(loss.metrics)
+        every = torch.zeros_like(terms["policy"])  # [N]
+        if coefficient := self.settings.router_balance:
+            balance = routings.balance()
+            terms["policy"] = terms["policy"] + coefficient * balance
+            metrics["router/balance"] = every.detach() + balance.detach()
+        metrics["router/load_ratio"] = every.detach() + routings.load()
+        return TokenLoss(terms=terms, metrics=metrics)
 
     def _logprobs(
         self, batch: PackedBatch, temperature: float, entropy: bool

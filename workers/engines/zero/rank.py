@@ -22,6 +22,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 from transformers.integrations import HfDeepSpeedConfig
 
@@ -31,7 +32,7 @@ from workers.data.results import Rows, StepCounts, UpdateResult
 from workers.engines.model.packed_model import PackedModel
 from workers.engines.model.self_test import check_model
 from workers.engines.zero import checkpoint_files
-from workers.engines.zero.gradients import GradientGuard, non_finite_tensors
+from workers.engines.zero.gradients import GradientGuard, LossScale, non_finite_tensors
 from workers.engines.zero.optimizers import build_optimizer, move_states
 from workers.engines.zero.process_group import (
     ProcessGroupSettings,
@@ -67,12 +68,12 @@ class ZeroRank(ABC):
         if settings.sequence_parallel_size > 1:
             size = settings.sequence_parallel_size
             self.sequence_group = new_sequence_group(size, timeout_s=group.timeout_s)
-        config = deepspeed_config(settings)
+        if self.device.type == "cpu" and settings.param_dtype == "float16":
+            vars(get_accelerator())["is_fp16_supported"] = lambda: True  # by torch, without them
+        config = deepspeed_config(settings, on_gpu=self.device.type == "cuda")
         self.module = self._load(config)
         optimizer = None
-        self.module.freeze(settings.freeze)
-        if self.module.vision is not None:
-            self.module.vision.divided = settings.engine_stage == 3
+        self.module.freeze(settings.freeze, divided=settings.engine_stage == 3)
         if settings.optimizer is not None:
             optimizer = build_optimizer(settings.optimizer, self.module)
         elif settings.engine_stage != 3:
@@ -91,6 +92,8 @@ class ZeroRank(ABC):
         if optimizer is not None and settings.engine_stage == 0:
             assert settings.optimizer is not None
             self._guard = GradientGuard(optimizer, settings.optimizer.max_grad_norm)
+        scaled = settings.has_masters and settings.param_dtype == "float16"
+        self.loss_scale = LossScale(self._engine.optimizer) if scaled else None
         check_model(self.module, self.device)
 
     @abstractmethod
@@ -98,9 +101,10 @@ class ZeroRank(ABC):
         """Read the model of `settings` from its folder; each subclass chooses the class."""
 
     def _load(self, config: dict[str, Any]) -> PackedModel:
-        # transformers reads from this object if weights are partitioned as they are read. It is
-        # let go afterwards, so that another engine of this process may run another stage.
-        partitioned = HfDeepSpeedConfig(config) if self.settings.engine_stage == 3 else None
+        # While this object lives, transformers partitions weights as it reads them. It is told of
+        # float32 only: of 16 bits, it would round rotary frequencies as well as weights.
+        plain = {key: value for key, value in config.items() if key not in ("bf16", "fp16")}
+        partitioned = HfDeepSpeedConfig(plain) if self.settings.engine_stage == 3 else None
         module = self.build_module()
         del partitioned
         if self.settings.optimizer is not None and self.settings.gradient_checkpointing:
@@ -111,7 +115,15 @@ class ZeroRank(ABC):
     @property
     def autocast_dtype(self) -> torch.dtype | None:
         """Dtype of the matrix products where it is not that of the weights."""
-        return torch.bfloat16 if self.settings.dtype == "bf16" else None
+        settings = self.settings
+        return None if settings.dtype == settings.param_dtype else getattr(torch, settings.dtype)
+
+    @property
+    def load_device(self) -> torch.device | None:
+        """Device onto which weights are read; None: the host, out of which ZeRO-3 takes a part."""
+        return (
+            self.device if self.device.type == "cuda" and self.settings.engine_stage < 3 else None
+        )
 
     @property
     def lr(self) -> float:
@@ -190,19 +202,24 @@ class ZeroRank(ABC):
         lr = self.lr
         for parameters in self._engine.optimizer.param_groups:
             parameters["lr"] = lr
+        scale = None if self.loss_scale is None else self.loss_scale.value
         norm, applied = self._engine_step()
+        step = {"grad_norm": norm, "lr": lr, "skipped": not applied, "loss_scale": scale}
+        explained = self.loss_scale is not None and self.loss_scale.count(applied=applied)
         if applied:
             self.progress.steps_taken += 1
             self.progress.skipped_in_a_row = 0
-            return {"grad_norm": norm, "lr": lr, "skipped": False}
+            return step
         self.progress.steps_skipped += 1
+        if explained:
+            return step
         self.progress.skipped_in_a_row += 1
         # Nothing changed, so the same gradient can be made again and looked at.
         for _ in backward():
             pass
         names = non_finite_tensors(self._engine, self.module.hf_named_parameters())
         self._engine_step()
-        return {"grad_norm": norm, "lr": lr, "skipped": True, "non_finite": names}
+        return step | {"non_finite": names}
 
     def _engine_step(self) -> tuple[float, bool]:
         self._engine.step()
@@ -217,8 +234,9 @@ class ZeroRank(ABC):
 
     def snapshot(self) -> checkpoint_files.Snapshot:
         """Copy this rank's part of a checkpoint to host memory; no communication."""
+        scale = None if self.loss_scale is None else self.loss_scale.state()
         return checkpoint_files.take_snapshot(
-            self._engine, self.module, self.settings, self.progress
+            self._engine, self.module, self.settings, self.progress, loss_scale=scale
         )
 
     def save(self, folder: str | Path) -> None:
@@ -235,7 +253,10 @@ class ZeroRank(ABC):
         Raises:
             ValueError: not a checkpoint, a damaged one, or one of another model or optimizer.
         """
-        self.progress = checkpoint_files.load(folder, self._engine, self.module, self.settings)
+        restored = checkpoint_files.load(folder, self._engine, self.module, self.settings)
+        self.progress = restored.progress
+        if self.loss_scale is not None and restored.loss_scale is not None:
+            self.loss_scale.restore(restored.loss_scale)
 
     def offload_states(self) -> None:
         """Move optimizer state to the host where it is not there, and empty PyTorch's cache."""

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from workers.engines.model.lora_settings import LoraSettings
 from workers.engines.zero.schedules import check_schedule
 
+Dtype = Literal["float32", "bfloat16", "float16"]
 ExportDtype = Literal["source", "float32", "bfloat16", "float16"]
 EXPORT_DTYPES = get_args(ExportDtype)
 # Raw DeepSpeed keys that would change what is differentiated, or belong to a setting of ours.
@@ -22,7 +23,15 @@ OWNED_KEYS = {
     "train_micro_batch_size_per_gpu": "batches are the caller's",
     "optimizer": "set optimizer.name",
     "scheduler": "set optimizer.schedule",
+    "bf16": "set model.dtype and model.param_dtype",
+    "fp16": "set model.dtype and model.param_dtype",
 }
+
+
+# Of ZeRO-3, on a CPU and on a GPU, where they are DeepSpeed's own: parameters that are gathered
+# ahead of their layer, and that may be whole at once. A layer of 7 B parameters has 0.2 B.
+PREFETCHED_PARAMETERS = (10_000_000, 50_000_000)
+LIVE_PARAMETERS = (100_000_000, 1_000_000_000)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,15 +84,20 @@ class ZeroSettings:
     """Settings of one policy under DeepSpeed ZeRO.
 
     Worked example, a learner under ZeRO-2 and the reference of the same run:
-        ZeroSettings(model="/models/qwen3_4b", zero_stage=2, dtype="bf16",
-                     optimizer=OptimizerSettings(lr=1e-6), gradient_checkpointing=True)
-        ZeroSettings(model="/models/qwen3_4b", zero_stage=3, dtype="bf16", optimizer=None)
+        ZeroSettings(model="/models/qwen3_4b", zero_stage=2, dtype="bfloat16",
+                     param_dtype="bfloat16", optimizer=OptimizerSettings(lr=1e-6),
+                     gradient_checkpointing=True)
+        ZeroSettings(model="/models/qwen3_4b", zero_stage=3, dtype="bfloat16",
+                     param_dtype="bfloat16", optimizer=None)
 
     Attributes:
         model: Hugging Face folder with safetensors weights.
         zero_stage: 0 replicates; 1, 2, 3 partition optimizer, gradients, parameters.
-        dtype: "float32", or "bf16": float32 weights, matrix products under bf16 autocast,
-            log-probs float32.
+        dtype: of the matrix products; log-probs are float32.
+        param_dtype: of the weights that the forward pass reads. "float32" under a `dtype` of
+            bfloat16 means autocast; "bfloat16" and "float16" need the same `dtype`, and the
+            optimizer then steps a float32 copy (master weights), of which the model's are the
+            rounded ones.
         optimizer: None for a policy that only scores (a reference).
         adapter: trains instead of the weights of `model`, which are frozen; None trains those.
         freeze: patterns of the names of parameters that do not train, such as "model.visual.*";
@@ -91,7 +105,9 @@ class ZeroSettings:
         max_pixels: limit of the pixels of an image; None: the model's own.
         gradient_checkpointing: recompute layers in the backward pass.
         attention: a name of `attention.ATTENTION_NAMES`.
+        router_balance: coefficient of the loss that balances a mixture's experts; 0 for none.
         head_chunk: rows of logits held at a time; None leaves it to `head_rows`.
+        known_ids: ids, from 0 on, that can be sampled; None where the head has no other.
         longest: tokens of the run's longest sequence, by which a model with two sets of rotary
             frequencies takes one, as the engines do; None takes that of the model's context.
         sequence_parallel_size: neighbouring ranks that share every micro-batch (Ulysses).
@@ -104,14 +120,17 @@ class ZeroSettings:
 
     model: str
     zero_stage: int = 0
-    dtype: Literal["float32", "bf16"] = "float32"
+    dtype: Dtype = "float32"
+    param_dtype: Dtype = "float32"
     optimizer: OptimizerSettings | None = field(default_factory=OptimizerSettings)
     adapter: LoraSettings | None = None
     freeze: tuple[str, ...] | None = None
     max_pixels: int | None = None
     gradient_checkpointing: bool = False
     attention: str = "varlen_sdpa"
+    router_balance: float = 0.0
     head_chunk: int | None = None
+    known_ids: int | None = None
     longest: int | None = None
     sequence_parallel_size: int = 1
     offload_optimizer: bool = False
@@ -123,14 +142,14 @@ class ZeroSettings:
     def __post_init__(self) -> None:
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"zero_stage={self.zero_stage}: choose 0, 1, 2 or 3")
-        if self.dtype not in ("float32", "bf16"):
-            raise ValueError(f"dtype={self.dtype!r}: choose float32 or bf16")
+        check_dtypes(self.dtype, self.param_dtype)
         if self.export_dtype not in EXPORT_DTYPES:
             raise ValueError(
                 f"export_dtype={self.export_dtype!r}: choose {', '.join(EXPORT_DTYPES)}"
             )
         if self.head_chunk is not None and self.head_chunk < 1:
             raise ValueError(f"head_chunk={self.head_chunk}: give at least one row, or null")
+        self._check_routers()
         if self.sequence_parallel_size < 1:
             raise ValueError(
                 f"sequence_parallel_size={self.sequence_parallel_size}: give 1 or more"
@@ -159,13 +178,56 @@ class ZeroSettings:
                 "set zero_stage"
             )
 
+    def _check_routers(self) -> None:
+        if self.router_balance < 0:
+            raise ValueError(f"router_balance={self.router_balance}: must not be negative")
+        if self.router_balance and self.sequence_parallel_size > 1:
+            raise ValueError(
+                f"router_balance={self.router_balance:g} with sequence_parallel_size="
+                f"{self.sequence_parallel_size}: no rank sees all tokens of a micro-batch; set one "
+                "of them to 0 or 1"
+            )
+        if self.router_balance and self.gradient_checkpointing and self.zero_stage == 3:
+            raise ValueError(
+                f"router_balance={self.router_balance:g} with gradient_checkpointing under ZeRO-3: "
+                "the routers' outputs have no gradient there; choose another stage, or neither"
+            )
+
+    @property
+    def has_masters(self) -> bool:
+        """True where the optimizer steps a float32 copy of weights of 16 bits."""
+        return self.optimizer is not None and self.param_dtype != "float32"
+
     @property
     def engine_stage(self) -> int:
-        """Stage that DeepSpeed runs: without an optimizer, 1 and 2 have nothing to divide."""
-        return self.zero_stage if self.optimizer is not None or self.zero_stage == 3 else 0
+        """Stage that DeepSpeed runs.
+
+        Without an optimizer, 1 and 2 have nothing to divide. DeepSpeed has no master weights on
+        stage 0 whose gradient is summed in float32: they are those of stage 1, divided over ranks.
+        """
+        if self.optimizer is None:
+            return self.zero_stage if self.zero_stage == 3 else 0
+        return max(self.zero_stage, 1) if self.has_masters else self.zero_stage
 
 
-def deepspeed_config(settings: ZeroSettings) -> dict[str, Any]:
+def check_dtypes(dtype: str, param_dtype: str) -> None:
+    """Raise ValueError unless weights of `param_dtype` are multiplied in `dtype` somewhere."""
+    for name, value in (("dtype", dtype), ("param_dtype", param_dtype)):
+        if value not in get_args(Dtype):
+            raise ValueError(f"{name}={value!r}: choose {', '.join(get_args(Dtype))}")
+    if param_dtype not in ("float32", dtype):
+        raise ValueError(
+            f"param_dtype={param_dtype} with dtype={dtype}: weights of 16 bits are multiplied in "
+            f"their own type; choose param_dtype=float32 or dtype={param_dtype}"
+        )
+    if dtype == "float16" != param_dtype:
+        raise ValueError(
+            f"dtype=float16 with param_dtype={param_dtype}: the scale of the loss that float16 "
+            "needs goes with weights of float16; choose param_dtype=float16 or dtype=bfloat16"
+        )
+
+
+def deepspeed_config(settings: ZeroSettings, *, on_gpu: bool = False) -> dict[str, Any]:
     """Make DeepSpeed's JSON of `settings`; `settings.deepspeed` wins over every key of ours.
 
     Gradient accumulation is ours, not DeepSpeed's: its managed accumulation keeps only the last
@@ -175,15 +237,15 @@ def deepspeed_config(settings: ZeroSettings) -> dict[str, Any]:
     zero: dict[str, Any] = {
         "stage": stage,
         "contiguous_gradients": True,
-        "overlap_comm": False,
+        "overlap_comm": on_gpu and stage >= 2,  # the others reduce once, at the step
         "reduce_bucket_size": 50_000_000,
         "allgather_bucket_size": 50_000_000,
     }
     if stage == 3:
         zero |= {
             "stage3_param_persistence_threshold": 0,
-            "stage3_prefetch_bucket_size": 10_000_000,
-            "stage3_max_live_parameters": 100_000_000,
+            "stage3_prefetch_bucket_size": PREFETCHED_PARAMETERS[on_gpu],
+            "stage3_max_live_parameters": LIVE_PARAMETERS[on_gpu],
         }
     if settings.offload_optimizer and settings.optimizer is not None:
         zero["offload_optimizer"] = {"device": "cpu"}
@@ -203,7 +265,18 @@ def deepspeed_config(settings: ZeroSettings) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
-    return _merge(ours, settings.deepspeed)
+    return _merge(ours | _precision(settings), settings.deepspeed)
+
+
+def _precision(settings: ZeroSettings) -> dict[str, Any]:
+    """Return the keys for weights of 16 bits: gradients are summed and reduced in float32."""
+    if settings.param_dtype == "float32":
+        return {}
+    sums = {"communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}}
+    if settings.param_dtype == "bfloat16":
+        return {"bf16": {"enabled": True}, **sums}
+    # An overflow lowers the scale at once; DeepSpeed's own default waits for the second.
+    return {"fp16": {"enabled": True, "hysteresis": 1}, **sums}
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
@@ -77,7 +78,9 @@ def torch_optimizer(engine: Any) -> torch.optim.Optimizer | None:
         ValueError: an optimizer of DeepSpeed whose layout is not known here.
     """
     optimizer = getattr(engine, "optimizer", None)
-    if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3 | DeepSpeedZeroOptimizer):
+    if isinstance(
+        optimizer, DeepSpeedZeroOptimizer_Stage3 | DeepSpeedZeroOptimizer | BF16_Optimizer
+    ):
         if getattr(optimizer, "swap_optimizer", False):
             raise ValueError(
                 "optimizer state on NVMe can't be saved: offload it to host memory instead "
@@ -89,8 +92,8 @@ def torch_optimizer(engine: Any) -> torch.optim.Optimizer | None:
     if not hasattr(optimizer, "param_groups"):  # ZeRO-3 for inference: parameters only
         return None
     raise ValueError(
-        f"state of a {type(optimizer).__name__} can't be saved; take bf16 and fp16 out of "
-        "learner.deepspeed and set model.dtype instead"
+        f"state of a {type(optimizer).__name__} can't be saved; take torch_autocast and zenflow "
+        "out of learner.deepspeed, and set model.dtype and model.param_dtype instead"
     )
 
 
@@ -114,20 +117,23 @@ def held_slices(engine: Any, named: NamedParameters) -> list[ParameterSlice]:
     """
     optimizer = getattr(engine, "optimizer", None)
     trained = trained_parameters(engine, named)
+    if isinstance(optimizer, BF16_Optimizer):
+        return _flat_groups(optimizer.bf16_groups, optimizer.fp32_groups_flat_partition, trained)
     if isinstance(optimizer, DeepSpeedZeroOptimizer):
-        return _flat_groups(optimizer, trained)
+        owners = optimizer.single_partition_of_fp32_groups
+        return _flat_groups(optimizer.bit16_groups, owners, trained)
     if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
         return _sub_groups(optimizer, trained)
     return [_plain(name, parameter) for name, parameter in trained]
 
 
-def _flat_groups(optimizer: DeepSpeedZeroOptimizer, named: NamedParameters) -> list[ParameterSlice]:
+def _flat_groups(
+    groups: Sequence[Sequence[Any]], owners: Sequence[Tensor], named: NamedParameters
+) -> list[ParameterSlice]:
     """List slices under ZeRO 1 and 2: one flat tensor a group, divided over ranks anywhere."""
     names = {id(parameter): name for name, parameter in named}
     slices = []
-    for group, owner in zip(
-        optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True
-    ):
+    for group, owner in zip(groups, owners, strict=True):
         for parameter in group:
             mapping = parameter._hp_mapping
             if mapping is None:  # lies in other ranks' parts
@@ -189,7 +195,7 @@ def _plain(name: str, parameter: nn.Parameter) -> ParameterSlice:
 def spread_weights(engine: Any) -> None:
     """Copy the optimizer's tensors into the model that computes; collective."""
     optimizer = getattr(engine, "optimizer", None)
-    if isinstance(optimizer, DeepSpeedZeroOptimizer):
+    if isinstance(optimizer, DeepSpeedZeroOptimizer | BF16_Optimizer):
         optimizer.update_lp_params()
     elif isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
         optimizer.checkpoint_event_prologue()

@@ -271,12 +271,12 @@ def test_vllm_takes_the_fields_that_are_rendered(encoder):
             assert ours[name].field == their[name].field
 
 
-def test_the_plugin_stands_in_where_torchvision_is_absent():
+def test_a_model_without_videos_stands_in_where_torchvision_is_absent():
     import importlib.util
 
     from vllm import ModelRegistry
 
-    image_only.register()
+    image_only.register_image_only()
     found = ModelRegistry.models["Qwen2_5_VLForConditionalGeneration"]
     expected = importlib.util.find_spec("torchvision") is None
     assert (found.module_name == "workers.engines.vllm.image_only_model") == expected

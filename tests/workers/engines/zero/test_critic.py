@@ -248,7 +248,8 @@ def test_resumed_equals_uninterrupted_to_the_bit(model: Path, tmp_path: Path, st
 
 def test_bf16_keeps_a_float32_head(model: Path) -> None:
     exact, rounded = (
-        critic_matrix.TiltedCritic(settings_of(model, dtype=dtype)) for dtype in ("float32", "bf16")
+        critic_matrix.TiltedCritic(settings_of(model, dtype=dtype))
+        for dtype in ("float32", "bfloat16")
     )
     want, got = (np.concatenate(engine.values(batches())) for engine in (exact, rounded))
     assert 0 < abs(want - got).max() < 0.1

@@ -246,7 +246,7 @@ def test_the_export_is_the_merged_model_and_the_adapter(
 
 
 def test_autocast_leaves_weights_and_logprobs_in_float32(model: Path) -> None:
-    exact, rounded = trained(model, 2), trained(model, 2, dtype="bf16")
+    exact, rounded = trained(model, 2), trained(model, 2, dtype="bfloat16")
     want, got = (engine.probe([TOKENS])[0] for engine in (exact, rounded))
     assert got.dtype == np.float32
     assert 0 < abs(want - got).max() < 0.3

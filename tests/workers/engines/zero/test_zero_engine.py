@@ -15,7 +15,7 @@ import zero_matrix  # noqa: E402
 from rank_processes import run_ranks  # noqa: E402
 
 from workers.data.packing import pack  # noqa: E402
-from workers.engines.zero.optimizers import MASTER_WEIGHTS, move_states  # noqa: E402
+from workers.engines.zero.optimizers import master_weights, move_states  # noqa: E402
 from workers.engines.zero.policy_engine import PolicyEngine  # noqa: E402
 from workers.engines.zero.process_group import ProcessGroupSettings  # noqa: E402
 from workers.engines.zero.settings import OptimizerSettings, ZeroSettings, deepspeed_config  # noqa: E402
@@ -234,7 +234,7 @@ def test_a_reference_scores_and_does_not_train(model: Path, stage: int) -> None:
 
 @pytest.mark.parametrize("stage", [0, 2])
 def test_bf16_keeps_float32_weights_and_logprobs(model: Path, stage: int) -> None:
-    exact, rounded = engine_of(model), engine_of(model, stage, dtype="bf16")
+    exact, rounded = engine_of(model), engine_of(model, stage, dtype="bfloat16")
     want, got = (engine.probe([[3, 9, 4, 11, 7]])[0] for engine in (exact, rounded))
     assert 0 < abs(want - got).max() < 0.1
     take_steps(rounded, 2)
@@ -283,7 +283,7 @@ def test_nothing_holds_the_memory_that_state_was_moved_from(model: Path, stage: 
     take_steps(engine, 1)
     optimizer = engine._engine.optimizer
     state = [v for s in optimizer.state.values() for v in s.values() if v.dim()]
-    state += getattr(optimizer, MASTER_WEIGHTS.get(stage, ""), [])
+    state += master_weights(engine._engine)
     left = [tensor.untyped_storage() for tensor in state]  # kept, or their addresses came again
     move_states(engine._engine, torch.device("cpu"), stage=stage)
     alive = [item for item in gc.get_objects() if type(item) in (torch.Tensor, torch.nn.Parameter)]
