@@ -34,6 +34,8 @@ LOSS_COLUMNS = frozenset(
         "rewards",
         "staleness",
         "truncated",
+        "turn_numbers",
+        "group_ids",
     }
 )
 #: Of a value loss, fields of `LossInputs`.
@@ -68,6 +70,9 @@ class LossInputs:
         staleness: [N] weight versions between those that sampled the token and those that start
             the step; 0 for tokens that were not sampled.
         truncated: [S] bool, stopped by the length limit.
+        turn_numbers: [N] number of the turn that sampled the token, from 1 in every rollout; 0 for
+            tokens that were not sampled.
+        group_ids: [S] int64, equal for siblings; labels of this micro-batch alone.
     """
 
     logprobs: Tensor
@@ -86,6 +91,8 @@ class LossInputs:
     rewards: Tensor | None = None
     staleness: Tensor | None = None
     truncated: Tensor | None = None
+    turn_numbers: Tensor | None = None
+    group_ids: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

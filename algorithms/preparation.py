@@ -46,6 +46,8 @@ def prepared(
         rewards=None if inputs.rewards is None else inputs.rewards.detach(),
         staleness=clean(inputs.staleness),
         truncated=inputs.truncated,
+        turn_numbers=clean(inputs.turn_numbers),
+        group_ids=inputs.group_ids,
     )
 
 

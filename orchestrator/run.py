@@ -39,6 +39,7 @@ from orchestrator.planning.shared_prefix import SharedPrefix
 from orchestrator.planning.sources import prepare
 from orchestrator.planning.trial import build_scorer, try_scorer
 from orchestrator.report.at_end import ReportAtEnd
+from orchestrator.report.page import FILE
 from orchestrator.run_folder import open_run, write_run_manifest
 from orchestrator.step.adaptation import Adaptation
 from orchestrator.step.critic import Critic
@@ -61,6 +62,7 @@ from orchestrator.telemetry.trace_file import TraceFile
 from orchestrator.trainer import Trainer
 from workers.calls import bind
 from workers.data.random_state import RandomGenerators
+from workers.engines.model.vision.support import check_critic
 from workers.learner.policy_worker import PolicyWorker
 from workers.learner.rank_worker import RankWorker
 from workers.worker_group import WorkerGroup
@@ -83,6 +85,8 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
     prefixes = shared_prefix.of_roles(
         config, algorithm, model_path=sources.model_path, critic_path=sources.critic_path
     )
+    if algorithm.needs_critic:
+        check_critic(sources.critic_path)
     if recording is not None:
         check_sources(recording, sources)
     else:
@@ -99,8 +103,9 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
             run_id=run_dir.name,
             model_path=str(sources.model_path),
             critic_path=str(sources.critic_path),
+            folder=run_dir,
         )
-        log = RunLog(run_dir, config, progress)
+        log = RunLog(run_dir, config, progress, keeps=[run_dir / FILE])
         activity = Activity(run_dir, progress.show_moment)
         stop = StopRequest(activity)
         failures = FailureLog(run_dir, ignore=(StoppedError,))
@@ -110,7 +115,8 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
             stops=(StoppedError,),
             print_line=progress.print_line,
         )
-        with report, failures, progress, log, cluster, ScaleRequests(run_dir) as requests:
+        # The trackers, which get the report, end after it.
+        with log, report, failures, progress, cluster, ScaleRequests(run_dir) as requests:
             progress.print_line(
                 "starting engines ..." if recording is None else "starting the learner ..."
             )

@@ -19,7 +19,8 @@ from orchestrator.checkpoints.owner_file import FolderInUseError, OwnerFile
 from orchestrator.planning.sources import Sources
 from orchestrator.supply.recording import discard_after
 from orchestrator.telemetry.trace_file import truncate_trace
-from orchestrator.telemetry.tracking import truncate_metrics
+from orchestrator.telemetry.trackers.sinks import truncate_board
+from orchestrator.telemetry.trackers.tracking import truncate_metrics
 
 
 @contextmanager
@@ -46,6 +47,7 @@ def open_run(config: TrainConfig) -> Iterator[tuple[Path, Checkpoint | None]]:
         checkpoint = store.latest()
         last_step = checkpoint.step if checkpoint else 0
         truncate_metrics(named, last_step)
+        truncate_board(named, last_step)
         truncate_trace(named, last_step)
         discard_after(named, last_step)
         yield named, checkpoint

@@ -101,6 +101,7 @@ class WorkerGroup(Generic[W_co]):
         env: Callable[[int], Mapping[str, str]],
         placement: Placement | None = None,
         num_cpus: float = 0,
+        num_gpus: float = 0,
         max_concurrency: int = 1,
         restarts: bool = False,
         retries: int = 0,
@@ -108,7 +109,7 @@ class WorkerGroup(Generic[W_co]):
         """Start actors; rank r gets the arguments `arguments(r)` and the environment `env(r)`.
 
         Ranks are 0 to `num_workers` - 1 unless `ranks` names them. Without a `placement` Ray
-        spreads the actors over the nodes that have `num_cpus` for each.
+        spreads the actors over the nodes that have `num_cpus` and `num_gpus` for each.
         With `restarts` an actor whose process died is constructed again under the same handle. A
         call that it had not answered is made again up to `retries` times (-1: always), then fails.
         """
@@ -116,6 +117,7 @@ class WorkerGroup(Generic[W_co]):
         for position, rank in enumerate(range(num_workers) if ranks is None else ranks):
             options: dict[str, Any] = {
                 "num_cpus": num_cpus,
+                "num_gpus": num_gpus,
                 "scheduling_strategy": "SPREAD",
                 "runtime_env": {"env_vars": dict(env(rank))},
                 "max_concurrency": max_concurrency,

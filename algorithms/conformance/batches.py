@@ -60,6 +60,8 @@ def random_inputs(
         rewards=rewards,
         staleness=torch.arange(num).to(dtype) % 3,
         truncated=torch.arange(len(lengths)) % 3 == 1,
+        turn_numbers=torch.where(mask, torch.arange(num).to(dtype) % 2 + 1.0, 0.0),
+        group_ids=torch.arange(len(lengths)) // 2,
     )
 
 
@@ -135,7 +137,7 @@ def select_sequences(inputs: LossInputs, order: Sequence[int]) -> LossInputs:
     columns: dict[str, Tensor | None] = {}
     for item in fields(inputs):
         column = getattr(inputs, item.name)
-        per_sequence = item.name in ("rewards", "truncated")
+        per_sequence = item.name in ("rewards", "truncated", "group_ids")
         chosen = torch.tensor(list(order)) if per_sequence else rows
         columns[item.name] = None if column is None else column[chosen]
     columns["sequence_ids"] = torch.repeat_interleave(

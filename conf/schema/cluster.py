@@ -90,6 +90,7 @@ class ClusterConfig:
     autoscaled: bool = False  # nodes may be added while a run waits for its placement
     colocated: bool = False  # engine k and learner rank k share a GPU and take turns on it
     reward_cpus: float = 1.0  # of a reward worker, which so never stands on a head without CPUs
+    reward_gpus: float = 0.0  # of a reward worker, for a reward model; beside those of other roles
     rollout: PlacedRoleConfig = field(default_factory=PlacedRoleConfig)
     # Reference and critic stand where the learner's strategy puts them, together with the learner.
     learner: PlacedRoleConfig = field(default_factory=PlacedRoleConfig)
@@ -106,9 +107,9 @@ class ClusterConfig:
         for name in ("gpus_per_node", "gpu_memory_gib"):
             value = getattr(self, name)
             require(value is None or value >= 0, f"cluster.{name}", value, "must not be negative")
-        require(
-            self.reward_cpus >= 0, "cluster.reward_cpus", self.reward_cpus, "must not be negative"
-        )
+        for name in ("reward_cpus", "reward_gpus"):
+            value = getattr(self, name)
+            require(value >= 0, f"cluster.{name}", value, "must not be negative")
         together = self.rollout.num_gpus + self.learner.num_gpus + self.reference.num_gpus
         require(
             not self.colocated or together <= 1 + 1e-6,

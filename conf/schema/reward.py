@@ -21,10 +21,15 @@ class RewardConfig:
     num_workers: int = 1  # Ray actors
     num_processes: int = 1  # scoring processes of each
     timeout_s: float = 10.0  # per sample; the process is killed when it is over
+    start_s: float = 120.0  # of a scoring process: imports, and the model of a reward model
+    keep_special_tokens: bool = False  # in the response, but for the token that ended it
+    include_prefill: bool = False  # the response begins with what the template opened (<think>)
 
     def check(self) -> None:
         """Raise a ValueError that names an impossible value and the remedy."""
         for name in ("num_workers", "num_processes"):
             value = getattr(self, name)
             require(value >= 1, f"reward.{name}", value, "must be at least 1")
-        require(self.timeout_s > 0, "reward.timeout_s", self.timeout_s, "must be positive")
+        for name in ("timeout_s", "start_s"):
+            value = getattr(self, name)
+            require(value > 0, f"reward.{name}", value, "must be positive")

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -91,7 +92,16 @@ def start_ray(config: ClusterConfig) -> None:
 
 
 class Cluster:
-    """Owner of a run's processes: a context manager that ends all of them."""
+    """Owner of a run's processes: a context manager that ends all of them.
+
+    Args:
+        config: of the run.
+        algorithm: decides what ranks compute.
+        run_id: names the run in every trajectory.
+        model_path: folder of the policy.
+        critic_path: folder of the critic; None for the policy's.
+        folder: of the run, for what scorers write; None where they are to write nothing.
+    """
 
     def __init__(
         self,
@@ -101,10 +111,12 @@ class Cluster:
         run_id: str,
         model_path: str,
         critic_path: str | None = None,
+        folder: Path | None = None,
     ) -> None:
         self._config, self._algorithm = config, algorithm
         self._run_id, self._model_path = run_id, model_path
         self._critic_path = critic_path or model_path
+        self._folder = None if folder is None else str(folder)
         self._groups: list[tuple[WorkerGroup[Any], Call[Any, None]]] = []
         self._places: Places | None = None
         self._user_path = os.pathsep.join(path for path in sys.path if path)
@@ -248,9 +260,12 @@ class Cluster:
                 "scorer": scorer,
                 "num_processes": reward.num_processes,
                 "timeout_s": reward.timeout_s,
+                "start_s": reward.start_s,
+                "folder": self._folder,
             },
             env=lambda rank: self._env(1),
             num_cpus=role.num_cpus if role else 0,
+            num_gpus=role.num_gpus if role else 0,
             max_concurrency=1000,  # calls that wait; the pool bounds those that are scored
             restarts=True,
             retries=1,

@@ -32,6 +32,9 @@ def gpus_asked(roles: Sequence[PlannedRole]) -> list[tuple[str, float]]:
                 count = f"{engines} x {counted(role.devices, 'device')}"
             gpus = role.num_processes * role.devices * role.bundle_gpus
             terms.append((f"{count} x {role.bundle_gpus:g}", gpus))
+        elif role.place is Place.ANYWHERE and role.num_gpus:
+            count = counted(role.num_processes, f"{role.name} worker")
+            terms.append((f"{count} x {role.num_gpus:g}", role.num_processes * role.num_gpus))
     return terms
 
 

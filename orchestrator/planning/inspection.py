@@ -7,17 +7,26 @@ a scoring process runs the scorer. Samples and trains nothing.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 from conf.schema import TrainConfig
 from orchestrator.planning.capacity import describe_turns
 from orchestrator.planning.sources import Sources, encoder_of
-from orchestrator.planning.trial import gives_less, open_pool, reasons, shorten, try_rows
+from orchestrator.planning.trial import (
+    describe_opened,
+    gives_less,
+    open_pool,
+    reasons,
+    shorten,
+    try_rows,
+)
 from orchestrator.telemetry.counting import counted, describe_reasons
 from workers.data.images.decoding import describe_picture
 from workers.data.images.prompt_images import PromptImages
@@ -40,6 +49,7 @@ class _Read:
     refused_uids: list[str] = field(default_factory=list)
     num_double_bos: int = 0
     shown: list[str] = field(default_factory=list)
+    opened: set[str] = field(default_factory=set)  # by the template, of a shown row's response
 
 
 def inspect(config: TrainConfig, scorer: Any, sources: Sources) -> Iterator[str]:
@@ -50,10 +60,16 @@ def inspect(config: TrainConfig, scorer: Any, sources: Sources) -> Iterator[str]
         named["held-out"] = sources.heldout
     named |= sources.sets
     read = {name: _read(prompts, encoder) for name, prompts in named.items()}
-    with open_pool(config, scorer) as pool:
+    check = getattr(scorer, "check", None)
+    with ExitStack() as held:
+        pool = None if check else held.enter_context(open_pool(config, scorer))
         for name, prompts in named.items():
             yield from _about_rows(name, prompts, read[name], config)
-            yield from _about_scores(prompts, pool, scorer)
+            if pool is not None:
+                yield from _about_scores(prompts, pool, scorer)
+    if check is not None:
+        check()
+        yield "reward: its model can be used; it is not loaded here, so no row was scored"
     yield f"rollouts: {describe_turns(config)}"
     for name in (name for name in read if name != "train"):
         both = read["train"].keys.keys() & read[name].keys.keys()
@@ -64,7 +80,7 @@ def _read(prompts: PromptSet, encoder: PromptEncoder) -> _Read:
     found = _Read()
     for row in range(len(prompts)):
         prompt = prompts[row]
-        found.keys[json.dumps(prompt.prompt, default=str, sort_keys=True)] += 1
+        found.keys[_key(prompt)] += 1
         try:
             loaded = encoder.load(prompt.images) if prompt.images else ()
             tokens, images, why = encoder.encode_shown(prompt.prompt, loaded)
@@ -80,6 +96,8 @@ def _read(prompts: PromptSet, encoder: PromptEncoder) -> _Read:
             found.messages[len(prompt.prompt)] += 1
         found.num_double_bos += encoder.begins_twice(tokens)
         if len(found.shown) < NUM_SHOWN:
+            opened = encoder.prefill(prompt.prompt)
+            found.opened |= {opened} if opened.strip() else set()
             found.shown.append(
                 f"  {prompt.uid}, {counted(len(tokens), 'token')}: "
                 f"{_text(encoder, tokens, images)!r}\n"
@@ -88,6 +106,15 @@ def _read(prompts: PromptSet, encoder: PromptEncoder) -> _Read:
                 f"columns {sorted(prompt.columns)}"
             )
     return found
+
+
+def _key(prompt: Prompt) -> str:
+    """Return a text that is equal for prompts that are: words and images."""
+    images = [
+        source if isinstance(source, str) else hashlib.sha256(source).hexdigest()
+        for source in prompt.images
+    ]
+    return json.dumps([prompt.prompt, images], default=str, sort_keys=True)
 
 
 def _text(encoder: PromptEncoder, tokens: list[int], images: PromptImages) -> str:
@@ -127,14 +154,11 @@ def _about_rows(name: str, prompts: PromptSet, read: _Read, config: TrainConfig)
             f"  {counted(read.num_double_bos, 'row')} begin with two BOS tokens: the text has one "
             "that the tokenizer adds again"
         )
-    if any(
-        shown.split("\n    ground truth")[0].rstrip("'\"\\n ").endswith("<think>")
-        for shown in read.shown
-    ):
-        yield (
-            "  the template's generation prompt opens <think>: a response begins inside it, and a "
-            "reward that looks for <think> in the response finds none"
-        )
+    for opened in sorted(read.opened):
+        if config.reward.include_prefill:
+            yield f"  the reward sees responses with what the template opens, {opened!r}"
+        else:
+            yield f"  {describe_opened(opened)}"
 
 
 def _histogram(lengths: list[int]) -> Iterator[str]:

@@ -76,10 +76,12 @@ def bundles(roles: Sequence[PlannedRole]) -> list[dict[str, float]]:
 def total_resources(roles: Sequence[PlannedRole]) -> dict[str, float]:
     """Return the CPUs and GPUs of all processes, in bundles and outside of them."""
     wanted = bundles(roles)
-    loose = sum(role.num_cpus * role.num_processes for role in roles if not role.bundles)
+    loose = [role for role in roles if not role.bundles]
     return {
-        "GPU": sum(bundle["GPU"] for bundle in wanted),
-        "CPU": sum(bundle["CPU"] for bundle in wanted) + loose,
+        "GPU": sum(bundle["GPU"] for bundle in wanted)
+        + sum(role.num_gpus * role.num_processes for role in loose),
+        "CPU": sum(bundle["CPU"] for bundle in wanted)
+        + sum(role.num_cpus * role.num_processes for role in loose),
     }
 
 

@@ -10,7 +10,7 @@ import math
 from algorithms.algorithm import Algorithm
 from algorithms.conformance.rehearsal import rehearse
 from conf import precision
-from conf.schema import AdapterConfig, RoleConfig, TrainConfig
+from conf.schema import AdapterConfig, DataConfig, RoleConfig, TrainConfig
 from orchestrator.planning import capacity, shared_prefix
 from orchestrator.planning.notes import notes_of
 from orchestrator.planning.roles import roles_of
@@ -114,6 +114,8 @@ PRODUCED = frozenset(
         "rewards",
         "staleness",
         "truncated",
+        "turn_numbers",
+        "group_ids",
     }
 )
 
@@ -146,7 +148,8 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
         *(_algorithm_rows(algorithm) if trainer.learns else []),
         ("roles", ", ".join(role.title for role in roles_of(config, algorithm))),
         ("model", config.model.path or f"{config.model.name} (built on first use)"),
-        ("data", config.data.train_path or f"{config.data.name} (generated on first use)"),
+        ("data", _describe_data(config.data)),
+        *_images(config.data),
         (
             "step",
             f"{counted(trainer.prompts_per_step, 'prompt')} x "
@@ -174,12 +177,31 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
     return "\n".join(f"{name:>10}  {text}" for name, text in rows)
 
 
+def _describe_data(data: DataConfig) -> str:
+    """Return the files of the training prompts; of several sources names, weights and files."""
+    if data.sources:
+        weights = ["" if each.weight is None else f" x {each.weight:g}" for each in data.sources]
+        pairs = zip(data.sources, weights, strict=True)
+        return ", ".join(f"{each.name}{weight} ({each.path})" for each, weight in pairs)
+    return data.train_path or f"{data.name} (generated on first use)"
+
+
 def _algorithm_rows(algorithm: Algorithm) -> list[tuple[str, str]]:
     columns = ", ".join(sorted(algorithm.required_columns))
     return [
         ("algorithm", repr(algorithm)),
         ("columns", columns or "none beyond rewards and log-probs"),
     ]
+
+
+def _images(data: DataConfig) -> list[tuple[str, str]]:
+    """Return the row about images, where prompts show them."""
+    if data.image_column is None:
+        return []
+    limit = data.images.max_pixels
+    size = "as large as the model takes" if limit is None else f"scaled to {limit} pixels at most"
+    text = f"column {data.image_column}, {data.images.max_per_prompt} a prompt at most, {size}"
+    return [("images", text)]
 
 
 def _rollout(config: TrainConfig) -> str:

@@ -25,7 +25,7 @@ class Place(Enum):
     TURNS = auto()  # bundle k, which engine k, learner rank k and reference rank k take in turn
     BESIDE_LEARNER = auto()  # rank r in the bundle of learner rank r, on a share of its GPU
     IN_LEARNER = auto()  # no process: the learner's ranks play the role
-    ANYWHERE = auto()  # no bundle: takes CPUs of any node
+    ANYWHERE = auto()  # no bundle: takes CPUs and GPUs of any node
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,11 +124,14 @@ def _rollout(config: TrainConfig) -> PlannedRole:
 
 
 def _reward(config: TrainConfig) -> PlannedRole:
+    gpus = config.cluster.reward_gpus
     return PlannedRole(
         name="reward",
         place=Place.ANYWHERE,
         num_processes=config.reward.num_workers,
         num_cpus=config.cluster.reward_cpus,
+        num_gpus=gpus,
+        note=f"{gpus:g} GPU each" if gpus else "",
     )
 
 

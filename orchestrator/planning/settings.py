@@ -85,9 +85,10 @@ def vllm_settings(
         weight_transfer_backend=transport,
         engine_id=engine_id,
         **_adapter_slots(config, model_path),
+        keep_special_tokens=config.reward.keep_special_tokens,
         request_timeout_s=timeouts.request_s,
         control_timeout_s=timeouts.publish_s,
-        images=image_limits(config.data),
+        images=image_limits(config),
         engine_kwargs=rollout.engine_kwargs,
     )
 

@@ -61,6 +61,7 @@ def prepare(config: TrainConfig) -> Sources:
     if config.model.adapter.trains:
         check_targets(config.model.adapter.target_modules, linear_names(model_path))
     check_shown(model_path, config.data)
+    check_sets(model_path, config)
     chat_template(config.data)
     train, heldout = prompt_sets(config.data)
     return Sources(
@@ -144,24 +145,36 @@ def check_vocabulary(critic_path: Path, model_path: Path) -> None:
         )
 
 
-def image_limits(config: DataConfig) -> ImageLimits | None:
+def image_limits(config: TrainConfig) -> ImageLimits | None:
     """Return the limits of the images that prompts show; None where they show none."""
-    if config.image_column is None:
+    sets = config.evaluation.sets.values()
+    if config.data.image_column is None and all(own.image_column is None for own in sets):
         return None
-    images = config.images
+    images = config.data.images
     return ImageLimits(max_pixels=images.max_pixels, max_per_prompt=images.max_per_prompt)
 
 
 def check_shown(model_path: Path, config: DataConfig) -> None:
     """Raise ValueError where prompts show images and the model takes none, or not of this size."""
-    limits = image_limits(config)
-    if limits is None:
+    if config.image_column is None:
         return
-    if read_image_settings(model_path, max_pixels=limits.max_pixels) is None:
+    if read_image_settings(model_path, max_pixels=config.images.max_pixels) is None:
         raise ValueError(
             f"data.image_column={config.image_column}: {model_path.name} is a model of text alone; "
             "choose a vision-language model, or data.image_column=null"
         )
+
+
+def check_sets(model_path: Path, config: TrainConfig) -> None:
+    """Raise ValueError where a held-out set shows images to a model of text."""
+    for name, own in config.evaluation.sets.items():
+        if own.image_column is None:
+            continue
+        if read_image_settings(model_path, max_pixels=config.data.images.max_pixels) is None:
+            raise ValueError(
+                f"evaluation.sets.{name}.image_column={own.image_column}: {model_path.name} is a "
+                "model of text alone; leave the set out, or choose a vision-language model"
+            )
 
 
 def prompt_sets(config: DataConfig) -> tuple[PromptSet, PromptSet | None]:
@@ -247,5 +260,5 @@ def encoder_of(config: TrainConfig, model_path: Path) -> PromptEncoder:
         model_path,
         config.data.max_prompt_tokens,
         chat_template(config.data),
-        images=image_limits(config.data),
+        images=image_limits(config),
     )

@@ -34,6 +34,7 @@ from workers.reward.pool import RewardPool
 from workers.reward.scorers.by_column import ByColumn
 
 NUM_ROWS = 4  # of each file
+THINK = "<think>"
 MADE_UP = "This is a made-up response."
 
 
@@ -78,13 +79,20 @@ def try_scorer(config: TrainConfig, scorer: Any, sources: Sources) -> list[str]:
 
     Raises:
         ValueError: the scorer can't be built in a scoring process, no row of a file can be scored,
-            or the images of none can be used; the message holds the first row's own error.
+            or the images of none can be used (the message holds the first row's own error); the
+            scorer waits for siblings that would be stopped.
     """
+    _check_early_stop(config, scorer)
     notes = list(_ends_of_responses(config, scorer, sources.train))
+    notes += _opened_turns(config, sources)
     heldout = [] if sources.heldout is None else [sources.heldout]
     sets = [sources.train, *heldout, *sources.sets.values()]
     files = [source for prompts in sets for source in prompts.sources]
     notes += _try_images(config, sources, files)
+    check = getattr(scorer, "check", None)
+    if check is not None:
+        check()
+        return notes
     with open_pool(config, scorer) as pool:
         for prompts in files:
             rows = [prompts[row] for row in range(min(NUM_ROWS, len(prompts)))]
@@ -132,7 +140,12 @@ def open_pool(config: TrainConfig, scorer: Any) -> RewardPool:
         ValueError: it can't be built there.
     """
     try:
-        return RewardPool(scorer, num_processes=1, timeout_s=config.reward.timeout_s)
+        return RewardPool(
+            scorer,
+            num_processes=1,
+            timeout_s=config.reward.timeout_s,
+            start_s=config.reward.start_s,
+        )
     except RuntimeError as error:
         raise ValueError(f"reward.scorer: {error}") from error
 
@@ -153,7 +166,13 @@ def try_rows(pool: RewardPool, scorer: Any, rows: Sequence[Prompt]) -> list[Trie
         first = truth[0] if isinstance(truth, list) else truth
         responses = [MADE_UP, *([first] if first is not None else [])]
         samples = tuple(
-            RewardSample(prompt=text, response=each, ground_truth=truth, columns=row.columns)
+            RewardSample(
+                prompt=text,
+                response=each,
+                ground_truth=truth,
+                columns=row.columns,
+                messages=() if isinstance(row.prompt, str) else tuple(row.prompt),
+            )
             for each in responses
         )
         readable.append((row, len(samples)))
@@ -216,6 +235,44 @@ def _judge(prompts: PromptSource, tried: Sequence[Tried]) -> Iterator[str]:
         )
     if any(result.outcome == ABSTAINED for row in tried for result in row.results):
         yield "reward: the scorer abstains (None) from some responses; they do not train"
+
+
+def _check_early_stop(config: TrainConfig, scorer: Any) -> None:
+    """Raise ValueError where siblings may be stopped, which a scorer of whole groups waits for."""
+    if takes_group(scorer) and config.rollout.early_stop_samples:
+        raise ValueError(
+            f"rollout.early_stop_samples={config.rollout.early_stop_samples} with a reward that "
+            "scores all siblings of a prompt together: nothing is scored before the last sibling "
+            "has ended, so none could be stopped; set it to 0, or choose a reward of single samples"
+        )
+
+
+def _opened_turns(config: TrainConfig, sources: Sources) -> Iterator[str]:
+    """Yield a note where the template begins the response itself and the reward does not see it."""
+    prompt = sources.train[0].prompt
+    if config.reward.include_prefill or not isinstance(prompt, list) or not prompt:
+        return
+    files = ("chat_template.jinja", "tokenizer_config.json")
+    texts = [path for name in files if (path := sources.model_path / name).exists()]
+    own = config.data.chat_template is not None
+    if not own and not any(THINK in path.read_text() for path in texts):
+        return  # the tokenizer, which is slow to load, has nothing to say
+    try:
+        opened = encoder_of(config, sources.model_path).prefill(prompt)
+    # A row or a template that can't be rendered is refused elsewhere, by row.
+    except Exception:
+        return
+    if THINK in opened:
+        yield describe_opened(opened)
+
+
+def describe_opened(opened: str) -> str:
+    """Return the note on a template that opens a part of the response."""
+    return (
+        f"the template's generation prompt opens {opened.strip()}: the reward sees the response "
+        "without it, and one that looks for it finds none; reward.include_prefill=true shows the "
+        "whole turn to the reward"
+    )
 
 
 def _ends_of_responses(config: TrainConfig, scorer: Any, prompts: PromptSet) -> Iterator[str]:

@@ -7,23 +7,19 @@ computes differences and ratios of log-probs itself.
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from orchestrator.report.pictures import (
-    BYTES_PER_PICTURE,
-    MOST,
-    list_lengths,
-    prompt_text,
-    small_pictures,
-)
 from orchestrator.report.rows import COMPUTED, PER_TOKEN, RecordedStep, outcome_kind
 from orchestrator.report.selection import ChosenGroup
 from orchestrator.report.token_texts import TokenTexts
+from workers.data.images.decoding import ImageFaultError, thumbnail
 
 SHOWN_TOKENS = 600  # at the begin of a long response, and as many at its end
 PROMPT_CHARACTERS = 4_000
@@ -32,6 +28,9 @@ NOTE_CHARACTERS = 1_000  # of a text of the scorer
 TEXT_CHARACTERS = 20_000  # of a response whose tokens have no texts
 BYTES_PER_TOKEN = 34  # of the report, measured
 MAX_BYTES = 9_000_000  # of samples in a report
+PICTURE_SIDE = 160  # pixels of a small picture, at most
+MOST_PICTURES = 4  # of one prompt
+BYTES_PER_PICTURE = 9_000  # of the report, about
 COLUMNS = {  # column of the record -> its short name in the page
     "rollout_logprobs": "sampler",
     "old_logprobs": "old",
@@ -110,12 +109,42 @@ def _fitting(
             lengths[group.place] = list_lengths(file, "loss_mask")
             images[group.place] = list_lengths(file, "images")
         tokens = sum(min(lengths[group.place][row], 2 * SHOWN_TOKENS) for row in group.rows)
-        pictures = min(images[group.place][group.rows[0]], MOST)
+        pictures = min(images[group.place][group.rows[0]], MOST_PICTURES)
         size = tokens * BYTES_PER_TOKEN + 600 * len(group.rows) + pictures * BYTES_PER_PICTURE
         if not kept or used + size <= max_bytes:
             kept.append(group)
             used += size
     return kept
+
+
+def small_pictures(files: Sequence[bytes]) -> list[str]:
+    """Return the first images of a prompt as `data:` addresses of small JPEG files."""
+    found = []
+    for file in files[:MOST_PICTURES]:
+        try:
+            small = thumbnail(file, PICTURE_SIDE)
+        except ImageFaultError:
+            continue
+        found.append(f"data:image/jpeg;base64,{base64.b64encode(small).decode()}")
+    return found
+
+
+def list_lengths(file: Path, column: str) -> Sequence[int]:
+    """Return the lengths of a column's lists; zeros where a record has no such column."""
+    if column not in pq.read_schema(file).names:
+        return [0] * int(pq.read_metadata(file).num_rows)
+    lists = pq.read_table(file, columns=[column])[column].combine_chunks()
+    return [int(length) for length in lists.value_lengths().to_pylist()]
+
+
+def prompt_text(row: Mapping[str, Any], length: int, texts: TokenTexts) -> str:
+    """Return the text of the first `length` tokens of a row, `<image>` for those of an image."""
+    tokens = row["tokens"][:length]
+    pieces, begin = [], 0
+    for span in row.get("images") or ():
+        pieces += [texts.text(tokens[begin : span["offset"]]), "<image>"]
+        begin = span["offset"] + span["length"]
+    return "".join([*pieces, texts.text(tokens[begin:])])
 
 
 def _group(

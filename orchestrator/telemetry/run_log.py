@@ -5,28 +5,51 @@ Metrics are computed elsewhere; here they are only passed on, and alerts are tol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from conf.schema import TrainConfig
 from orchestrator.telemetry.alerts.rules import Alerts
 from orchestrator.telemetry.display.progress import Progress
 from orchestrator.telemetry.gauges import Gauges
-from orchestrator.telemetry.heldout import HeldoutResult
-from orchestrator.telemetry.tracking import Tracker
+from orchestrator.telemetry.heldout import HeldoutAnswer, HeldoutResult
+from orchestrator.telemetry.trackers.tracking import Tracker
+
+MAX_ROWS = 64  # held-out answers in a tracker's table
 
 
 class RunLog:
     """Log of a run's steps and evaluations; closes its trackers at the end.
+
+    Args:
+        run_dir: of the run.
+        config: of the run.
+        progress: display of the run.
+        keeps: files that trackers get at the end, if they are there.
 
     Attributes:
         steps: the metrics of every step of this process.
         first_heldout, last_heldout: step and result of the first and the newest evaluation.
     """
 
-    def __init__(self, run_dir: Path, config: TrainConfig, progress: Progress) -> None:
-        self._run_dir, self._progress = run_dir, progress
-        self._tracker = Tracker(run_dir, config.tracking, run_name=config.run_name)
+    def __init__(
+        self,
+        run_dir: Path,
+        config: TrainConfig,
+        progress: Progress,
+        *,
+        keeps: Sequence[Path] = (),
+    ) -> None:
+        self._run_dir, self._progress, self._keeps = run_dir, progress, keeps
+        self._tracker = Tracker(
+            run_dir,
+            config.tracking,
+            run_name=config.run_name,
+            settings=json.loads(json.dumps(asdict(config), default=str)),
+            print_line=progress.print_line,
+        )
         self._gauges = Gauges(run_dir.name) if config.tracking.prometheus else None
         self._alerts = Alerts()
         self.steps: list[dict[str, float]] = []
@@ -49,6 +72,7 @@ class RunLog:
         self._tracker.log(step, metrics)
         if self._gauges is not None:
             self._gauges.log(step, metrics)
+        self._tracker.table(step, [_row(answer) for answer in result.answers[:MAX_ROWS]])
         result.write(self._run_dir / "eval" / f"step_{step:06d}.json")
         self.first_heldout = self.first_heldout or (step, result)
         self.last_heldout = (step, result)
@@ -59,4 +83,18 @@ class RunLog:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        for path in self._keeps:
+            if path.exists():
+                self._tracker.keep(path)
         self._tracker.close()
+
+
+def _row(answer: HeldoutAnswer) -> dict[str, str | float | None]:
+    truth = answer.ground_truth
+    return {
+        "prompt": answer.prompt,
+        "response": answer.response,
+        "ground truth": " | ".join(truth) if isinstance(truth, list) else truth,
+        "reward": answer.reward,
+        "outcome": answer.outcome,
+    }

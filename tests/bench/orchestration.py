@@ -49,6 +49,7 @@ from workers.data.plans import CreditPlan, MicroBatchPlan, RankPlan, step_table
 from workers.data.prompts import PromptSet
 from workers.data.requests import GroupRequest
 from workers.data.trajectory import SCHEMA, RolloutGroup, TrajectoryMeta, join_computed
+from workers.data.turns import TurnSpan, as_structs
 from workers.learner.credit import assign_credit
 
 STEPS = 5
@@ -86,6 +87,23 @@ def trajectories(
         "timings": [[("generate", 1.0)]] * count,
         "begun_version": [0] * count,
         "num_turns": [1] * count,
+        "branch": [0] * count,
+        "turns": [
+            as_structs(
+                [
+                    TurnSpan(
+                        number=1,
+                        start=PROMPT_TOKENS,
+                        end=int(end),
+                        finish_reason="stop",
+                        state=7,
+                    )
+                ]
+            )
+            for end in lengths
+        ],
+        "images": [[]] * count,
+        "image_files": [[]] * count,
     }
     columns = []
     for name, kind in zip(SCHEMA.names, SCHEMA.types, strict=True):

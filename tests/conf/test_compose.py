@@ -25,6 +25,7 @@ GROUPS = (
     "tracking",
     "rehearsal",
 )
+JUDGE = [f"reward.scorer.judges.judge.{key}=http://x/v1" for key in ("url", "model")]
 LONG = ["rollout.max_model_len=8192", "learner.token_budget=8192"]
 NEEDS = {  # members that leave a path to the user
     ("model", "hf"): ["model.path=/somewhere"],
@@ -38,6 +39,9 @@ NEEDS = {  # members that leave a path to the user
     **{("data", name): LONG for name in ("countdown", "apps", "taco")},
     ("rollout", "replay"): ["rollout.replay.folder=/somewhere"],
     ("reward", "function"): ["reward.scorer.path=my.reward"],
+    ("reward", "judge"): JUDGE,
+    ("reward", "judge_ranking"): JUDGE,
+    ("reward", "reward_model"): ["reward.scorer.path=/somewhere"],
     ("environment", "agent"): ["environment.player.command=my_agent"],
     ("environment", "function"): ["environment.player.path=my.play"],
     ("environment", "text_game"): ["environment.player.path=my.Game"],
@@ -77,6 +81,10 @@ def test_the_default_run_is_the_quickstart():
         ("rolout.num_engines=2", "unknown key 'rolout'; did you mean 'rollout'?"),
         ("algorithm=cpgdd", "unknown algorithm 'cpgdd'; did you mean 'cpgd'?"),
         ("rollout.num_engines=0", "rollout.num_engines=0: must be at least 1"),
+        ("environment.max_turns=0", "environment.max_turns=0: must be at least 1"),
+        ("environment.max_turn_tokens=0", "environment.max_turn_tokens=0: must be at least 1, or"),
+        ("environment.time_s=0", "environment.time_s=0.0: must be positive, or null"),
+        ("environment.max_turn=3", "did you mean 'environment.max_turns'"),
         ("rollout.max_engines=0", "max_engines=0: is below rollout.num_engines=1, which the run"),
         ("rollout.num_engines=many", "'many'"),
         ("learner.zero_stage=4", "learner.zero_stage=4: must be 0, 1, 2 or 3"),

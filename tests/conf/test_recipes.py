@@ -21,6 +21,7 @@ def test_there_is_a_recipe_for_every_paper_and_budget():
     wanted = {f"rpg_{m}_{k}" for m, k in product(("qwen3_4b", "qwen25_7b"), ("2k", "4k", "8k"))}
     wanted |= {f"erc_{a}_r1_distill_{m}" for a, m in product(("dapo", "gppo"), ("1_5b", "7b"))}
     wanted |= {"cpgd_qwen25_7b", "cpgd_rloo_qwen25_7b", "cpgd_reinforce_pp_qwen25_7b"}
+    wanted |= {f"cpgd_{a}qwen25_vl_7b" for a in ("", "grpo_", "rloo_", "reinforce_pp_")}
     wanted |= {"cpgd_grpo_qwen25_7b", "rpg_dapo_qwen3_4b_4k", "rpg_grpo_qwen3_4b_4k"}
     assert wanted <= set(RECIPES)
 

@@ -54,6 +54,9 @@ ELSEWHERE = {
     "ballast train experiment=tiny algorithm=grpo run_name=first": (
         "tests/e2e/test_replay.py::test_replay_reproduces_the_run"
     ),
+    "ballast train experiment=tiny_vision": (
+        "tests/e2e/test_tiny_vision.py::test_colours_are_learned_from_pixels"
+    ),
     "ballast train * rollout=replay *": (
         "tests/e2e/test_replay.py::test_two_algorithms_train_on_identical_batches"
     ),

@@ -17,7 +17,7 @@ from workers import spans
 from workers.data import durable_files, plans, requests, results, trajectory, turns
 from workers.learner import passes, policy_worker, weight_client
 from workers.reward import base
-from workers.rollout import limits, session
+from workers.rollout import limits, row
 from workers.rollout.environments import contract
 
 # All records of these modules are shared by processes.
@@ -37,7 +37,7 @@ RECORDS = (
     passes.Trained,
     policy_worker.TrainReport,
     weight_client.Destination,
-    session.Row,
+    row.Row,
     limits.RolloutLimits,
     contract.Task,
     contract.Turn,
@@ -45,7 +45,7 @@ RECORDS = (
 )
 ELSEWHERE = (
     *(batch, partition, source, heldout, passes, policy_worker, weight_client),
-    *(limits, session, contract),
+    *(limits, row, contract),
 )
 
 

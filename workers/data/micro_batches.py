@@ -43,6 +43,10 @@ def packed_rows(
     if "finish_reason" in table.column_names:
         ended = table.column("finish_reason").take(pa.array(micro.rows))
         truncated[micro.rows] = np.asarray(ended.to_pylist()) == "length"
+    siblings = np.zeros(table.num_rows, dtype=np.float32)
+    if "group_id" in table.column_names:
+        ids = table.column("group_id").take(pa.array(micro.rows)).to_pylist()
+        siblings[micro.rows] = np.unique(ids, return_inverse=True)[1]
     weights = {}
     for name, own in micro.weights.items():
         weights[name] = np.zeros(table.num_rows, dtype=np.float32)
@@ -54,7 +58,7 @@ def packed_rows(
     return pack(
         {name: table.column(name) for name in (*TOKEN_COLUMNS, *names)},
         micro.rows,
-        sequence_columns={"rewards": rewards, "truncated": truncated},
+        sequence_columns={"rewards": rewards, "truncated": truncated, "group_ids": siblings},
         weights=weights,
         groups=groups,
         images=images,
@@ -74,6 +78,27 @@ def with_staleness(table: pa.Table, version: int) -> pa.Table:
     offsets = versions.offsets.to_numpy() - versions.offsets[0].as_py()
     column = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(staleness))
     return table.append_column("staleness", column)
+
+
+def with_turn_numbers(table: pa.Table) -> pa.Table:
+    """Add the column `turn_numbers`, a list of float32 per row; 0 for tokens that no turn sampled.
+
+    Args:
+        table: trajectories, with their `turns`.
+    """
+    tokens = table.column("tokens").combine_chunks()
+    numbers = []
+    for length, turns in zip(
+        tokens.value_lengths().to_pylist(), table.column("turns").to_pylist(), strict=True
+    ):
+        own = np.zeros(length, dtype=np.float32)
+        for turn in turns:
+            own[turn["start"] : turn["end"]] = turn["number"]
+        numbers.append(own)
+    offsets = tokens.offsets.to_numpy() - tokens.offsets[0].as_py()
+    flat = np.concatenate([np.zeros(0, dtype=np.float32), *numbers])
+    column = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat))
+    return table.append_column("turn_numbers", column)
 
 
 def as_columns(plan: RankPlan, columns: Mapping[str, Rows]) -> pa.RecordBatch:

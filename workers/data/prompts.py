@@ -31,6 +31,7 @@ from workers.data.images.prompt_images import (
 )
 from workers.data.images.settings import ImageLimits, ImageSettings, read_image_settings
 from workers.data.images.spans import expand
+from workers.data.prefill import prefill_of
 from workers.data.sources.source import Prompt, PromptSource
 from workers.data.trajectory import reason_of
 
@@ -281,6 +282,20 @@ class PromptEncoder:
             prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **self.keywords
         )
         return list(encoded["input_ids"])
+
+    def prefill(self, prompt: str | list[dict[str, Any]]) -> str:
+        """Return the part of the assistant's turn that the chat template opens, such as `<think>`.
+
+        Empty for a text prompt.
+        """
+        return "" if isinstance(prompt, str) else prefill_of(self._rendered, prompt)
+
+    def _rendered(self, messages: list[dict[str, Any]], opens: bool) -> str:
+        return str(
+            self._tokenizer.apply_chat_template(
+                messages, add_generation_prompt=opens, tokenize=False, **self.keywords
+            )
+        )
 
     @staticmethod
     def text(prompt: str | list[dict[str, Any]]) -> str:

@@ -68,7 +68,8 @@ class Sample:
         logprobs: [T] log-probabilities under the processed distribution that was sampled from.
         weight_versions: [T] the weight version that sampled each token.
         finish_reason: "stop", "length" or "abort".
-        text: the response without special tokens; empty if the engine has no tokenizer.
+        text: the response, without special tokens unless `VLLMSettings.keep_special_tokens`; empty
+            if the engine has no tokenizer.
     """
 
     tokens: list[int]

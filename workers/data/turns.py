@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 TURN_TYPE = pa.large_list(
@@ -59,11 +57,3 @@ def as_structs(spans: Sequence[TurnSpan]) -> list[dict[str, Any]]:
 def from_structs(values: Sequence[Mapping[str, Any]]) -> tuple[TurnSpan, ...]:
     """Return the spans of one value of `TURN_TYPE`."""
     return tuple(TurnSpan(**value) for value in values)
-
-
-def turns_of_tokens(spans: Sequence[TurnSpan], length: int) -> npt.NDArray[np.int64]:
-    """Return the position in `spans` of each token's turn [length]; -1 where none was sampled."""
-    places = np.full(length, -1, dtype=np.int64)
-    for place, span in enumerate(spans):
-        places[span.start : span.end] = place
-    return places

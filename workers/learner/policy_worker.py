@@ -20,7 +20,7 @@ import torch
 from algorithms.algorithm import Algorithm
 from workers.data.images.rows import ImageReader
 from workers.data.images.settings import is_supported, read_image_settings
-from workers.data.micro_batches import as_columns, packed_rows, with_staleness
+from workers.data.micro_batches import as_columns, packed_rows, with_staleness, with_turn_numbers
 from workers.data.plans import CreditPlan, RankPlan, StepRows
 from workers.data.probe import ProbeSequence
 from workers.engines.zero.settings import ZeroSettings
@@ -155,6 +155,8 @@ class PolicyWorker(RankWorker):
         table = self._table(rows, computed, names=read, of=plan)
         if "staleness" in read:
             table = with_staleness(table, plan.version)
+        if "turn_numbers" in read:
+            table = with_turn_numbers(table)
         names = [name for name in table.column_names if name in read]
         images = self._reader().of_table(table)
         skipped = self._engine.progress.skipped_in_a_row

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Protocol
@@ -29,12 +29,17 @@ class RewardSample:
 
     Example:
         RewardSample(prompt="2+3=", response="5", ground_truth="5", columns={"dataset": "add"})
+
+    Attributes:
+        prompt: the text, or the content of a chat's last message.
+        messages: all messages of a chat; empty for a text prompt.
     """
 
     prompt: str
     response: str
     ground_truth: str | list[str] | None = None  # of a list, any is right
     columns: Mapping[str, Any] = field(default_factory=dict)
+    messages: tuple[Mapping[str, Any], ...] = ()
 
 
 Siblings = tuple[RewardSample, ...]  # scored by one call: a sample alone, or all of a prompt
@@ -76,11 +81,15 @@ class Scorer(Protocol):
     """Scorer of one sample: a number, None to abstain, or a mapping with "reward" and named parts.
 
     A scorer may also have `prepare(self) -> None`, called once in each scoring process before the
-    clock of the first sample starts; slow imports belong there. A scorer whose attribute
-    `whole_group` is True is called with the list of all siblings of a prompt instead, and returns
-    as many scores. Where a row has several ground truths, of which any is right, a scorer is called
-    with each, unless its attribute `reads_lists` is True. `extract(self, sample) -> str | None`,
-    where a scorer has it, gives the answer of a response, for which maj@k votes.
+    clock of the first sample starts; slow imports belong there, and before it
+    `keep_in(self, folder) -> None` with the folder of the run, if it writes files. A scorer whose
+    attribute `whole_group` is True is called with the list of all siblings of a prompt instead, one
+    whose attribute `batches` is True with a list of samples of any prompts; both return as many
+    scores, and an exception instead of a score fails that sample alone. A scorer that is too heavy
+    to be tried on the first rows has `check(self) -> None`, which the driver calls instead.
+    Where a row has several ground truths, of which any is right, a scorer is called with each,
+    unless its attribute `reads_lists` is True. `extract(self, sample) -> str | None`, where a
+    scorer has it, gives the answer of a response, for which maj@k votes.
     """
 
     def __call__(self, sample: RewardSample, /) -> object:
@@ -93,14 +102,38 @@ def takes_group(scorer: object) -> bool:
     return bool(getattr(scorer, "whole_group", False))
 
 
+def takes_batch(scorer: object) -> bool:
+    """Return True where a scorer wants many samples in one call, of whatever prompts."""
+    return bool(getattr(scorer, "batches", False))
+
+
+def hand_folder(scorers: Iterable[object], folder: str) -> None:
+    """Hand the run's folder to the scorers that write files."""
+    for scorer in scorers:
+        keep_in = getattr(scorer, "keep_in", None)
+        if keep_in is not None:
+            keep_in(folder)
+
+
+def joint_check(scorers: Iterable[object]) -> Callable[[], None] | None:
+    """Return the checks of the scorers that are too heavy to be tried; None if there are none."""
+    checks = [check for each in scorers if (check := getattr(each, "check", None)) is not None]
+
+    def check_all() -> None:
+        for check in checks:
+            check()
+
+    return check_all if checks else None
+
+
 def failed(why: str, seconds: float = 0.0) -> RewardResult:
     """Return the outcome of a sample that could not be scored."""
     return RewardResult(outcome=f"failed:{why[:MAX_REASON_CHARS]}", reward=None, seconds=seconds)
 
 
 def score_group(scorer: Any, siblings: Sequence[RewardSample]) -> list[RewardResult]:
-    """Score siblings and never raise: together if the scorer wants that, or else one by one."""
-    if not takes_group(scorer):
+    """Score samples and never raise: together if the scorer wants that, or else one by one."""
+    if not (takes_group(scorer) or takes_batch(scorer)):
         return [score_sample(scorer, sample) for sample in siblings]
     began = time.perf_counter()
     try:
@@ -138,6 +171,12 @@ def call_scorer(scorer: Scorer, sample: RewardSample) -> object:
 
     A ground truth that the scorer can't read counts only if it can read none.
     """
+    if takes_batch(scorer):
+        together: Any = scorer
+        (score,) = together([sample])
+        if isinstance(score, Exception):
+            raise score
+        return score
     truths = sample.ground_truth
     if not isinstance(truths, list) or getattr(scorer, "reads_lists", False):
         return scorer(sample)
@@ -164,6 +203,8 @@ def _why(error: BaseException) -> str:
 
 def _result(score: object, seconds: float) -> RewardResult:
     """Turn the value that a scorer returned into an outcome."""
+    if isinstance(score, Exception):
+        return failed(_why(score), seconds)
     try:
         reward, parts, notes = _read(score)
     except Exception as error:  # a value's own methods are the user's code, too

@@ -15,10 +15,22 @@ import queue
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 
-from workers.reward.base import RewardResult, RewardSample, Scorer, Siblings, failed
-from workers.reward.process import ProcessDiedError, SampleTimeoutError, ScoringProcess
+from workers.reward.base import (
+    RewardResult,
+    RewardSample,
+    Scorer,
+    Siblings,
+    failed,
+    takes_batch,
+    takes_group,
+)
+from workers.reward.process import (
+    START_LIMIT_S,
+    ProcessDiedError,
+    SampleTimeoutError,
+    ScoringProcess,
+)
 from workers.reward.server import ScoringServer
 
 MAX_CHUNK = 64  # samples that wait behind one another in a process
@@ -50,12 +62,8 @@ class _Request:
                 self.future.set_exception(error)
 
 
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    """Groups of a request that go to one process together."""
-
-    request: _Request
-    indices: tuple[int, ...]
+#: Groups that go to one process together, each as its request and its place among the groups of it.
+_Chunk = tuple[tuple[_Request, int], ...]
 
 
 class RewardPool:
@@ -67,6 +75,8 @@ class RewardPool:
         timeout_s: wall-clock limit for each call of the scorer, from its start: time in the queue
             does not count. When it is over the child is killed, and the outcome is
             "failed:timeout".
+        start_s: limit for the start of a child, in which the scorer prepares.
+        folder: of the run, for what a scorer writes; None where it is to write nothing.
 
     Attributes:
         num_settled: calls of the scorer that have ended, however they ended.
@@ -76,18 +86,28 @@ class RewardPool:
         RuntimeError: the children cannot build the scorer.
     """
 
-    def __init__(self, scorer: Scorer, *, num_processes: int = 1, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        scorer: Scorer,
+        *,
+        num_processes: int = 1,
+        timeout_s: float = 10.0,
+        start_s: float = START_LIMIT_S,
+        folder: str | None = None,
+    ) -> None:
         if num_processes < 1:
             raise ValueError(f"num_processes must be at least 1, got {num_processes}")
         if not (timeout_s > 0 and math.isfinite(timeout_s)):
             raise ValueError(f"timeout_s must be positive and finite, got {timeout_s}")
         self._queue: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
         self._closed = False
+        self._merges = takes_batch(scorer) and not takes_group(scorer)
         self.num_settled = 0
         self._close_lock = threading.Lock()
-        pickled = _pickle(scorer)
+        pickled = _pickle(scorer, folder)
         self._processes = [
-            ScoringProcess(pickled, timeout_s=timeout_s) for _ in range(num_processes)
+            ScoringProcess(pickled, timeout_s=timeout_s, start_s=start_s)
+            for _ in range(num_processes)
         ]
         self._threads: list[threading.Thread] = []
         try:
@@ -128,8 +148,8 @@ class RewardPool:
             if self._closed:
                 raise RuntimeError("the reward pool is closed")
             for start in range(0, len(groups), size):
-                indices = tuple(range(start, min(start + size, len(groups))))
-                self._queue.put(_Chunk(request, indices))
+                indices = range(start, min(start + size, len(groups)))
+                self._queue.put(tuple((request, index) for index in indices))
         return await asyncio.wrap_future(request.future)
 
     def close(self) -> None:
@@ -160,44 +180,65 @@ class RewardPool:
     def _serve(self, process: ScoringProcess) -> None:
         while (chunk := self._queue.get()) is not None:
             if self._closed:
-                chunk.request.fail(RuntimeError("the reward pool was closed"))
+                _fail_all(chunk, RuntimeError("the reward pool was closed"))
                 continue
+            if self._merges:
+                chunk = self._with_waiting(chunk)
             try:
                 rest = self._score_chunk(process, chunk)
             # The error must reach the waiting caller, whatever the error is.
             except Exception as error:
-                chunk.request.fail(error)
+                _fail_all(chunk, error)
                 process.kill()
                 continue
             if rest:
-                self._queue.put(_Chunk(chunk.request, rest))
+                self._queue.put(rest)
         process.kill()
 
-    def _score_chunk(self, process: ScoringProcess, chunk: _Chunk) -> tuple[int, ...]:
+    def _with_waiting(self, chunk: _Chunk) -> _Chunk:
+        """Add what waits in the queue, of other requests too, up to a full chunk."""
+        while len(chunk) < MAX_CHUNK:
+            try:
+                more = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if more is None:  # the end of a thread, which is another thread's if this one goes on
+                self._queue.put(None)
+                break
+            chunk = (*chunk, *more)
+        return chunk
+
+    def _score_chunk(self, process: ScoringProcess, chunk: _Chunk) -> _Chunk:
         """Score until done or until the process is lost; return the groups still to score."""
-        request, indices = chunk.request, chunk.indices
         process.ensure_ready()
         settled = 0
         try:
-            process.send([request.groups[index] for index in indices])
-            for index in indices:
+            groups = [request.groups[index] for request, index in chunk]
+            if self._merges:
+                process.send([tuple(sample for group in groups for sample in group)])
+                results = iter(process.receive())
+                for (request, index), group in zip(chunk, groups, strict=True):
+                    self._settle(request, index, [next(results) for _ in group])
+                return ()
+            process.send(groups)
+            for request, index in chunk:
                 self._settle(request, index, process.receive())
                 settled += 1
             return ()
         except SampleTimeoutError:
-            self._fail(request, indices[settled], "timeout")
+            self._fail(*chunk[settled], "timeout")
             settled += 1
         except ProcessDiedError:
             if self._closed:
                 raise RuntimeError("the reward pool was closed") from None
-            index = indices[settled]
+            request, index = chunk[settled]
             request.deaths[index] += 1
             if request.deaths[index] > 1:  # the first time it may have been the machine's doing
                 self._fail(request, index, "worker died")
                 settled += 1
         process.kill()
         process.launch()  # it imports while the next chunk is on its way
-        return indices[settled:]
+        return chunk[settled:]
 
     def _settle(self, request: _Request, index: int, results: list[RewardResult]) -> None:
         with self._close_lock:
@@ -208,7 +249,12 @@ class RewardPool:
         self._settle(request, index, [failed(why)] * len(request.groups[index]))
 
 
-def _pickle(scorer: Scorer) -> bytes:
+def _fail_all(chunk: _Chunk, error: BaseException) -> None:
+    for request, _ in chunk:
+        request.fail(error)
+
+
+def _pickle(scorer: Scorer, folder: str | None) -> bytes:
     if not callable(scorer):
         raise ValueError(f"scorer must be callable, got {scorer!r}")
     if type(scorer).__module__ == "__main__":
@@ -218,7 +264,7 @@ def _pickle(scorer: Scorer) -> bytes:
             "workers.reward.scorers.function.Function"
         )
     try:
-        return pickle.dumps(ScoringServer(scorer=scorer))
+        return pickle.dumps(ScoringServer(scorer=scorer, folder=folder))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(
             f"scorer {scorer!r} cannot be sent to a scoring process ({error}): "

@@ -43,6 +43,7 @@ class KillableProcess:
     Args:
         server: pickled `child.Server`; `launch` starts the process that runs it.
         timeout_s: wall-clock limit of one item.
+        start_s: limit of the start.
 
     Attributes:
         described: value that the server's `prepare` returned, once the process is ready.
@@ -50,10 +51,11 @@ class KillableProcess:
 
     kind = "child"  # names the process in errors
     served = "its server"
+    remedy = ""
 
-    def __init__(self, server: bytes, *, timeout_s: float) -> None:
+    def __init__(self, server: bytes, *, timeout_s: float, start_s: float = START_LIMIT_S) -> None:
         self._server = server
-        self._timeout_s = timeout_s
+        self._timeout_s, self._start_s = timeout_s, start_s
         self.described: Any = None
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = False
@@ -97,12 +99,12 @@ class KillableProcess:
                     "timeout_s": self._timeout_s,
                 }
             )
-            word, detail = self._receive(START_LIMIT_S)
+            word, detail = self._receive(self._start_s)
         except SampleTimeoutError:
             self.kill()
             raise RuntimeError(
-                f"the {self.kind} process was not ready after {START_LIMIT_S:.0f} s: imports or "
-                f"the prepare() of {self.served} take too long"
+                f"the {self.kind} process was not ready after {self._start_s:.0f} s: imports or "
+                f"the prepare() of {self.served} take too long{self.remedy}"
             ) from None
         except ProcessDiedError:
             self.kill()
@@ -187,12 +189,13 @@ class ScoringProcess(KillableProcess):
 
     kind = "scoring"
     served = "the scorer"
+    remedy = "; raise reward.start_s"
 
     def send(self, groups: Sequence[Siblings]) -> None:
         """Send groups to the process; the results of each follow, in order."""
         self.send_items(
             [
-                [(s.prompt, s.response, s.ground_truth, dict(s.columns)) for s in group]
+                [(s.prompt, s.response, s.ground_truth, dict(s.columns), s.messages) for s in group]
                 for group in groups
             ]
         )

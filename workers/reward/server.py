@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from workers.reward.base import RewardSample, Scorer, score_group
+from workers.reward.base import RewardSample, Scorer, hand_folder, score_group
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,23 +16,34 @@ class ScoringServer:
     """Server that scores with one scorer.
 
     Example: ScoringServer(scorer=Exact())
+
+    Attributes:
+        scorer: of the run.
+        folder: of the run, for what the scorer writes; None where it is to write nothing.
     """
 
     scorer: Scorer
+    folder: str | None = None
 
     def prepare(self) -> None:
         """Prepare the scorer, if it has something to prepare."""
+        if self.folder is not None:
+            hand_folder([self.scorer], self.folder)
         prepare = getattr(self.scorer, "prepare", None)
         if prepare is not None:
             prepare()
 
     def serve(self, item: list[tuple[Any, ...]]) -> list[Any]:
-        """Score the siblings of one group, given as (prompt, response, ground truth, columns)."""
+        """Score samples, each given as (prompt, response, ground truth, columns, messages)."""
         siblings = [
             RewardSample(
-                prompt=prompt, response=response, ground_truth=ground_truth, columns=columns
+                prompt=prompt,
+                response=response,
+                ground_truth=ground_truth,
+                columns=columns,
+                messages=messages,
             )
-            for prompt, response, ground_truth, columns in item
+            for prompt, response, ground_truth, columns, messages in item
         ]
         return [
             [each.outcome, each.reward, dict(each.parts), dict(each.notes), each.seconds]

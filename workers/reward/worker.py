@@ -10,14 +10,29 @@ from typing import Any
 
 from workers.reward.base import RewardResult, Siblings
 from workers.reward.pool import RewardPool
+from workers.reward.process import START_LIMIT_S
 from workers.spans import Recorded, SpanLog
 
 
 class RewardWorker:
     """Reward worker: one pool of scoring processes."""
 
-    def __init__(self, *, scorer: Any, num_processes: int, timeout_s: float) -> None:
-        self._pool = RewardPool(scorer, num_processes=num_processes, timeout_s=timeout_s)
+    def __init__(
+        self,
+        *,
+        scorer: Any,
+        num_processes: int,
+        timeout_s: float,
+        start_s: float = START_LIMIT_S,
+        folder: str | None = None,
+    ) -> None:
+        self._pool = RewardPool(
+            scorer,
+            num_processes=num_processes,
+            timeout_s=timeout_s,
+            start_s=start_s,
+            folder=folder,
+        )
         self.spans = SpanLog()
 
     async def score(self, groups: list[Siblings]) -> list[list[RewardResult]]:

@@ -52,6 +52,7 @@ class RolloutContext:
     early_stop: EarlyStop | None
     spans: SpanLog
     scores_together: bool = False  # True if the scorer wants all siblings in one call
+    include_prefill: bool = False  # the scorer sees what the template opened of the response
 
 
 class GroupPlay:
@@ -184,11 +185,14 @@ class GroupPlay:
             return RewardResult(
                 outcome=SCORED, reward=float(ended.reward), parts=ended.parts, notes=ended.notes
             )
+        context, prompt = self._context, self._request.prompt
+        opened = context.encoder.prefill(prompt) if context.include_prefill else ""
         finished = RewardSample(
-            prompt=self._context.encoder.text(self._request.prompt),
-            response=_response(rollout, ended),
+            prompt=context.encoder.text(prompt),
+            response=opened + _response(rollout, ended),
             ground_truth=self._request.ground_truth,
             columns=dict(self._request.columns),
+            messages=() if isinstance(prompt, str) else tuple(prompt),
         )
         with self._context.spans.doing("wait_for_reward"):
             result = await self._scores.score(k, finished)
@@ -214,6 +218,11 @@ class GroupPlay:
         """Return the rows of a sibling without a reward; its finished turns are among them."""
         result = RewardResult(outcome=outcome, reward=None)
         return self._trajectories(k, rollout, None, result, {})
+
+    def _history_notes(self, rollout: Rollout) -> dict[str, str]:
+        """Return a note where the ids of several turns are not those of the rendered history."""
+        drops = self._context.texts.drops(self._request.prompt) if len(rollout.turns) > 1 else ()
+        return {"template_drops": ", ".join(drops)} if drops else {}
 
     def _trajectories(
         self,
@@ -242,7 +251,7 @@ class GroupPlay:
                 outcome=result.outcome,
                 reward=result.reward,
                 reward_parts=result.parts,
-                reward_notes=result.notes,
+                reward_notes={**self._history_notes(rollout), **result.notes},
                 num_turns=len(rollout.turns),
                 turns=row.turns,
                 response_text=_response(rollout, ended),

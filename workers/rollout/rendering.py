@@ -69,6 +69,7 @@ class TurnRenderer:
         self._special = {str(token): number for number, token in added if token.special}
         ends = {*end_token_ids, tokenizer.eos_token_id} & set(self._special.values())
         self._ends = frozenset(ends)
+        self._fits: dict[int, int] = {}  # by the number of a turn's answers: which stand-in fits
 
     def opening(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
@@ -111,11 +112,16 @@ class TurnRenderer:
             raise ValueError("there is no new message to append; give at least one")
         before = [*history] or [USER]
         fault: Exception | None = None
-        for stand_in in _stand_ins(before, new):
+        answers = _num_answers(new)
+        stand_ins = list(_stand_ins(before, new))
+        for place in sorted(range(len(stand_ins)), key=lambda k: k != self._fits.get(answers)):
             try:
-                return self._behind(before, stand_in, new, sampled, tools)
+                ids = self._behind(before, stand_ins[place], new, sampled, tools)
             except ValueError as error:  # one template wants what another refuses
                 fault = error
+                continue
+            self._fits[answers] = place
+            return ids
         roles = sorted({str(message.get("role")) for message in new})
         raise ValueError(
             f"the chat template can't render a turn with new messages of the roles {roles}: {fault}"
@@ -137,7 +143,10 @@ class TurnRenderer:
 
     def _keeps(self, content: str) -> bool:
         turn = {"role": "assistant", "content": content}
-        return content in self._render([USER, turn, USER], None, opens=True)
+        try:
+            return content in self._render([USER, turn, USER], None, opens=True)
+        except ValueError:  # such a history can't be rendered at all, nor be compared
+            return True
 
     def _behind(
         self,
@@ -207,7 +216,8 @@ def _stand_ins(before: Sequence[Message], new: Sequence[Message]) -> Iterator[_S
     mark = "standin"
     while mark in json.dumps([before, new], default=str):
         mark += "x"
-    for count in _call_counts(new):
+    answers = _num_answers(new)
+    for count in sorted({answers, min(answers, 1)} - {0}, reverse=True):  # some take one call only
         for content in ("", None):
             for as_text in (False, True):  # True: a call's arguments are JSON, not a mapping
                 calls = _calls(new[:count], mark, as_text=as_text)
@@ -216,12 +226,10 @@ def _stand_ins(before: Sequence[Message], new: Sequence[Message]) -> Iterator[_S
     yield _StandIn(message={"role": "assistant", "content": mark}, mark=mark)
 
 
-def _call_counts(new: Sequence[Message]) -> Sequence[int]:
-    """Return how many calls a stand-in has: as many as there are answers, else one, else none."""
-    answers = 0
-    while answers < len(new) and new[answers].get("role") == "tool":
-        answers += 1
-    return sorted({answers, min(answers, 1)} - {0}, reverse=True)
+def _num_answers(new: Sequence[Message]) -> int:
+    """Return how many of the first messages are answers of tools."""
+    others = (k for k, message in enumerate(new) if message.get("role") != "tool")
+    return next(others, len(new))
 
 
 def _calls(answers: Sequence[Message], mark: str, *, as_text: bool) -> list[Message]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from workers.rollout.environments.contract import Message, Prompt, SpentError, T
 from workers.rollout.environments.guarded_play import EnvironmentClock
 from workers.rollout.limits import RolloutLimits
 from workers.rollout.opening import Opening
+from workers.rollout.row import Row
 from workers.rollout.turn_texts import TurnTexts, text_of
 
 #: (ids so far, number of the turn, settings of this turn) -> the policy's continuation
@@ -28,29 +29,6 @@ Sampler = Callable[[list[int], int, Sampling], Awaitable[Sample]]
 
 class AbortedError(RuntimeError):
     """Turn that was ended before its end; its tokens are recorded."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """Token-aligned columns of one row, L tokens.
-
-    Example, a prompt of two tokens and a turn of two:
-        Row(
-            branch=0,
-            tokens=[52, 61, 55, 2],
-            loss_mask=[False, False, True, True],
-            rollout_logprobs=[0.0, 0.0, -0.31, -0.02],
-            weight_versions=[-1, -1, 7, 7],
-            turns=(TurnSpan(number=1, start=2, end=4, finish_reason="stop", state=7),),
-        )
-    """
-
-    branch: int
-    tokens: list[int]
-    loss_mask: list[bool]
-    rollout_logprobs: list[float]
-    weight_versions: list[int]
-    turns: tuple[TurnSpan, ...]
 
 
 class Rollout:

@@ -64,6 +64,13 @@ class TurnTexts:
             return self._encoder.continuation("".join(text_of(message) for message in new))
         return self._templates().extension(history, new, sampled=sampled, tools=tools)
 
+    def drops(self, prompt: Prompt) -> tuple[str, ...]:
+        """Return what a rendering of the history would lack of the sampled turns.
+
+        The recorded ids keep it. Nothing is lacking behind a prompt of plain text.
+        """
+        return () if isinstance(prompt, str) else self._templates().drops
+
     def _templates(self) -> TurnRenderer:
         if self._renderer is None:
             self._renderer = TurnRenderer(

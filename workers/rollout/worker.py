@@ -25,6 +25,7 @@ from workers.data.sources.source import Prompt
 from workers.data.trajectory import Trajectory, describe, to_record_batch
 from workers.engines.vllm.engine import EngineTimeoutError, VLLMEngine, VLLMSettings
 from workers.reward.client import RewardClient
+from workers.reward.process import START_LIMIT_S
 from workers.reward.worker import RewardWorker
 from workers.rollout.early_stop import EarlyStop
 from workers.rollout.environments.contract import Environment
@@ -48,8 +49,10 @@ class RolloutWorker:
         environment: Environment | Preparable,
         limits: RolloutLimits,
         reward_timeout_s: float,
+        reward_start_s: float = START_LIMIT_S,
         template: ChatTemplate | None = None,
         scores_together: bool = False,
+        include_prefill: bool = False,
         early_stop: EarlyStop | None = None,
         end_token_ids: Sequence[int] = (),
     ) -> None:
@@ -60,8 +63,9 @@ class RolloutWorker:
         )
         self._texts = TurnTexts(self._encoder, end_token_ids=end_token_ids)
         self._environment, self._limits = environment, limits
-        self._reward_timeout_s, self._early_stop = reward_timeout_s, early_stop
-        self._scores_together = scores_together
+        self._reward_timeout_s, self._reward_start_s = reward_timeout_s, reward_start_s
+        self._early_stop = early_stop
+        self._scores_together, self._include_prefill = scores_together, include_prefill
         self._context: RolloutContext
         self._finished: asyncio.Queue[list[Trajectory]] = asyncio.Queue()
         self._groups: dict[str, tuple[GroupPlay, asyncio.Task[None]]] = {}
@@ -88,8 +92,11 @@ class RolloutWorker:
             texts=self._texts,
             environment=self._environment,
             limits=self._limits,
-            rewards=RewardClient(rewards, timeout_s=self._reward_timeout_s),
+            rewards=RewardClient(
+                rewards, timeout_s=self._reward_timeout_s, start_s=self._reward_start_s
+            ),
             scores_together=self._scores_together,
+            include_prefill=self._include_prefill,
             early_stop=self._early_stop,
             spans=self.spans,
         )

@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 from workers.models.cache import build_once, default_path
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+IMAGE_COLUMN = "image"  # of tasks with pictures
+GROUP_BYTES = 4 << 20  # of their row groups
 TRAIN_FILE, EVAL_FILE = "train.parquet", "eval.parquet"
 
 
@@ -51,8 +53,11 @@ def write_parquet(table: pa.Table, path: str | Path) -> Path:
     target = Path(path).expanduser().absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    # A reader keeps row groups whole: few rows a group where they hold files.
+    row_bytes = max(1, table.nbytes // max(1, table.num_rows))
+    rows = max(1, GROUP_BYTES // row_bytes) if IMAGE_COLUMN in table.column_names else None
     try:
-        pq.write_table(table, temporary)
+        pq.write_table(table, temporary, row_group_size=rows)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

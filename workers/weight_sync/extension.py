@@ -5,6 +5,9 @@ mixes the class into its worker, so that its methods can be called through `coll
 import also ties the worker's life to that of the engine's owner, and on a CPU mends how vLLM
 discards sampled tokens and reloads experts. Runs inside vLLM's workers. Keeps no weights: the
 transport's receiver does.
+import also ties the worker's life to that of the engine's owner, on a CPU mends how vLLM discards
+sampled tokens, and registers a Qwen2.5-VL that needs no torchvision. Runs inside vLLM's workers.
+Keeps no weights: the transport's receiver does.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from vllm.platforms import current_platform
 from conf.tables.transports import TRANSPORTS
 from workers.engines.vllm.cpu_generators import patch_runner
 from workers.engines.vllm.extensions.cpu_experts import patch_experts
+from workers.engines.vllm.image_only import register_image_only
 from workers.engines.vllm.lifeline import follow_owner
 from workers.weight_sync.adapters import apply_adapter
 from workers.weight_sync.diagnosis import live_blocks, stale_weights, unlike_expected
@@ -32,6 +36,7 @@ def register_receivers() -> None:
 
 
 register_receivers()
+register_image_only()
 follow_owner()
 if current_platform.is_cpu():
     from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import (

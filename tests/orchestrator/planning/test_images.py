@@ -1,6 +1,8 @@
 """Images are checked before a run starts: the model takes them, and rows can be sent."""
 
 import json
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,10 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from conf.compose import compose
-from conf.schema import TrainConfig
+from conf.schema import DataConfig, TrainConfig
+from conf.schema.data import ImagesConfig
 from orchestrator.planning.inspection import inspect
 from orchestrator.planning.settings import policy_settings, vllm_settings
-from orchestrator.planning.sources import Sources, check_shown, prompt_sets
+from orchestrator.planning.sources import (
+    Sources,
+    check_sets,
+    check_shown,
+    image_limits,
+    prompt_sets,
+)
 from orchestrator.planning.trial import try_scorer
 from tests.workers.data.images.folders import file_of, idefics_folder, noise
 from workers.data.images.settings import ImageLimits
@@ -26,6 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_vision(tmp_path_factory.mktemp("models") / "tiny")
 
 
+@cache
 def config_of(*overrides: str) -> TrainConfig:
     return compose(["experiment=tiny_vision", *overrides])[1]
 
@@ -65,24 +75,27 @@ def test_one_broken_file_among_good_ones_is_a_note(folder: Path, tmp_path: Path)
 def test_inspection_shows_each_image_and_names_each_row_without_one(
     folder: Path, tmp_path: Path
 ) -> None:
-    config, found = sources(folder, tmp_path, [SMALL, b"broken", SMALL])
+    config, found = sources(folder, tmp_path, [SMALL, b"broken", SMALL, LARGE])
     text = "\n".join(inspect(config, Exact(), found))
     assert "train:0, 7 tokens: '<|vision_start|><image: 4 tokens><|vision_end|>x'" in text
     assert f"image of {len(SMALL)} bytes: 56 x 56 pixels, mean #" in text
     assert "patches 4 x 4" in text
     assert "1 row would not be sampled (train:1; " in text
+    assert "duplicates: 1 row repeat a prompt of this file" in text  # by text and image
 
 
 def test_a_model_of_text_alone_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
     with pytest.raises(ValueError, match=r"data\.image_column=image: .* is a model of text alone"):
-        check_shown(tmp_path, config_of().data)
-    check_shown(tmp_path, config_of("data.image_column=null").data)
+        check_shown(tmp_path, DataConfig(image_column="image"))
+    check_shown(tmp_path, DataConfig())
 
 
 def test_a_model_that_takes_no_image_of_that_size_is_refused(tmp_path: Path) -> None:
+    data = DataConfig(image_column="image", images=ImagesConfig(max_pixels=3000))
+    folder = idefics_folder(tmp_path)
     with pytest.raises(ValueError, match=r"data\.images\.max_pixels=3000 is below the smallest"):
-        check_shown(idefics_folder(tmp_path), config_of("data.images.max_pixels=3000").data)
+        check_shown(folder, data)
 
 
 def test_engines_and_ranks_get_the_same_limits(folder: Path) -> None:
@@ -90,17 +103,20 @@ def test_engines_and_ranks_get_the_same_limits(folder: Path) -> None:
     engine = vllm_settings(config, str(folder), engine_id=0, transport="shm")
     assert engine.images == ImageLimits(max_pixels=6272, max_per_prompt=2)
     assert policy_settings(config, str(folder), trains=True).max_pixels == 6272
-    plain = config_of("data.image_column=null")
+    plain = replace(config, data=replace(config.data, image_column=None))
     assert vllm_settings(plain, str(folder), engine_id=0, transport="shm").images is None
 
 
-@pytest.mark.parametrize(
-    ("override", "key"),
-    [
-        ("data.images.max_pixels=0", "max_pixels"),
-        ("data.images.max_per_prompt=0", "max_per_prompt"),
-    ],
-)
-def test_impossible_limits_are_named(override: str, key: str) -> None:
+@pytest.mark.parametrize("key", ["max_pixels", "max_per_prompt"])
+def test_impossible_limits_are_named(key: str) -> None:
     with pytest.raises(ValueError, match=rf"data\.images\.{key}=0.* must be at least 1"):
-        config_of(override)
+        ImagesConfig(**{key: 0}).check()
+
+
+def test_a_held_out_set_with_images_needs_a_model_that_takes_them(tmp_path: Path) -> None:
+    shown = config_of("data.image_column=null", "evaluation/set=[mmk12]")
+    assert image_limits(shown) == ImageLimits(max_pixels=3136, max_per_prompt=1)
+    assert image_limits(config_of("data.image_column=null")) is None
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    with pytest.raises(ValueError, match=r"sets\.mmk12\.image_column=image: .* of text alone"):
+        check_sets(tmp_path, shown)

@@ -26,6 +26,12 @@ def test_the_updates_of_every_pass_are_counted():
     assert "actor" in rows["roles"]
 
 
+def test_several_sources_are_named_with_their_weights():
+    sources = "data.sources=[{name: a, path: a.jsonl, weight: 3}, {name: b, path: b, weight: 1.5}]"
+    assert planned("data=files", sources)["data"].strip() == "a x 3 (a.jsonl), b x 1.5 (b)"
+    assert planned()["data"].strip() == "copy (generated on first use)"
+
+
 def test_one_pass_of_one_update_needs_no_actor():
     assert "actor" not in planned()["roles"]
     assert "actor" in planned("trainer.epochs_per_step=2")["roles"]
@@ -50,6 +56,13 @@ def test_one_pass_of_one_update_needs_no_actor():
 def test_the_rule_decides_whether_a_reference_runs(overrides, roles):
     assert planned(*overrides)["roles"].startswith(roles)
     assert ("reference" in planned(*overrides)["roles"]) == ("ref" in roles)
+
+
+def test_a_run_with_images_says_which_and_how_large():
+    assert planned("data=colours", "rollout.max_model_len=64")["images"] == (
+        "column image, 1 a prompt at most, scaled to 3136 pixels at most"
+    )
+    assert "images" not in planned()
 
 
 def test_overlong_shaping_follows_the_budget():

@@ -1,9 +1,11 @@
 """The roles of a run as rows, and what placement adds up from them; starts nothing."""
 
+import pytest
 from hydra.utils import instantiate
 
 from conf.compose import compose
-from orchestrator.planning.placement import bundles
+from orchestrator.planning.capacity import check, gpus_asked
+from orchestrator.planning.placement import bundles, total_resources
 from orchestrator.planning.roles import Place, PlannedRole, role_named, roles_of
 
 ROLLOUT = PlannedRole(name="rollout", place=Place.OWN, num_processes=1, num_cpus=1.0, threads=2)
@@ -114,3 +116,25 @@ def test_a_replay_has_no_engine_and_no_reward():
 
 def test_a_rollout_alone_has_engines_and_rewards_whatever_the_algorithm():
     assert roles("experiment=tiny", "trainer=rollout_only", "algorithm=ppo") == (ROLLOUT, REWARD)
+
+
+def test_reward_workers_may_have_gpus_beside_those_of_all_bundles():
+    two = ("cluster.reward_gpus=0.5", "reward.num_workers=2")
+    found = roles("experiment=tiny", "cluster=gpu_2", *two)
+    assert role_named(found, "reward") == PlannedRole(
+        name="reward",
+        place=Place.ANYWHERE,
+        num_processes=2,
+        num_cpus=1.0,
+        num_gpus=0.5,
+        note="0.5 GPU each",
+    )
+    without = total_resources(roles("experiment=tiny", "cluster=gpu_2"))
+    assert total_resources(found)["GPU"] == without["GPU"] + 1.0
+    assert gpus_asked(found)[1] == ("2 reward workers x 0.5", 1.0)
+
+
+def test_a_cluster_without_a_gpu_for_the_reward_model_is_refused():
+    raw, config = compose(["experiment=tiny", "cluster=gpu_2", "cluster.reward_gpus=1"])
+    with pytest.raises(ValueError, match=r"the run asks for .* \+ 1 reward worker x 1"):
+        check(config, instantiate(raw.algorithm, _convert_="all"))

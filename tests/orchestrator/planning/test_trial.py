@@ -14,6 +14,7 @@ from conf.compose import compose
 from orchestrator.planning.sources import Sources
 from orchestrator.planning.trial import try_scorer
 from workers.data.prompts import PromptSet
+from workers.models.tiny import build_tiny
 from workers.reward.scorers.exact import Exact
 from workers.reward.scorers.function import Function
 from workers.reward.scorers.positions import Positions
@@ -114,3 +115,25 @@ def test_text_prompts_without_an_end_are_noted(attempt: Try) -> None:
 def test_chat_prompts_need_no_stop(attempt: Try) -> None:
     chats = [[{"role": "user", "content": "2+3="}]] * 2
     assert attempt(Exact(), "rollout.sampling.stop=[]", prompt=chats) == []
+
+
+def test_a_scorer_of_siblings_refuses_to_have_some_of_them_stopped(attempt: Try) -> None:
+    body = "def reward(samples): return [s.response == s.ground_truth for s in samples]"
+    stops = "rollout.early_stop_samples=2"
+    with pytest.raises(ValueError, match="rollout.early_stop_samples=2 with a reward that scores"):
+        attempt(body, stops)
+    assert attempt(Exact(), stops) == []
+
+
+def test_a_template_that_opens_a_thought_is_said(attempt: Try, tmp_path: Path) -> None:
+    build_tiny(tmp_path / "model")
+    for file in (tmp_path / "model").iterdir():
+        file.rename(tmp_path / file.name)
+    (tmp_path / "chat_template.jinja").write_text(
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant><think>\n{% endif %}"
+    )
+    chats = [[{"role": "user", "content": "2+3="}]] * 2
+    (note,) = attempt(Exact(), prompt=chats)
+    assert note.startswith("the template's generation prompt opens <think>: the reward sees")
+    assert attempt(Exact(), "reward.include_prefill=true", prompt=chats) == []

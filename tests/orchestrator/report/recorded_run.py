@@ -12,7 +12,7 @@ from orchestrator.checkpoints.manifest import write_manifest
 from orchestrator.checkpoints.starts import write_start
 from orchestrator.telemetry.heldout import HeldoutAnswer, HeldoutResult
 from orchestrator.telemetry.trace_file import TraceFile
-from orchestrator.telemetry.tracking import Tracker
+from orchestrator.telemetry.trackers.tracking import Tracker
 from workers.data.plans import Slice
 from workers.data.record_files import write_step
 from workers.data.trajectory import Trajectory, computed_columns, to_record_batch
@@ -139,7 +139,7 @@ def write_run(
     write_manifest(run_dir, raw, source_dir=run_dir, model=str(model), data=data)
     for after in (0, *resumed_after):
         write_start(run_dir, after)
-    tracker = Tracker(run_dir, TrackingConfig(tensorboard=False), run_name=run_dir.name)
+    tracker = Tracker(run_dir, TrackingConfig(trackers=[]), run_name=run_dir.name)
     trace = TraceFile(run_dir)
     for step in range(1, steps + 1):
         tracker.log(step, metrics(step))

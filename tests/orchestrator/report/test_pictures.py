@@ -9,8 +9,12 @@ from PIL import Image
 from recorded_run import model_folder, sample
 from test_samples import FIRST, recorded
 
-from orchestrator.report.pictures import list_lengths, prompt_text, small_pictures
-from orchestrator.report.samples import load_groups
+from orchestrator.report.samples import (
+    list_lengths,
+    load_groups,
+    prompt_text,
+    small_pictures,
+)
 from orchestrator.report.token_texts import TokenTexts
 from workers.data.images.decoding import png_of
 from workers.data.images.spans import ImageSpan

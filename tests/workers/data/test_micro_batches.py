@@ -4,8 +4,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from workers.data.micro_batches import as_columns, packed_rows, with_staleness
+from workers.data.micro_batches import (
+    as_columns,
+    packed_rows,
+    with_staleness,
+    with_turn_numbers,
+)
 from workers.data.plans import MicroBatchPlan, RankPlan
+from workers.data.turns import TURN_TYPE
 from workers.engines.zero.weighted_loss import loss_inputs
 
 TABLE = pa.table(
@@ -54,6 +60,26 @@ def test_a_loss_may_read_whether_a_response_was_truncated_and_how_stale_its_toke
     )
     assert inputs.truncated is not None and inputs.truncated.tolist() == [True, False]
     assert inputs.staleness is not None and inputs.staleness.tolist() == [0, 0, 1, 0, 0, 2, 2]
+
+
+def test_a_loss_may_read_the_turn_of_every_token_and_the_group_of_every_row():
+    def span(number, start, end):
+        values = {"number": number, "start": start, "end": end, "finish_reason": "stop"}
+        return values | {"state": 7, "reward": 0.0}
+
+    turns = pa.array([[span(1, 1, 2), span(3, 2, 3)], [], [span(2, 2, 4)]], TURN_TYPE)
+    lists = TABLE["tokens"].combine_chunks().cast(pa.large_list(pa.int32()))
+    table = TABLE.set_column(0, "tokens", lists).append_column("turns", turns)
+    table = table.append_column("group_id", pa.array(["0-9", "0-7", "0-9"]))
+    batch = packed_rows(with_turn_numbers(table), micro(2, 0, 1), ["turn_numbers"])
+    assert batch.columns["turn_numbers"].tolist() == [0, 0, 2, 2, 0, 1, 3, 0, 0]
+    inputs = loss_inputs(
+        batch.with_columns({"advantages": torch.zeros(9)}),
+        torch.zeros(9),
+        None,
+        old_is_current=True,
+    )
+    assert inputs.group_ids is not None and inputs.group_ids.tolist() == [1, 1, 0]
 
 
 def test_answers_are_keyed_by_the_rows_of_all_micro_batches():

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from workers.data.record_files import describe_rows
 from workers.data.trajectory import (
     SCHEMA,
     Trajectory,
@@ -13,6 +14,7 @@ from workers.data.trajectory import (
     join_computed,
     to_record_batch,
 )
+from workers.data.turns import TurnSpan
 
 
 def trajectory(k=0, **changes):
@@ -48,6 +50,18 @@ def test_record_batch_round_trip():
     assert [describe(one) for one in from_record_batch(batch)][1].outcome == "failed:timeout"
     exact = trajectory(0, timings={"generate": 0.25, "reward": 0.125})  # what float32 can hold
     assert from_record_batch(to_record_batch([exact])) == [exact]
+
+
+def test_turns_and_branches_are_recorded_and_described():
+    turns = (
+        TurnSpan(number=2, start=2, end=4, finish_reason="stop", state=3632233996, reward=0.5),
+    )
+    exact = {"timings": {"generate": 0.25}, "turns": turns, "num_turns": 2, "branch": 1}
+    batch = to_record_batch([trajectory(**exact)])
+    assert from_record_batch(batch) == [trajectory(**exact)]
+    (meta,) = describe_rows(batch)
+    assert meta == describe(trajectory(**exact))
+    assert (meta.num_turns, meta.branch) == (2, 1)
 
 
 def test_metadata_is_what_the_driver_sees():

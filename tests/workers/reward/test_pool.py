@@ -278,3 +278,45 @@ def test_the_limit_counts_from_the_start_of_scoring(faulty: Function) -> None:
         results = score(pool, *["1"] * 12)
         assert [result.outcome for result in results] == ["scored"] * 12
         assert pool.num_settled == 12
+
+
+BATCH = """
+import time
+
+class Reward:
+    batches = True
+
+    def __call__(self, samples):
+        time.sleep(0.2)
+        if any(sample.response == "hang" for sample in samples):
+            time.sleep(60)
+        bad = ValueError("bad")
+        return [bad if s.response == "bad" else float(len(samples)) for s in samples]
+"""
+
+
+def test_a_scorer_of_batches_gets_what_waits_of_all_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first request is scored alone; the others, which wait meanwhile, in one call."""
+    (tmp_path / "batch_reward.py").write_text(BATCH)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import batch_reward  # type: ignore[import-not-found]
+
+    async def run(pool: RewardPool) -> list[RewardResult]:
+        first = asyncio.create_task(pool.score([response("0")]))
+        await asyncio.sleep(0.1)
+        others = [pool.score([response(text)]) for text in ("1", "bad", "3")]
+        return [result for results in await asyncio.gather(first, *others) for result in results]
+
+    with RewardPool(batch_reward.Reward(), timeout_s=30.0) as pool:
+        results = asyncio.run(run(pool))
+    assert [result.reward for result in results] == [1.0, 3.0, None, 3.0]
+    assert results[2].outcome == "failed:ValueError: bad"
+    with RewardPool(batch_reward.Reward(), timeout_s=1.0) as pool:
+        hung, scored = asyncio.run(pool.score([response("hang"), response("1")]))
+    assert (hung.outcome, scored.reward) == ("failed:timeout", 1.0)
+
+
+def response(text: str) -> RewardSample:
+    return RewardSample(prompt="", response=text)

@@ -244,6 +244,8 @@ def test_what_does_not(returned: object, outcome: str) -> None:
 )
 def test_every_shipped_config_builds_and_scores(path: Path) -> None:
     config = OmegaConf.load(path)
+    if path.stem.startswith("judge") or path.stem == "reward_model":
+        return  # tests/workers/reward/scorers/ has a service and a model for them
     assert set(config) == {"scorer", "num_processes", "timeout_s"}
     if path.stem == "function":
         config.scorer.path = "workers.reward.scorers.exact.cut_at"  # any importable callable

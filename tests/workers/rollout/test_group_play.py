@@ -63,6 +63,9 @@ class Encoder:
     def text(self, prompt):
         return prompt
 
+    def prefill(self, prompt):
+        return "<think>\n"
+
     def continuation(self, text):
         return [ord(letter) for letter in text]
 
@@ -99,6 +102,7 @@ def play(
     limits=None,
     prompt_fault=None,
     scores_together=False,
+    include_prefill=False,
 ):
     request = GroupRequest(
         group_id="g",
@@ -124,6 +128,7 @@ def play(
         early_stop=early_stop,
         spans=SpanLog(),
         scores_together=scores_together,
+        include_prefill=include_prefill,
     )
     return GroupPlay(request, context)
 
@@ -428,7 +433,7 @@ def test_branches_are_rows_of_one_sample_that_train_what_each_sampled():
 
 
 def test_a_rollout_whose_engine_dies_between_turns_is_played_again_from_its_first_token():
-    """The pool gives the same request to another engine; see test_pool.py for the ledger's part."""
+    """The pool gives the same request to another engine, and the first one's group never ends."""
 
     class Dies(Engine):
         async def generate(self, tokens, *, request_id, **rest):
@@ -446,3 +451,19 @@ def test_a_rollout_whose_engine_dies_between_turns_is_played_again_from_its_firs
     assert [(one.outcome, one.num_turns) for one in siblings] == [("scored", 2)] * 2
     assert second.asked[:2] == first.asked[:2]  # the same prompts and seeds
     assert [name for name, _, _ in second.asked] == ["g/0/1", "g/1/1", "g/0/2", "g/1/2"]
+
+
+@pytest.mark.parametrize(
+    ("include_prefill", "seen"), [(False, "xxx"), (True, "<think>\nxxx")], ids=["bare", "whole"]
+)
+def test_the_scorer_sees_what_the_template_opened_only_if_told(include_prefill, seen):
+    class Sees:
+        async def score(self, sample):
+            self.response = sample.response
+            return RewardResult(outcome="scored", reward=1.0)
+
+    rewards = Sees()
+    group = play(Engine({"g/0/1": 3}), rewards, samples=1, include_prefill=include_prefill)
+    (sibling,) = asyncio.run(group.run())
+    assert rewards.response == seen
+    assert sibling.response_text == "xxx"

@@ -59,6 +59,8 @@ def open_rows(path: Path) -> Rows:
         if path.suffix in JSON_SUFFIXES:
             return JsonRows([path])
         return ArrowRows([path]) if path.suffix == ".arrow" else ParquetRows([path])
+    if (path / "state.json").exists():
+        return ArrowRows(_saved_files(path))
     found = sorted(each for each in path.rglob("*") if each.is_file())
     for suffixes, kind in (
         ((".parquet",), ParquetRows),
@@ -68,6 +70,18 @@ def open_rows(path: Path) -> Rows:
         if files := [each for each in found if each.suffix in suffixes]:
             return kind(files)
     raise ValueError(f"{path} holds no .parquet, .jsonl or .arrow file; it is no source of prompts")
+
+
+def _saved_files(folder: Path) -> list[Path]:
+    """List the files that `save_to_disk` wrote; the folder may hold caches of others beside."""
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        files = [folder / each["filename"] for each in state["_data_files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder}/state.json does not list data files: {error!r}") from error
+    if not files:
+        raise ValueError(f"{folder} holds no prompt; give a file with rows")
+    return files
 
 
 class ParquetRows:

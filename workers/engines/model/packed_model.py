@@ -230,7 +230,7 @@ class PackedModel(nn.Module, ABC):
         read = {id(p) for module in modules if module is not None for p in module.parameters()}
         return {id(p) for p in self.model.parameters()} - read
 
-    def freeze(self, patterns: Sequence[str] | None = None) -> None:
+    def freeze(self, patterns: Sequence[str] | None = None, *, divided: bool = False) -> None:
         """Freeze the parameters that `patterns` name, and those that no packed batch reads.
 
         Nothing gives the latter a gradient, and weight decay alone would change them.
@@ -238,6 +238,7 @@ class PackedModel(nn.Module, ABC):
         Args:
             patterns: of names, see `frozen_names`; None freezes the tower of a vision-language
                 model.
+            divided: True where ranks hold parts of every weight (ZeRO-3).
 
         Raises:
             ValueError: a pattern that matches nothing, or nothing is left to train.
@@ -250,6 +251,7 @@ class PackedModel(nn.Module, ABC):
         if self.vision is not None:
             still = {id(p) for name, p in named.items() if name in frozen or not p.requires_grad}
             parts = self.vision.layout.parts
+            self.vision.divided = divided
             self.vision.fixed = all(id(p) in still for part in parts for p in part.parameters())
             self.vision.set_modes()
         if (

@@ -26,6 +26,7 @@ from workers.engines.vllm.weights import VLLMWeights
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.outputs import CompletionOutput, RequestOutput
+    from vllm.tokenizers import TokenizerLike
 
 __all__ = ["EngineTimeoutError", "Sample", "Sampling", "VLLMEngine", "VLLMSettings", "engine_env"]
 
@@ -163,15 +164,37 @@ class VLLMEngine(VLLMWeights):
         versions: list[int] = []
         for span in output.weight_versions or ():
             versions.extend([int(span.version)] * (span.end - span.start))
-        tokenizer = self._live().tokenizer
-        text = tokenizer.decode(tokens, skip_special_tokens=True) if tokenizer else ""
         return Sample(
             tokens=tokens,
             logprobs=logprobs,
             weight_versions=versions,
             finish_reason=output.finish_reason or "abort",
-            text=text,
+            text=text_of(
+                output, self._live().tokenizer, keep_special=self.settings.keep_special_tokens
+            ),
         )
+
+
+def text_of(
+    output: CompletionOutput, tokenizer: TokenizerLike | None, *, keep_special: bool
+) -> str:
+    """Return the text of a response, without the special token that ended it.
+
+    Args:
+        output: of vLLM.
+        tokenizer: None gives an empty text.
+        keep_special: keep the other special tokens in the text.
+    """
+    if tokenizer is None:
+        return ""
+    tokens = list(output.token_ids)
+    if not keep_special:
+        return str(tokenizer.decode(tokens, skip_special_tokens=True))
+    # vLLM names the text of `Sampling.stop` that ended a response, or the token but for EOS.
+    ended_by_token = output.finish_reason == "stop" and not isinstance(output.stop_reason, str)
+    if ended_by_token and tokens and tokens[-1] in tokenizer.all_special_ids:
+        tokens.pop()
+    return str(tokenizer.decode(tokens))
 
 
 def _params(sampling: Sampling, seed: int) -> SamplingParams:

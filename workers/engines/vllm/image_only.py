@@ -1,8 +1,7 @@
-"""Plugin that lets vLLM load Qwen2.5-VL where torchvision is absent, as beside a CPU's torch.
+"""Let vLLM load Qwen2.5-VL where torchvision is absent, as it is beside a CPU's torch.
 
-vLLM calls `register` in every process that it starts, and in that which inspects a model's class
-(entry point `vllm.general_plugins` in pyproject.toml). The class is imported once such a model is
-loaded. With torchvision nothing is changed.
+Called in the rollout worker before its engine starts, and in every vLLM worker before it loads the
+model. The class is imported once such a model is loaded. With torchvision nothing is changed.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import importlib.util
 MODEL = "workers.engines.vllm.image_only_model:ImageOnlyQwen25VL"
 
 
-def register() -> None:
+def register_image_only() -> None:
     """Register the model without videos; harmless when done twice."""
     if importlib.util.find_spec("torchvision") is not None:
         return

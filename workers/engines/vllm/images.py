@@ -9,6 +9,7 @@ worker's process. Decodes nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ def image_args(model_path: str, limits: ImageLimits | None) -> dict[str, Any]:
         return {}
     size: dict[str, int] = {"longest_edge": settings.max_pixels}
     if settings.family == IDEFICS:
-        size = {"longest_edge": int(settings.max_pixels**0.5)}
+        size = {"longest_edge": math.isqrt(settings.max_pixels)}
     else:
         size["shortest_edge"] = settings.min_pixels
     return {

@@ -70,10 +70,12 @@ class VLLMProcess:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        from workers.engines.vllm.image_only import register_image_only
         from workers.engines.vllm.images import image_args
         from workers.engines.vllm.scheduler_watch import SchedulerWatch
 
         declare_owner()
+        register_image_only()
         about_images = image_args(self.settings.model_path, self.settings.images)
         arguments = AsyncEngineArgs(**{**about_images, **self.settings.engine_args()})
         self._engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[SchedulerWatch])

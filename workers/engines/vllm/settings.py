@@ -33,6 +33,9 @@ RESERVED_ENGINE_KWARGS: Mapping[str, str] = {
     "max_model_len": "set max_model_len instead",
     "tensor_parallel_size": "set tensor_parallel_size instead",
     "enable_prefix_caching": "set enable_prefix_caching instead",
+    "limit_mm_per_prompt": "set data.images.max_per_prompt instead",
+    "mm_processor_kwargs": "set data.images.max_pixels instead",
+    "mm_device_do_normalize": "images are sent as bytes, which vLLM must normalise",
     "enable_lora": "choose model/adapter=lora model.adapter.publish=adapter",
     "pipeline_parallel_size": "an update is only atomic against engine steps without pipelining",
 }
@@ -78,6 +81,7 @@ class VLLMSettings:
         adapter_layers: last parts of the names of the layers that it adapts. vLLM gets this list,
             because it would adapt the head as well, and then cannot score prompts beside other
             requests.
+        keep_special_tokens: the text of a sample has special tokens, but for the one that ended it.
         request_timeout_s: longest time between two tokens of a response that runs, and between two
             steps of an engine that holds requests.
         control_timeout_s: longest wait for anything else.
@@ -103,6 +107,7 @@ class VLLMSettings:
     recompute_kv: bool = True
     adapter_rank: int | None = None
     adapter_layers: tuple[str, ...] = ()
+    keep_special_tokens: bool = False
     request_timeout_s: float = 600.0
     control_timeout_s: float = 300.0
     images: ImageLimits | None = None

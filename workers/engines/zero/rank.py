@@ -73,9 +73,7 @@ class ZeroRank(ABC):
         config = deepspeed_config(settings, on_gpu=self.device.type == "cuda")
         self.module = self._load(config)
         optimizer = None
-        self.module.freeze(settings.freeze)
-        if self.module.vision is not None:
-            self.module.vision.divided = settings.engine_stage == 3
+        self.module.freeze(settings.freeze, divided=settings.engine_stage == 3)
         if settings.optimizer is not None:
             optimizer = build_optimizer(settings.optimizer, self.module)
         elif settings.engine_stage != 3:

@@ -83,7 +83,8 @@ def known_columns(batch: PackedBatch) -> dict[str, Tensor]:
     """Select the columns [N] or [S] of a batch that `LossInputs` has a name for."""
     columns = {**batch.columns, **batch.sequence_columns}
     known = {name: value for name, value in columns.items() if name in _FIELDS}
-    return known | {name: known[name].bool() for name in known.keys() & {"truncated"}}
+    known |= {name: known[name].bool() for name in known.keys() & {"truncated"}}
+    return known | {name: known[name].long() for name in known.keys() & {"group_ids"}}
 
 
 def check_columns(

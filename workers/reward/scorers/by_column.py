@@ -6,11 +6,18 @@ scale, which the advantage does inside each group.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from workers.reward.base import RewardSample, Scorer, call_scorer, takes_group
+from workers.reward.base import (
+    RewardSample,
+    Scorer,
+    call_scorer,
+    hand_folder,
+    joint_check,
+    takes_group,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +61,15 @@ class ByColumn:
     def stop_at(self) -> str | None:
         """The text at which the scorer of other rows stops reading."""
         return getattr(self.other, "stop_at", None)
+
+    @property
+    def check(self) -> Callable[[], None] | None:
+        """The checks of the scorers that are too heavy to be tried; None where there is none."""
+        return joint_check(self._all())
+
+    def keep_in(self, folder: str) -> None:
+        """Hand the run's folder to the scorers that write files."""
+        hand_folder(self._all(), folder)
 
     def prepare(self) -> None:
         """Prepare every scorer that has a `prepare`."""

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from workers.reward.base import RewardSample
+from workers.reward.scorers.choice import Choice
 from workers.reward.scorers.exact import check_stop, cut_at, truth_of
 
 NO_ANSWER = {"n/a", "na", "nan", "none", "null"}  # as tables write a missing answer
+BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 MAX_ROUNDING = 0.01  # of a small number: 0.0000001 and 0.0000002 are different answers
 
 
@@ -90,6 +93,35 @@ class Math:
         largest = max(abs(first), abs(second))
         small = largest < 10.0 ** (2 - self.float_rounding)
         return small and abs(first - second) > MAX_ROUNDING * largest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MarkedAnswer:
+    """1 if the last <answer> block of the response holds the ground truth, else 0.
+
+    A ground truth that is one letter is compared as the letter of an option, any other as
+    mathematics. A response without a block is wrong; an unreadable ground truth fails the sample.
+
+    Attributes:
+        letters: the possible options.
+    """
+
+    letters: str = "ABCDEFGHIJ"
+
+    def prepare(self) -> None:
+        """Import what the comparison of mathematics needs."""
+        Math().prepare()
+
+    def __call__(self, sample: RewardSample) -> float:
+        """Compare one response."""
+        blocks = BLOCK.findall(sample.response)
+        inside = blocks[-1].strip() if blocks else ""
+        truth = truth_of(sample).strip()
+        if len(truth) == 1 and truth in self.letters:
+            choice = Choice(letters=self.letters)
+            return float(choice(replace(sample, response=inside))["reward"])
+        marked = inside if "$" in inside or r"\boxed" in inside else rf"\boxed{{{inside}}}"
+        return Math()(replace(sample, response=marked if inside else ""))
 
 
 @lru_cache(maxsize=1)  # a response is scored, and then its answer is wanted

@@ -5,10 +5,21 @@ Runs in a scoring process, one scorer after another. A failed scorer is not repl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from workers.reward.base import ABSTAINED, RewardSample, Scorer, score_sample, takes_group
+from workers.reward.base import (
+    ABSTAINED,
+    RewardResult,
+    RewardSample,
+    Scorer,
+    hand_folder,
+    joint_check,
+    score_group,
+    score_sample,
+    takes_batch,
+    takes_group,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,11 +51,25 @@ class Weighted:
         for name, scorer in self.scorers.items():
             if not callable(scorer):
                 raise ValueError(f"scorer {name!r} must be callable, got {scorer!r}")
-            if takes_group(scorer):
-                raise ValueError(
-                    f"scorer {name!r} scores whole groups, which a weighted sum can't: combine the "
-                    "scores in that function"
-                )
+
+    @property
+    def whole_group(self) -> bool:
+        """True where one of the scorers wants all siblings of a prompt."""
+        return any(takes_group(scorer) for scorer in self.scorers.values())
+
+    @property
+    def batches(self) -> bool:
+        """True where one of the scorers wants many samples in one call."""
+        return any(takes_batch(scorer) for scorer in self.scorers.values())
+
+    @property
+    def check(self) -> Callable[[], None] | None:
+        """The checks of the scorers that are too heavy to be tried; None where there is none."""
+        return joint_check(self.scorers.values())
+
+    def keep_in(self, folder: str) -> None:
+        """Hand the run's folder to the scorers that write files."""
+        hand_folder(self.scorers.values(), folder)
 
     def prepare(self) -> None:
         """Prepare every scorer that has a `prepare`."""
@@ -53,12 +78,26 @@ class Weighted:
             if prepare is not None:
                 prepare()
 
-    def __call__(self, sample: RewardSample) -> dict[str, float | str] | None:
-        """Score one sample with all scorers."""
+    def __call__(
+        self, scored: RewardSample | Sequence[RewardSample]
+    ) -> dict[str, float | str] | list[dict[str, float | str] | Exception | None] | None:
+        """Score one sample with all scorers, or several where one of the scorers wants that."""
+        if isinstance(scored, RewardSample):
+            return self._sum({k: score_sample(s, scored) for k, s in self.scorers.items()})
+        results = {name: score_group(scorer, scored) for name, scorer in self.scorers.items()}
+        sums: list[dict[str, float | str] | Exception | None] = []
+        for number in range(len(scored)):
+            try:
+                sums.append(self._sum({name: rows[number] for name, rows in results.items()}))
+            except ValueError as error:  # of this sample alone
+                sums.append(error)
+        return sums
+
+    def _sum(self, results: Mapping[str, RewardResult]) -> dict[str, float | str] | None:
+        """Add up the results of one sample, by scorer; None if one of them abstains."""
         total, parts = 0.0, {}
         notes: dict[str, str] = {}
-        for name, scorer in self.scorers.items():
-            result = score_sample(scorer, sample)
+        for name, result in results.items():
             if result.outcome == ABSTAINED:
                 return None
             if result.reward is None:

@@ -97,7 +97,7 @@ def chat_call(body: Body) -> Call:
     Raises:
         CallError: the body asks for something that is not done, or is no such body.
     """
-    _check_names(body, READ_OF_CHAT)
+    check_names(body, READ_OF_CHAT)
     tools = body.get("tools") or None
     if tools is not None and not (
         isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
@@ -107,22 +107,22 @@ def chat_call(body: Body) -> Call:
     return Call(
         given=read_messages(body.get("messages")),
         tools=tools,
-        max_tokens=_count(body, "max_tokens")
+        max_tokens=read_count(body, "max_tokens")
         if limit is None
-        else _count(body, "max_completion_tokens"),
+        else read_count(body, "max_completion_tokens"),
         **_shared(body),
     )
 
 
 def text_call(body: Body) -> Call:
     """Read a body of `/v1/completions`; errors as in `chat_call`."""
-    _check_names(body, READ_OF_TEXT)
+    check_names(body, READ_OF_TEXT)
     prompt = body.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
     if not isinstance(prompt, str) or not prompt:
         raise CallError("prompt must be one text that is not empty", param="prompt")
-    return Call(given=prompt, max_tokens=_count(body, "max_tokens"), **_shared(body))
+    return Call(given=prompt, max_tokens=read_count(body, "max_tokens"), **_shared(body))
 
 
 def read_messages(messages: object) -> list[dict[str, Any]]:
@@ -192,37 +192,57 @@ def _tool_call(place: str, call: object) -> dict[str, Any]:
     }
 
 
-def _check_names(body: Body, read: frozenset[str]) -> None:
+def check_names(
+    body: Body,
+    read: frozenset[str],
+    *,
+    ignored: frozenset[str] = IGNORED,
+    refused: Mapping[str, Sequence[Any]] = REFUSED,
+) -> None:
+    """Raise a `CallError` for the first parameter that asks for what is not done.
+
+    Args:
+        body: of a request.
+        read: parameters that the caller reads.
+        ignored: parameters without effect.
+        refused: parameter -> values with which it changes nothing.
+    """
     for name, value in body.items():
-        if value is None or name in read or name in IGNORED:
+        if value is None or name in read or name in ignored:
             continue
-        if name not in REFUSED:
+        if name not in refused:
             raise CallError(f"parameter {name!r} is not supported; leave it out", param=name)
-        if value not in REFUSED[name]:
+        if value not in refused[name]:
             raise CallError(
-                f"{name}={value!r} is not supported; leave it out or say {REFUSED[name][0]!r}",
+                f"{name}={value!r} is not supported; leave it out or say {refused[name][0]!r}",
                 param=name,
             )
 
 
-def _shared(body: Body) -> dict[str, Any]:
-    stop = body.get("stop") or ()
+def read_stop(body: Body, name: str) -> tuple[str, ...]:
+    """Return the strings that end a turn."""
+    stop = body.get(name) or ()
     stop = (stop,) if isinstance(stop, str) else stop
     if not isinstance(stop, list | tuple) or not all(isinstance(one, str) and one for one in stop):
-        raise CallError("stop must be a text or a list of texts", param="stop")
-    options = body.get("stream_options")
-    return {
-        "stop": tuple(stop),
-        "stream": body.get("stream") is True,
-        "stream_usage": isinstance(options, dict) and options.get("include_usage") is True,
-        "model": str(body.get("model") or "policy"),
-    }
+        raise CallError(f"{name} must be a text or a list of texts", param=name)
+    return tuple(stop)
 
 
-def _count(body: Body, name: str) -> int | None:
+def read_count(body: Body, name: str) -> int | None:
+    """Return a whole number of at least 1, or None where there is none."""
     value = body.get(name)
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise CallError(f"{name} must be a whole number of at least 1, got {value!r}", param=name)
     return value
+
+
+def _shared(body: Body) -> dict[str, Any]:
+    options = body.get("stream_options")
+    return {
+        "stop": read_stop(body, "stop"),
+        "stream": body.get("stream") is True,
+        "stream_usage": isinstance(options, dict) and options.get("include_usage") is True,
+        "model": str(body.get("model") or "policy"),
+    }

@@ -42,11 +42,6 @@ class Said:
     start: int
     end: int
 
-    @property
-    def is_drawn(self) -> bool:
-        """True once the turn is complete."""
-        return bool(self.forms)
-
 
 Piece = Given | Said
 

@@ -1,4 +1,4 @@
-"""Serve the rollouts of one worker over HTTP: OpenAI's completions, one session for each rollout.
+"""Serve the rollouts of one worker over HTTP, by the protocols of OpenAI and Anthropic.
 
 Runs on the event loop of the rollout worker, on a port of its own. The path names a session, whose
 secret token every request carries: `/s/<session>/v1/chat/completions`. A request is read, counted,
@@ -20,6 +20,11 @@ from workers.addresses import join_port
 from workers.rollout.endpoint import replies
 from workers.rollout.endpoint.calls import Call, CallError, chat_call, text_call
 from workers.rollout.endpoint.conversation import Reply
+from workers.rollout.endpoint.messages_format import (
+    messages_body,
+    messages_call,
+    messages_events,
+)
 from workers.rollout.endpoint.rollout_calls import Answer, RolloutCalls
 
 
@@ -40,6 +45,7 @@ class Format:
 
 FORMATS: Mapping[str, Format] = {
     "chat/completions": Format(read=chat_call, body=replies.chat_body, events=replies.chat_events),
+    "messages": Format(read=messages_call, body=messages_body, events=messages_events),
     "completions": Format(read=text_call, body=replies.text_body, events=replies.text_events),
 }
 

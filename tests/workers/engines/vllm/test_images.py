@@ -39,8 +39,11 @@ SAMPLING = Sampling(max_tokens=12, ignore_eos=True)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Weights large enough that a wrong position or pixel matters."""
-    folder = build_tiny_vision(tmp_path_factory.mktemp("models") / "tiny", seed=3)
+    return grown(build_tiny_vision(tmp_path_factory.mktemp("models") / "tiny", seed=3))
+
+
+def grown(folder):
+    """Make weights so large that a wrong position or pixel matters."""
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -57,7 +60,7 @@ def reference(folder):
 
 @pytest.fixture(scope="module")
 def encoder(folder):
-    return PromptEncoder(folder, 512, LIMITS)
+    return PromptEncoder(folder, 512, images=LIMITS)
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +204,29 @@ def next_image_token(tokens, images) -> int:
     return tokens.index(token) if token in tokens else len(tokens)
 
 
+@torch.no_grad()
+def idefics_logprobs(model, tokens, images: PromptImages):
+    pixels = [normalised(image.patches, images.settings) for image in images.loaded]
+    values = torch.cat([torch.from_numpy(one) for one in pixels])[None] if pixels else None
+    logits = model(torch.tensor([tokens]), pixel_values=values, use_cache=False).logits[0]
+    return logits[:-1].log_softmax(-1).gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
+
+
+@pytest.mark.slow
+def test_idefics_agrees_with_transformers_too(tmp_path, loop):
+    folder = grown(build_tiny_vision(tmp_path / "tiny", architecture="idefics3", seed=3))
+    reference = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    encoder = PromptEncoder(folder, 512, images=LIMITS)
+    for engine in start(folder, loop):
+        for name in PROMPTS:
+            tokens, images = encoded(encoder, name)
+            sample = draw(engine, loop, tokens, images, name)
+            assert without_image_tokens(sample, images)
+            expected = idefics_logprobs(reference, tokens + sample.tokens, images)
+            found = torch.tensor(sample.logprobs)
+            torch.testing.assert_close(found, expected[len(tokens) - 1 :], **EXACT)
+
+
 def test_a_picture_given_to_vllm_itself_is_lost_behind_a_publication(engine, loop, encoder):
     """The reason for rendered input; where vLLM mends it, this test says so."""
     from PIL import Image
@@ -245,12 +271,12 @@ def test_vllm_takes_the_fields_that_are_rendered(encoder):
             assert ours[name].field == their[name].field
 
 
-def test_the_plugin_stands_in_where_torchvision_is_absent():
+def test_a_model_without_videos_stands_in_where_torchvision_is_absent():
     import importlib.util
 
     from vllm import ModelRegistry
 
-    image_only.register()
+    image_only.register_image_only()
     found = ModelRegistry.models["Qwen2_5_VLForConditionalGeneration"]
     expected = importlib.util.find_spec("torchvision") is None
     assert (found.module_name == "workers.engines.vllm.image_only_model") == expected

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.reward.base import RewardResult, RewardSample, score_group, score_sample
+from workers.reward.base import RewardResult, RewardSample, score_group, score_sample, takes_group
 from workers.reward.scorers.exact import Exact
 from workers.reward.scorers.function import Function
 from workers.reward.scorers.weighted import Weighted
@@ -144,10 +144,24 @@ def test_one_sibling_may_be_abstained_from(make: Make) -> None:
     assert outcomes == ["scored", "dropped:abstained"]
 
 
-def test_a_weighted_sum_refuses_a_function_of_samples(make: Make) -> None:
-    whole = make("def reward(samples): return [1.0] * len(samples)\n")
-    with pytest.raises(ValueError, match="scorer 'mine' scores whole groups"):
-        Weighted(scorers={"mine": whole, "exact": Exact()}, weights={"mine": 1, "exact": 1})
+def test_a_weighted_sum_with_a_function_of_samples_scores_whole_groups(make: Make) -> None:
+    """The longest earns 2, an exact answer 1; None of the function abstains for that sample."""
+    whole = make(
+        "def reward(samples):\n"
+        "    longest = max(len(s.response) for s in samples)\n"
+        "    return [2.0 * (len(s.response) == longest) if s.response else None for s in samples]\n"
+    )
+    both = Weighted(scorers={"mine": whole, "exact": Exact()}, weights={"mine": 1, "exact": 1})
+    assert takes_group(both)
+    responses = ["5", "six", ""]
+    results = score_group(
+        both, [RewardSample(prompt="", response=text, ground_truth="5") for text in responses]
+    )
+    assert [(result.outcome, result.reward) for result in results] == [
+        ("scored", 1.0),
+        ("scored", 2.0),
+        ("dropped:abstained", None),
+    ]
 
 
 def test_numbers_texts_and_nothing_beside_the_reward(make: Make) -> None:

@@ -72,6 +72,7 @@ def test_siblings_are_one_request_and_keep_their_order(service: Service) -> None
         "response": "5",
         "ground_truth": "5",
         "columns": {"level": 1},
+        "messages": [],
     }
 
 

@@ -5,6 +5,7 @@ import sys
 import textwrap
 import time
 
+import psutil
 import pytest
 
 from tests.workers.rollout.endpoint.served import Engine, encoder
@@ -154,6 +155,27 @@ def test_a_fault_of_the_engine_ends_the_program_and_is_not_its_fault(program, to
     agent = program("complete('q')\nimport time; time.sleep(60)")
     with pytest.raises(OSError, match="engine gone"):
         play(agent, tokens, OSError("engine gone"))
+
+
+def test_a_rollout_that_is_aborted_ends_its_program(program, tokens, tmp_path):
+    agent = program(f"""
+        complete('q')
+        open({str(tmp_path / "id")!r}, "w").write(str(os.getpid()))
+        import time; time.sleep(60)
+    """)
+
+    async def abort():
+        task, rollout, clock, _ = rollout_of(tokens, "5")
+        playing = asyncio.create_task(play_guarded(agent, task, rollout.first, clock))
+        while not (tmp_path / "id").exists() or not (tmp_path / "id").read_text():
+            await asyncio.sleep(0.01)
+        playing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await playing
+        return rollout
+
+    assert len(asyncio.run(abort()).turns) == 1  # what was finished stays
+    assert not psutil.pid_exists(int((tmp_path / "id").read_text()))
 
 
 def test_a_program_that_blocks_slows_no_other(program, tokens):

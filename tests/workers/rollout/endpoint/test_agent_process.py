@@ -24,10 +24,12 @@ def job(program, **variables):
     )
 
 
-async def run_agent(job, *, limit_s=20.0):
+async def run_agent(job, *, until=()):
+    """The end of an agent, which is ended once the files `until` are there."""
     async with running_agent(job) as agent:
-        await asyncio.wait({agent.exited}, timeout=limit_s)
-        return await agent.end()
+        while until and not all(path.exists() for path in until):
+            await asyncio.sleep(0.01)
+        return await (agent.end() if until else agent.exited)
 
 
 def run(program, **variables):
@@ -79,7 +81,7 @@ def child(path):
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
-            open(path, "w").write(str(os.getpid()))
+            open(path + "+", "w").write(str(os.getpid())); os.rename(path + "+", path)
             time.sleep(60)
         os._exit(0)
 child(sys.argv[1] + "/a"); child(sys.argv[1] + "/b")
@@ -96,7 +98,8 @@ def test_what_an_agent_left_behind_ends_with_it(tmp_path, sleeps):
         variables={},
         task=TASK,
     )
-    ended = asyncio.run(run_agent(escaping, limit_s=3.0))
+    files = [tmp_path / "a", tmp_path / "b"]
+    ended = asyncio.run(run_agent(escaping, until=files if sleeps == "60" else ()))
     assert ended.code == {"0": 0, "60": None}[sleeps]
     assert all(gone(int((tmp_path / name).read_text())) for name in "ab")
 
@@ -132,14 +135,10 @@ def test_a_cancelled_wait_ends_the_agent(tmp_path):
     assert gone(int((tmp_path / "id").read_text()))
 
 
-def test_an_agent_that_is_ended_says_what_it_did():
-    async def end():
-        program = "print('half', flush=True); import time; time.sleep(60)"
-        async with running_agent(job(program)) as agent:
-            await asyncio.sleep(1.0)
-            return await agent.end()
-
-    ended = asyncio.run(end())
+def test_an_agent_that_is_ended_says_what_it_did(tmp_path):
+    began = tmp_path / "began"
+    program = f"print('half', flush=True); open({str(began)!r}, 'w'); import time; time.sleep(60)"
+    ended = asyncio.run(run_agent(job(program), until=[began]))
     assert (ended.code, ended.tail) == (None, "half\n")
 
 

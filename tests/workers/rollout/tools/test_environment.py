@@ -32,6 +32,7 @@ SETTINGS = ToolEnvironment(
     num_processes=2,
 )
 END = "<|im_end|>"
+TASK = Task(uid="p:0", prompt=[{"role": "user", "content": "2+3?"}], ground_truth="5")
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +66,9 @@ def open_rollout(
             text=text,
         )
 
-    prompt = [{"role": "user", "content": "2+3?"}]
     return Rollout(
-        Task(uid="p:0", prompt=prompt, ground_truth="5"),
-        encoder.encode(prompt)[0],
+        TASK,
+        encoder.encode(TASK.prompt)[0],
         sampling=Sampling(max_tokens=max_tokens),
         limits=RolloutLimits(max_turns=max_turns),
         texts=TurnTexts(encoder),
@@ -77,16 +77,12 @@ def open_rollout(
     )
 
 
-def task(prompt: object) -> Task:
-    return Task(uid="p:0", prompt=prompt, ground_truth="5")  # type: ignore[arg-type]
-
-
 def play(
     player: ToolPlayer, encoder: PromptEncoder, *turns: str, **limits: int
 ) -> tuple[Outcome, str]:
     """Return the outcome, and all text that the policy saw behind its first turn."""
     rollout = open_rollout(encoder, list(turns), **limits)
-    ended = asyncio.run(player.play(task(rollout.prompt), rollout.first))
+    ended = asyncio.run(player.play(TASK, rollout.first))
     text = encoder.decode(list(rollout.first.tokens))
     return ended, text.split(turns[0], 1)[1]
 
@@ -105,7 +101,7 @@ def test_a_call_is_made_its_result_is_shown_and_the_answer_is_what_the_scorer_se
 
 def test_only_what_the_policy_sampled_trains(player: ToolPlayer, encoder: PromptEncoder):
     rollout = open_rollout(encoder, ["[add(a=2,b=3)]", "5"])
-    asyncio.run(player.play(task(rollout.prompt), rollout.first))
+    asyncio.run(player.play(TASK, rollout.first))
     (row,) = rollout.rows()
     trained = [t for t, trains in zip(row.tokens, row.loss_mask, strict=True) if trains]
     assert encoder.decode(trained) == f"[add(a=2,b=3)]{END}5{END}"
@@ -163,7 +159,7 @@ def test_a_tool_that_hangs_slows_no_other_rollout(player: ToolPlayer, encoder: P
     async def timed(turns: list[str]) -> float:
         rollout = open_rollout(encoder, turns)
         began = time.monotonic()
-        await player.play(task(rollout.prompt), rollout.first)
+        await player.play(TASK, rollout.first)
         return time.monotonic() - began
 
     async def together() -> list[float]:

@@ -5,14 +5,25 @@ checks. Loads no weights.
 """
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
-from workers.data.images.settings import FAMILIES, ImageSettings, read_image_settings
+from workers.data.images.settings import (
+    FAMILIES,
+    ImageSettings,
+    is_vision_model,
+    read_image_settings,
+)
 
-#: Families that transformers loads for images alone, with the reason for the refusal.
+DEEPSTACK = (
+    "its decoder adds features of inner layers of the tower (deepstack), which packed batches do "
+    "not carry"
+)
+#: Families with a reason of their own for the refusal.
 REFUSED = {
-    "qwen3_vl": "its decoder adds features of inner layers of the tower (deepstack)",
-    "qwen3_vl_moe": "its decoder adds features of inner layers of the tower (deepstack)",
+    "qwen3_vl": DEEPSTACK,
+    "qwen3_vl_moe": DEEPSTACK,
+    "smolvlm": "its processor, which vLLM asks for, needs the package num2words",
 }
 
 
@@ -31,17 +42,27 @@ def supported_images(folder: str | Path) -> ImageSettings | None:
         ValueError: a family that cannot be computed at all.
     """
     kind = model_type(folder)
-    if kind in REFUSED:
+    if kind in FAMILIES:
+        return read_image_settings(folder, max_pixels=None)
+    if kind in REFUSED or (is_vision_model(folder) and kind not in _language_models()):
+        reason = REFUSED.get(kind or "", "transformers has no language model of this type alone")
         raise ValueError(
-            f"model {Path(folder).name} of type {kind} is not supported: {REFUSED[kind]}, which "
-            f"packed batches do not carry; use a model of {' or '.join(FAMILIES)}"
+            f"model {Path(folder).name} of type {kind} is not supported: {reason}; "
+            f"use a model of {' or '.join(FAMILIES)}"
         )
-    return read_image_settings(folder, max_pixels=None) if kind in FAMILIES else None
+    return None
+
+
+def _language_models() -> Collection[str]:
+    """Return the types that transformers loads as language models, towers left unused."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys()
 
 
 def check_critic(folder: str | Path) -> None:
     """Raise ValueError for a vision-language model as critic."""
-    if model_type(folder) in FAMILIES or model_type(folder) in REFUSED:
+    if is_vision_model(folder) and model_type(folder) not in _language_models():
         raise ValueError(
             f"critic {Path(folder).name} is a vision-language model, and critics read no images: "
             "choose an algorithm without a critic, such as algorithm=cpgd"

@@ -16,9 +16,17 @@ def folder_of(path: Path, kind: str) -> Path:
     return path
 
 
-def test_qwen3_vl_is_refused_with_the_reason(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"qwen3_vl is not supported: .*inner layers of the tower"):
-        load_policy_model(folder_of(tmp_path, "qwen3_vl"))
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("qwen3_vl", "its decoder adds features of inner layers of the tower"),
+        ("smolvlm", "its processor, which vLLM asks for, needs the package num2words"),
+        ("qwen2_vl", "transformers has no language model of this type alone"),
+    ],
+)
+def test_other_families_are_refused_with_the_reason(kind: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"of type {kind} is not supported: {reason}"):
+        load_policy_model(folder_of(tmp_path, kind))
 
 
 def test_a_critic_of_a_vision_model_is_refused(tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
-"""Sizes of vision-language models, read from their folders, and the memory of their ranks."""
+"""Sizes, memory and refusals of vision-language models, from their folders, before a run."""
 
 from pathlib import Path
 
 import pytest
+from hydra.utils import instantiate
 
 from conf.compose import compose
 from conf.schema import ModelConfig, TowerConfig
 from orchestrator.planning.architecture import architecture_of
 from orchestrator.planning.memory import image_bytes, num_trained
+from orchestrator.planning.shared_prefix import planned
+from orchestrator.planning.sources import check_context, prepare
 from workers.models.tiny_vision import build_tiny_vision
 
 
@@ -54,3 +57,21 @@ def test_sizes_of_decoder_and_tower(
     config.model.freeze = []
     assert num_trained(config, found) == total
     assert image_bytes(config, tower, trains=True) < frozen  # no features are kept
+
+
+def test_settings_that_images_do_not_run_with_are_refused_before_the_start(tmp_path: Path) -> None:
+    folder = build_tiny_vision(tmp_path / "model")
+    model = ["experiment=tiny", "model=hf", f"model.path={folder}"]
+    shared = ["learner.num_ranks=2", "learner.sequence_parallel_size=2"]
+    _, config = compose([*model, *shared])
+    with pytest.raises(ValueError, match="ranks that share a batch do not divide images"):
+        prepare(config)
+    with pytest.raises(ValueError, match="exceeds the context of model, 2048 tokens"):
+        check_context(folder, 2049)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "idefics3"])
+def test_siblings_share_their_prompt_with_its_images(family: str, tmp_path: Path) -> None:
+    folder = build_tiny_vision(tmp_path / "model", architecture=family)
+    raw, config = compose(["experiment=tiny", "model=hf", f"model.path={folder}"])
+    assert planned(config, instantiate(raw.algorithm, _convert_="all"))["learner"].shares

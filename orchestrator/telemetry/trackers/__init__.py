@@ -1,0 +1,1 @@
+"""Hand metrics to trackers: `metrics.jsonl` always, others by name."""

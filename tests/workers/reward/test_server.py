@@ -1,0 +1,25 @@
+from dataclasses import dataclass, field
+
+from workers.reward.server import ScoringServer
+
+
+@dataclass
+class Length:
+    """Scores the length of a response, once it is prepared."""
+
+    unit: list[int] = field(default_factory=list)
+
+    def prepare(self):
+        self.unit.append(2)
+
+    def __call__(self, sample):
+        return {"reward": self.unit[0] * len(sample.response), "truth": sample.ground_truth}
+
+
+def test_a_group_is_scored_in_order_as_json_values():
+    server = ScoringServer(scorer=Length())
+    server.prepare()
+    group = [("q", "ab", "5", {}), ("q", "", None, {"level": 1})]
+    first, second = server.serve(group)
+    assert first[:4] == ["scored", 4.0, {}, {"truth": "5"}]
+    assert second[:4] == ["scored", 0.0, {}, {}]

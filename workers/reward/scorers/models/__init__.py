@@ -1,0 +1,1 @@
+"""Score with models: language models as judges, and reward models."""
