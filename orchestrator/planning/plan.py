@@ -198,10 +198,9 @@ def _images(data: DataConfig) -> list[tuple[str, str]]:
     """Return the row about images, where prompts show them."""
     if data.image_column is None:
         return []
-    limit = data.images.max_pixels
+    limit, most = data.images.max_pixels, data.images.max_per_prompt
     size = "as large as the model takes" if limit is None else f"scaled to {limit} pixels at most"
-    text = f"column {data.image_column}, {data.images.max_per_prompt} a prompt at most, {size}"
-    return [("images", text)]
+    return [("images", f"column {data.image_column}, {most} a prompt at most, {size}")]
 
 
 def _rollout(config: TrainConfig) -> str:

@@ -92,6 +92,7 @@ class _Wandb:
         import wandb
 
         self.id, self._wandb = known or secrets.token_hex(4), wandb
+        self._last_step = 0
         self._run: Any = wandb.init(
             project=run.project,
             name=run.name,
@@ -101,16 +102,21 @@ class _Wandb:
             config=dict(run.settings),
             settings=wandb.Settings(console="off"),  # the display owns the terminal
         )
-        self._step = 0
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._step = max(self._step, step)  # wandb takes no earlier step, as of a late evaluation
-        self._run.log(dict(metrics), step=self._step)
+        self._run.log(dict(metrics), step=self._at(step))
 
     def table(self, step: int, rows: Sequence[Row]) -> None:
         table = self._wandb.Table(columns=list(rows[0]), data=[list(r.values()) for r in rows])
-        self._step = max(self._step, step)
-        self._run.log({TABLE: table}, step=self._step)
+        self._run.log({TABLE: table}, step=self._at(step))
+
+    def _at(self, step: int) -> int:
+        """Return the step, or the last one: the service takes no earlier step.
+
+        An evaluation beside training ends after later steps were logged.
+        """
+        self._last_step = max(self._last_step, step)
+        return self._last_step
 
     def keep(self, path: Path) -> None:
         self._run.save(str(path), base_path=str(path.parent), policy="now")

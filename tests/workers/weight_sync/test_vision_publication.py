@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
-from types import SimpleNamespace
 
 import cloudpickle
 import pytest
 import torch
 
+from workers.engines.model.lora_settings import LoraSettings, adapted_leaves, linear_names
 from workers.engines.model.policy_model import load_policy_model
 from workers.engines.zero.lora_weights import publication_source, published_name
+from workers.engines.zero.policy_engine import PolicyEngine
+from workers.engines.zero.settings import ZeroSettings
 from workers.engines.zero.weights import expected_names
 from workers.models.tiny_vision import build_tiny_vision
 from workers.weight_sync.attestation import Attestation, AttestationError, Tolerance
-from workers.weight_sync.diagnosis import checkpoint_names
 from workers.weight_sync.endpoint import Route
 from workers.weight_sync.transport import trainer_endpoint
 
@@ -52,23 +53,6 @@ def test_a_block_of_which_a_part_trains_is_published_whole(tmp_path):
     names = {meta.name for meta in source_of(policy).metadata()}
     assert "model.language_model.layers.0.self_attn.q_proj.weight" in names
     assert "model.language_model.layers.0.mlp.up_proj.weight" not in names
-
-
-def test_names_of_tensors_are_mapped_as_vllm_loads_them():
-    from vllm.model_executor.models.utils import WeightsMapper
-
-    prefixes = {
-        "model.language_model.": "language_model.model.",
-        "lm_head.": "language_model.head.",
-    }
-    stacked = {".q_proj": (".qkv_proj", "q")}
-    mapper = WeightsMapper(orig_to_new_prefix=prefixes, orig_to_new_stacked=stacked)
-    names = ["lm_head.weight", "model.language_model.q_proj.weight"]
-    assert checkpoint_names(SimpleNamespace(hf_to_vllm_mapper=mapper), names) == {
-        "language_model.head.weight": names[0],
-        "language_model.model.q_proj.weight": names[1],  # not the matrix that it is fused into
-    }
-    assert checkpoint_names(SimpleNamespace(), ["a"]) == {"a": "a"}
 
 
 @pytest.mark.slow
@@ -121,6 +105,58 @@ def test_a_publication_reaches_the_engine_and_a_stale_decoder_weight_is_named(
             publish(version + 3)
         assert "model.text_model.layers.1.mlp.gate_proj.weight" in caught.value.reasons
         endpoint.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("publish", ["merged", "adapter"])
+def test_an_adapter_of_the_decoder_reaches_the_engine(publish, tmp_path, start_engines):
+    folder = build_tiny_vision(tmp_path / "m", architecture="idefics3")
+    settings = LoraSettings(rank=3, alpha=4, publish=publish)
+    policy = load_policy_model(folder, adapter=settings)
+    policy.freeze()
+    more = {"engine_kwargs": {"limit_mm_per_prompt": {"image": 1}}, "max_model_len": 512}
+    if publish == "adapter":
+        layers = adapted_leaves("all-linear", linear_names(folder))
+        more |= {"adapter_rank": 3, "adapter_layers": layers}
+    with start_engines(folder, "shm", 1, **more) as engines:
+        source = publication_source(
+            policy.model, settings, rank=0, world_size=1, dtype=torch.float32
+        )
+        route = Route(run_id="vision", engine_nodes=["here"])
+        endpoint = trainer_endpoint("shm", source=source, client=engines, route=route)
+        endpoint.connect()
+        expected = expected_names(policy.model, published_name(policy.model, settings))
+        assert not [name for name in expected if "vision" in name or "connector" in name]
+        judge = Attestation(expected=expected, tolerance=Tolerance.absolute(5e-5))
+        with torch.no_grad():
+            for parameter in policy.model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+            own = policy.eval().packed_outputs(one_sequence()).tolist()
+        version = engines.each("version")[0] + 1
+        judge.check(
+            endpoint.publish(version),
+            engines.evidence(PROBE),
+            learner_logprobs=own,
+            optimizer_stepped=True,
+        )
+        endpoint.shutdown()
+
+
+@pytest.mark.slow
+def test_an_engine_computes_an_export_as_the_learner_does(tmp_path, start_engines):
+    folder = build_tiny_vision(tmp_path / "m", architecture="idefics3")
+    trained = PolicyEngine(ZeroSettings(model=str(folder), optimizer=None, exports=True))
+    with torch.no_grad():
+        for parameter in trained.policy.model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+        own = trained.policy.packed_outputs(one_sequence())
+    trained.export_hf(tmp_path / "final")
+    trained.close()
+    more = {"engine_kwargs": {"limit_mm_per_prompt": {"image": 1}}, "max_model_len": 512}
+    with start_engines(tmp_path / "final", "shm", 1, **more) as engines:
+        found = engines.each("prompt_logprobs", PROBE)[0]
+    torch.testing.assert_close(torch.tensor(found)[1:], own[1:], atol=EXACT, rtol=0)
 
 
 def one_sequence():

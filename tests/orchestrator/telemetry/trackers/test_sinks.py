@@ -6,6 +6,7 @@ Packages that are not installed are skipped: `pip install --target FOLDER wandb`
 
 import json
 import struct
+import time
 
 import pytest
 
@@ -90,6 +91,9 @@ def test_wandb_goes_on_in_the_same_run(tmp_path, monkeypatch):
     assert "report.html" in files
     (table,) = [path for name, path in files.items() if name.endswith(".table.json")]
     assert json.loads(table.read_text())["data"][0] == ["2+3=", "5", 1.0]
+    deadline = time.monotonic() + 20
+    while len(wandb_history(runs)) < 7 and time.monotonic() < deadline:
+        time.sleep(0.1)  # wandb's own process writes a little later than `finish` returns
     assert wandb_history(runs) == STEPS
 
 

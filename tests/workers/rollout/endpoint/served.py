@@ -37,11 +37,13 @@ class Engine:
     def __init__(self, encoder, *answers):
         self.encoder, self.answers = encoder, list(answers)
         self.asked: list[str] = []
+        self.settings: list[tuple[int, Sampling]] = []  # number of the turn, and its bounds
         self.free = asyncio.Event()
         self.free.set()
 
     async def __call__(self, tokens, turn, sampling):
         self.asked.append(self.encoder.decode(list(tokens)))
+        self.settings.append((turn, sampling))
         answer = self.answers.pop(0)
         await self.free.wait()
         if isinstance(answer, Exception):

@@ -17,6 +17,7 @@ from workers.rollout.environments.guarded_play import (
     EnvironmentFaultError,
     play_guarded,
 )
+from workers.rollout.environments.guessing import Guessing
 from workers.rollout.limits import RolloutLimits
 from workers.rollout.session import Rollout
 from workers.rollout.turn_texts import TurnTexts
@@ -98,6 +99,33 @@ def test_a_program_plays_two_turns_and_scores_itself(program, tokens):
     assert outcome.parts["level"] == 1 and outcome.parts["agent_s"] > 0
     (row,) = rollout.rows()
     assert tokens.decode(row.tokens) == "guess:5<|im_end|> higher:7<|im_end|>"
+
+
+def test_a_program_asks_the_engine_for_what_the_environment_asks_for(program, tokens):
+    """The same ids, turns and bounds, and so the same bits of an engine."""
+    agent = program("""
+        history, hidden, reward = TASK["prompt"], int(TASK["ground_truth"]), 0.0
+        for turn in range(4):
+            said = complete(history, temperature=0.3, model="any")
+            if said.isdigit() and int(said) == hidden:
+                reward = 1.0
+                break
+            history += said + ("?" if not said.isdigit() else "<" if int(said) > hidden else ">")
+        result(reward=reward)
+    """)
+
+    async def one(environment):
+        task, rollout, clock, engine = rollout_of(tokens, "9", "what", "5", "7")
+        outcome = await play_guarded(environment, task, rollout.first, clock)
+        (row,) = rollout.rows()
+        columns = (row.tokens, row.loss_mask, row.rollout_logprobs, row.weight_versions)
+        return outcome.reward, len(row.turns), columns, engine.asked, engine.settings
+
+    inside, outside = asyncio.run(one(Guessing(high=9))), asyncio.run(one(agent))
+    assert inside == outside
+    end = "<|im_end|>"
+    assert inside[3][-1] == f"guess:9{end}<what{end}?5{end}>"
+    assert inside[:2] == (1.0, 4)
 
 
 def test_without_a_result_the_scorer_gets_the_last_answer(program, tokens):
