@@ -208,10 +208,9 @@ def refusal(*overrides):
 def test_a_model_too_large_is_refused_with_the_sum():
     message = refusal("experiment=cpgd_qwen25_7b", "cluster=gpu_2")
     assert "cluster=gpu_2 can't hold qwen25_7b (7.62 B parameters)" in message
-    # 4 x 28.37 (weights, gradients, masters, and AdamW twice) = 141.85, gathered 2.03
-    assert (
-        "weights 28.4 + gradients 28.4 + master weights 28.4 + AdamW 56.7 + gathered 3.7" in message
-    )
+    # 4 x 28.37 (weights, gradients, masters, and AdamW twice), and 4 bytes of 1 B gathered
+    assert "weights 28.4 + gradients 28.4 + buckets 0.4 + master weights 28.4" in message
+    assert "AdamW 56.7 + gathered 3.7" in message
     assert "on one GPU of 80 GiB" in message
     assert "model.param_dtype=bfloat16 learner.num_ranks=2 would fit" in message
 
