@@ -14,7 +14,7 @@ from orchestrator.report.curves import PANELS, Panel
 from orchestrator.telemetry.gauges import RAYS_PREFIX, gauge_name
 from orchestrator.telemetry.glossary import GLOSSARY, Metric
 
-UNITS = {"s": "s", "bytes": "bytes", "share": "percentunit", "tokens/s": "none"}  # of Grafana
+UNITS = {"s": "s", "bytes": "bytes", "share": "percentunit"}  # of Grafana; others have none
 WIDTH, HEIGHT, PER_ROW = 8, 8, 3  # of a panel, on Grafana's grid of 24 columns
 SOURCE = {"type": "prometheus", "uid": "${source}"}
 

@@ -22,7 +22,7 @@ from orchestrator.planning.architecture import (
 from orchestrator.planning.roles import PlannedRole
 from workers.engines.model.head_rows import head_bytes
 from workers.engines.model.vision.names import KEPT_BYTES
-from workers.engines.zero.settings import LIVE_PARAMETERS
+from workers.engines.zero.settings import BUCKET_PARAMETERS, LIVE_PARAMETERS
 
 GIB = 2**30
 # CUDA context, buffers of NCCL and cuBLAS, what the allocator can't reuse, and the chunk of a
@@ -125,6 +125,9 @@ def policy_share(
         parts["gradients"] = divided if stage >= 2 else whole
         if held < 4 and stage < 2:  # the backward pass's own, beside their float32 sum
             parts["gradients"] += held * num_trained(config, model)
+        # Gradients that wait for their bucket, and the buffer that is reduced.
+        staged = 2 * 4.0 * min(BUCKET_PARAMETERS, num_trained(config, model))
+        parts["buckets"] = staged if masters else 0.0
         parts["master weights"] = divided if masters and on_device else 0.0
         moments = 2 * (divided if masters else whole)
         parts["AdamW"] = moments if learner.optimizer.name == "adamw" and on_device else 0.0

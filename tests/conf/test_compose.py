@@ -35,6 +35,7 @@ NEEDS = {  # members that leave a path to the user
     ("data", "dapo_math"): LONG,
     ("data", "dapo_math_english"): LONG,
     ("data", "klear_math"): LONG,
+    ("data", "mmk12"): LONG,
     **{("data", name): LONG for name in ("gsm8k", "math", "numina_math", "deepscaler")},
     **{("data", name): LONG for name in ("countdown", "apps", "taco")},
     ("rollout", "replay"): ["rollout.replay.folder=/somewhere"],

@@ -9,6 +9,10 @@ import torch
 from hydra.utils import instantiate
 from torch.nn import Module
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VisionTransformerPretrainedModel,
+)
 
 from conf.compose import ConfigError, compose
 from conf.schema import ArchitectureConfig
@@ -55,6 +59,18 @@ def built(size: ArchitectureConfig) -> Module:
     return AutoModelForCausalLM.from_config(config)
 
 
+def tower_parameters(size: ArchitectureConfig) -> int:
+    """Parameters of Qwen2.5-VL's tower and merger of these sizes."""
+    config = Qwen2_5_VLVisionConfig(
+        depth=size.tower.num_layers,
+        hidden_size=size.tower.hidden_size,
+        intermediate_size=size.tower.intermediate_size,
+        out_hidden_size=size.hidden_size,
+    )
+    tower = Qwen2_5_VisionTransformerPretrainedModel(config)
+    return sum(p.numel() for p in tower.parameters())
+
+
 @pytest.mark.parametrize("model", SIZED)
 def test_parameters_are_those_that_transformers_counts(model):
     size = compose([f"model={model}"])[1].model.architecture
@@ -63,7 +79,8 @@ def test_parameters_are_those_that_transformers_counts(model):
             sum(p.numel() for p in built(replace(size, num_layers=layers)).parameters())
             for layers in (1, 2)
         )
-    counted = one + (size.num_layers - 1) * (two - one)
+        tower = 0 if size.tower is None else tower_parameters(size)
+    counted = one + (size.num_layers - 1) * (two - one) + tower
     assert num_parameters(size) == counted
     said = (CONF / "model" / f"{model}.yaml").read_text()
     assert f"{counted / 1e9:.2f} B parameters" in said
@@ -208,10 +225,9 @@ def refusal(*overrides):
 def test_a_model_too_large_is_refused_with_the_sum():
     message = refusal("experiment=cpgd_qwen25_7b", "cluster=gpu_2")
     assert "cluster=gpu_2 can't hold qwen25_7b (7.62 B parameters)" in message
-    # 4 x 28.37 (weights, gradients, masters, and AdamW twice) = 141.85, gathered 2.03
-    assert (
-        "weights 28.4 + gradients 28.4 + master weights 28.4 + AdamW 56.7 + gathered 3.7" in message
-    )
+    # 4 x 28.37 (weights, gradients, masters, and AdamW twice), and 4 bytes of 1 B gathered
+    assert "weights 28.4 + gradients 28.4 + buckets 0.4 + master weights 28.4" in message
+    assert "AdamW 56.7 + gathered 3.7" in message
     assert "on one GPU of 80 GiB" in message
     assert "model.param_dtype=bfloat16 learner.num_ranks=2 would fit" in message
 

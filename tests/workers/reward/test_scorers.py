@@ -256,6 +256,9 @@ def test_every_shipped_config_builds_and_scores(path: Path) -> None:
         return
     entry = {"dataset": "chain_sum", "config": {}, "question": "2+3", "answer": "5", "metadata": {}}
     response = "<answer>5</answer>" if path.stem in ("format", "pattern") else "5"
+    response = (
+        f"<think>2+3</think><answer>{response}</answer>" if path.stem == "marked" else response
+    )
     truth = "B" if path.stem == "choice" else "5"
     columns = {
         "entry": json.dumps(entry),
@@ -269,7 +272,9 @@ def test_every_shipped_config_builds_and_scores(path: Path) -> None:
     scorer = instantiate(config.scorer, _convert_="all")
     result = score_sample(scorer, sample(response, truth, **columns))
     assert result.outcome == "scored"
-    assert result.reward in (1.0, 1.1)  # weighted adds 0.1 for the format
+    # Of the weighted ones, "weighted" adds 0.1 for the format and "marked" 0.5.
+    assert result.reward == {"weighted": 1.1, "marked": 1.5}.get(path.stem, result.reward)
+    assert result.reward >= 1.0
 
 
 def test_importing_rewards_is_light() -> None:

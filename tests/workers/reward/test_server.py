@@ -19,7 +19,7 @@ class Length:
 def test_a_group_is_scored_in_order_as_json_values():
     server = ScoringServer(scorer=Length())
     server.prepare()
-    group = [("q", "ab", "5", {}), ("q", "", None, {"level": 1})]
+    group = [("q", "ab", "5", {}, ()), ("q", "", None, {"level": 1}, ())]
     first, second = server.serve(group)
     assert first[:4] == ["scored", 4.0, {}, {"truth": "5"}]
     assert second[:4] == ["scored", 0.0, {}, {}]

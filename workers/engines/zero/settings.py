@@ -28,6 +28,7 @@ OWNED_KEYS = {
 }
 
 
+BUCKET_PARAMETERS = 50_000_000  # whose gradients are reduced together
 # Of ZeRO-3, on a CPU and on a GPU, where they are DeepSpeed's own: parameters that are gathered
 # ahead of their layer, and that may be whole at once. A layer of 7 B parameters has 0.2 B.
 PREFETCHED_PARAMETERS = (10_000_000, 50_000_000)
@@ -238,8 +239,8 @@ def deepspeed_config(settings: ZeroSettings, *, on_gpu: bool = False) -> dict[st
         "stage": stage,
         "contiguous_gradients": True,
         "overlap_comm": on_gpu and stage >= 2,  # the others reduce once, at the step
-        "reduce_bucket_size": 50_000_000,
-        "allgather_bucket_size": 50_000_000,
+        "reduce_bucket_size": BUCKET_PARAMETERS,
+        "allgather_bucket_size": BUCKET_PARAMETERS,
     }
     if stage == 3:
         zero |= {

@@ -44,9 +44,9 @@ class Format:
 
 
 FORMATS: Mapping[str, Format] = {
-    "chat/completions": Format(read=chat_call, body=replies.chat_body, events=replies.chat_events),
-    "messages": Format(read=messages_call, body=messages_body, events=messages_events),
-    "completions": Format(read=text_call, body=replies.text_body, events=replies.text_events),
+    "/chat/completions": Format(read=chat_call, body=replies.chat_body, events=replies.chat_events),
+    "/messages": Format(read=messages_call, body=messages_body, events=messages_events),
+    "/completions": Format(read=text_call, body=replies.text_body, events=replies.text_events),
 }
 
 
@@ -61,7 +61,7 @@ class Endpoint:
         self._open: dict[str, RolloutCalls] = {}
         self._app = web.Application(client_max_size=max_body_bytes, middlewares=[_errors_as_json])
         for path, form in FORMATS.items():
-            self._app.router.add_post(f"/s/{{session}}/v1/{path}", self._handler(form))
+            self._app.router.add_post(f"/s/{{session}}/v1{path}", self._handler(form))
         self._app.router.add_get("/s/{session}/v1/models", self._models)
         self._runner = web.AppRunner(self._app, access_log=None)
         self._address = ""

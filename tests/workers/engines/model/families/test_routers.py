@@ -9,11 +9,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "zero"))
 import zero_matrix
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from workers.data.packing import pack
 from workers.engines.model.families.routers import Routings, routers, watched
+from workers.engines.model.lora_settings import LoraSettings
 from workers.engines.zero.policy_engine import PolicyEngine
 from workers.engines.zero.settings import OptimizerSettings, ZeroSettings
 from workers.models.tiny import MIXTURES, build_tiny
@@ -126,3 +128,46 @@ def test_what_has_no_gradient_or_no_whole_micro_batch_is_refused() -> None:
         ZeroSettings(model="m", router_balance=0.01, gradient_checkpointing=True, zero_stage=3)
     with pytest.raises(ValueError, match="must not be negative"):
         ZeroSettings(model="m", router_balance=-1.0)
+
+
+@pytest.mark.parametrize("adapter", [None, LoraSettings(rank=4)], ids=["full", "adapter"])
+def test_a_trained_mixture_is_exported_and_read_back_to_the_bit(
+    mixture: Path, tmp_path: Path, adapter: LoraSettings | None
+) -> None:
+    engine = engine_of(mixture, adapter=adapter)
+    before = engine.probe([[3, 9, 4, 11, 7]])[0]
+    train(engine)
+    want = engine.probe([[3, 9, 4, 11, 7]])[0]
+    engine.export_hf(tmp_path / "out")
+    engine.close()
+    read = engine_of(tmp_path / "out", optimizer=None)
+    got = read.probe([[3, 9, 4, 11, 7]])[0]
+    read.export_hf(tmp_path / "again")
+    read.close()
+    assert abs(want - before).max() > 1e-6
+    # A merged adapter adds in another order than one beside its base.
+    assert abs(got - want).max() <= (0.0 if adapter is None else 1e-5)
+    for path in (tmp_path / "out").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+
+
+def test_experts_of_bfloat16_compute_in_bfloat16(mixture: Path) -> None:
+    class Products(TorchDispatchMode):
+        """Types of the factors of every matrix product."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.found: set[torch.dtype] = set()
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if any(name in str(function) for name in ("mm", "linear")):
+                factors = (each for each in args if isinstance(each, torch.Tensor))
+                self.found |= {each.dtype for each in factors if each.is_floating_point()}
+            return function(*args, **(kwargs or {}))
+
+    engine = engine_of(mixture, optimizer=None, dtype="bfloat16", param_dtype="bfloat16")
+    block = engine.hf_model.model.layers[0].mlp
+    with Products() as products, torch.no_grad():
+        block(torch.randn(1, 7, 64, dtype=torch.bfloat16))
+    engine.close()
+    assert products.found == {torch.bfloat16}

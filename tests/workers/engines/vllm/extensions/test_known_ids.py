@@ -56,7 +56,7 @@ def test_an_engine_samples_known_ids_with_the_learners_logprobs(tmp_path: Path) 
     async def sample() -> list:
         engine = VLLMEngine(settings)
         await engine.start(version=0)
-        sampling = Sampling(temperature=1.0, max_new_tokens=12)
+        sampling = Sampling(temperature=1.0, max_tokens=12)
         found = await asyncio.gather(
             *(
                 engine.generate(prompt, request_id=f"r/{seed}", sampling=sampling, seed=seed)
