@@ -59,16 +59,14 @@ def test_programs_play_a_run_and_a_program_that_fails_costs_its_sample(tmp_path)
     run = tmp_path / "runs" / "tiny_guessing"
     files = sorted(run.glob("rollouts/**/*.parquet"))
     rows = [row for file in files for row in pq.read_table(file).to_pylist()]
-    assert len(rows) == 16
-    failed = [row for row in rows if row["outcome"] != "scored"]
-    assert len(failed) == 4
-    assert {row["rollout_id"][-2:] for row in failed} == {"/3"}
-    assert all("no luck today" in row["outcome"] for row in failed)
-    for row in (row for row in rows if row["outcome"] == "scored"):
+    assert {row["outcome"] for row in rows} == {"scored"}  # what trains is recorded
+    assert len(rows) == 12
+    assert {row["rollout_id"][-2:] for row in rows} == {"/0", "/1", "/2"}
+    for row in rows:
         assert 1 <= row["num_turns"] <= 3
         drawn = [version >= 0 for version in row["weight_versions"]]
         assert drawn == row["loss_mask"]
-    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert len(steps) == 2
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["samples/failed"] for line in lines if "time/step_s" in line] == [2.0, 2.0]
     commands = [" ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"])]
     assert not [line for line in commands if "left behind" in line and "time.sleep(3600)" in line]
