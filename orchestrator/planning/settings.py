@@ -11,8 +11,7 @@ from typing import Any, cast
 
 from algorithms.algorithm import Algorithm
 from conf.schema import OptimizerConfig, TrainConfig
-from orchestrator.planning.sources import image_limits, model_folder
-from workers.data.images.settings import is_vision_model
+from workers.data.images.settings import ImageLimits, is_vision_model
 from workers.engines.model.lora_settings import LoraSettings, adapted_leaves, linear_names
 from workers.engines.vllm.settings import VLLMSettings
 from workers.engines.zero.settings import Dtype, ExportDtype, OptimizerSettings, ZeroSettings
@@ -50,6 +49,15 @@ def check_settings(config: TrainConfig, algorithm: Algorithm, *, transport: str)
             build()
         except ValueError as error:
             raise ValueError(f"{section}: {error}") from error
+
+
+def image_limits(config: TrainConfig) -> ImageLimits | None:
+    """Return the limits of the images that prompts show; None where they show none."""
+    sets = config.evaluation.sets.values()
+    if config.data.image_column is None and all(own.image_column is None for own in sets):
+        return None
+    images = config.data.images
+    return ImageLimits(max_pixels=images.max_pixels, max_per_prompt=images.max_per_prompt)
 
 
 def vllm_settings(
@@ -176,6 +184,8 @@ def publishes_all(config: TrainConfig) -> bool:
         return False
     if config.model.freeze is not None:
         return not config.model.freeze
+    from orchestrator.planning.sources import model_folder  # reads prompts too: slow to import
+
     return not is_vision_model(model_folder(config.model))
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from hydra.utils import instantiate
 
 from conf.schema import DataConfig, EvaluationSetConfig, ModelConfig, SourceConfig, TrainConfig
-from workers.data.images.settings import ImageLimits, read_image_settings
+from orchestrator.planning.settings import image_limits
+from workers.data.images.settings import read_image_settings
 from workers.data.prompts import ChatTemplate, PromptEncoder, PromptSet
 from workers.data.sources.messages import PromptFormat
 from workers.data.sources.source import PromptSource
@@ -162,15 +163,6 @@ def check_vocabulary(critic_path: Path, model_path: Path) -> None:
             f"{sizes[1]}: the critic reads the policy's tokens, so start it from a model with the "
             "same tokenizer"
         )
-
-
-def image_limits(config: TrainConfig) -> ImageLimits | None:
-    """Return the limits of the images that prompts show; None where they show none."""
-    sets = config.evaluation.sets.values()
-    if config.data.image_column is None and all(own.image_column is None for own in sets):
-        return None
-    images = config.data.images
-    return ImageLimits(max_pixels=images.max_pixels, max_per_prompt=images.max_per_prompt)
 
 
 def check_shown(model_path: Path, config: DataConfig) -> None:

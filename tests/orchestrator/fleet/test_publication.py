@@ -10,6 +10,7 @@ from conf.compose import compose
 from conf.tables.transports import transport_named
 from orchestrator.fleet.health import Health
 from orchestrator.fleet.publication import Publisher
+from workers.data.probe import ProbeSequence
 from workers.weight_sync.attestation import AttestationError
 from workers.weight_sync.endpoint import PublishReport
 from workers.worker_group import NoAnswerError, WorkerError
@@ -90,7 +91,7 @@ class Stack:
 
     def start_one(self, number, call, *, timeout_s):
         assert call.method == "encode"
-        return Answer([[[1, 2, 3]]])
+        return Answer([[ProbeSequence(tokens=[1, 2, 3])]])
 
     def only(self, numbers):
         return SimpleNamespace(

@@ -13,12 +13,11 @@ from conf.compose import compose
 from conf.schema import DataConfig, TrainConfig
 from conf.schema.data import ImagesConfig
 from orchestrator.planning.inspection import inspect
-from orchestrator.planning.settings import policy_settings, vllm_settings
+from orchestrator.planning.settings import image_limits, policy_settings, vllm_settings
 from orchestrator.planning.sources import (
     Sources,
     check_sets,
     check_shown,
-    image_limits,
     prompt_sets,
 )
 from orchestrator.planning.trial import try_scorer

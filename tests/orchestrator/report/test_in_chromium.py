@@ -108,6 +108,7 @@ def test_a_goal_is_a_line_that_the_axis_of_a_score_reaches(browser, run_dir, tmp
     for goal, path in pages.items():
         write_report([run_dir], path, goal=goal)
         browser.open(path, width=1280)
+        browser.read("new Promise((done) => setTimeout(done, 300))")
         drawn[goal] = browser.read(
             "[...document.querySelectorAll('[data-panel]')].map((e) =>"
             " [e.dataset.panel, e.querySelector('canvas').toDataURL()])"
