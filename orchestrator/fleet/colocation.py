@@ -30,8 +30,9 @@ state already is while engines sample, so a checkpoint needs no turn.
 from __future__ import annotations
 
 from conf.schema import TrainConfig
-from orchestrator.planning.settings import publishes_all
+from orchestrator.planning.sources import model_folder
 from workers.calls import Call, bind
+from workers.data.images.settings import is_vision_model
 from workers.learner.rank_worker import RankWorker
 from workers.rollout.worker import RolloutWorker
 from workers.worker_group import WorkerGroup
@@ -130,3 +131,15 @@ class Colocation:
     def _used_bytes(self) -> float:
         used = self._learner.call(bind(RankWorker.device_bytes), timeout_s=self._limit_s)
         return float(max(used))
+
+
+def publishes_all(config: TrainConfig) -> bool:
+    """Return True where a publication brings every weight that an engine holds.
+
+    With an adapter, or with frozen weights, a publication brings only what trains.
+    """
+    if config.model.adapter.trains:
+        return False
+    if config.model.freeze is not None:
+        return not config.model.freeze
+    return not is_vision_model(model_folder(config.model))

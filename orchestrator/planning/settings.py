@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from algorithms.algorithm import Algorithm
 from conf.schema import OptimizerConfig, TrainConfig
-from workers.data.images.settings import ImageLimits, is_vision_model
+from workers.data.images.settings import ImageLimits
 from workers.engines.model.lora_settings import LoraSettings, adapted_leaves, linear_names
 from workers.engines.vllm.settings import VLLMSettings
 from workers.engines.zero.settings import Dtype, ExportDtype, OptimizerSettings, ZeroSettings
@@ -173,20 +173,6 @@ def _known_ids(model_path: str) -> int | None:
     """Return the ids that can be sampled, where the folder is there and the head has others."""
     folder = Path(model_path)
     return known_ids(folder) if folder.is_dir() else None
-
-
-def publishes_all(config: TrainConfig) -> bool:
-    """Return True where a publication brings every weight that an engine holds.
-
-    With an adapter, or with frozen weights, a publication brings only what trains.
-    """
-    if config.model.adapter.trains:
-        return False
-    if config.model.freeze is not None:
-        return not config.model.freeze
-    from orchestrator.planning.sources import model_folder  # reads prompts too: slow to import
-
-    return not is_vision_model(model_folder(config.model))
 
 
 def _adapter_slots(config: TrainConfig, model_path: str) -> dict[str, Any]:
