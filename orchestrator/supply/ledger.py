@@ -203,8 +203,13 @@ class Ledger:
         """Continue from the state of a checkpoint.
 
         Raises:
-            ValueError: the checkpoint was written for other prompts.
+            ValueError: the checkpoint was written for other prompts, or by an earlier version.
         """
+        if "pass_rates" not in state:
+            raise ValueError(
+                "the checkpoint's ledger is of an earlier version, which kept no pass rates; "
+                "finish that run with the version that began it, or start a new run"
+            )
         if state["digest"] != self._prompts.digest:
             raise ValueError(
                 f"{self._prompts.where} is not the prompt file of the checkpoint (its content "

@@ -24,4 +24,6 @@ def test_what_cannot_be_is_refused(name, values, message):
 
 def test_a_greedy_set_is_accepted():
     own = EvaluationSetConfig(path="a.jsonl", sampling=SamplingConfig(temperature=0.0))
-    EvaluationConfig(sets={"aime24": own}).check()
+    found = EvaluationConfig(sets={"aime24": own})
+    found.check()
+    assert found.sets["aime24"].sampling.temperature == 0.0

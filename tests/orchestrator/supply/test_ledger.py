@@ -62,6 +62,9 @@ def test_a_prompt_is_settled_once(prompts):
 
 def test_other_data_is_refused(prompts, tmp_path):
     state = Ledger(prompts, seed=1, shuffle=True).state_dict()
+    older = {name: value for name, value in state.items() if name != "pass_rates"}
+    with pytest.raises(ValueError, match="ledger is of an earlier version"):
+        Ledger(prompts, seed=1, shuffle=True).load_state_dict(older)
     other = tmp_path / "other.parquet"
     pq.write_table(pa.table({"prompt": ["x"], "ground_truth": ["x"]}), other)
     names = {"prompt_column": "prompt", "ground_truth_column": "ground_truth"}
