@@ -77,6 +77,11 @@ def reason_of(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:MAX_REASON_CHARS]
 
 
+def recordable(text: str) -> str:
+    """Return a text that Arrow can hold: half a surrogate pair, no Unicode, becomes "?"."""
+    return text.encode(errors="replace").decode()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trajectory:
     """One row of a finished sample. Lists are aligned to `tokens`, L in number.
