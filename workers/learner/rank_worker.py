@@ -21,8 +21,7 @@ import ray.util
 
 from workers.addresses import join_port, split_port
 from workers.data.durable_files import FileRecord
-from workers.data.plans import RankPlan, StepRows, step_table
-from workers.data.trajectory import join_computed
+from workers.data.plans import RankPlan, StepRows, join_computed, step_table
 from workers.engines.zero.settings import ZeroSettings
 from workers.importing import import_ahead
 from workers.spans import Recorded, SpanLog, recorded

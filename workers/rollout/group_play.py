@@ -19,7 +19,7 @@ from workers.data.images.decoding import ImageFaultError
 from workers.data.images.prompt_images import NO_IMAGES, PromptImages
 from workers.data.prompts import PromptEncoder
 from workers.data.requests import GroupRequest, Sample, Sampling
-from workers.data.trajectory import SCORED, STOPPED_EARLY, Trajectory
+from workers.data.trajectory import SCORED, STOPPED_EARLY, Trajectory, recordable
 from workers.engines.vllm.answers import UnusableAnswerError
 from workers.engines.vllm.engine import VLLMEngine
 from workers.reward.base import RewardResult, RewardSample
@@ -234,6 +234,8 @@ class GroupPlay:
     ) -> list[Trajectory]:
         """Return the rows of a sibling; `ended` is None where its environment came to no end."""
         request = self._request
+        parts = {recordable(name): value for name, value in result.parts.items()}
+        notes = {**self._history_notes(rollout), **result.notes}
         return [
             Trajectory(
                 run_id=self._context.run_id,
@@ -248,13 +250,13 @@ class GroupPlay:
                 rollout_logprobs=row.rollout_logprobs,
                 weight_versions=row.weight_versions,
                 finish_reason="abort" if ended is None else rollout.finish_reason,
-                outcome=result.outcome,
+                outcome=recordable(result.outcome),
                 reward=result.reward,
-                reward_parts=result.parts,
-                reward_notes={**self._history_notes(rollout), **result.notes},
+                reward_parts=parts,
+                reward_notes={recordable(name): recordable(text) for name, text in notes.items()},
                 num_turns=len(rollout.turns),
                 turns=row.turns,
-                response_text=_response(rollout, ended),
+                response_text=recordable(_response(rollout, ended)),
                 timings=timings,
                 images=self._images.spans,
                 image_files=[image.file for image in self._images.loaded],

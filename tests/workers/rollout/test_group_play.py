@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from workers.data.requests import GroupRequest, Sample, Sampling
-from workers.data.trajectory import STOPPED_EARLY
+from workers.data.trajectory import STOPPED_EARLY, to_record_batch
 from workers.engines.vllm.answers import UnusableAnswerError
 from workers.engines.vllm.process import EngineTimeoutError
 from workers.failures import EngineDiedError
@@ -306,6 +306,26 @@ def test_a_fault_of_the_environment_costs_one_sample_and_its_turns_are_recorded(
     assert siblings[1].finish_reason == "abort"
 
 
+def test_texts_that_are_no_unicode_are_recorded_all_the_same():
+    """An agent's JSON or a file's name may hold half a surrogate pair, which Arrow refuses."""
+
+    class Garbles(SingleTurn):
+        async def play(self, task, session):
+            await session.draw()
+            if task.sibling:
+                raise OSError("no file \udcff")
+            half = "\ud83d"
+            notes, parts = {f"n{half}": f"why{half}"}, {f"p{half}": 1.0}
+            return Outcome(reward=1.0, response=f"5{half}", notes=notes, parts=parts)
+
+    engine = Engine({"g/0/1": 1, "g/1/1": 1})
+    group = play(engine, Rewards({}), samples=2, environment=Garbles())
+    first, second = to_record_batch(asyncio.run(group.run())).to_pylist()
+    assert (first["response_text"], dict(first["reward_notes"])) == ("5?", {"n?": "why?"})
+    assert dict(first["reward_parts"]) == {"p?": 1.0}
+    assert second["outcome"] == "failed:environment:raised OSError: no file ?"
+
+
 def test_the_limit_of_an_environment_does_not_count_what_the_engine_takes():
     class Slow(Engine):
         async def generate(self, tokens, **rest):
@@ -409,7 +429,7 @@ def test_all_the_time_that_an_environment_takes_is_bounded():
     group = play(engine, Rewards({}), samples=1, environment=Slow(), limits=limits)
     (only,) = asyncio.run(group.run())
     assert only.outcome.startswith("failed:environment:took longer than")
-    assert 1 <= only.num_turns <= 2
+    assert only.num_turns <= 2  # none where a busy machine takes the time
 
 
 def test_branches_are_rows_of_one_sample_that_train_what_each_sampled():
