@@ -28,24 +28,30 @@ class EnvironmentConfig:
     max_observation_bytes: int = 65_536  # of the environment's texts in one rollout
     time_s: float | None = None  # of the environment in one rollout, beside its draws; null: none
 
-    def check(self) -> None:
-        """Raise a ValueError that names an impossible value and the remedy."""
-        require(self.max_turns >= 1, "environment.max_turns", self.max_turns, "must be at least 1")
+    def check(self, key: str = "environment") -> None:
+        """Raise a ValueError for an impossible value that stands under `key`."""
+        require(
+            isinstance(self.player, dict) and "_target_" in self.player,
+            f"{key}.player",
+            self.player,
+            "must name a class with `play(task, session)` under _target_",
+        )
+        require(self.max_turns >= 1, f"{key}.max_turns", self.max_turns, "must be at least 1")
         require(
             self.max_turn_tokens is None or self.max_turn_tokens >= 1,
-            "environment.max_turn_tokens",
+            f"{key}.max_turn_tokens",
             self.max_turn_tokens,
             "must be at least 1, or null for what is left of rollout.sampling.max_new_tokens",
         )
         require(
             self.max_observation_bytes >= 0,
-            "environment.max_observation_bytes",
+            f"{key}.max_observation_bytes",
             self.max_observation_bytes,
             "must be at least 0",
         )
         require(
             self.time_s is None or self.time_s > 0,
-            "environment.time_s",
+            f"{key}.time_s",
             self.time_s,
             "must be positive, or null for no limit but cluster.timeouts.environment_s",
         )

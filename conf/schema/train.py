@@ -268,6 +268,17 @@ class TrainConfig:
         )
 
     @property
+    def environments(self) -> dict[str, EnvironmentConfig]:
+        """The run's environment under "", others under the key of their source or held-out set."""
+        sources = {f"data.sources.{each.name}": each.environment for each in self.data.sources}
+        sets = {
+            f"evaluation.sets.{name}": each.environment
+            for name, each in self.evaluation.sets.items()
+        }
+        own = {key: each for key, each in (sources | sets).items() if each is not None}
+        return {"": self.environment, **own}
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest trajectory that may train."""
         return self.data.max_prompt_tokens + self.rollout.sampling.max_new_tokens

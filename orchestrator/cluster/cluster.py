@@ -40,6 +40,7 @@ from workers.learner.policy_worker import PolicyWorker
 from workers.learner.rank_worker import RankWorker
 from workers.reward.base import takes_group
 from workers.reward.worker import RewardWorker
+from workers.rollout.limits import BoundedEnvironment
 from workers.rollout.worker import RolloutWorker
 from workers.spans import SpanReporter
 from workers.worker_group import Pending, Placement, WorkerError, WorkerGroup, divide
@@ -136,7 +137,7 @@ class Cluster:
     def launch(
         self,
         *,
-        environment: Any,
+        environments: Mapping[str, BoundedEnvironment],
         scorer: Any,
         version: int,
         planned: Sequence[PlannedRole],
@@ -144,7 +145,7 @@ class Cluster:
         """Start every role, and return when all of them answer.
 
         Args:
-            environment: built from `conf/environment`.
+            environments: of `build_environments`.
             scorer: built from `conf/reward`.
             version: label of the weights that the engines load.
             planned: rows of `roles_of`; the first of them where the caller needs fewer roles.
@@ -159,7 +160,7 @@ class Cluster:
             config,
             run_id=self._run_id,
             model_path=self._model_path,
-            environment=environment,
+            environments=environments,
             scores_together=takes_group(scorer),
             early_stop=early_stop(config, self._algorithm),
             env=self._env(config.cluster.rollout.threads),
