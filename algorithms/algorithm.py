@@ -38,6 +38,7 @@ from algorithms.composition import (
     union,
 )
 from algorithms.controllers import Controller
+from algorithms.flags import token_flags
 from algorithms.inputs import (
     BatchMetadata,
     Credit,
@@ -289,7 +290,7 @@ class Algorithm:
         return credit
 
     def token_loss(self, inputs: LossInputs) -> TokenLoss:
-        """Compute the unreduced losses [N] per term, and metrics [N], of one micro-batch.
+        """Compute the unreduced losses, metrics and flags, all [N], of one micro-batch.
 
         Only `logprobs` (and `entropy`, when a regularizer reads it) receive gradients. Values at
         masked positions never matter, not even NaN.
@@ -305,17 +306,23 @@ class Algorithm:
         )
         check_columns(self.name, self.loss_columns, inputs)
         loss = shaped(self.policy_loss, self.policy_loss(inputs), inputs)
+        factor = torch.ones_like(inputs.advantages)
         if self.correction is not None:
-            loss = shaped(self.correction, self.correction(inputs), inputs).detach() * loss
+            factor = shaped(self.correction, self.correction(inputs), inputs).detach()
+            loss = factor * loss
+        kept = torch.ones_like(inputs.loss_mask)
         for gate in self.gates.values():
-            loss = torch.where(shaped(gate, gate(inputs), inputs), loss, loss.detach())
+            own = shaped(gate, gate(inputs), inputs)
+            loss, kept = torch.where(own, loss, loss.detach()), kept & own
         for regularizer in self.regularizers.values():
             loss = loss + shaped(regularizer, regularizer(inputs), inputs)
         terms = {"policy": loss}
         for name, auxiliary in self.auxiliaries.items():
             terms[name] = shaped(auxiliary, auxiliary(inputs), inputs)
         terms = {name: torch.where(inputs.loss_mask, term, 0.0) for name, term in terms.items()}
-        return TokenLoss(terms=terms, metrics=self._metrics(inputs))
+        metrics = self._metrics(inputs)
+        flags = token_flags(metrics, loss_mask=inputs.loss_mask, kept=kept, factor=factor)
+        return TokenLoss(terms=terms, metrics=metrics, flags=flags)
 
     def critic_loss(self, inputs: LossInputs) -> TokenLoss:
         """Compute the unreduced loss [N] of the critic under the term "value".
@@ -328,7 +335,11 @@ class Algorithm:
         check_columns(self.name, self.value_columns, inputs)
         loss = shaped(self.value_loss, self.value_loss(inputs), inputs)
         term = torch.where(inputs.loss_mask, loss, 0.0)
-        return TokenLoss(terms={"value": term}, metrics=dict(self.value_loss.metrics(inputs)))
+        return TokenLoss(
+            terms={"value": term},
+            metrics=dict(self.value_loss.metrics(inputs)),
+            flags=torch.zeros_like(inputs.loss_mask, dtype=torch.uint8),
+        )
 
     def sequence_weights(self, metadata: BatchMetadata) -> Mapping[str, Tensor]:
         """Compute the multiplier [S] of every trainable token of a sequence, per term.

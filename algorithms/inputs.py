@@ -208,12 +208,15 @@ class TokenLoss:
     Worked example, `Reinforce()`, -A log pi; under weights [1/3 1/3] the training loss is -0.12:
         terms   {"policy": [0.0 0.71 0.35 0.0 -1.41]}
         metrics {"policy/ratio": [1.0 1.11 1.0 1.0 0.90], ...}
+        flags   [0 0 0 0 0]
 
     Attributes:
         terms: name -> [N]; "policy", and one entry per part with a normaliser of its own.
         metrics: name -> [N], detached. Averaged over `loss_mask` by the global token count; names
             that end in `_max` or `_min` are reduced by maximum or minimum.
+        flags: [N] uint8, the tokens whose gradient was cut, see :mod:`algorithms.flags`.
     """
 
     terms: Mapping[str, Tensor]
     metrics: Mapping[str, Tensor]
+    flags: Tensor

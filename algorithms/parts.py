@@ -49,7 +49,11 @@ class Advantage(Part):
 
 
 class PolicyLoss(TokenPart):
-    """Loss whose gradient is the policy gradient."""
+    """Loss whose gradient is the policy gradient.
+
+    Tokens at which its metric `policy/clip_frac` or `policy/clip_dual_frac` is not 0 are recorded
+    as clipped (:mod:`algorithms.flags`).
+    """
 
     on_policy_reinforce: bool = True  # at pi = pi_old, d loss / d logprobs == -advantage
     exact_gradient: bool = True  # False: a stop-gradient makes it no derivative of the value

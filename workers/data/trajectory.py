@@ -10,6 +10,10 @@ Per-token columns are aligned to `tokens` (prompt and response): element i belon
 `loss_mask`. Columns computed later (`old_logprobs`, `advantages`, ...) travel as record batches of
 their own, whose `row` counts the rows of a step's trajectories in order.
 
+Computed columns are float32, but `loss_flags` is uint8: which tokens' gradients were cut in the
+last update that trained the row, bit 1 by the loss's clip, 2 by a gate such as ERC, 4 by the
+correction.
+
 Lists and texts are of Arrow's large types: a step of 100,000 long samples holds more tokens and
 more text than the 2^31 that the small ones can address.
 
@@ -37,7 +41,8 @@ from workers.data.images.columns import FILE_TYPE, SPAN_TYPE, as_spans, spans_as
 from workers.data.images.spans import ImageSpan
 from workers.data.turns import TURN_TYPE, TurnSpan, as_structs, from_structs
 
-SCHEMA_VERSION = 4  # raised whenever a column is added, or changes its name or its meaning
+FLAGS = "loss_flags"  # computed column, see `algorithms/flags.py`
+SCHEMA_VERSION = 5  # raised whenever a column is added, or changes its name or its meaning
 VERSION_KEY = b"ballast.schema_version"
 SCHEMA = pa.schema(
     [
@@ -267,7 +272,7 @@ def computed_columns(
     Args:
         rows: [R] for each sequence, its row in the step's table.
         lengths: [R] tokens of each.
-        columns: name -> [sum(lengths)] values in that order.
+        columns: name -> [sum(lengths)] values in that order; those of `FLAGS` become uint8.
 
     Raises:
         ValueError: a column has another number of values than there are tokens.
@@ -278,7 +283,8 @@ def computed_columns(
         if len(values) != offsets[-1]:
             raise ValueError(f"{name} has {len(values)} values for {offsets[-1]} tokens")
         names.append(name)
-        flat = pa.array(np.ascontiguousarray(values, dtype=np.float32), pa.float32())
+        kind = np.uint8 if name == FLAGS else np.float32
+        flat = pa.array(np.ascontiguousarray(values, dtype=kind))
         arrays.append(pa.LargeListArray.from_arrays(pa.array(offsets), flat))
     return pa.RecordBatch.from_arrays(arrays, names=names)
 

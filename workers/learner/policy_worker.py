@@ -23,6 +23,7 @@ from workers.data.images.settings import is_supported, read_image_settings
 from workers.data.micro_batches import as_columns, packed_rows, with_staleness, with_turn_numbers
 from workers.data.plans import CreditPlan, RankPlan, StepRows
 from workers.data.probe import ProbeSequence
+from workers.data.trajectory import FLAGS
 from workers.engines.zero.settings import ZeroSettings
 from workers.learner.credit import assign_credit
 from workers.learner.passes import Trained, train_passes
@@ -149,7 +150,8 @@ class PolicyWorker(RankWorker):
         Without a column for it, pi_old is the policy from which the step's one update starts.
 
         Returns:
-            Column `logprobs` of the last pass's rows, as each was trained, and the report.
+            Columns `logprobs` and `loss_flags` of the last pass's rows, as each was trained, and
+            the report.
         """
         read = self._read_columns()
         table = self._table(rows, computed, names=read, of=plan)
@@ -173,7 +175,8 @@ class PolicyWorker(RankWorker):
             temperature=self._temperature,
             old_is_current="old_logprobs" not in names and len(plan.updates) == 1,
         )
-        columns = as_columns(plan.passes[-1], {"logprobs": trained.logprobs})
+        found = {"logprobs": trained.logprobs, FLAGS: trained.flags}
+        columns = as_columns(plan.passes[-1], found)
         return columns, _report(trained, skipped)
 
     def _reader(self) -> ImageReader:
