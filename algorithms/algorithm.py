@@ -31,6 +31,7 @@ from algorithms.composition import (
     check_metric_names,
     check_parts,
     check_reference,
+    check_reward_parts,
     check_shape,
     part_values,
     plain_mapping,
@@ -146,16 +147,43 @@ class Algorithm:
         """Return the same algorithm with other numbers at the given dotted paths."""
         return replaced(self, values)
 
+    def _loss_parts(self) -> dict[str, TokenPart]:
+        """Return the parts of the token loss by their keys."""
+        parts: dict[str, TokenPart] = {"policy_loss": self.policy_loss}
+        for kind in ("gates", "regularizers", "auxiliaries"):
+            parts |= {f"{kind}.{key}": part for key, part in getattr(self, kind).items()}
+        return parts if self.correction is None else {**parts, "correction": self.correction}
+
     def _token_parts(self) -> list[TokenPart]:
-        parts: list[TokenPart] = [self.policy_loss]
-        parts += list(self.gates.values()) + list(self.regularizers.values())
-        parts += list(self.auxiliaries.values())
-        return parts if self.correction is None else [*parts, self.correction]
+        return list(self._loss_parts().values())
 
     def trained_parts(self) -> list[TokenPart | Advantage]:
         """List the parts that read columns of a batch."""
         parts: list[TokenPart | Advantage] = [self.advantage, *self._token_parts()]
         return parts if self.value_loss is None else [*parts, self.value_loss]
+
+    @property
+    def part_readers(self) -> dict[str, tuple[str, ...]]:
+        """Key of each part -> names of the reward's parts that it reads, where it reads some."""
+        parts: dict[str, TokenPart | Advantage] = {"advantage": self.advantage}
+        parts |= self._loss_parts()
+        if self.value_loss is not None:
+            parts["value_loss"] = self.value_loss
+        readers = {key: tuple(part.reward_parts) for key, part in parts.items()}
+        readers |= {f"filters.{key}": (own.part,) for key, own in self.filters.items() if own.part}
+        return {key: names for key, names in readers.items() if names}
+
+    @property
+    def reward_parts(self) -> tuple[str, ...]:
+        """Names of the reward's parts that any part reads, in order."""
+        return tuple(sorted({name for names in self.part_readers.values() for name in names}))
+
+    @property
+    def loss_reward_parts(self) -> tuple[str, ...]:
+        """Names of the reward's parts that `token_loss` or `critic_loss` reads, in order."""
+        parts = self._token_parts()
+        parts += [] if self.value_loss is None else [self.value_loss]
+        return tuple(sorted({name for part in parts for name in part.reward_parts}))
 
     @property
     def required_columns(self) -> frozenset[str]:
@@ -228,8 +256,8 @@ class Algorithm:
         Args:
             rewards: [S] before shaping.
             group_ids: [S] in 0..G-1.
-            parts: S mappings, the parts of each reward; read where a filter or the advantage
-                names one.
+            parts: S mappings, the parts of each reward; read where a filter names one, and checked
+                for what any other part names.
 
         Raises:
             ValueError: a part that is named is missing in a reward.
@@ -238,8 +266,9 @@ class Algorithm:
         for key, part in self.filters.items():
             own = part_values(f"filters.{key}", part.part, parts) if part.part else rewards
             keep = keep & part.keep_groups(own.to(rewards), group_ids)
-        for name in self.advantage.reward_parts:
-            part_values("advantage", name, parts)
+        for reader, names in self.part_readers.items():
+            for name in names:
+                part_values(reader, name, parts)
         return keep
 
     @property
@@ -277,6 +306,7 @@ class Algorithm:
         if self.reference.old_policy:
             inputs = replace(inputs, ref_logprobs=inputs.old_logprobs)
         check_columns(self.name, self.credit_columns, inputs)
+        check_reward_parts(self.name, self.advantage.reward_parts, inputs)
         check_finite_tensor(
             "shaped_rewards", inputs.shaped_rewards, "drop samples whose scoring failed"
         )
@@ -305,6 +335,7 @@ class Algorithm:
             entropy_gradient=self.entropy_gradient,
         )
         check_columns(self.name, self.loss_columns, inputs)
+        check_reward_parts(self.name, self.loss_reward_parts, inputs)
         loss = shaped(self.policy_loss, self.policy_loss(inputs), inputs)
         factor = torch.ones_like(inputs.advantages)
         if self.correction is not None:
@@ -333,6 +364,7 @@ class Algorithm:
         if self.value_loss is None:
             raise ValueError(f"algorithm {self.name!r} has no value_loss; choose one, e.g. ppo")
         check_columns(self.name, self.value_columns, inputs)
+        check_reward_parts(self.name, self.loss_reward_parts, inputs)
         loss = shaped(self.value_loss, self.value_loss(inputs), inputs)
         term = torch.where(inputs.loss_mask, loss, 0.0)
         return TokenLoss(

@@ -73,6 +73,8 @@ class LossInputs:
         turn_numbers: [N] number of the turn that sampled the token, from 1 in every rollout; 0 for
             tokens that were not sampled.
         group_ids: [S] int64, equal for siblings; labels of this micro-batch alone.
+        reward_parts: name -> [S], before any shaping, of the parts of the reward that a part of the
+            loss names. `reward_parts["format"][sequence_ids]` has one value per token.
     """
 
     logprobs: Tensor
@@ -93,6 +95,7 @@ class LossInputs:
     truncated: Tensor | None = None
     turn_numbers: Tensor | None = None
     group_ids: Tensor | None = None
+    reward_parts: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

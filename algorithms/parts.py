@@ -27,6 +27,8 @@ class Part(ABC):  # noqa: B024 - its kinds have the abstract calls
 class TokenPart(Part):
     """Part that reads a micro-batch and may report per-token metrics."""
 
+    reward_parts: tuple[str, ...] = ()  # names of the reward's parts that it is given
+
     def metrics(self, inputs: LossInputs) -> Mapping[str, Tensor]:
         """Return flat name -> [N], detached."""
         del inputs
@@ -37,11 +39,8 @@ class Advantage(Part):
     """Credit assignment over the whole step's batch."""
 
     needs_groups: bool = False  # True: a group of one response is an error at composition
-
-    @property
-    def reward_parts(self) -> tuple[str, ...]:
-        """Names of the reward's parts that the advantage reads in place of the whole reward."""
-        return ()
+    #: Names of the reward's parts that it is given, and reads in place of the whole reward.
+    reward_parts: tuple[str, ...] = ()
 
     @abstractmethod
     def __call__(self, inputs: CreditInputs) -> Credit:

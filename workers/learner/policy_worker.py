@@ -160,14 +160,14 @@ class PolicyWorker(RankWorker):
         if "turn_numbers" in read:
             table = with_turn_numbers(table)
         names = [name for name in table.column_names if name in read]
-        images = self._reader().of_table(table)
+        images, parts = self._reader().of_table(table), self._algorithm.loss_reward_parts
         skipped = self._engine.progress.skipped_in_a_row
         trained = train_passes(
             self._engine,
             self._algorithm.with_coefficients(plan.coefficients),
             (
                 [
-                    [packed_rows(table, micro, names, images) for micro in update]
+                    [packed_rows(table, micro, names, images, parts) for micro in update]
                     for update in once.updates
                 ]
                 for once in plan.passes
