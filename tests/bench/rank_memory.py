@@ -81,7 +81,8 @@ def measure(size: str, mode: str, folder: Path) -> dict[str, float]:
         loss_columns = frozenset[str]()
 
         def token_loss(self, inputs: LossInputs) -> TokenLoss:
-            return TokenLoss(terms={"policy": -inputs.logprobs}, metrics={})
+            flags = torch.zeros_like(inputs.loss_mask, dtype=torch.uint8)
+            return TokenLoss(terms={"policy": -inputs.logprobs}, metrics={}, flags=flags)
 
     width, layers = SIZES[size]
     sizes = {"num_layers": layers, "hidden_size": width, "intermediate_size": 3 * width}
