@@ -15,6 +15,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from workers.data.images.decoding import ImageFaultError
 from workers.data.images.prompt_images import NO_IMAGES, PromptImages
 from workers.data.prompts import PromptEncoder
@@ -33,7 +35,7 @@ from workers.rollout.environments.guarded_play import (
     play_guarded,
 )
 from workers.rollout.limits import BoundedEnvironment
-from workers.rollout.session import AbortedError, Rollout, turn_seed
+from workers.rollout.session import AbortedError, Rollout
 from workers.rollout.turn_texts import TurnTexts
 from workers.spans import SpanLog
 
@@ -270,3 +272,10 @@ def _response(rollout: Rollout, ended: Outcome | None) -> str:
     if ended is None or ended.response is None:
         return rollout.text
     return ended.response
+
+
+def turn_seed(seed: int, turn: int) -> int:
+    """Return the seed of a turn: that of the sample for the first, another for every later one."""
+    if turn == 1:
+        return seed
+    return int(np.random.SeedSequence([seed, turn]).generate_state(1)[0]) >> 1

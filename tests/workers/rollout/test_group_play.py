@@ -16,7 +16,7 @@ from workers.reward.base import RewardResult
 from workers.rollout.early_stop import EarlyStop
 from workers.rollout.environments.contract import Outcome
 from workers.rollout.environments.single_turn import SingleTurn
-from workers.rollout.group_play import GroupPlay, RolloutContext
+from workers.rollout.group_play import GroupPlay, RolloutContext, turn_seed
 from workers.rollout.limits import BoundedEnvironment, RolloutLimits
 from workers.rollout.turn_texts import TurnTexts
 from workers.spans import SpanLog
@@ -512,3 +512,10 @@ def test_the_scorer_sees_what_the_template_opened_only_if_told(include_prefill, 
     (sibling,) = asyncio.run(group.run())
     assert rewards.response == seen
     assert sibling.response_text == "xxx"
+
+
+def test_the_first_turn_draws_with_the_seed_of_its_sample():
+    assert turn_seed(41, 1) == 41
+    later = {turn_seed(seed, turn) for seed in (41, 42) for turn in (2, 3)}
+    assert len(later) == 4
+    assert all(0 <= seed < 2**31 for seed in later)
