@@ -39,6 +39,7 @@ from algorithms.composition import (
     union,
 )
 from algorithms.controllers import Controller
+from algorithms.flags import token_flags
 from algorithms.inputs import (
     BatchMetadata,
     Credit,
@@ -60,7 +61,7 @@ from algorithms.parts import (
     TokenPart,
     ValueLoss,
 )
-from algorithms.preparation import prepared, ratio_metrics, token_flags
+from algorithms.preparation import prepared, ratio_metrics
 from algorithms.references import Frozen, ReferenceRule
 from algorithms.segments import num_segments
 

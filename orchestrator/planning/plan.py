@@ -246,10 +246,11 @@ def _rollout(config: TrainConfig) -> str:
 
 
 def _turns(config: TrainConfig) -> list[tuple[str, str]]:
-    """Return the row on turns; none where a rollout has one turn, or nothing is sampled."""
-    if config.environment.max_turns == 1 or config.rollout.replay.replays:
+    """Return the rows on turns; none where all rollouts have one turn, or nothing is sampled."""
+    most = max(each.max_turns for each in config.environments.values())
+    if most == 1 or config.rollout.replay.replays:
         return []
-    return [("turns", capacity.describe_turns(config))]
+    return [("turns", line) for line in capacity.describe_turns(config)]
 
 
 def _learner_rows(config: TrainConfig, algorithm: Algorithm) -> list[tuple[str, str]]:

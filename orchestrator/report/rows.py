@@ -19,8 +19,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from algorithms.inputs import CLIPPED, DROPPED, GATED
-from workers.data.trajectory import FLAGS, SCORED
+from algorithms.flags import CLIPPED, DROPPED, GATED
+from workers.data.plans import FLAGS
+from workers.data.trajectory import SCORED
 
 SMALL = ("prompt_uid", "group_id", "outcome", "reward", "finish_reason", "num_turns")
 PER_TOKEN = ("loss_mask", "weight_versions", "rollout_logprobs")  # of every record

@@ -20,7 +20,7 @@ from orchestrator.report.rows import COMPUTED, PER_TOKEN, RecordedStep, outcome_
 from orchestrator.report.selection import ChosenGroup
 from orchestrator.report.token_texts import TokenTexts
 from workers.data.images.decoding import ImageFaultError, thumbnail
-from workers.data.trajectory import FLAGS
+from workers.data.plans import FLAGS
 
 SHOWN_TOKENS = 600  # at the begin of a long response, and as many at its end
 PROMPT_CHARACTERS = 4_000

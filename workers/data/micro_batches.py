@@ -14,10 +14,9 @@ import pyarrow as pa
 
 from workers.data.images.packed import RowImages
 from workers.data.packing import REWARD_PART, PackedBatch, pack
-from workers.data.plans import MicroBatchPlan, RankPlan
+from workers.data.plans import MicroBatchPlan, RankPlan, computed_columns
 from workers.data.results import Rows
 from workers.data.shared_prefixes import ALONE
-from workers.data.trajectory import computed_columns
 
 TOKEN_COLUMNS = ("tokens", "loss_mask")
 

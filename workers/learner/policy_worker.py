@@ -21,9 +21,8 @@ from algorithms.algorithm import Algorithm
 from workers.data.images.rows import ImageReader
 from workers.data.images.settings import is_supported, read_image_settings
 from workers.data.micro_batches import as_columns, packed_rows, with_staleness, with_turn_numbers
-from workers.data.plans import CreditPlan, RankPlan, StepRows
+from workers.data.plans import FLAGS, CreditPlan, RankPlan, StepRows
 from workers.data.probe import ProbeSequence
-from workers.data.trajectory import FLAGS
 from workers.engines.zero.settings import ZeroSettings
 from workers.learner.credit import assign_credit
 from workers.learner.passes import Trained, train_passes

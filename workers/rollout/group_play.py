@@ -15,25 +15,27 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from workers.data.images.decoding import ImageFaultError
 from workers.data.images.prompt_images import NO_IMAGES, PromptImages
 from workers.data.prompts import PromptEncoder
 from workers.data.requests import GroupRequest, Sample, Sampling
-from workers.data.trajectory import SCORED, STOPPED_EARLY, Trajectory
+from workers.data.trajectory import SCORED, STOPPED_EARLY, Trajectory, recordable
 from workers.engines.vllm.answers import UnusableAnswerError
 from workers.engines.vllm.engine import VLLMEngine
 from workers.reward.base import RewardResult, RewardSample
 from workers.reward.client import RewardClient
 from workers.reward.siblings import SiblingScores
 from workers.rollout.early_stop import EarlyStop
-from workers.rollout.environments.contract import Environment, Outcome, SpentError, Task
+from workers.rollout.environments.contract import Outcome, SpentError, Task
 from workers.rollout.environments.guarded_play import (
     EnvironmentClock,
     EnvironmentFaultError,
     play_guarded,
 )
-from workers.rollout.limits import RolloutLimits
-from workers.rollout.session import AbortedError, Rollout, turn_seed
+from workers.rollout.limits import BoundedEnvironment
+from workers.rollout.session import AbortedError, Rollout
 from workers.rollout.turn_texts import TurnTexts
 from workers.spans import SpanLog
 
@@ -46,8 +48,7 @@ class RolloutContext:
     engine: VLLMEngine
     encoder: PromptEncoder
     texts: TurnTexts
-    environment: Environment
-    limits: RolloutLimits
+    environments: Mapping[str, BoundedEnvironment]  # by the key of a request; "": the run's
     rewards: RewardClient
     early_stop: EarlyStop | None
     spans: SpanLog
@@ -60,7 +61,7 @@ class GroupPlay:
 
     Args:
         request: the samples that are wanted.
-        context: engine, environment and rewards of the worker.
+        context: engine, environments and rewards of the worker.
 
     Attributes:
         drawing: ids of the requests that are with the engine.
@@ -68,6 +69,7 @@ class GroupPlay:
 
     def __init__(self, request: GroupRequest, context: RolloutContext) -> None:
         self._request, self._context = request, context
+        self._bounded = context.environments[request.environment]
         self.drawing: set[str] = set()
         self._rewards: list[float] = []
         self._left = request.num_samples  # siblings without an outcome
@@ -104,7 +106,7 @@ class GroupPlay:
 
     def _open(self, k: int, prompt_tokens: list[int]) -> tuple[Rollout, EnvironmentClock]:
         """Return the rollout of a sibling before its first turn, and its clock."""
-        context, limits = self._context, self._context.limits
+        context, limits = self._context, self._bounded.limits
         clock = EnvironmentClock(stretch_s=limits.stretch_s, total_s=limits.total_s)
 
         async def sample(tokens: list[int], turn: int, sampling: Sampling) -> Sample:
@@ -141,7 +143,7 @@ class GroupPlay:
         try:
             with self._context.spans.doing("environment"):
                 ended = await play_guarded(
-                    self._context.environment, self._task(k), rollout.first, clock
+                    self._bounded.environment, self._task(k), rollout.first, clock
                 )
         except SpentError:
             ended = Outcome()
@@ -234,6 +236,8 @@ class GroupPlay:
     ) -> list[Trajectory]:
         """Return the rows of a sibling; `ended` is None where its environment came to no end."""
         request = self._request
+        parts = {recordable(name): value for name, value in result.parts.items()}
+        notes = {**self._history_notes(rollout), **result.notes}
         return [
             Trajectory(
                 run_id=self._context.run_id,
@@ -248,13 +252,13 @@ class GroupPlay:
                 rollout_logprobs=row.rollout_logprobs,
                 weight_versions=row.weight_versions,
                 finish_reason="abort" if ended is None else rollout.finish_reason,
-                outcome=result.outcome,
+                outcome=recordable(result.outcome),
                 reward=result.reward,
-                reward_parts=result.parts,
-                reward_notes={**self._history_notes(rollout), **result.notes},
+                reward_parts=parts,
+                reward_notes={recordable(name): recordable(text) for name, text in notes.items()},
                 num_turns=len(rollout.turns),
                 turns=row.turns,
-                response_text=_response(rollout, ended),
+                response_text=recordable(_response(rollout, ended)),
                 timings=timings,
                 images=self._images.spans,
                 image_files=[image.file for image in self._images.loaded],
@@ -268,3 +272,10 @@ def _response(rollout: Rollout, ended: Outcome | None) -> str:
     if ended is None or ended.response is None:
         return rollout.text
     return ended.response
+
+
+def turn_seed(seed: int, turn: int) -> int:
+    """Return the seed of a turn: that of the sample for the first, another for every later one."""
+    if turn == 1:
+        return seed
+    return int(np.random.SeedSequence([seed, turn]).generate_state(1)[0]) >> 1

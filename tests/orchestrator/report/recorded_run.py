@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models
 
-from algorithms.inputs import CLIPPED
+from algorithms.flags import CLIPPED
 from conf.compose import compose
 from conf.schema import TrackingConfig
 from orchestrator.checkpoints.manifest import write_manifest
@@ -14,9 +14,9 @@ from orchestrator.checkpoints.starts import write_start
 from orchestrator.telemetry.heldout import HeldoutAnswer, HeldoutResult
 from orchestrator.telemetry.trace_file import TraceFile
 from orchestrator.telemetry.trackers.tracking import Tracker
-from workers.data.plans import Slice
+from workers.data.plans import Slice, computed_columns
 from workers.data.record_files import write_step
-from workers.data.trajectory import Trajectory, computed_columns, to_record_batch
+from workers.data.trajectory import Trajectory, to_record_batch
 from workers.spans import Span, Timeline
 
 HOSTILE = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from workers.data.requests import GroupRequest, Sample, Sampling
-from workers.data.trajectory import STOPPED_EARLY
+from workers.data.trajectory import STOPPED_EARLY, to_record_batch
 from workers.engines.vllm.answers import UnusableAnswerError
 from workers.engines.vllm.process import EngineTimeoutError
 from workers.failures import EngineDiedError
@@ -16,8 +16,8 @@ from workers.reward.base import RewardResult
 from workers.rollout.early_stop import EarlyStop
 from workers.rollout.environments.contract import Outcome
 from workers.rollout.environments.single_turn import SingleTurn
-from workers.rollout.group_play import GroupPlay, RolloutContext
-from workers.rollout.limits import RolloutLimits
+from workers.rollout.group_play import GroupPlay, RolloutContext, turn_seed
+from workers.rollout.limits import BoundedEnvironment, RolloutLimits
 from workers.rollout.turn_texts import TurnTexts
 from workers.spans import SpanLog
 
@@ -103,6 +103,8 @@ def play(
     prompt_fault=None,
     scores_together=False,
     include_prefill=False,
+    others=None,
+    named="",
 ):
     request = GroupRequest(
         group_id="g",
@@ -115,6 +117,7 @@ def play(
         seed=40,
         sampling=Sampling(max_tokens=99),
         may_stop_early=True,
+        environment=named,
     )
     encoder = Encoder(prompt_fault)
     context = RolloutContext(
@@ -122,8 +125,13 @@ def play(
         engine=engine,
         encoder=encoder,
         texts=TurnTexts(encoder),
-        environment=environment or SingleTurn(),
-        limits=limits or RolloutLimits(max_turns=4),
+        environments={
+            "": BoundedEnvironment(
+                environment=environment or SingleTurn(),
+                limits=limits or RolloutLimits(max_turns=4),
+            ),
+            **(others or {}),
+        },
         rewards=rewards,
         early_stop=early_stop,
         spans=SpanLog(),
@@ -139,6 +147,23 @@ def differ(rewards, num_left):
 
 def outcomes(siblings):
     return [(one.outcome, one.reward, sum(v >= 0 for v in one.weight_versions)) for one in siblings]
+
+
+@pytest.mark.parametrize(
+    ("named", "turns", "end"),
+    [("", 1, "stop"), ("data.sources.long", 2, "stop"), ("data.sources.cut", 1, "length")],
+)
+def test_a_group_is_played_in_the_environment_of_its_source_with_its_budgets(named, turns, end):
+    two = TwoTurns()
+    others = {
+        "data.sources.long": BoundedEnvironment(environment=two, limits=RolloutLimits(max_turns=2)),
+        "data.sources.cut": BoundedEnvironment(environment=two, limits=RolloutLimits(max_turns=1)),
+    }
+    engine = Engine({"g/0/1": 2, "g/0/2": 3})
+    rewards = Rewards({2: 0.0, 3: 1.0})
+    group = play(engine, rewards, samples=1, others=others, named=named)
+    (row,) = asyncio.run(group.run())
+    assert (row.num_turns, row.finish_reason, row.outcome) == (turns, end, "scored")
 
 
 def test_every_turn_of_a_group_asks_the_same_engine_with_a_longer_prefix():
@@ -306,6 +331,26 @@ def test_a_fault_of_the_environment_costs_one_sample_and_its_turns_are_recorded(
     assert siblings[1].finish_reason == "abort"
 
 
+def test_texts_that_are_no_unicode_are_recorded_all_the_same():
+    """An agent's JSON or a file's name may hold half a surrogate pair, which Arrow refuses."""
+
+    class Garbles(SingleTurn):
+        async def play(self, task, session):
+            await session.draw()
+            if task.sibling:
+                raise OSError("no file \udcff")
+            half = "\ud83d"
+            notes, parts = {f"n{half}": f"why{half}"}, {f"p{half}": 1.0}
+            return Outcome(reward=1.0, response=f"5{half}", notes=notes, parts=parts)
+
+    engine = Engine({"g/0/1": 1, "g/1/1": 1})
+    group = play(engine, Rewards({}), samples=2, environment=Garbles())
+    first, second = to_record_batch(asyncio.run(group.run())).to_pylist()
+    assert (first["response_text"], dict(first["reward_notes"])) == ("5?", {"n?": "why?"})
+    assert dict(first["reward_parts"]) == {"p?": 1.0}
+    assert second["outcome"] == "failed:environment:raised OSError: no file ?"
+
+
 def test_the_limit_of_an_environment_does_not_count_what_the_engine_takes():
     class Slow(Engine):
         async def generate(self, tokens, **rest):
@@ -409,7 +454,7 @@ def test_all_the_time_that_an_environment_takes_is_bounded():
     group = play(engine, Rewards({}), samples=1, environment=Slow(), limits=limits)
     (only,) = asyncio.run(group.run())
     assert only.outcome.startswith("failed:environment:took longer than")
-    assert 1 <= only.num_turns <= 2
+    assert only.num_turns <= 2  # none where a busy machine takes the time
 
 
 def test_branches_are_rows_of_one_sample_that_train_what_each_sampled():
@@ -467,3 +512,10 @@ def test_the_scorer_sees_what_the_template_opened_only_if_told(include_prefill, 
     (sibling,) = asyncio.run(group.run())
     assert rewards.response == seen
     assert sibling.response_text == "xxx"
+
+
+def test_the_first_turn_draws_with_the_seed_of_its_sample():
+    assert turn_seed(41, 1) == 41
+    later = {turn_seed(seed, turn) for seed in (41, 42) for turn in (2, 3)}
+    assert len(later) == 4
+    assert all(0 <= seed < 2**31 for seed in later)
