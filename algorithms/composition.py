@@ -126,7 +126,7 @@ def check_known(part: Part) -> None:
             f"{type(part).__name__} declares columns {sorted(unknown)}, which no {kind} is given; "
             f"choose from {sorted(known)}"
         )
-    names = part.reward_parts if isinstance(part, TokenPart | Advantage) else ()
+    names: object = part.reward_parts if isinstance(part, TokenPart | Advantage) else ()
     if isinstance(names, str):
         raise ValueError(
             f"{type(part).__name__} declares reward_parts={names!r}, one text; write ({names!r},)"

@@ -137,8 +137,8 @@ def columns(algorithm: Algorithm) -> str:
         declared = part.columns | {f"{REWARD_PART}{own}" for own in part.reward_parts}
         require(seen >= declared, f"{name} declares {sorted(declared - seen)}, unread")
         require(seen <= declared, f"{name} reads {sorted(seen - declared)}, undeclared")
-    parts = {f"{REWARD_PART}{name}" for name in algorithm.reward_parts}
-    return f"reads {', '.join(sorted(algorithm.required_columns | parts)) or 'nothing more'}"
+    given = {f"{REWARD_PART}{name}" for name in algorithm.reward_parts}
+    return f"reads {', '.join(sorted(algorithm.required_columns | given)) or 'nothing more'}"
 
 
 def finite_on_edges(algorithm: Algorithm) -> str:
@@ -146,7 +146,7 @@ def finite_on_edges(algorithm: Algorithm) -> str:
     base = _inputs(algorithm)
     far = torch.linspace(-80.0, 80.0, base.loss_mask.numel(), dtype=torch.float64)
     nan = torch.full_like(far, torch.nan)
-    masked_nan = {
+    masked_nan: dict[str, Any] = {
         name: torch.where(base.loss_mask, getattr(base, name).detach(), nan)
         for name in ("old_logprobs", "rollout_logprobs", "ref_logprobs", "advantages")
     }
