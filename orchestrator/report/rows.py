@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from algorithms.flags import CLIPPED, DROPPED, GATED
+from algorithms.inputs import CLIPPED, DROPPED, GATED
 from workers.data.plans import FLAGS
 from workers.data.trajectory import SCORED
 

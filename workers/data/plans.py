@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-FLAGS = "loss_flags"  # computed column, see `algorithms/flags.py`
+FLAGS = "loss_flags"  # computed column, see `TokenLoss.flags` in `algorithms/inputs.py`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
