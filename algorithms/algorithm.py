@@ -39,7 +39,6 @@ from algorithms.composition import (
     union,
 )
 from algorithms.controllers import Controller
-from algorithms.flags import token_flags
 from algorithms.inputs import (
     BatchMetadata,
     Credit,
@@ -61,7 +60,7 @@ from algorithms.parts import (
     TokenPart,
     ValueLoss,
 )
-from algorithms.preparation import prepared, ratio_metrics
+from algorithms.preparation import prepared, ratio_metrics, token_flags
 from algorithms.references import Frozen, ReferenceRule
 from algorithms.segments import num_segments
 

@@ -14,10 +14,14 @@ The worked examples follow one group of two responses through the step: tokens `
 `[8 9]`, of which the first of each is the prompt; rewards 1 and 0.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # a reader of recorded flags needs no torch
+    from torch import Tensor
 
 # Columns that a part of each kind may declare. The framework derives from them which roles run.
 #: Of an advantage: what exists before credit, fields of `CreditInputs`.
@@ -40,6 +44,11 @@ LOSS_COLUMNS = frozenset(
 )
 #: Of a value loss, fields of `LossInputs`.
 VALUE_COLUMNS = frozenset({"values", "old_values", "returns", "rewards"})
+#: Bits of `TokenLoss.flags`: the gradient of the token was cut by the clip of the policy loss, by a
+#: gate, by the correction.
+CLIPPED, GATED, DROPPED = 1, 2, 4
+#: Metrics of a policy loss that are not 0 where its clip acts.
+CLIP_METRICS = ("policy/clip_frac", "policy/clip_dual_frac")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -217,7 +226,8 @@ class TokenLoss:
         terms: name -> [N]; "policy", and one entry per part with a normaliser of its own.
         metrics: name -> [N], detached. Averaged over `loss_mask` by the global token count; names
             that end in `_max` or `_min` are reduced by maximum or minimum.
-        flags: [N] uint8, the tokens whose gradient was cut, see :mod:`algorithms.flags`.
+        flags: [N] uint8, the bits `CLIPPED`, `GATED` and `DROPPED`; they change nothing and are
+            recorded with the token.
     """
 
     terms: Mapping[str, Tensor]

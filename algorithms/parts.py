@@ -51,7 +51,7 @@ class PolicyLoss(TokenPart):
     """Loss whose gradient is the policy gradient.
 
     Tokens at which its metric `policy/clip_frac` or `policy/clip_dual_frac` is not 0 are recorded
-    as clipped (:mod:`algorithms.flags`).
+    as clipped (:class:`algorithms.inputs.TokenLoss`).
     """
 
     on_policy_reinforce: bool = True  # at pi = pi_old, d loss / d logprobs == -advantage

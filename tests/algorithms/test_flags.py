@@ -10,14 +10,14 @@ from algorithms.aggregations import TokenMean
 from algorithms.algorithm import Algorithm
 from algorithms.conformance.batches import gradient, random_inputs
 from algorithms.corrections import MaskedRatio
-from algorithms.flags import CLIPPED, DROPPED, GATED, token_flags
 from algorithms.gates import EntropyRatioClip, ProbabilityClip
-from algorithms.inputs import LossInputs
+from algorithms.inputs import CLIPPED, DROPPED, GATED, LossInputs
 from algorithms.policy_losses.clipped import ClippedRatio, Reinforce
 from algorithms.policy_losses.cpgd import ClippedLogRatio
 from algorithms.policy_losses.rpg import RegularizedPolicyGradient
 from algorithms.policy_losses.sequence import SequenceRatio
 from algorithms.policy_losses.truncated import TruncatedImportance
+from algorithms.preparation import token_flags
 
 RATIOS = (0.5, 0.79, 0.81, 1.0, 1.19, 1.21, 4.0)
 OLD = -5.0

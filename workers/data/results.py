@@ -75,7 +75,7 @@ class TrainResult:
     Attributes:
         updates: in order.
         logprobs: of the current policy.
-        flags: of the loss (`algorithms/flags.py`), whole numbers.
+        flags: of the loss (`algorithms/inputs.py`), whole numbers.
     """
 
     updates: tuple[UpdateResult, ...]

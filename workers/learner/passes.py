@@ -47,7 +47,7 @@ class Trained:
     Attributes:
         updates: of all passes, in order.
         logprobs: of every row as the last pass trained it, in the order of its micro-batches.
-        flags: of the loss (`algorithms/flags.py`), of the same rows in the same pass.
+        flags: of the loss (`algorithms/inputs.py`), of the same rows in the same pass.
         gaps: [M] |log pi_old - log mu| of the M tokens that a pass trains.
     """
 

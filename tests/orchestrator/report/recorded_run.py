@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models
 
-from algorithms.flags import CLIPPED
+from algorithms.inputs import CLIPPED
 from conf.compose import compose
 from conf.schema import TrackingConfig
 from orchestrator.checkpoints.manifest import write_manifest
