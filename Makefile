@@ -47,7 +47,7 @@ format: setup ## let ruff mend what it can
 	@$(BIN)/ruff format .
 
 # Not in `make bench`: hours, an environment of its own, or no benchmark by itself.
-APART := $(addprefix tests/bench/, learning.py pictures.py schedules.py trl_comparison.py trl_grpo.py runs.py)
+APART := $(addprefix tests/bench/, learning.py peers.py pictures.py schedules.py runs.py)
 
 bench: setup ## the benchmarks under tests/bench
 	@for script in $(filter-out $(APART), $(wildcard tests/bench/*.py)); do \

@@ -14,10 +14,14 @@ The worked examples follow one group of two responses through the step: tokens `
 `[8 9]`, of which the first of each is the prompt; rewards 1 and 0.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # a reader of recorded flags needs no torch
+    from torch import Tensor
 
 # Columns that a part of each kind may declare. The framework derives from them which roles run.
 #: Of an advantage: what exists before credit, fields of `CreditInputs`.
@@ -40,6 +44,11 @@ LOSS_COLUMNS = frozenset(
 )
 #: Of a value loss, fields of `LossInputs`.
 VALUE_COLUMNS = frozenset({"values", "old_values", "returns", "rewards"})
+#: Bits of `TokenLoss.flags`: the gradient of the token was cut by the clip of the policy loss, by a
+#: gate, by the correction.
+CLIPPED, GATED, DROPPED = 1, 2, 4
+#: Metrics of a policy loss that are not 0 where its clip acts.
+CLIP_METRICS = ("policy/clip_frac", "policy/clip_dual_frac")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +82,8 @@ class LossInputs:
         turn_numbers: [N] number of the turn that sampled the token, from 1 in every rollout; 0 for
             tokens that were not sampled.
         group_ids: [S] int64, equal for siblings; labels of this micro-batch alone.
+        reward_parts: name -> [S], before any shaping, of the parts of the reward that a part of the
+            loss names. `reward_parts["format"][sequence_ids]` has one value per token.
     """
 
     logprobs: Tensor
@@ -93,6 +104,7 @@ class LossInputs:
     truncated: Tensor | None = None
     turn_numbers: Tensor | None = None
     group_ids: Tensor | None = None
+    reward_parts: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,12 +220,16 @@ class TokenLoss:
     Worked example, `Reinforce()`, -A log pi; under weights [1/3 1/3] the training loss is -0.12:
         terms   {"policy": [0.0 0.71 0.35 0.0 -1.41]}
         metrics {"policy/ratio": [1.0 1.11 1.0 1.0 0.90], ...}
+        flags   [0 0 0 0 0]
 
     Attributes:
         terms: name -> [N]; "policy", and one entry per part with a normaliser of its own.
         metrics: name -> [N], detached. Averaged over `loss_mask` by the global token count; names
             that end in `_max` or `_min` are reduced by maximum or minimum.
+        flags: [N] uint8, the bits `CLIPPED`, `GATED` and `DROPPED`; they change nothing and are
+            recorded with the token.
     """
 
     terms: Mapping[str, Tensor]
     metrics: Mapping[str, Tensor]
+    flags: Tensor

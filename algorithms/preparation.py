@@ -1,13 +1,15 @@
-"""Preparation of a micro-batch before any part reads its columns, and metrics of the ratio.
+"""Preparation of a micro-batch before any part reads its columns, metrics of the ratio, and flags.
 
 Holds the stop-gradients and the neutral values under the mask, in one place, so that no part has to
 repeat them. Runs in the ranks that train. Not a loss. Shapes: [N].
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from algorithms.inputs import LossInputs
+from algorithms.inputs import CLIP_METRICS, CLIPPED, DROPPED, GATED, LossInputs
 from algorithms.kl import estimate
 from algorithms.ratios import policy_log_ratio
 from algorithms.validation import present
@@ -32,6 +34,7 @@ def prepared(
         return torch.where(mask, column.detach() if detach else column, 0.0)
 
     old = inputs.rollout_logprobs if bypass else inputs.old_logprobs
+    parts = inputs.reward_parts
     return LossInputs(
         logprobs=present("logprobs", clean(inputs.logprobs, detach=False)),
         old_logprobs=present("rollout_logprobs" if bypass else "old_logprobs", clean(old)),
@@ -48,6 +51,7 @@ def prepared(
         truncated=inputs.truncated,
         turn_numbers=clean(inputs.turn_numbers),
         group_ids=inputs.group_ids,
+        reward_parts=parts and {name: part.detach() for name, part in parts.items()},
     )
 
 
@@ -74,3 +78,27 @@ def ratio_metrics(inputs: LossInputs, *, old_is_known: bool) -> dict[str, Tensor
     if inputs.entropy is not None:
         metrics["policy/entropy"] = inputs.entropy.detach()
     return metrics
+
+
+def token_flags(
+    metrics: Mapping[str, Tensor], *, loss_mask: Tensor, kept: Tensor, factor: Tensor
+) -> Tensor:
+    """Return the flags [N] uint8 of a micro-batch; 0 where a token does not train.
+
+    Worked example: of four tokens the second is clipped and stopped by a gate, the third dropped by
+    the correction; the last does not train:
+        policy/clip_frac [0.0 1.0 0.0 1.0]    kept   [T F T F]    loss_mask [T T T F]
+                                              factor [1.0 1.0 0.0 1.0]
+        flags            [0 3 4 0]
+
+    Args:
+        metrics: of the algorithm, [N] each.
+        loss_mask: [N] bool.
+        kept: [N] bool, True where every gate lets the gradient pass.
+        factor: [N] of the correction, 0 where the token is dropped.
+    """
+    flags = (~kept).byte() * GATED | (factor == 0).byte() * DROPPED
+    for name in CLIP_METRICS:
+        if name in metrics:
+            flags = flags | (metrics[name] != 0).byte() * CLIPPED
+    return flags * loss_mask.byte()

@@ -90,7 +90,7 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
     if recording is not None:
         check_sources(recording, sources)
     else:
-        for note in try_scorer(config, scorer, sources):
+        for note in try_scorer(config, scorer, sources, algorithm.part_readers):
             progress.print_line(f"note: {note}")
     with open_run(config) as (run_dir, checkpoint):
         progress.print_line(f"run folder  {run_dir}")

@@ -5,7 +5,7 @@ part is scored here. Shapes: N tokens, S sequences, G groups.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,14 +37,14 @@ class DecoupledGroupRelative(Advantage):
     whose values are equal in a group adds 0 there exactly.
 
     Attributes:
-        weights: by the names of the parts; empty: the whole reward is the only part.
+        weights: by the names of the parts; None: the whole reward is the only part.
         normalise: each (GDPO) or sum (GRPO on the weighted sum).
         unbiased: divide squares by n - 1 (released code) or by n.
         eps: added to every deviation.
         whiten: sequences (the last line above, over all responses of the batch) or none.
     """
 
-    weights: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, float] | None = None
     normalise: str = "each"
     unbiased: bool = True
     eps: float = 1e-6
@@ -53,24 +53,30 @@ class DecoupledGroupRelative(Advantage):
     needs_groups = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", {k: float(w) for k, w in self.weights.items()})
+        weights = {name: float(weight) for name, weight in (self.weights or {}).items()}
+        object.__setattr__(self, "weights", weights)
         check_choice("normalise", self.normalise, NORMALISATIONS)
         check_choice("whiten", self.whiten, WHITENINGS)
         check_at_least("eps", self.eps, 0.0)
 
     @property
-    def reward_parts(self) -> tuple[str, ...]:
+    def reward_parts(self) -> tuple[str, ...]:  # type: ignore[override]
         """See :class:`algorithms.parts.Advantage`."""
-        return tuple(self.weights)
+        return tuple(self._named)
+
+    @property
+    def _named(self) -> Mapping[str, float]:
+        return self.weights or {}
 
     def __call__(self, inputs: CreditInputs) -> Credit:
         """See :class:`algorithms.parts.Advantage`."""
-        parts = dict(inputs.reward_parts or {})
-        weighted = [(parts[name], weight) for name, weight in self.weights.items()]
+        given = inputs.reward_parts or {}
+        parts = {name: given[name] for name in self._named}
+        weighted = [(parts[name], weight) for name, weight in self._named.items()]
         weighted = weighted or [(inputs.shaped_rewards, 1.0)]
         metrics = {
             f"credit/part/{name}/informative_groups_frac": self._informative(parts[name], inputs)
-            for name in self.weights
+            for name in self._named
         }
         if self.normalise == "sum":
             total = torch.stack([weight * values for values, weight in weighted]).sum(dim=0)

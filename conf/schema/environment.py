@@ -5,6 +5,7 @@ Read by the driver, which sends both to the rollout workers. Plays nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,3 +55,40 @@ class EnvironmentConfig:
             self.time_s,
             "must be positive, or null for no limit but cluster.timeouts.environment_s",
         )
+
+    def check_calls(self, stretch_s: float) -> None:
+        """Refuse calls of tools that may last longer than what waits for the calls.
+
+        Args:
+            stretch_s: `cluster.timeouts.environment_s`, for all calls of one turn.
+
+        Raises:
+            ValueError: names both limits.
+        """
+        player: Any = self.player
+        if not isinstance(player, Mapping) or "toolsets" not in player:
+            return
+        limits = [(stretch_s, "cluster.timeouts.environment_s")]
+        limits += [] if self.time_s is None else [(self.time_s, "environment.time_s")]
+        limit_s, key = min(limits)
+        _require_below("environment.player.time_s", player.get("time_s"), limit_s, key)
+        for name, toolset in player["toolsets"].items():
+            own = toolset.get("limits") if isinstance(toolset, Mapping) else None
+            _require_below(
+                f"environment.player.toolsets.{name}.limits.wall_s",
+                own.get("wall_s") if isinstance(own, Mapping) else None,
+                player.get("time_s"),
+                "environment.player.time_s",
+            )
+
+
+def _require_below(key: str, seconds: Any, limit_s: Any, limit_key: str) -> None:
+    """Require that a time is below another one; other faults of either are found elsewhere."""
+    known = all(isinstance(value, int | float) for value in (seconds, limit_s))
+    require(
+        not known or seconds < limit_s,
+        key,
+        seconds,
+        f"must be below {limit_key}={limit_s}, which ends what takes longer; lower it, or raise "
+        f"{limit_key}",
+    )

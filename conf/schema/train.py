@@ -72,6 +72,7 @@ class TrainConfig:
         for section in vars(self).values():
             if hasattr(section, "check"):
                 section.check()
+        self.environment.check_calls(self.cluster.timeouts.environment_s)
         choose("resume", self.resume, ("never", "auto", "changed"))
         self._check_lengths()
         self._check_roles()

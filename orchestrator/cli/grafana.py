@@ -16,13 +16,14 @@ from orchestrator.telemetry.glossary import GLOSSARY, Metric
 
 UNITS = {"s": "s", "bytes": "bytes", "share": "percentunit"}  # of Grafana; others have none
 WIDTH, HEIGHT, PER_ROW = 8, 8, 3  # of a panel, on Grafana's grid of 24 columns
+ALERTS_HEIGHT = 3
 SOURCE = {"type": "prometheus", "uid": "${source}"}
 
 
 def dashboard() -> dict[str, Any]:
     """Return the dashboard as Grafana's JSON model, with the source and the runs to choose."""
-    panels: list[dict[str, Any]] = []
-    top = 0
+    panels = [_alerts_panel()]
+    top = ALERTS_HEIGHT
     for section, members in groupby(PANELS, key=lambda panel: panel.section):
         panels.append(_row(len(panels) + 1, section, top))
         top += 1
@@ -56,6 +57,15 @@ def _row(number: int, title: str, top: int) -> dict[str, Any]:
         "gridPos": at,
         "panels": [],
     }
+
+
+def _alerts_panel() -> dict[str, Any]:
+    """Return the number of alerts that show, red from the first on."""
+    panel = Panel(title="Alerts", metrics=("alerts/showing",), section="")
+    built = _panel(1, panel, {"x": 0, "y": 0, "w": 24, "h": ALERTS_HEIGHT})
+    steps = [{"color": "green", "value": 0}, {"color": "red", "value": 1}]
+    built["fieldConfig"]["defaults"]["thresholds"] = {"mode": "absolute", "steps": steps}
+    return built | {"type": "stat"}
 
 
 def _panel(number: int, panel: Panel, at: dict[str, int]) -> dict[str, Any]:

@@ -156,8 +156,6 @@ class Cluster:
         limit_s = config.cluster.timeouts.start_s
         self._places = reserve(config, planned)
         rewards = self._launch_rewards(role_named(planned, "reward"), scorer)
-        # A scorer that a node can't build is refused before any model is loaded.
-        rewards.call(bind(RewardWorker.num_settled), timeout_s=limit_s)
         launcher = EngineLauncher(
             config,
             run_id=self._run_id,
@@ -176,6 +174,9 @@ class Cluster:
         scores = role_named(planned, "reference")
         reference = self._launch_policy("reference", scores)
         critic = self._launch_critic(role_named(planned, "critic"))
+        # All processes import while the scorers are built. A scorer that a node can't build is
+        # refused before any model is loaded.
+        rewards.call(bind(RewardWorker.num_settled), timeout_s=limit_s)
         begin = bind(RolloutWorker.start, version, rewards)
         engines = rollouts.start(begin, timeout_s=limit_s)
         if config.cluster.colocated and len(learner):

@@ -445,6 +445,11 @@ EVAL = (
     ),
 )
 
+ALERTS = _metrics(
+    STEP,
+    ("alerts/showing", "alerts", "signs that the run stopped learning, that show after the step"),
+)
+
 GLOSSARY: tuple[Metric, ...] = (
     *REWARD,
     *ROLLOUT,
@@ -461,4 +466,5 @@ GLOSSARY: tuple[Metric, ...] = (
     *LEDGER,
     *TIME,
     *EVAL,
+    *ALERTS,
 )

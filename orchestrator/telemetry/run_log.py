@@ -1,6 +1,7 @@
 """Pass finished steps and evaluations on, in the driver: to trackers, display and last page.
 
-Metrics are computed elsewhere; here they are only passed on, and alerts are told of them.
+Metrics are computed elsewhere; here they are only passed on, and alerts are told of them. A resumed
+run's alerts and sparklines go on from the steps in `metrics.jsonl`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from orchestrator.telemetry.alerts.rules import Alerts
 from orchestrator.telemetry.display.progress import Progress
 from orchestrator.telemetry.gauges import Gauges
 from orchestrator.telemetry.heldout import HeldoutAnswer, HeldoutResult
-from orchestrator.telemetry.trackers.tracking import Tracker
+from orchestrator.telemetry.trackers.tracking import Tracker, finished_steps
 
 MAX_ROWS = 64  # held-out answers in a tracker's table
 
@@ -43,6 +44,10 @@ class RunLog:
         keeps: Sequence[Path] = (),
     ) -> None:
         self._run_dir, self._progress, self._keeps = run_dir, progress, keeps
+        self._alerts = Alerts()
+        for line in finished_steps(run_dir):
+            self._alerts.step(line)
+            progress.recall(line)
         self._tracker = Tracker(
             run_dir,
             config.tracking,
@@ -51,19 +56,20 @@ class RunLog:
             print_line=progress.print_line,
         )
         self._gauges = Gauges(run_dir.name) if config.tracking.prometheus else None
-        self._alerts = Alerts()
         self.steps: list[dict[str, float]] = []
         self.first_heldout: tuple[int, HeldoutResult] | None = None
         self.last_heldout: tuple[int, HeldoutResult] | None = None
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log the metrics of a finished step."""
+        """Log the metrics of a finished step, with the number of alerts that show."""
+        begun = self._alerts.step(metrics)
+        metrics = {**metrics, "alerts/showing": float(self._alerts.num_showing)}
         self._tracker.log(step, metrics)
         if self._gauges is not None:
             self._gauges.log(step, metrics)
         self.steps.append({"step": step, **metrics})
         self._progress.step(step, metrics)
-        for line in self._alerts.step(metrics):
+        for line in begun:
             self._progress.print_line(f"alert at step {step}: {line}")
 
     def heldout(self, step: int, result: HeldoutResult) -> None:

@@ -123,19 +123,33 @@ def sequences(options: argparse.Namespace) -> dict[str, pa.ListArray]:
         responses = RESPONSE_MEDIAN * limit * np.exp(RESPONSE_SIGMA * random.permutation(quantiles))
         prompts = (random.uniform(*PROMPT_FRACS, count) * limit).astype(np.int64)[group]  # [S]
     lengths = np.minimum(prompts + np.maximum(responses.astype(np.int64), 1), limit)  # [S]
+    return columns_of(prompts, lengths, options.siblings, options.vocab, random)
+
+
+def columns_of(
+    prompts: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+    siblings: int,
+    vocab: int,
+    random: np.random.Generator,
+) -> dict[str, pa.ListArray]:
+    """Columns of trajectories of random tokens; neighbours, `siblings` of them, share a prompt.
+
+    `prompts` [S] counts the tokens of each one's prompt, `lengths` [S] all of its tokens.
+    """
     offsets = np.concatenate([[0], np.cumsum(lengths)])  # [S+1]
     total = int(offsets[-1])
     place = np.arange(total) - np.repeat(offsets[:-1], lengths)  # [N]
     mask = place >= np.repeat(prompts, lengths)
-    tokens = random.integers(0, options.vocab, total)
-    for row in range(count):  # of a group all have the first one's prompt
-        first = offsets[row - row % options.siblings]
+    tokens = random.integers(0, vocab, total)
+    for row in range(len(lengths)):  # of a group all have the first one's prompt
+        first = offsets[row - row % siblings]
         start, size = offsets[row], prompts[row]
         tokens[start : start + size] = tokens[first : first + size]
     columns = {
         "tokens": tokens,
         "loss_mask": mask,
-        "advantages": np.repeat(random.standard_normal(count), lengths),
+        "advantages": np.repeat(random.standard_normal(len(lengths)), lengths),
     }
     starts = pa.array(offsets, pa.int32())
     return {name: pa.ListArray.from_arrays(starts, pa.array(v)) for name, v in columns.items()}

@@ -45,10 +45,10 @@ from orchestrator.step.partition import SequenceCost, partition
 from orchestrator.supply.ledger import Ledger
 from orchestrator.supply.producer import Producer
 from workers.data.micro_batches import packed_rows
-from workers.data.plans import CreditPlan, MicroBatchPlan, RankPlan, step_table
+from workers.data.plans import CreditPlan, MicroBatchPlan, RankPlan, join_computed, step_table
 from workers.data.prompts import PromptSet
 from workers.data.requests import GroupRequest
-from workers.data.trajectory import SCHEMA, RolloutGroup, TrajectoryMeta, join_computed
+from workers.data.trajectory import SCHEMA, RolloutGroup, TrajectoryMeta
 from workers.data.turns import TurnSpan, as_structs
 from workers.learner.credit import assign_credit
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.utils import instantiate
 
@@ -68,7 +68,18 @@ def running(overrides: list[str], *, with_policy: bool) -> Iterator[tuple[Any, A
         yield config, sources, roles
 
 
-Round = tuple[float, int]  # seconds and generated tokens of a batch
+class Round(NamedTuple):
+    """One batch."""
+
+    seconds: float
+    sampled_tokens: int
+    prompt_tokens: int  # every sample counted with its prompt
+
+
+def rows_of(number: int, config: Any, sources: Any) -> list[int]:
+    """Rows of the prompts of a batch: other ones than the last, which a cache would know."""
+    count = config.trainer.prompts_per_step
+    return [(number * count + place) % len(sources.train) for place in range(count)]
 
 
 def pool_round(roles: Roles, config: Any, sources: Any, number: int) -> Round:
@@ -87,19 +98,22 @@ def pool_round(roles: Roles, config: Any, sources: Any, number: int) -> Round:
             sampling=draw_settings(config.rollout.sampling),
             columns=prompts[row].columns,
         )
-        for row in range(config.trainer.prompts_per_step)
+        for row in rows_of(number, config, sources)
     ]
     began = time.perf_counter()
     roles.fleet.pool.submit(requests)
     groups = roles.fleet.pool.wait([request.group_id for request in requests])
     passed = time.perf_counter() - began
-    return passed, sum(meta.num_sampled for group in groups for meta in group.metas)
+    metas = [meta for group in groups for meta in group.metas]
+    sampled = sum(meta.num_sampled for meta in metas)
+    return Round(passed, sampled, sum(meta.num_tokens for meta in metas) - sampled)
 
 
 async def bare_rounds() -> None:
-    """The same batches through `AsyncLLM` alone, one for every line of standard input.
+    """The same batches through `AsyncLLM` alone.
 
-    Runs in a process of its own; the first line says what to do.
+    Runs in a process of its own. The first line of standard input holds the settings, every other
+    line a batch: its number and the token ids of its prompts.
     """
     from vllm import AsyncEngineArgs, SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -107,6 +121,7 @@ async def bare_rounds() -> None:
 
     job = json.loads(sys.stdin.readline())
     settings, sampling = VLLMSettings(**job["settings"]), Sampling(**job["sampling"])
+    samples = job["samples"]
     engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**settings.engine_args()))
 
     async def draw(tokens: list[int], name: str, seed: int) -> int:
@@ -125,16 +140,18 @@ async def bare_rounds() -> None:
         return drawn
 
     for line in sys.stdin:
-        number = int(line)
+        number, prompts = json.loads(line)
         began = time.perf_counter()
         counts = await asyncio.gather(
             *(
-                draw(tokens, f"{number}-{row}-{k}", (number * len(job["prompts"]) + row) * 8 + k)
-                for row, tokens in enumerate(job["prompts"])
-                for k in range(job["samples"])
+                draw(tokens, f"{number}-{row}-{k}", (number * len(prompts) + row) * samples + k)
+                for row, tokens in enumerate(prompts)
+                for k in range(samples)
             )
         )
-        print(f"{ANSWER}{json.dumps((time.perf_counter() - began, sum(counts)))}", flush=True)
+        passed = time.perf_counter() - began
+        found = Round(passed, sum(counts), samples * sum(map(len, prompts)))
+        print(f"{ANSWER}{json.dumps(found)}", flush=True)
     engine.shutdown()
 
 
@@ -143,11 +160,9 @@ def bare_vllm(config: Any, sources: Any) -> Iterator[Callable[[int], Round]]:
     """A process in which vLLM runs alone; yields what has it sample a batch."""
     settings = vllm_settings(config, str(sources.model_path), engine_id=0, transport="shm")
     encoder = PromptEncoder(str(sources.model_path), config.data.max_prompt_tokens)
-    rows = range(config.trainer.prompts_per_step)
     job = {
         "settings": asdict(settings),
         "sampling": asdict(draw_settings(config.rollout.sampling)),
-        "prompts": [encoder.encode(sources.train[row].prompt)[0] for row in rows],
         "samples": config.rollout.samples_per_prompt,
     }
     process = subprocess.Popen(
@@ -161,19 +176,19 @@ def bare_vllm(config: Any, sources: Any) -> Iterator[Callable[[int], Round]]:
     assert process.stdin is not None and process.stdout is not None
     say, answers = process.stdin, process.stdout
 
-    def ask(line: str) -> None:
-        say.write(f"{line}\n")
+    def ask(what: Any) -> None:
+        say.write(f"{json.dumps(what)}\n")
         say.flush()
 
     def sample(number: int) -> Round:
-        ask(str(number))
+        rows = rows_of(number, config, sources)
+        ask((number, [encoder.encode(sources.train[row].prompt)[0] for row in rows]))
         for line in answers:  # vLLM prints there too
             if line.startswith(ANSWER):
-                seconds, tokens = json.loads(line.removeprefix(ANSWER))
-                return seconds, tokens
+                return Round(*json.loads(line.removeprefix(ANSWER)))
         raise RuntimeError(f"bare vLLM ended with exit code {process.wait()}")
 
-    ask(json.dumps(job))
+    ask(job)
     try:
         yield sample
     finally:
@@ -193,7 +208,7 @@ def compare_generation(overrides: list[str], rounds: int) -> None:
             found["pool"].append(pool_round(roles, config, sources, number))
             found["bare vLLM"].append(sample(number))
     rates = {
-        name: statistics.median(tokens / seconds for seconds, tokens in taken[WARM_UP:])
+        name: statistics.median(one.sampled_tokens / one.seconds for one in taken[WARM_UP:])
         for name, taken in found.items()
     }
     print(f"\n{'generation':<22}{'tokens/s':>10}")

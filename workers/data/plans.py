@@ -1,18 +1,24 @@
-"""Define the plans that the driver sends to learner and critic ranks. Plain data, no tensor.
+"""Define the plans that the driver sends to learner and critic ranks, and the table that they name.
 
 A row is an index into the step's trajectories, which a rank reads as the concatenation of `Slice`s
-of record batches from the object store. The plans are made in `orchestrator/step/`, not here.
+of record batches from the object store. What ranks compute for these rows travels as record batches
+of its own, keyed by `row`: float32, but `loss_flags` is uint8, which tokens' gradients were cut in
+the last update that trained the row, bit 1 by the loss's clip, 2 by a gate such as ERC, 4 by the
+correction. Plain data, no tensor. The plans are made in `orchestrator/step/`, not
+here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+FLAGS = "loss_flags"  # computed column, see `TokenLoss.flags` in `algorithms/inputs.py`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,3 +158,60 @@ def step_table(slices: Sequence[Slice], batches: Sequence[pa.RecordBatch]) -> pa
     return pa.Table.from_batches(
         [batches[piece.batch].slice(piece.start, piece.length) for piece in slices]
     )
+
+
+def computed_columns(
+    rows: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], **columns: npt.NDArray[np.float32]
+) -> pa.RecordBatch:
+    """Build a record batch of per-token columns that were computed for some rows of a step.
+
+    Args:
+        rows: [R] for each sequence, its row in the step's table.
+        lengths: [R] tokens of each.
+        columns: name -> [sum(lengths)] values in that order; those of `FLAGS` become uint8.
+
+    Raises:
+        ValueError: a column has another number of values than there are tokens.
+    """
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    names, arrays = ["row"], [pa.array(rows, pa.int64())]
+    for name, values in columns.items():
+        if len(values) != offsets[-1]:
+            raise ValueError(f"{name} has {len(values)} values for {offsets[-1]} tokens")
+        names.append(name)
+        kind = np.uint8 if name == FLAGS else np.float32
+        flat = pa.array(np.ascontiguousarray(values, dtype=kind))
+        arrays.append(pa.LargeListArray.from_arrays(pa.array(offsets), flat))
+    return pa.RecordBatch.from_arrays(arrays, names=names)
+
+
+def join_computed(
+    table: pa.Table,
+    computed: Sequence[pa.RecordBatch],
+    *,
+    names: Collection[str] | None = None,
+    rows: npt.ArrayLike | None = None,
+) -> pa.Table:
+    """Add the computed columns to `table`; null in rows that no batch holds.
+
+    Args:
+        table: trajectories of a step.
+        computed: columns keyed by `row`, an index into `table`.
+        names: of the columns to copy; None copies all.
+        rows: to copy, others become null; None copies all.
+    """
+    by_name: dict[str, list[pa.RecordBatch]] = {}
+    for batch in computed:
+        if rows is not None:
+            batch = batch.filter(pa.array(np.isin(batch.column("row").to_numpy(), rows)))
+        for name in batch.schema.names:
+            if name != "row" and (names is None or name in names):
+                by_name.setdefault(name, []).append(batch)
+    for name, batches in by_name.items():
+        present = np.concatenate([batch.column("row").to_numpy() for batch in batches])
+        values = pa.concat_arrays([batch.column(name) for batch in batches])
+        position = np.full(table.num_rows, -1, dtype=np.int64)
+        position[present] = np.arange(len(present))
+        indices = pa.array(position, mask=position < 0)
+        table = table.append_column(name, values.take(indices))
+    return table

@@ -17,13 +17,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from workers.data.durable_files import FileRecord, write_file
-from workers.data.plans import Slice, step_table
+from workers.data.plans import Slice, join_computed, step_table
 from workers.data.trajectory import (
     SCHEMA,
     TrajectoryMeta,
     describe,
     from_record_batch,
-    join_computed,
     prompt_of,
 )
 

@@ -8,7 +8,7 @@ driver has `TrajectoryMeta`, and the place of the row that the metadata describe
 Per-token columns are aligned to `tokens` (prompt and response): element i belongs to token i, so
 `rollout_logprobs[i]` is log mu(token_i | tokens_<i). Prompt positions hold 0.0 and a False
 `loss_mask`. Columns computed later (`old_logprobs`, `advantages`, ...) travel as record batches of
-their own, whose `row` counts the rows of a step's trajectories in order.
+their own (`plans.computed_columns`).
 
 Lists and texts are of Arrow's large types: a step of 100,000 long samples holds more tokens and
 more text than the 2^31 that the small ones can address.
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,7 @@ from workers.data.images.columns import FILE_TYPE, SPAN_TYPE, as_spans, spans_as
 from workers.data.images.spans import ImageSpan
 from workers.data.turns import TURN_TYPE, TurnSpan, as_structs, from_structs
 
-SCHEMA_VERSION = 4  # raised whenever a column is added, or changes its name or its meaning
+SCHEMA_VERSION = 5  # raised whenever a column is added, or changes its name or its meaning
 VERSION_KEY = b"ballast.schema_version"
 SCHEMA = pa.schema(
     [
@@ -75,6 +75,11 @@ MAX_REASON_CHARS = 300
 def reason_of(error: BaseException) -> str:
     """Return an error as the reason of an outcome, in one line of at most `MAX_REASON_CHARS`."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:MAX_REASON_CHARS]
+
+
+def recordable(text: str) -> str:
+    """Return a text that Arrow can hold: half a surrogate pair, no Unicode, becomes "?"."""
+    return text.encode(errors="replace").decode()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -257,62 +262,6 @@ def from_record_batch(batch: pa.RecordBatch) -> list[Trajectory]:
         row["image_files"] = tuple(row["image_files"])
         row["turns"] = from_structs(row["turns"])
     return [Trajectory(**row) for row in rows]
-
-
-def computed_columns(
-    rows: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], **columns: npt.NDArray[np.float32]
-) -> pa.RecordBatch:
-    """Build a record batch of per-token columns that were computed for some rows of a step.
-
-    Args:
-        rows: [R] for each sequence, its row in the step's table.
-        lengths: [R] tokens of each.
-        columns: name -> [sum(lengths)] values in that order.
-
-    Raises:
-        ValueError: a column has another number of values than there are tokens.
-    """
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    names, arrays = ["row"], [pa.array(rows, pa.int64())]
-    for name, values in columns.items():
-        if len(values) != offsets[-1]:
-            raise ValueError(f"{name} has {len(values)} values for {offsets[-1]} tokens")
-        names.append(name)
-        flat = pa.array(np.ascontiguousarray(values, dtype=np.float32), pa.float32())
-        arrays.append(pa.LargeListArray.from_arrays(pa.array(offsets), flat))
-    return pa.RecordBatch.from_arrays(arrays, names=names)
-
-
-def join_computed(
-    table: pa.Table,
-    computed: Sequence[pa.RecordBatch],
-    *,
-    names: Collection[str] | None = None,
-    rows: npt.ArrayLike | None = None,
-) -> pa.Table:
-    """Add the computed columns to `table`; null in rows that no batch holds.
-
-    Args:
-        table: trajectories of a step.
-        computed: columns keyed by `row`, an index into `table`.
-        names: of the columns to copy; None copies all.
-        rows: to copy, others become null; None copies all.
-    """
-    by_name: dict[str, list[pa.RecordBatch]] = {}
-    for batch in computed:
-        if rows is not None:
-            batch = batch.filter(pa.array(np.isin(batch.column("row").to_numpy(), rows)))
-        for name in batch.schema.names:
-            if name != "row" and (names is None or name in names):
-                by_name.setdefault(name, []).append(batch)
-    for name, batches in by_name.items():
-        present = np.concatenate([batch.column("row").to_numpy() for batch in batches])
-        values = pa.concat_arrays([batch.column(name) for batch in batches])
-        position = np.full(table.num_rows, -1, dtype=np.int64)
-        position[present] = np.arange(len(present))
-        indices = pa.array(position, mask=position < 0)
-        table = table.append_column(name, values.take(indices))
-    return table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,8 +20,7 @@ import torch
 from algorithms.algorithm import Algorithm
 from algorithms.composition import part_values
 from algorithms.inputs import CreditInputs
-from workers.data.plans import CreditPlan
-from workers.data.trajectory import computed_columns
+from workers.data.plans import CreditPlan, computed_columns
 
 
 def assign_credit(

@@ -21,6 +21,7 @@ ABSTAINED = "dropped:abstained"  # the scorer returned None
 MAX_PARTS = 64  # parts become columns of the rollout record
 MAX_REASON_CHARS = 300
 MAX_NOTE_CHARS = 1000
+LARGEST = 3.4028234663852886e38  # that the record's 32 bits hold; beyond it is infinity
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -211,8 +212,8 @@ def _result(score: object, seconds: float) -> RewardResult:
         return failed(_why(error), seconds)
     if reward is None:
         return RewardResult(outcome=ABSTAINED, reward=None, notes=notes, seconds=seconds)
-    bad = {name: value for name, value in parts.items() if not math.isfinite(value)}
-    if not math.isfinite(reward):
+    bad = {name: value for name, value in parts.items() if not abs(value) <= LARGEST}
+    if not abs(reward) <= LARGEST:  # NaN is not, either
         return failed(f"non-finite reward {reward}", seconds)
     if bad:
         return failed(f"non-finite part {bad}", seconds)

@@ -15,11 +15,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from workers.data.images.decoding import ImageFaultError
 from workers.data.images.prompt_images import NO_IMAGES, PromptImages
 from workers.data.prompts import PromptEncoder
 from workers.data.requests import GroupRequest, Sample, Sampling
-from workers.data.trajectory import SCORED, STOPPED_EARLY, Trajectory
+from workers.data.trajectory import SCORED, STOPPED_EARLY, Trajectory, recordable
 from workers.engines.vllm.answers import UnusableAnswerError
 from workers.engines.vllm.engine import VLLMEngine
 from workers.reward.base import RewardResult, RewardSample
@@ -33,7 +35,7 @@ from workers.rollout.environments.guarded_play import (
     play_guarded,
 )
 from workers.rollout.limits import BoundedEnvironment
-from workers.rollout.session import AbortedError, Rollout, turn_seed
+from workers.rollout.session import AbortedError, Rollout
 from workers.rollout.turn_texts import TurnTexts
 from workers.spans import SpanLog
 
@@ -234,6 +236,8 @@ class GroupPlay:
     ) -> list[Trajectory]:
         """Return the rows of a sibling; `ended` is None where its environment came to no end."""
         request = self._request
+        parts = {recordable(name): value for name, value in result.parts.items()}
+        notes = {**self._history_notes(rollout), **result.notes}
         return [
             Trajectory(
                 run_id=self._context.run_id,
@@ -248,13 +252,13 @@ class GroupPlay:
                 rollout_logprobs=row.rollout_logprobs,
                 weight_versions=row.weight_versions,
                 finish_reason="abort" if ended is None else rollout.finish_reason,
-                outcome=result.outcome,
+                outcome=recordable(result.outcome),
                 reward=result.reward,
-                reward_parts=result.parts,
-                reward_notes={**self._history_notes(rollout), **result.notes},
+                reward_parts=parts,
+                reward_notes={recordable(name): recordable(text) for name, text in notes.items()},
                 num_turns=len(rollout.turns),
                 turns=row.turns,
-                response_text=_response(rollout, ended),
+                response_text=recordable(_response(rollout, ended)),
                 timings=timings,
                 images=self._images.spans,
                 image_files=[image.file for image in self._images.loaded],
@@ -268,3 +272,10 @@ def _response(rollout: Rollout, ended: Outcome | None) -> str:
     if ended is None or ended.response is None:
         return rollout.text
     return ended.response
+
+
+def turn_seed(seed: int, turn: int) -> int:
+    """Return the seed of a turn: that of the sample for the first, another for every later one."""
+    if turn == 1:
+        return seed
+    return int(np.random.SeedSequence([seed, turn]).generate_state(1)[0]) >> 1

@@ -58,7 +58,7 @@ class Rollout:
         self.sampling, self.limits = sampling, limits
         self.texts, self.clock, self._sample = texts, clock, sample
         self.turns: list[Turn] = []
-        self.spent = False  # an observation found no room, or a draw no budget
+        self.spent = False  # no turn came since an observation found no room, or a draw no budget
         self._num_begun, self._num_bytes = 0, 0
         opening = Opening(prompt=task.prompt, max_tokens=len(tokens) + sampling.max_tokens)
         self.first = RowSession(self, tokens, branch=0, opening=opening)
@@ -88,11 +88,9 @@ class Rollout:
     def count_bytes(self, messages: Sequence[Message]) -> None:
         """Count the texts of an observation, or raise ValueError beyond the budget."""
         self._num_bytes += sum(len(text_of(message).encode()) for message in messages)
-        if self._num_bytes > self.limits.max_observation_bytes:
-            raise ValueError(
-                f"observations of {self._num_bytes} bytes, beyond environment."
-                f"max_observation_bytes={self.limits.max_observation_bytes}"
-            )
+        if self._num_bytes > (most := self.limits.max_observation_bytes):
+            key = f"environment.max_observation_bytes={most}"
+            raise ValueError(f"observations of {self._num_bytes} bytes, beyond {key}")
 
     @property
     def turns_left(self) -> int:
@@ -137,6 +135,7 @@ class RowSession:
         self._sampled: Sequence[int] = ()  # ids of the last turn
         self._turn_end = 0  # ids when the last turn ended
         self._drawing = False
+        self._full = False  # an observation found no room
         self._append(tokens)
         if opening.shared and opening.shared[-1].end == len(tokens):
             self._sampled, self._turn_end = tokens[opening.shared[-1].start :], len(tokens)
@@ -154,8 +153,7 @@ class RowSession:
     @property
     def may_draw(self) -> bool:
         """See `contract.Session`."""
-        rollout = self._rollout
-        return not rollout.spent and rollout.turns_left > 0 and self._room > 0
+        return not self._full and self._rollout.turns_left > 0 and self._room > 0
 
     @property
     def _room(self) -> int:
@@ -198,6 +196,7 @@ class RowSession:
         )
         self._spans.append(span)
         self._rollout.turns.append(turn)
+        self._rollout.spent = False
         if reason == "abort":
             self._rollout.clock.fail(AbortedError("the turn was ended before its end"))
         self._history += [*self._new, {"role": "assistant", "content": sample.text}]
@@ -234,12 +233,13 @@ class RowSession:
     def observe_tokens(self, ids: Sequence[int]) -> None:
         """See `contract.Session`."""
         self._observe(ids)
-        self._turn_end, self._sampled = len(self._tokens), ()
+        # Ids end what can be rendered anew: messages before them stay as they are.
+        self._turn_end, self._sampled, self._new = len(self._tokens), (), []
 
     def _observe(self, ids: Sequence[int]) -> None:
         """Append ids if a token of the row's budget is left behind them."""
         if len(ids) >= self._room:
-            self._rollout.spent = True
+            self._full = self._rollout.spent = True
             return
         self._append(ids)
 
@@ -255,6 +255,8 @@ class RowSession:
         """See `contract.Session`."""
         if self._spans or self._opening.shared:
             raise ValueError("the prompt can't change once a turn was drawn; branch the row")
+        if self._turn_end:
+            raise ValueError("ids were observed before the first turn; send messages before ids")
         tokens = self._rollout.texts.opening(messages, tools)
         longest = len(tokens) + self._rollout.sampling.max_tokens
         self._opening = Opening(prompt=messages, tools=tools, max_tokens=longest)
@@ -295,10 +297,3 @@ class RowSession:
             return zlib.crc32(state.encode())
         observed = self._tokens[self._spans[-1].end :] if self._spans else self._tokens
         return zlib.crc32(np.asarray(observed, dtype=np.int32).tobytes())
-
-
-def turn_seed(seed: int, turn: int) -> int:
-    """Return the seed of a turn: that of the sample for the first, another for every later one."""
-    if turn == 1:
-        return seed
-    return int(np.random.SeedSequence([seed, turn]).generate_state(1)[0]) >> 1

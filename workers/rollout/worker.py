@@ -24,6 +24,7 @@ from workers.data.requests import Collected, GroupRequest
 from workers.data.sources.source import Prompt
 from workers.data.trajectory import Trajectory, describe, to_record_batch
 from workers.engines.vllm.engine import EngineTimeoutError, VLLMEngine, VLLMSettings
+from workers.importing import import_ahead
 from workers.reward.client import RewardClient
 from workers.reward.process import START_LIMIT_S
 from workers.reward.worker import RewardWorker
@@ -53,6 +54,7 @@ class RolloutWorker:
         early_stop: EarlyStop | None = None,
         end_token_ids: Sequence[int] = (),
     ) -> None:
+        import_ahead("vllm.v1.engine.async_llm")
         self._run_id = run_id
         self._engine = VLLMEngine(settings)
         self._encoder = PromptEncoder(

@@ -1,8 +1,9 @@
 """Look for signs that a run stopped learning, or soon will: one line at the step where one shows.
 
-Pure functions of the steps' metrics. The driver prints the line (`run_log.py`), the report marks
-the step. A run is never stopped or changed for an alert. Each rule asks for several steps in a row,
-and for rewards that do not rise: a policy that has solved its task has low entropy, too.
+Pure functions of the steps' metrics. The driver prints the line and writes `alerts/showing`
+(`run_log.py`), the report marks the step. A run is never stopped or changed for an alert. Each rule
+asks for several steps in a row, and for rewards that do not rise: a policy that has solved its task
+has low entropy, too.
 
     alert                   shows when                                                   steps
     nothing to learn        no group has rewards that differ, and they are not right         3
@@ -143,6 +144,11 @@ class Alerts:
     def __init__(self) -> None:
         self._histories = [History() for _ in RULES]
         self._showing: set[str] = set()
+
+    @property
+    def num_showing(self) -> int:
+        """Number of the alerts that show after the last step."""
+        return len(self._showing)
 
     def step(self, metrics: Step) -> list[str]:
         """Take the metrics of a finished step and return the lines of the alerts that begin."""

@@ -80,12 +80,16 @@ class Progress:
         """Print one line above the table."""
         self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show a finished step."""
-        self._rows.append((step, metrics))
+    def recall(self, metrics: Mapping[str, float]) -> None:
+        """Take a step of before into the sparklines alone."""
         for name, values in self._sparks.items():
             if name in metrics:
                 values.append(metrics[name])
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show a finished step."""
+        self._rows.append((step, metrics))
+        self.recall(metrics)
         if self._live is None:
             cells = [
                 f"{head} {cell}"

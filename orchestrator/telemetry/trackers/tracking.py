@@ -210,6 +210,13 @@ class Tracker:
             waiting.join(limit_s / len(self._queues))
 
 
+def finished_steps(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the metrics of the steps in `metrics.jsonl`, which need not exist; no evaluations."""
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [step for line in lines if "time/step_s" in (step := json.loads(line))]
+
+
 def truncate_metrics(run_dir: Path, last_step: int) -> None:
     """Drop lines after `last_step`, which a resumed run computes again."""
     path = run_dir / "metrics.jsonl"

@@ -35,7 +35,7 @@ def lost(given, read, path=""):
 def test_grafanas_own_model_reads_all_of_it_back():
     built = dashboard()
     assert lost(built, json.loads(JSONEncoder().encode(Dashboard.from_json(built)))) == []
-    wrong = {**built, "panels": [{**built["panels"][1], "gridPosition": {"x": 0}}]}
+    wrong = {**built, "panels": [{**built["panels"][2], "gridPosition": {"x": 0}}]}
     read = json.loads(JSONEncoder().encode(Dashboard.from_json(wrong)))
     assert lost(wrong, read) == ["/panels[0]/gridPosition"]
 
@@ -51,6 +51,14 @@ def test_every_panel_of_the_report_has_its_place_and_its_queries():
         assert max(x for x, _ in own) < 24
         assert not cells & own, panel["title"]
         cells |= own
+
+
+def test_alerts_stand_at_the_top_and_are_red_from_the_first_on():
+    panel = dashboard()["panels"][0]
+    assert (panel["type"], panel["title"], panel["gridPos"]["y"]) == ("stat", "Alerts", 0)
+    assert panel["targets"][0]["expr"] == 'ray_ballast_alerts_showing{run=~"$run"}'
+    steps = panel["fieldConfig"]["defaults"]["thresholds"]["steps"]
+    assert [(step["color"], step["value"]) for step in steps] == [("green", 0), ("red", 1)]
 
 
 def test_a_query_finds_the_gauges_that_a_run_sets_and_no_others():

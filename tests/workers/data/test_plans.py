@@ -5,7 +5,14 @@ import pickle
 import numpy as np
 import pyarrow as pa
 
-from workers.data.plans import MicroBatchPlan, RankPlan, Slice, step_table
+from workers.data.plans import (
+    MicroBatchPlan,
+    RankPlan,
+    Slice,
+    computed_columns,
+    join_computed,
+    step_table,
+)
 from workers.data.requests import GroupRequest, Sampling
 
 
@@ -79,3 +86,33 @@ def test_a_rank_reads_the_rows_of_all_its_passes():
     plan = RankPlan(updates=(first, second), num_passes=2)
     assert plan.rows.tolist() == [0, 3]
     assert [once.rows.tolist() for once in plan.passes] == [[3], [0, 3]]
+
+
+def test_computed_columns_join_by_row():
+    table = pa.table({"rollout_id": ["0-7/0", "0-7/1", "0-7/2"]})
+    one = computed_columns(np.array([2]), np.array([4]), old_logprobs=np.arange(4.0))
+    two = computed_columns(np.array([0]), np.array([4]), old_logprobs=np.arange(4.0) + 10)
+    joined = join_computed(table, [one, two])
+    assert joined.column("old_logprobs").to_pylist() == [[10, 11, 12, 13], None, [0, 1, 2, 3]]
+    assert isinstance(joined, pa.Table) and joined.num_rows == 3
+
+
+def test_flags_are_bytes_also_where_a_rank_trained_no_row():
+    table = pa.table({"rollout_id": ["0-7/0", "0-7/1"]})
+    none = np.zeros(0, dtype=np.int64)
+    empty = np.zeros(0, dtype=np.float32)
+    one = computed_columns(np.array([1]), np.array([4]), loss_flags=np.array([0.0, 0.0, 1.0, 6.0]))
+    joined = join_computed(table, [one, computed_columns(none, none, loss_flags=empty)])
+    assert joined.column("loss_flags").type == pa.large_list(pa.uint8())
+    assert joined.column("loss_flags").to_pylist() == [None, [0, 0, 1, 6]]
+
+
+def test_only_the_columns_and_rows_that_a_rank_reads_are_copied():
+    table = pa.table({"rollout_id": ["0-7/0", "0-7/1", "0-7/2"]})
+    four = {"old_logprobs": np.arange(4.0), "values": np.ones(4)}
+    one = computed_columns(np.array([2]), np.array([4]), **four)
+    two = computed_columns(np.array([0, 1]), np.array([4, 4]), old_logprobs=np.arange(8.0))
+    joined = join_computed(table, [one, two], names={"old_logprobs"}, rows=[1])
+    assert "values" not in joined.column_names
+    assert joined.column("old_logprobs").to_pylist() == [None, [4, 5, 6, 7], None]
+    assert joined.column("old_logprobs").nbytes < 60  # one row's values, offsets and validity

@@ -1,17 +1,13 @@
-"""The Arrow schema: what goes in comes out, aligned, and computed columns join by row."""
+"""The Arrow schema: what goes in comes out, aligned."""
 
-import numpy as np
-import pyarrow as pa
 import pytest
 
 from workers.data.record_files import describe_rows
 from workers.data.trajectory import (
     SCHEMA,
     Trajectory,
-    computed_columns,
     describe,
     from_record_batch,
-    join_computed,
     to_record_batch,
 )
 from workers.data.turns import TurnSpan
@@ -79,23 +75,3 @@ def test_a_failure_can_not_carry_a_reward():
 def test_misaligned_columns_are_refused():
     with pytest.raises(ValueError, match="unequal length"):
         trajectory(loss_mask=[True])
-
-
-def test_computed_columns_join_by_row():
-    table = pa.Table.from_batches([to_record_batch([trajectory(k) for k in range(3)])])
-    one = computed_columns(np.array([2]), np.array([4]), old_logprobs=np.arange(4.0))
-    two = computed_columns(np.array([0]), np.array([4]), old_logprobs=np.arange(4.0) + 10)
-    joined = join_computed(table, [one, two])
-    assert joined.column("old_logprobs").to_pylist() == [[10, 11, 12, 13], None, [0, 1, 2, 3]]
-    assert isinstance(joined, pa.Table) and joined.num_rows == 3
-
-
-def test_only_the_columns_and_rows_that_a_rank_reads_are_copied():
-    table = pa.Table.from_batches([to_record_batch([trajectory(k) for k in range(3)])])
-    four = {"old_logprobs": np.arange(4.0), "values": np.ones(4)}
-    one = computed_columns(np.array([2]), np.array([4]), **four)
-    two = computed_columns(np.array([0, 1]), np.array([4, 4]), old_logprobs=np.arange(8.0))
-    joined = join_computed(table, [one, two], names={"old_logprobs"}, rows=[1])
-    assert "values" not in joined.column_names
-    assert joined.column("old_logprobs").to_pylist() == [None, [4, 5, 6, 7], None]
-    assert joined.column("old_logprobs").nbytes < 60  # one row's values, offsets and validity

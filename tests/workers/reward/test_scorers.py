@@ -228,6 +228,7 @@ def test_what_counts_as_a_reward(returned: object, reward: float) -> None:
         ({"reward": "1"}, "failed:TypeError: reward must be a number, got str '1'"),
         (float("nan"), "failed:non-finite reward nan"),
         (float("inf"), "failed:non-finite reward inf"),
+        (1e39, "failed:non-finite reward 1e+39"),  # in the 32 bits of the record
         ({"reward": 1, "x": float("nan")}, "failed:non-finite part {'x': nan}"),
         (np.zeros(3), "failed:ValueError"),
         ({"reward": 1} | {str(i): 0 for i in range(100)}, "failed:ValueError: a reward has at"),

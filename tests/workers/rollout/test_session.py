@@ -6,7 +6,6 @@ import pytest
 
 from workers.rollout.environments.contract import SpentError
 from workers.rollout.opening import Opening
-from workers.rollout.session import turn_seed
 
 
 def text(session):
@@ -37,6 +36,54 @@ def test_an_observation_is_appended_and_does_not_train(rollout, says):
     assert row.weight_versions == [-1, -1, 2, 2, -1, -1, -1, -1, -1, 2]
     assert [(s.start, s.end, s.reward) for s in row.turns] == [(2, 4, 0.5), (9, 10, 0.0)]
     assert own.text == "ab\nc"
+
+
+def test_ids_that_follow_an_observation_do_not_repeat_it(rollout, says):
+    async def played():
+        own = rollout(says("ab", "c"), max_tokens=40)
+        await own.first.draw()
+        await own.first.observe(say("low"))
+        own.first.observe_tokens([ord("!")])
+        await own.first.observe(say("er"))
+        await own.first.draw()
+        return own
+
+    own = asyncio.run(played())
+    assert text(own.first) == "q:ablow!erc"
+
+
+def test_ids_before_the_first_turn_are_not_replaced_by_a_message(rollout, says):
+    async def played():
+        own = rollout(says("ab"))
+        own.first.observe_tokens([ord("!")])
+        with pytest.raises(ValueError, match="observed before the first turn"):
+            await own.first.observe(say("?"))
+        with pytest.raises(ValueError, match="observed before the first turn"):
+            await own.first.reopen("q")
+        await own.first.draw()
+        return own
+
+    assert text(asyncio.run(played()).first) == "q:!ab"
+
+
+def test_a_row_without_room_leaves_the_others_to_go_on(rollout, says):
+    """An agent whose history is full begins another with a summary."""
+
+    async def played():
+        own = rollout(says("ab", "cd"), max_tokens=6)
+        await own.first.draw()
+        await own.first.observe(say("1234"))
+        with pytest.raises(SpentError):
+            await own.first.draw()
+        summary = own.first.branch(0)
+        await summary.reopen("s:")
+        assert (own.first.may_draw, summary.may_draw) == (False, True)
+        await summary.draw()
+        return own
+
+    own = asyncio.run(played())
+    assert ["".join(map(chr, row.tokens)) for row in own.rows()] == ["q:ab", "s:cd"]
+    assert own.finish_reason == "stop"
 
 
 def test_each_turn_has_what_is_left_of_the_tokens_and_no_more(rollout, says):
@@ -179,10 +226,3 @@ def test_equal_states_have_equal_checksums_whatever_was_said_before(rollout, say
     assert named[0] == named[2] != named[1]
     observed = asyncio.run(played("", "", ""))
     assert observed[1] == observed[2] != observed[0]  # "!" and "!", after the prompt
-
-
-def test_the_first_turn_draws_with_the_seed_of_its_sample():
-    assert turn_seed(41, 1) == 41
-    later = {turn_seed(seed, turn) for seed in (41, 42) for turn in (2, 3)}
-    assert len(later) == 4
-    assert all(0 <= seed < 2**31 for seed in later)

@@ -122,7 +122,7 @@ class ToolCallParser:
 def _read(function: Any) -> ToolCall:
     try:
         arguments = json.loads(function.arguments or "{}")
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"the arguments of {function.name} are no JSON: {error}") from error
     if not isinstance(arguments, dict):
         raise ValueError(f"the arguments of {function.name} are no mapping of names to values")

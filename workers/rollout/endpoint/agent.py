@@ -44,7 +44,7 @@ class Agent:
 
     Attributes:
         command: program and arguments, as a shell would split them; no shell runs them.
-        variables: environment variables for the program.
+        variables: environment variables for the program, as texts; a null leaves one out.
         max_calls: requests of one rollout, refused ones included.
         max_body_bytes: longest body of a request.
         tool_parser: name of vLLM's parser for calls of tools; None refuses requests with tools.
@@ -54,12 +54,14 @@ class Agent:
     """
 
     command: str
-    variables: Mapping[str, str] = field(default_factory=dict)
+    variables: Mapping[str, Any] = field(default_factory=dict)
     max_calls: int = 256
     max_body_bytes: int = 4_194_304
     tool_parser: str | None = None
 
     def __post_init__(self) -> None:
+        given = {str(k): str(value) for k, value in self.variables.items() if value is not None}
+        object.__setattr__(self, "variables", given)
         try:
             words = shlex.split(self.command or "")
         except ValueError as error:

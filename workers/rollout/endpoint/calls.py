@@ -155,8 +155,10 @@ def _message(number: int, message: object) -> dict[str, Any]:
     for name in ("name", "tool_call_id"):
         if isinstance(message.get(name), str):
             read[name] = message[name]
-    if message.get("tool_calls"):
-        read["tool_calls"] = [_tool_call(place, call) for call in message["tool_calls"]]
+    if calls := message.get("tool_calls"):
+        if not isinstance(calls, list):
+            raise CallError(f"{place} has tool_calls that are no list", param="messages")
+        read["tool_calls"] = [_tool_call(place, call) for call in calls]
     return read
 
 
@@ -183,7 +185,7 @@ def _tool_call(place: str, call: object) -> dict[str, Any]:
         raise CallError(f"{place} has a tool call without a function", param="messages")
     arguments = function.get("arguments")
     if isinstance(arguments, str):
-        with contextlib.suppress(ValueError):  # otherwise as the policy wrote them
+        with contextlib.suppress(ValueError, RecursionError):  # otherwise as the policy wrote them
             arguments = json.loads(arguments or "{}")
     return {
         "id": str(call.get("id") or ""),

@@ -38,12 +38,14 @@ def messages_call(body: Body) -> Call:
     messages: list[Any] = []
     if body.get("system"):
         messages.append({"role": "system", "content": body["system"]})
-    sent = body.get("messages")
+    sent, tools = body.get("messages"), body.get("tools") or []
+    if not isinstance(tools, list):
+        raise CallError("tools must be a list of schemas with input_schema", param="tools")
     for message in sent if isinstance(sent, list) else []:
         messages += _as_chat(message)
     return Call(
         given=read_messages(messages),
-        tools=[_as_function(tool) for tool in body.get("tools") or ()] or None,
+        tools=[_as_function(tool) for tool in tools] or None,
         max_tokens=read_count(body, "max_tokens"),
         stop=read_stop(body, "stop_sequences"),
         stream=body.get("stream") is True,

@@ -125,7 +125,7 @@ class Session(Protocol):
         """Append what the policy is to see next, and the opening of its next turn.
 
         Only the new messages are rendered. Before the first turn they join the prompt. Messages
-        for which no token is left are not appended: the session is spent.
+        for which no token is left are not appended: the row is spent.
 
         Raises:
             ValueError: more than `environment.max_observation_bytes` in one rollout, or messages

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -23,6 +23,7 @@ from workers.rollout.environments.contract import (
     SpentError,
     Task,
 )
+from workers.rollout.environments.outcome_check import OutcomeFaultError, checked
 
 # An engine raises these for tokens that it cannot continue, which the environment chose.
 REFUSALS = (UnusableAnswerError, SpentError, TypeError, ValueError)
@@ -136,32 +137,17 @@ async def play_guarded(
             notes = getattr(error.__cause__, "__notes__", ())
             raise EnvironmentFaultError("; ".join((clock.reason, *notes))) from error
         raise EnvironmentFaultError(f"raised {reason_of(error)}") from error
+    except asyncio.CancelledError as error:
+        playing = asyncio.current_task()
+        if playing is None or playing.cancelling():  # the whole group is aborted
+            raise
+        if clock.broken:
+            raise clock.broken[0] from None
+        raise EnvironmentFaultError(f"raised {reason_of(error)}") from error
     if clock.broken:
         raise clock.broken[0]
-    if (fault := _fault_of(outcome)) is not None:
-        raise EnvironmentFaultError(f"returned {fault}")
-    return outcome
-
-
-def _fault_of(outcome: object) -> str | None:
-    """Return the reason for which a result of `play` can't be recorded, or None."""
-    if not isinstance(outcome, Outcome):
-        return f"{type(outcome).__name__} instead of an Outcome"
-    for name in ("parts", "notes"):
-        if not isinstance(getattr(outcome, name), Mapping):
-            return f"{name} of type {type(getattr(outcome, name)).__name__}, not a mapping"
-    numbers: dict[str, object] = {} if outcome.reward is None else {"reward": outcome.reward}
-    numbers |= {f"part {name!r}": value for name, value in outcome.parts.items()}
-    numbers |= {f"turn reward {number}": value for number, value in enumerate(outcome.turn_rewards)}
-    for name, value in numbers.items():
-        try:
-            known = math.isfinite(value)  # type: ignore[arg-type]
-        except TypeError:
-            return f"{name} of type {type(value).__name__}, not a number"
-        if not known:
-            return f"{name} that is not finite"
-    texts: dict[str, object] = {**outcome.notes, "response": outcome.response or ""}
-    for name, text in texts.items():
-        if not isinstance(text, str):
-            return f"{name} of type {type(text).__name__}, not a text"
-    return None
+    try:
+        return checked(outcome)
+    except Exception as error:  # names and values of an outcome are the user's code, too
+        fault = str(error) if isinstance(error, OutcomeFaultError) else reason_of(error)
+        raise EnvironmentFaultError(f"returned {fault}") from error

@@ -1,6 +1,7 @@
 """Alerts begin at the step where a sign shows, are told once, and leave healthy runs alone."""
 
 import io
+import json
 
 import pytest
 from rich.console import Console
@@ -90,6 +91,23 @@ def test_the_log_tells_an_alert_in_one_line(tmp_path):
     with RunLog(tmp_path, compose([])[1], Progress(9, console=console)) as log:
         for step in (1, 2, 3, 4):
             log.step(step, {**HEALTHY, "credit/informative_groups_frac": 0.0})
+    numbers = [json.loads(one) for one in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [one["alerts/showing"] for one in numbers] == [0.0, 0.0, 1.0, 1.0]
     (line,) = [one for one in console.file.getvalue().splitlines() if "alert" in one]
     assert line.startswith("alert at step 3: nothing to learn: no group of the last 3 steps")
     assert "rollout.samples_per_prompt" in line
+
+
+def test_a_resumed_runs_alerts_and_sparklines_go_on_from_the_steps_that_it_has(tmp_path):
+    """Two steps without an informative group before the resume and one after it are three."""
+    nothing = {**HEALTHY, "time/step_s": 1.0, "credit/informative_groups_frac": 0.0}
+    for steps in ((1, 2), (3, 4)):
+        console = Console(file=io.StringIO(), width=80)
+        progress = Progress(9, console=console)
+        with RunLog(tmp_path, compose([])[1], progress) as log:
+            for step in steps:
+                log.step(step, {**nothing, "reward/mean": float(step)})
+    told = [one for one in console.file.getvalue().splitlines() if "alert" in one]
+    assert [one.split(":")[0] for one in told] == ["alert at step 3"]
+    table = progress._table(4)
+    assert str(table.caption).splitlines()[0] == "reward    ▁▃▆█"

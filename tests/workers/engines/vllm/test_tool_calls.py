@@ -69,6 +69,11 @@ def test_arguments_that_are_no_mapping_are_a_fault():
     )
 
 
+def test_arguments_too_deep_to_be_read_are_a_fault_of_the_call():
+    turn = '<tool_call>\n{"name": "add", "arguments": ' + "[" * 100_000 + "]" * 100_000
+    assert "not a call that can be read" in parser("hermes").parse(turn + "}\n</tool_call>").fault
+
+
 def test_a_parser_that_does_not_exist_or_fit_the_tokenizer_is_refused():
     with pytest.raises(ValueError, match=r"tool_parser=hermas: vLLM has no such parser.*hermes"):
         ToolCallParser("hermas", tokenizer_of("qwen2.5"), [ADD])

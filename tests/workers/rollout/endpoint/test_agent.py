@@ -93,7 +93,7 @@ def test_a_program_plays_two_turns_and_scores_itself(program, tokens):
     outcome, rollout = play(agent, tokens, "5", "7")
     assert (outcome.reward, outcome.turn_rewards, outcome.notes) == (
         1.0,
-        [0.0, 1.0],
+        (0.0, 1.0),
         {"first": "5"},
     )
     assert outcome.parts["level"] == 1 and outcome.parts["agent_s"] > 0
@@ -239,3 +239,16 @@ def test_a_program_that_blocks_slows_no_other(program, tokens):
 def test_settings_that_can_not_work_are_refused(settings, reason):
     with pytest.raises(ValueError, match=reason):
         Agent(**settings)
+
+
+def test_variables_of_a_configuration_reach_the_program_as_texts(program, tokens):
+    agent = program(
+        """
+        complete("q")
+        result(reward=0.0, notes={name: os.environ[name] for name in ("LEVEL", "SLOW")})
+        assert "NONE" not in os.environ
+        """,
+        variables={"LEVEL": 3, "SLOW": True, "NONE": None},
+    )
+    outcome, _ = play(agent, tokens, "5")
+    assert outcome.notes == {"LEVEL": "3", "SLOW": "True"}

@@ -3,6 +3,7 @@
 import pytest
 
 from workers.rollout.endpoint.calls import Call, CallError, chat_call, read_messages, text_call
+from workers.rollout.endpoint.messages_format import messages_call
 
 
 def test_a_chat_call_with_all_that_is_read():
@@ -66,3 +67,20 @@ def test_a_call_without_a_function_is_refused(call):
         read_messages(
             [{"role": "assistant", "tool_calls": [call]}, {"role": "user", "content": ""}]
         )
+
+
+def test_calls_and_tools_that_are_no_list_are_refused():
+    answer = {"role": "assistant", "tool_calls": 7}
+    with pytest.raises(CallError, match=r"messages\[0\] has tool_calls that are no list"):
+        chat_call({"messages": [answer, {"role": "user", "content": "?"}]})
+    with pytest.raises(CallError, match="tools must be a list"):
+        messages_call({"messages": [{"role": "user", "content": "?"}], "max_tokens": 3, "tools": 7})
+
+
+def test_arguments_that_no_reader_reads_stay_as_the_policy_wrote_them():
+    deep = "[" * 100_000
+    call = {"id": "x", "function": {"name": "add", "arguments": deep}}
+    read = read_messages(
+        [{"role": "assistant", "tool_calls": [call]}, {"role": "user", "content": ""}]
+    )
+    assert read[0]["tool_calls"][0]["function"]["arguments"] == deep
