@@ -264,6 +264,7 @@ class Cluster:
                 "timeout_s": reward.timeout_s,
                 "start_s": reward.start_s,
                 "folder": self._folder,
+                "max_memory_mib": reward.max_memory_mib,
             },
             env=lambda rank: self._env(1),
             num_cpus=role.num_cpus if role else 0,

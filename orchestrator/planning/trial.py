@@ -170,6 +170,7 @@ def open_pool(config: TrainConfig, scorer: Any) -> RewardPool:
             num_processes=1,
             timeout_s=config.reward.timeout_s,
             start_s=config.reward.start_s,
+            max_memory_mib=config.reward.max_memory_mib,
         )
     except RuntimeError as error:
         raise ValueError(f"reward.scorer: {error}") from error

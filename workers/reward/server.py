@@ -5,6 +5,7 @@ Runs in the scoring process (`child.py`). Knows no other process and no limit of
 
 from __future__ import annotations
 
+import resource
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +21,18 @@ class ScoringServer:
     Attributes:
         scorer: of the run.
         folder: of the run, for what the scorer writes; None where it is to write nothing.
+        max_memory_mib: that the process may allocate; None sets no limit.
     """
 
     scorer: Scorer
     folder: str | None = None
+    max_memory_mib: int | None = None
 
     def prepare(self) -> None:
-        """Prepare the scorer, if it has something to prepare."""
+        """Prepare the scorer, if it has something to prepare, within the limit of memory."""
+        if self.max_memory_mib is not None:
+            limit = self.max_memory_mib << 20
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         if self.folder is not None:
             hand_folder([self.scorer], self.folder)
         prepare = getattr(self.scorer, "prepare", None)
