@@ -31,6 +31,7 @@ from algorithms.composition import (
     check_metric_names,
     check_parts,
     check_reference,
+    check_reward_parts,
     check_shape,
     part_values,
     plain_mapping,
@@ -38,6 +39,7 @@ from algorithms.composition import (
     union,
 )
 from algorithms.controllers import Controller
+from algorithms.flags import token_flags
 from algorithms.inputs import (
     BatchMetadata,
     Credit,
@@ -145,16 +147,43 @@ class Algorithm:
         """Return the same algorithm with other numbers at the given dotted paths."""
         return replaced(self, values)
 
+    def _loss_parts(self) -> dict[str, TokenPart]:
+        """Return the parts of the token loss by their keys."""
+        parts: dict[str, TokenPart] = {"policy_loss": self.policy_loss}
+        for kind in ("gates", "regularizers", "auxiliaries"):
+            parts |= {f"{kind}.{key}": part for key, part in getattr(self, kind).items()}
+        return parts if self.correction is None else {**parts, "correction": self.correction}
+
     def _token_parts(self) -> list[TokenPart]:
-        parts: list[TokenPart] = [self.policy_loss]
-        parts += list(self.gates.values()) + list(self.regularizers.values())
-        parts += list(self.auxiliaries.values())
-        return parts if self.correction is None else [*parts, self.correction]
+        return list(self._loss_parts().values())
 
     def trained_parts(self) -> list[TokenPart | Advantage]:
         """List the parts that read columns of a batch."""
         parts: list[TokenPart | Advantage] = [self.advantage, *self._token_parts()]
         return parts if self.value_loss is None else [*parts, self.value_loss]
+
+    @property
+    def part_readers(self) -> dict[str, tuple[str, ...]]:
+        """Key of each part -> names of the reward's parts that it reads, where it reads some."""
+        parts: dict[str, TokenPart | Advantage] = {"advantage": self.advantage}
+        parts |= self._loss_parts()
+        if self.value_loss is not None:
+            parts["value_loss"] = self.value_loss
+        readers = {key: tuple(part.reward_parts) for key, part in parts.items()}
+        readers |= {f"filters.{key}": (own.part,) for key, own in self.filters.items() if own.part}
+        return {key: names for key, names in readers.items() if names}
+
+    @property
+    def reward_parts(self) -> tuple[str, ...]:
+        """Names of the reward's parts that any part reads, in order."""
+        return tuple(sorted({name for names in self.part_readers.values() for name in names}))
+
+    @property
+    def loss_reward_parts(self) -> tuple[str, ...]:
+        """Names of the reward's parts that `token_loss` or `critic_loss` reads, in order."""
+        parts = self._token_parts()
+        parts += [] if self.value_loss is None else [self.value_loss]
+        return tuple(sorted({name for part in parts for name in part.reward_parts}))
 
     @property
     def required_columns(self) -> frozenset[str]:
@@ -227,8 +256,8 @@ class Algorithm:
         Args:
             rewards: [S] before shaping.
             group_ids: [S] in 0..G-1.
-            parts: S mappings, the parts of each reward; read where a filter or the advantage
-                names one.
+            parts: S mappings, the parts of each reward; read where a filter names one, and checked
+                for what any other part names.
 
         Raises:
             ValueError: a part that is named is missing in a reward.
@@ -237,8 +266,9 @@ class Algorithm:
         for key, part in self.filters.items():
             own = part_values(f"filters.{key}", part.part, parts) if part.part else rewards
             keep = keep & part.keep_groups(own.to(rewards), group_ids)
-        for name in self.advantage.reward_parts:
-            part_values("advantage", name, parts)
+        for reader, names in self.part_readers.items():
+            for name in names:
+                part_values(reader, name, parts)
         return keep
 
     @property
@@ -276,6 +306,7 @@ class Algorithm:
         if self.reference.old_policy:
             inputs = replace(inputs, ref_logprobs=inputs.old_logprobs)
         check_columns(self.name, self.credit_columns, inputs)
+        check_reward_parts(self.name, self.advantage.reward_parts, inputs)
         check_finite_tensor(
             "shaped_rewards", inputs.shaped_rewards, "drop samples whose scoring failed"
         )
@@ -289,7 +320,7 @@ class Algorithm:
         return credit
 
     def token_loss(self, inputs: LossInputs) -> TokenLoss:
-        """Compute the unreduced losses [N] per term, and metrics [N], of one micro-batch.
+        """Compute the unreduced losses, metrics and flags, all [N], of one micro-batch.
 
         Only `logprobs` (and `entropy`, when a regularizer reads it) receive gradients. Values at
         masked positions never matter, not even NaN.
@@ -304,18 +335,25 @@ class Algorithm:
             entropy_gradient=self.entropy_gradient,
         )
         check_columns(self.name, self.loss_columns, inputs)
+        check_reward_parts(self.name, self.loss_reward_parts, inputs)
         loss = shaped(self.policy_loss, self.policy_loss(inputs), inputs)
+        factor = torch.ones_like(inputs.advantages)
         if self.correction is not None:
-            loss = shaped(self.correction, self.correction(inputs), inputs).detach() * loss
+            factor = shaped(self.correction, self.correction(inputs), inputs).detach()
+            loss = factor * loss
+        kept = torch.ones_like(inputs.loss_mask)
         for gate in self.gates.values():
-            loss = torch.where(shaped(gate, gate(inputs), inputs), loss, loss.detach())
+            own = shaped(gate, gate(inputs), inputs)
+            loss, kept = torch.where(own, loss, loss.detach()), kept & own
         for regularizer in self.regularizers.values():
             loss = loss + shaped(regularizer, regularizer(inputs), inputs)
         terms = {"policy": loss}
         for name, auxiliary in self.auxiliaries.items():
             terms[name] = shaped(auxiliary, auxiliary(inputs), inputs)
         terms = {name: torch.where(inputs.loss_mask, term, 0.0) for name, term in terms.items()}
-        return TokenLoss(terms=terms, metrics=self._metrics(inputs))
+        metrics = self._metrics(inputs)
+        flags = token_flags(metrics, loss_mask=inputs.loss_mask, kept=kept, factor=factor)
+        return TokenLoss(terms=terms, metrics=metrics, flags=flags)
 
     def critic_loss(self, inputs: LossInputs) -> TokenLoss:
         """Compute the unreduced loss [N] of the critic under the term "value".
@@ -326,9 +364,14 @@ class Algorithm:
         if self.value_loss is None:
             raise ValueError(f"algorithm {self.name!r} has no value_loss; choose one, e.g. ppo")
         check_columns(self.name, self.value_columns, inputs)
+        check_reward_parts(self.name, self.loss_reward_parts, inputs)
         loss = shaped(self.value_loss, self.value_loss(inputs), inputs)
         term = torch.where(inputs.loss_mask, loss, 0.0)
-        return TokenLoss(terms={"value": term}, metrics=dict(self.value_loss.metrics(inputs)))
+        return TokenLoss(
+            terms={"value": term},
+            metrics=dict(self.value_loss.metrics(inputs)),
+            flags=torch.zeros_like(inputs.loss_mask, dtype=torch.uint8),
+        )
 
     def sequence_weights(self, metadata: BatchMetadata) -> Mapping[str, Tensor]:
         """Compute the multiplier [S] of every trainable token of a sequence, per term.

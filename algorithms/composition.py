@@ -19,7 +19,7 @@ from algorithms.inputs import (
     CreditInputs,
     LossInputs,
 )
-from algorithms.parts import Advantage, Correction, Part, ValueLoss
+from algorithms.parts import Advantage, Correction, Part, TokenPart, ValueLoss
 from algorithms.references import ReferenceRule
 
 RESERVED_AREAS = ("learner", "critic")  # of the metrics that every update has
@@ -115,13 +115,21 @@ def vocabulary(part: Part) -> tuple[str, frozenset[str]]:
 
 
 def check_known(part: Part) -> None:
-    """Raise ValueError where a part declares a column that parts of its kind are never given."""
+    """Raise ValueError where a part declares a column that parts of its kind are never given.
+
+    And where the parts of the reward that it names are no tuple of names.
+    """
     kind, known = vocabulary(part)
     unknown = part.columns - known
     if unknown:
         raise ValueError(
             f"{type(part).__name__} declares columns {sorted(unknown)}, which no {kind} is given; "
             f"choose from {sorted(known)}"
+        )
+    names = part.reward_parts if isinstance(part, TokenPart | Advantage) else ()
+    if isinstance(names, str):
+        raise ValueError(
+            f"{type(part).__name__} declares reward_parts={names!r}, one text; write ({names!r},)"
         )
 
 
@@ -133,16 +141,34 @@ def check_kind(name: str, part: object, kind: type[Part]) -> None:
         )
 
 
-def part_values(name: str, part: str, parts: Sequence[Mapping[str, float]]) -> Tensor:
-    """Return one reward part of S sequences [S], or raise ValueError where a reward lacks it."""
+def part_values(reader: str, part: str, parts: Sequence[Mapping[str, float]]) -> Tensor:
+    """Return one reward part of S sequences [S], or raise ValueError where a reward lacks it.
+
+    Args:
+        reader: key of the algorithm's part that reads the reward part, such as "policy_loss".
+        part: name of the reward part.
+        parts: of each reward.
+    """
     lacking = [own for own in parts if part not in own]
     if lacking or not parts:
         have = sorted({key for own in parts for key in own})
         raise ValueError(
-            f"{name}.part={part!r} is no part of every reward; it has {', '.join(have) or 'none'}: "
-            "name one of them, or return the part from the scorer"
+            f"{reader} reads {part!r}, which is no part of every reward; there is "
+            f"{', '.join(have) or 'none'}: name one of them, or return the part from the scorer"
         )
     return torch.tensor([own[part] for own in parts])
+
+
+def check_reward_parts(
+    algorithm: str, names: Iterable[str], inputs: LossInputs | CreditInputs
+) -> None:
+    """Raise ValueError where the batch lacks a part of the reward that the algorithm reads."""
+    missing = sorted(set(names) - set(inputs.reward_parts or {}))
+    if missing:
+        raise ValueError(
+            f"algorithm {algorithm!r} reads the reward's parts {missing} and the batch lacks them; "
+            "pass what `reward_parts` names"
+        )
 
 
 def plain_mapping(name: str, parts: Mapping[str, PartT], kind: type[PartT]) -> dict[str, PartT]:

@@ -73,6 +73,8 @@ class LossInputs:
         turn_numbers: [N] number of the turn that sampled the token, from 1 in every rollout; 0 for
             tokens that were not sampled.
         group_ids: [S] int64, equal for siblings; labels of this micro-batch alone.
+        reward_parts: name -> [S], before any shaping, of the parts of the reward that a part of the
+            loss names. `reward_parts["format"][sequence_ids]` has one value per token.
     """
 
     logprobs: Tensor
@@ -93,6 +95,7 @@ class LossInputs:
     truncated: Tensor | None = None
     turn_numbers: Tensor | None = None
     group_ids: Tensor | None = None
+    reward_parts: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,12 +211,15 @@ class TokenLoss:
     Worked example, `Reinforce()`, -A log pi; under weights [1/3 1/3] the training loss is -0.12:
         terms   {"policy": [0.0 0.71 0.35 0.0 -1.41]}
         metrics {"policy/ratio": [1.0 1.11 1.0 1.0 0.90], ...}
+        flags   [0 0 0 0 0]
 
     Attributes:
         terms: name -> [N]; "policy", and one entry per part with a normaliser of its own.
         metrics: name -> [N], detached. Averaged over `loss_mask` by the global token count; names
             that end in `_max` or `_min` are reduced by maximum or minimum.
+        flags: [N] uint8, the tokens whose gradient was cut, see :mod:`algorithms.flags`.
     """
 
     terms: Mapping[str, Tensor]
     metrics: Mapping[str, Tensor]
+    flags: Tensor

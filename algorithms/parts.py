@@ -27,6 +27,8 @@ class Part(ABC):  # noqa: B024 - its kinds have the abstract calls
 class TokenPart(Part):
     """Part that reads a micro-batch and may report per-token metrics."""
 
+    reward_parts: tuple[str, ...] = ()  # names of the reward's parts that it is given
+
     def metrics(self, inputs: LossInputs) -> Mapping[str, Tensor]:
         """Return flat name -> [N], detached."""
         del inputs
@@ -37,11 +39,8 @@ class Advantage(Part):
     """Credit assignment over the whole step's batch."""
 
     needs_groups: bool = False  # True: a group of one response is an error at composition
-
-    @property
-    def reward_parts(self) -> tuple[str, ...]:
-        """Names of the reward's parts that the advantage reads in place of the whole reward."""
-        return ()
+    #: Names of the reward's parts that it is given, and reads in place of the whole reward.
+    reward_parts: tuple[str, ...] = ()
 
     @abstractmethod
     def __call__(self, inputs: CreditInputs) -> Credit:
@@ -49,7 +48,11 @@ class Advantage(Part):
 
 
 class PolicyLoss(TokenPart):
-    """Loss whose gradient is the policy gradient."""
+    """Loss whose gradient is the policy gradient.
+
+    Tokens at which its metric `policy/clip_frac` or `policy/clip_dual_frac` is not 0 are recorded
+    as clipped (:mod:`algorithms.flags`).
+    """
 
     on_policy_reinforce: bool = True  # at pi = pi_old, d loss / d logprobs == -advantage
     exact_gradient: bool = True  # False: a stop-gradient makes it no derivative of the value

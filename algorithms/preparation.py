@@ -32,6 +32,7 @@ def prepared(
         return torch.where(mask, column.detach() if detach else column, 0.0)
 
     old = inputs.rollout_logprobs if bypass else inputs.old_logprobs
+    parts = inputs.reward_parts
     return LossInputs(
         logprobs=present("logprobs", clean(inputs.logprobs, detach=False)),
         old_logprobs=present("rollout_logprobs" if bypass else "old_logprobs", clean(old)),
@@ -48,6 +49,7 @@ def prepared(
         truncated=inputs.truncated,
         turn_numbers=clean(inputs.turn_numbers),
         group_ids=inputs.group_ids,
+        reward_parts=parts and {name: part.detach() for name, part in parts.items()},
     )
 
 

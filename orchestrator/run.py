@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from algorithms.algorithm import Algorithm
@@ -29,6 +28,7 @@ from orchestrator.checkpoints.recorder import Recorder
 from orchestrator.checkpoints.saving import Keeper, RankKeeper, Saver, Stateful
 from orchestrator.checkpoints.starts import write_start
 from orchestrator.cluster.cluster import Cluster, Roles
+from orchestrator.cluster.environments import build_environments
 from orchestrator.collector import Collector
 from orchestrator.fleet.scaling import ScaleRequests
 from orchestrator.loop import Loop
@@ -78,7 +78,7 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
     """
     progress = Progress(config.trainer.total_steps)
     scorer = build_scorer(raw)
-    environment = instantiate(raw.environment.player, _convert_="all")
+    environments = build_environments(config)
     recording = open_recording(config)
     progress.print_line("preparing model and prompts ...")
     sources = prepare(config)
@@ -90,7 +90,7 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
     if recording is not None:
         check_sources(recording, sources)
     else:
-        for note in try_scorer(config, scorer, sources):
+        for note in try_scorer(config, scorer, sources, algorithm.part_readers):
             progress.print_line(f"note: {note}")
     with open_run(config) as (run_dir, checkpoint):
         progress.print_line(f"run folder  {run_dir}")
@@ -121,7 +121,7 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
                 "starting engines ..." if recording is None else "starting the learner ..."
             )
             roles = cluster.launch(
-                environment=environment,
+                environments=environments,
                 scorer=scorer,
                 version=checkpoint.version if checkpoint else 0,
                 planned=roles_of(config, algorithm),

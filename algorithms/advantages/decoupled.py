@@ -59,13 +59,14 @@ class DecoupledGroupRelative(Advantage):
         check_at_least("eps", self.eps, 0.0)
 
     @property
-    def reward_parts(self) -> tuple[str, ...]:
+    def reward_parts(self) -> tuple[str, ...]:  # type: ignore[override]
         """See :class:`algorithms.parts.Advantage`."""
         return tuple(self.weights)
 
     def __call__(self, inputs: CreditInputs) -> Credit:
         """See :class:`algorithms.parts.Advantage`."""
-        parts = dict(inputs.reward_parts or {})
+        given = inputs.reward_parts or {}
+        parts = {name: given[name] for name in self.weights}
         weighted = [(parts[name], weight) for name, weight in self.weights.items()]
         weighted = weighted or [(inputs.shaped_rewards, 1.0)]
         metrics = {

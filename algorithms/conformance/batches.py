@@ -6,6 +6,7 @@ test. Not realistic text. Shapes: N tokens packed, S sequences, G groups.
 
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,10 +25,12 @@ def random_inputs(
     seed: int = 0,
     spread: float = 0.3,
     dtype: torch.dtype = torch.float64,
+    reward_parts: Sequence[str] = (),
 ) -> LossInputs:
     """Make a micro-batch: `lengths` trainable tokens a sequence, behind `PROMPT` masked ones each.
 
-    `spread` is the scale of ln w; advantages are constant within a sequence.
+    `spread` is the scale of ln w; advantages are constant within a sequence. Rewards have the
+    `reward_parts` that are named.
     """
     generator = torch.Generator().manual_seed(seed)
     totals = torch.tensor([PROMPT + length for length in lengths])
@@ -62,7 +65,14 @@ def random_inputs(
         truncated=torch.arange(len(lengths)) % 3 == 1,
         turn_numbers=torch.where(mask, torch.arange(num).to(dtype) % 2 + 1.0, 0.0),
         group_ids=torch.arange(len(lengths)) // 2,
+        reward_parts=_parts(reward_parts, len(lengths), dtype),
     )
+
+
+def _parts(names: Sequence[str], num_sequences: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Make values [S] of every named part, different within a group."""
+    numbers = torch.arange(num_sequences, dtype=dtype)
+    return {name: (numbers + place) % 2 for place, name in enumerate(names)}
 
 
 def metadata_of(inputs: LossInputs, num_sequences: int, group_size: int = 2) -> BatchMetadata:
@@ -78,10 +88,14 @@ def metadata_of(inputs: LossInputs, num_sequences: int, group_size: int = 2) -> 
 
 
 def credit_inputs(
-    lengths: Sequence[int] = LENGTHS, *, rewards: Tensor | None = None, group_size: int = 2
+    lengths: Sequence[int] = LENGTHS,
+    *,
+    rewards: Tensor | None = None,
+    group_size: int = 2,
+    reward_parts: Sequence[str] = (),
 ) -> CreditInputs:
     """Make a step's batch with the columns of :func:`random_inputs`."""
-    inputs = random_inputs(lengths)
+    inputs = random_inputs(lengths, reward_parts=reward_parts)
     num = len(lengths)
     chosen = rewards if rewards is not None else (torch.arange(num) % 3 == 0).double()
     values = inputs.values
@@ -91,6 +105,7 @@ def credit_inputs(
         sequence_ids=inputs.sequence_ids,
         loss_mask=inputs.loss_mask,
         truncated=inputs.truncated,
+        reward_parts=inputs.reward_parts,
         old_logprobs=inputs.old_logprobs,
         ref_logprobs=inputs.ref_logprobs,
         rollout_logprobs=inputs.rollout_logprobs,
@@ -98,7 +113,7 @@ def credit_inputs(
     )
 
 
-def credit_with_observations(gap: int) -> CreditInputs:
+def credit_with_observations(gap: int, reward_parts: Sequence[str] = ()) -> CreditInputs:
     """Make two groups of two rollouts of two turns, `gap` observed tokens behind every turn.
 
     Turns have 3 and 2 tokens; the columns of the trainable tokens are the same for every `gap`.
@@ -120,6 +135,7 @@ def credit_with_observations(gap: int) -> CreditInputs:
         sequence_ids=torch.repeat_interleave(torch.arange(4), len(row)),
         loss_mask=mask,
         truncated=torch.zeros(4, dtype=torch.bool),
+        reward_parts=_parts(reward_parts, 4, torch.float64),
         turn_ids=turn_ids,
         turn_rewards=torch.tensor([0.25, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 1.0], dtype=torch.float64),
         turn_states=torch.tensor([7, 8, 7, 9, 7, 8, 7, 8]),
@@ -134,16 +150,20 @@ def select_sequences(inputs: LossInputs, order: Sequence[int]) -> LossInputs:
     """Select the sequences `order` of a batch, in that order, as a batch of their own."""
     wanted = [torch.nonzero(inputs.sequence_ids == index).flatten() for index in order]
     rows = torch.cat(wanted)
-    columns: dict[str, Tensor | None] = {}
+    given = inputs.reward_parts or {}
+    parts = {name: values[list(order)] for name, values in given.items()}
+    columns: dict[str, Any] = {"reward_parts": parts}
     for item in fields(inputs):
         column = getattr(inputs, item.name)
+        if item.name in columns:
+            continue
         per_sequence = item.name in ("rewards", "truncated", "group_ids")
         chosen = torch.tensor(list(order)) if per_sequence else rows
         columns[item.name] = None if column is None else column[chosen]
     columns["sequence_ids"] = torch.repeat_interleave(
         torch.arange(len(wanted)), torch.tensor([len(part) for part in wanted])
     )
-    return LossInputs(**columns)  # type: ignore[arg-type]
+    return LossInputs(**columns)
 
 
 def total_loss(algorithm: Algorithm, inputs: LossInputs, weights: dict[str, Tensor]) -> Tensor:

@@ -6,8 +6,9 @@ returns what it measured, or raises `CheckFailed`.
 """
 
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from algorithms.inputs import CreditInputs, LossInputs, RewardInputs
 from algorithms.parts import Advantage, TokenPart
 
 TOLERANCE = 1e-10
+REWARD_PART = "reward part "  # before the name of one, among columns
 
 
 class CheckFailed(Exception):  # noqa: N818 - a verdict, not an error of the kit
@@ -67,6 +69,19 @@ def _total_gradient(algorithm: Algorithm, inputs: LossInputs) -> Tensor:
     return torch.zeros_like(inputs.logprobs) if grad is None else grad
 
 
+def _inputs(algorithm: Algorithm, **changes: Any) -> LossInputs:
+    return random_inputs(reward_parts=algorithm.loss_reward_parts, **changes)
+
+
+def _credit(algorithm: Algorithm, *arguments: Any, **changes: Any) -> CreditInputs:
+    return credit_inputs(*arguments, reward_parts=algorithm.advantage.reward_parts, **changes)
+
+
+def _rewards(algorithm: Algorithm, num_sequences: int) -> list[dict[str, float]]:
+    """Return the parts of as many rewards, with all that the algorithm reads."""
+    return [dict.fromkeys(algorithm.reward_parts, n % 2.0) for n in range(num_sequences)]
+
+
 def log_line(algorithm: Algorithm) -> str:
     """Check that a pickled copy equals the algorithm, and that its repr is one line."""
     require(pickle.loads(pickle.dumps(algorithm)) == algorithm, "a pickled copy differs")
@@ -75,8 +90,24 @@ def log_line(algorithm: Algorithm) -> str:
 
 
 def _reads(part: TokenPart | Advantage, inputs: LossInputs | CreditInputs) -> set[str]:
-    """Record the columns that a part touches when called, metrics included."""
+    """Record the columns that a part touches when called, metrics included.
+
+    A part of the reward is "reward part NAME".
+    """
     seen: set[str] = set()
+
+    class Parts(Mapping[str, Tensor]):
+        def __getitem__(self, name: str) -> Tensor:
+            seen.add(f"{REWARD_PART}{name}")
+            if name not in given:
+                raise CheckFailed(f"{type(part).__name__} reads {REWARD_PART}{name}, undeclared")
+            return given[name]
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(given)
+
+        def __len__(self) -> int:
+            return len(given)
 
     class Recording(type(inputs)):  # type: ignore[misc]
         __slots__ = ()
@@ -85,30 +116,34 @@ def _reads(part: TokenPart | Advantage, inputs: LossInputs | CreditInputs) -> se
             seen.add(name)
             return super().__getattribute__(name)
 
-    recording = Recording(**{item.name: getattr(inputs, item.name) for item in fields(inputs)})
+    given = dict(inputs.reward_parts or {})
+    values = {item.name: getattr(inputs, item.name) for item in fields(inputs)}
+    recording = Recording(**values | {"reward_parts": Parts()})
     seen.clear()
     part(recording)  # type: ignore[operator]
     if isinstance(part, TokenPart):
         part.metrics(recording)
-    return seen & vocabulary(part)[1]
+    return {name for name in seen if name in vocabulary(part)[1] or name.startswith(REWARD_PART)}
 
 
 def columns(algorithm: Algorithm) -> str:
-    """Check that every part reads the columns it declares, and no other."""
+    """Check that every part reads the columns and reward parts it declares, and no other."""
     parts: Iterable[TokenPart | Advantage] = algorithm.trained_parts()
     for part in parts:
         inputs: LossInputs | CreditInputs = (
-            credit_inputs() if isinstance(part, Advantage) else random_inputs()
+            _credit(algorithm) if isinstance(part, Advantage) else _inputs(algorithm)
         )
         seen, name = _reads(part, inputs), type(part).__name__
-        require(seen >= part.columns, f"{name} declares {sorted(part.columns - seen)}, unread")
-        require(seen <= part.columns, f"{name} reads {sorted(seen - part.columns)}, undeclared")
-    return f"reads {', '.join(sorted(algorithm.required_columns)) or 'nothing more'}"
+        declared = part.columns | {f"{REWARD_PART}{own}" for own in part.reward_parts}
+        require(seen >= declared, f"{name} declares {sorted(declared - seen)}, unread")
+        require(seen <= declared, f"{name} reads {sorted(seen - declared)}, undeclared")
+    parts = {f"{REWARD_PART}{name}" for name in algorithm.reward_parts}
+    return f"reads {', '.join(sorted(algorithm.required_columns | parts)) or 'nothing more'}"
 
 
 def finite_on_edges(algorithm: Algorithm) -> str:
     """Check that gradients are finite where masks are empty and ratios are extreme."""
-    base = random_inputs()
+    base = _inputs(algorithm)
     far = torch.linspace(-80.0, 80.0, base.loss_mask.numel(), dtype=torch.float64)
     nan = torch.full_like(far, torch.nan)
     masked_nan = {
@@ -138,10 +173,10 @@ def credit_on_edges(algorithm: Algorithm) -> str:
     """
     num = len(LENGTHS)
     cases = {
-        "equal rewards": credit_inputs(rewards=torch.full((num,), 0.1, dtype=torch.float64)),
-        "group of one": credit_inputs(group_size=1),
-        "empty mask": credit_inputs([0] * num),
-        "one token": credit_inputs([1], group_size=1),
+        "equal rewards": _credit(algorithm, rewards=torch.full((num,), 0.1, dtype=torch.float64)),
+        "group of one": _credit(algorithm, group_size=1),
+        "empty mask": _credit(algorithm, [0] * num),
+        "one token": _credit(algorithm, [1], group_size=1),
     }
     for name, inputs in cases.items():
         advantages = algorithm.credit(inputs).advantages  # raises when not finite
@@ -156,7 +191,7 @@ def credit_on_edges(algorithm: Algorithm) -> str:
     )
     shaped = algorithm.shape_rewards(truncated)
     require(bool(torch.isfinite(shaped).all()), "all truncated: non-finite reward")
-    groups = algorithm.keep_groups(rewards, torch.arange(num) // 2)
+    groups = algorithm.keep_groups(rewards, torch.arange(num) // 2, _rewards(algorithm, num))
     require(groups.shape == (num // 2,), "keep_groups: not one value per group")
     return f"{len(cases) + 1} cases"
 
@@ -169,7 +204,7 @@ def observations(algorithm: Algorithm) -> str:
     """
     expected: Tensor | None = None
     for gap in (0, 1, 7):
-        inputs = credit_with_observations(gap)
+        inputs = credit_with_observations(gap, algorithm.advantage.reward_parts)
         credit = algorithm.credit(inputs)
         returns = [] if credit.returns is None else [credit.returns[inputs.loss_mask]]
         found = torch.stack([credit.advantages[inputs.loss_mask], *returns])
@@ -189,7 +224,7 @@ def central_differences(algorithm: Algorithm) -> str:
     bare = Algorithm(
         name="bare", advantage=GroupRelative(), policy_loss=loss, aggregation=SequenceMean()
     )
-    inputs = random_inputs(spread=0.4)
+    inputs = _inputs(algorithm, spread=0.4)
     weights = _weights(bare, inputs)
     grad = _total_gradient(bare, inputs)
     step, worst = 1e-6, 0.0
@@ -207,7 +242,7 @@ def central_differences(algorithm: Algorithm) -> str:
 
 def invariance(algorithm: Algorithm) -> str:
     """Check that the gradient ignores micro-batches, ranks, the order of sequences and padding."""
-    inputs = random_inputs()
+    inputs = _inputs(algorithm)
     weights, whole = _weights(algorithm, inputs), _total_gradient(algorithm, inputs)
     detail = ""
     for splits in ([[0, 1, 2], [3], [4, 5, 6, 7]], [[7, 3, 5, 1], [2, 0, 6, 4]]):
@@ -225,19 +260,22 @@ def invariance(algorithm: Algorithm) -> str:
     return detail
 
 
+def _leaf(column: Tensor) -> Tensor:
+    """Copy a column; a floating-point copy collects its gradient."""
+    return column.detach().clone().requires_grad_() if column.is_floating_point() else column
+
+
 def stop_gradients(algorithm: Algorithm) -> str:
     """Check that nothing but the current policy receives a gradient."""
-    inputs = random_inputs()
-    leaves: dict[str, Tensor] = {}
-    for item in fields(inputs):
-        column = getattr(inputs, item.name)
-        leaves[item.name] = (
-            column.detach().clone().requires_grad_() if column.is_floating_point() else column
-        )
-    leaf_inputs = LossInputs(**leaves)
+    inputs = _inputs(algorithm)
+    given = {item.name: getattr(inputs, item.name) for item in fields(inputs)}
+    parts = given.pop("reward_parts")
+    leaves = {name: _leaf(column) for name, column in given.items()}
+    part_leaves = {name: _leaf(values) for name, values in parts.items()}
+    leaf_inputs = LossInputs(**leaves, reward_parts=part_leaves)
     torch.autograd.backward(total_loss(algorithm, leaf_inputs, _weights(algorithm, leaf_inputs)))
     allowed = {"logprobs"} | ({"entropy"} if algorithm.entropy_gradient else set())
-    for name, leaf in leaves.items():
+    for name, leaf in [*leaves.items(), *part_leaves.items()]:
         touched = leaf.grad is not None and bool((leaf.grad != 0).any())
         require(name in allowed or not touched, f"{name} receives a gradient")
     return f"only {', '.join(sorted(allowed))}"
@@ -245,7 +283,7 @@ def stop_gradients(algorithm: Algorithm) -> str:
 
 def gates_keep_values(algorithm: Algorithm) -> str:
     """Check that gates change gradients, never loss values."""
-    inputs = random_inputs()
+    inputs = _inputs(algorithm)
     gated = algorithm.token_loss(inputs).terms["policy"]
     free = replace(algorithm, gates={}).token_loss(inputs).terms["policy"]
     require(torch.equal(gated.detach(), free.detach()), "a gate changes the loss value")
@@ -257,7 +295,7 @@ def on_policy(algorithm: Algorithm) -> str:
     loss = algorithm.policy_loss
     if not loss.on_policy_reinforce:
         return "does not claim it (on_policy_reinforce = False)"
-    base = random_inputs()
+    base = _inputs(algorithm)
     now = base.logprobs.detach()
     inputs = replace(base, old_logprobs=now, rollout_logprobs=now, epoch_logprobs=now)
     bare = replace(algorithm, regularizers={}, auxiliaries={}, gates={})

@@ -80,7 +80,10 @@ class _Rollout:
             response_lengths=torch.full((num,), LENGTH),
             truncated=torch.zeros(num, dtype=torch.bool),
         )
-        kept = algorithm.keep_groups(self.rewards, self.group_ids)[self.group_ids]
+        names = algorithm.reward_parts
+        self.parts = dict.fromkeys(names, self.rewards)  # each part is the whole reward
+        parts = [dict.fromkeys(names, reward) for reward in self.rewards.tolist()]
+        kept = algorithm.keep_groups(self.rewards, self.group_ids, parts)[self.group_ids]
         self.mask = (algorithm.trains(scored) & kept).repeat_interleave(LENGTH)
         self.credit = algorithm.credit(
             CreditInputs(
@@ -88,6 +91,7 @@ class _Rollout:
                 group_ids=self.group_ids,
                 sequence_ids=self.sequence_ids,
                 loss_mask=self.mask,
+                reward_parts=self.parts,
                 old_logprobs=self.old,
                 ref_logprobs=self.reference,
                 rollout_logprobs=self.old,
@@ -125,6 +129,7 @@ class _Rollout:
             rewards=self.rewards,
             staleness=torch.zeros_like(logprobs.detach()),
             truncated=torch.zeros_like(self.rewards, dtype=torch.bool),
+            reward_parts=self.parts,
         )
         lengths = self.mask.view(-1, LENGTH).sum(-1)
         metadata = BatchMetadata(lengths=lengths, group_ids=self.group_ids, rewards=self.rewards)

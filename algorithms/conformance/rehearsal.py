@@ -19,8 +19,8 @@ def rehearse(algorithm: Algorithm) -> frozenset[str]:
     Raises:
         ValueError: what a part's output or a controller's metric lacks.
     """
-    inputs = random_inputs(dtype=torch.float32)
-    credit = algorithm.credit(credit_inputs())
+    inputs = random_inputs(dtype=torch.float32, reward_parts=algorithm.loss_reward_parts)
+    credit = algorithm.credit(credit_inputs(reward_parts=algorithm.advantage.reward_parts))
     loss = algorithm.token_loss(inputs)
     num_sequences = 0 if inputs.rewards is None else len(inputs.rewards)
     weights = algorithm.sequence_weights(metadata_of(inputs, num_sequences))

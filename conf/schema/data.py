@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from conf.schema.checks import require
+from conf.schema.environment import EnvironmentConfig
 
 PLACE = "{prompt}"  # in a template, for the prompt
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # stands in uids and in names of metrics
@@ -28,6 +29,7 @@ class SourceConfig:
     prompt_column: str | None = None  # null: data.prompt_column
     ground_truth_column: str | None = None  # null: data.ground_truth_column
     prompt_template: str | None = None  # null: data.prompt_template
+    environment: EnvironmentConfig | None = None  # null: environment
 
     def check(self, key: str) -> None:
         """Raise a ValueError for an impossible value that stands under `key`."""
@@ -39,6 +41,8 @@ class SourceConfig:
             self.weight,
             "must be positive; leave the source out instead",
         )
+        if self.environment is not None:
+            self.environment.check(f"{key}.environment")
 
 
 @dataclass(kw_only=True)

@@ -28,33 +28,40 @@ class EnvironmentConfig:
     max_observation_bytes: int = 65_536  # of the environment's texts in one rollout
     time_s: float | None = None  # of the environment in one rollout, beside its draws; null: none
 
-    def check(self) -> None:
-        """Raise a ValueError that names an impossible value and the remedy."""
-        require(self.max_turns >= 1, "environment.max_turns", self.max_turns, "must be at least 1")
+    def check(self, key: str = "environment") -> None:
+        """Raise a ValueError for an impossible value that stands under `key`."""
+        require(
+            isinstance(self.player, dict) and "_target_" in self.player,
+            f"{key}.player",
+            self.player,
+            "must name a class with `play(task, session)` under _target_",
+        )
+        require(self.max_turns >= 1, f"{key}.max_turns", self.max_turns, "must be at least 1")
         require(
             self.max_turn_tokens is None or self.max_turn_tokens >= 1,
-            "environment.max_turn_tokens",
+            f"{key}.max_turn_tokens",
             self.max_turn_tokens,
             "must be at least 1, or null for what is left of rollout.sampling.max_new_tokens",
         )
         require(
             self.max_observation_bytes >= 0,
-            "environment.max_observation_bytes",
+            f"{key}.max_observation_bytes",
             self.max_observation_bytes,
             "must be at least 0",
         )
         require(
             self.time_s is None or self.time_s > 0,
-            "environment.time_s",
+            f"{key}.time_s",
             self.time_s,
             "must be positive, or null for no limit but cluster.timeouts.environment_s",
         )
 
-    def check_calls(self, stretch_s: float) -> None:
+    def check_calls(self, stretch_s: float, key: str = "environment") -> None:
         """Refuse calls of tools that may last longer than what waits for the calls.
 
         Args:
             stretch_s: `cluster.timeouts.environment_s`, for all calls of one turn.
+            key: place of the section.
 
         Raises:
             ValueError: names both limits.
@@ -63,16 +70,15 @@ class EnvironmentConfig:
         if not isinstance(player, Mapping) or "toolsets" not in player:
             return
         limits = [(stretch_s, "cluster.timeouts.environment_s")]
-        limits += [] if self.time_s is None else [(self.time_s, "environment.time_s")]
-        limit_s, key = min(limits)
-        _require_below("environment.player.time_s", player.get("time_s"), limit_s, key)
+        limits += [] if self.time_s is None else [(self.time_s, f"{key}.time_s")]
+        _require_below(f"{key}.player.time_s", player.get("time_s"), *min(limits))
         for name, toolset in player["toolsets"].items():
             own = toolset.get("limits") if isinstance(toolset, Mapping) else None
             _require_below(
-                f"environment.player.toolsets.{name}.limits.wall_s",
+                f"{key}.player.toolsets.{name}.limits.wall_s",
                 own.get("wall_s") if isinstance(own, Mapping) else None,
                 player.get("time_s"),
-                "environment.player.time_s",
+                f"{key}.player.time_s",
             )
 
 

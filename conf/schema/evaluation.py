@@ -12,6 +12,7 @@ from omegaconf import MISSING
 
 from conf.schema.checks import require
 from conf.schema.data import check_name, check_template
+from conf.schema.environment import EnvironmentConfig
 from conf.schema.rollout import SamplingConfig
 
 
@@ -38,6 +39,7 @@ class EvaluationSetConfig:
     samples_per_prompt: int | None = None  # k; null: rollout.eval_samples_per_prompt
     sampling: SamplingConfig | None = None  # null: rollout.eval_sampling
     scorer: Any = None  # null: reward.scorer
+    environment: EnvironmentConfig | None = None  # null: environment
     limit: int = 0  # prompts used; 0: all
     anchors: list[AnchorConfig] = field(default_factory=list)
 
@@ -53,6 +55,8 @@ class EvaluationSetConfig:
         require(self.limit >= 0, f"{key}.limit", self.limit, "must not be negative; 0 takes all")
         if self.sampling is not None:
             self.sampling.check(f"{key}.sampling")
+        if self.environment is not None:
+            self.environment.check(f"{key}.environment")
 
 
 @dataclass(kw_only=True)

@@ -72,7 +72,9 @@ class TrainConfig:
         for section in vars(self).values():
             if hasattr(section, "check"):
                 section.check()
-        self.environment.check_calls(self.cluster.timeouts.environment_s)
+        for key, each in self.environments.items():
+            name = f"{key}.environment".lstrip(".")
+            each.check_calls(self.cluster.timeouts.environment_s, name)
         choose("resume", self.resume, ("never", "auto", "changed"))
         self._check_lengths()
         self._check_roles()
@@ -266,6 +268,17 @@ class TrainConfig:
             self.rollout.transport,
             "NCCL refuses two processes on one GPU, and colocated ones are; set it to auto or ipc",
         )
+
+    @property
+    def environments(self) -> dict[str, EnvironmentConfig]:
+        """The run's environment under "", others under the key of their source or held-out set."""
+        sources = {f"data.sources.{each.name}": each.environment for each in self.data.sources}
+        sets = {
+            f"evaluation.sets.{name}": each.environment
+            for name, each in self.evaluation.sets.items()
+        }
+        own = {key: each for key, each in (sources | sets).items() if each is not None}
+        return {"": self.environment, **own}
 
     @property
     def longest(self) -> int:

@@ -21,6 +21,7 @@ from conf.schema import TrainConfig, TrainerConfig
 from orchestrator.checkpoints.checkpoint import Checkpoint, CheckpointStore
 from orchestrator.cli.foreign_code import check_code
 from orchestrator.cluster.cluster import Cluster
+from orchestrator.cluster.environments import build_environments
 from orchestrator.fleet.colocation import Colocation
 from orchestrator.fleet.publication import Publisher
 from orchestrator.planning.roles import roles_of
@@ -44,7 +45,7 @@ def evaluate(
     raw, config, checkpoint = _resolve(path, overrides, config_dir)
     algorithm: Algorithm = instantiate(raw.algorithm, _convert_="all")
     scorer = build_scorer(raw)
-    environment = instantiate(raw.environment.player, _convert_="all")
+    environments = build_environments(config)
     sources = prepare(config)
     sets = heldout_sets(config, sources)
     if not sets:
@@ -60,7 +61,7 @@ def evaluate(
         version = 0 if checkpoint is None else checkpoint.version
         needed = ("rollout", "reward") if checkpoint is None else ("rollout", "reward", "learner")
         roles = cluster.launch(
-            environment=environment,
+            environments=environments,
             scorer=scorer,
             version=version,
             planned=[role for role in roles_of(config, algorithm) if role.name in needed],

@@ -40,6 +40,7 @@ from workers.learner.policy_worker import PolicyWorker
 from workers.learner.rank_worker import RankWorker
 from workers.reward.base import takes_group
 from workers.reward.worker import RewardWorker
+from workers.rollout.limits import BoundedEnvironment
 from workers.rollout.worker import RolloutWorker
 from workers.spans import SpanReporter
 from workers.worker_group import Pending, Placement, WorkerError, WorkerGroup, divide
@@ -136,7 +137,7 @@ class Cluster:
     def launch(
         self,
         *,
-        environment: Any,
+        environments: Mapping[str, BoundedEnvironment],
         scorer: Any,
         version: int,
         planned: Sequence[PlannedRole],
@@ -144,7 +145,7 @@ class Cluster:
         """Start every role, and return when all of them answer.
 
         Args:
-            environment: built from `conf/environment`.
+            environments: of `build_environments`.
             scorer: built from `conf/reward`.
             version: label of the weights that the engines load.
             planned: rows of `roles_of`; the first of them where the caller needs fewer roles.
@@ -155,13 +156,11 @@ class Cluster:
         limit_s = config.cluster.timeouts.start_s
         self._places = reserve(config, planned)
         rewards = self._launch_rewards(role_named(planned, "reward"), scorer)
-        # A scorer that a node can't build is refused before any model is loaded.
-        rewards.call(bind(RewardWorker.num_settled), timeout_s=limit_s)
         launcher = EngineLauncher(
             config,
             run_id=self._run_id,
             model_path=self._model_path,
-            environment=environment,
+            environments=environments,
             scores_together=takes_group(scorer),
             early_stop=early_stop(config, self._algorithm),
             env=self._env(config.cluster.rollout.threads),
@@ -175,6 +174,9 @@ class Cluster:
         scores = role_named(planned, "reference")
         reference = self._launch_policy("reference", scores)
         critic = self._launch_critic(role_named(planned, "critic"))
+        # All processes import while the scorers are built. A scorer that a node can't build is
+        # refused before any model is loaded.
+        rewards.call(bind(RewardWorker.num_settled), timeout_s=limit_s)
         begin = bind(RolloutWorker.start, version, rewards)
         engines = rollouts.start(begin, timeout_s=limit_s)
         if config.cluster.colocated and len(learner):

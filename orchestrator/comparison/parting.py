@@ -32,6 +32,7 @@ ORDER = (
     "values",
     "advantages",
     "logprobs",
+    "loss_flags",
 )
 OF_A_RUN = ("run_id", "timings")  # columns that differ between any two runs
 CLOCKED = {"s", "tokens/s", "bytes/s"}  # units of what a clock measured

@@ -23,7 +23,7 @@ from orchestrator.planning.placement import FreePlaces
 from orchestrator.planning.settings import vllm_settings
 from orchestrator.planning.sources import chat_template
 from workers.engines.vllm.settings import engine_env
-from workers.rollout.limits import RolloutLimits
+from workers.rollout.limits import BoundedEnvironment
 from workers.rollout.worker import RolloutWorker
 from workers.worker_group import Placement, WorkerGroup
 
@@ -37,7 +37,7 @@ class EngineLauncher:
         config: of the run.
         run_id: names the run in every trajectory.
         model_path: the folder that an engine loads before its first publication.
-        environment: the environment that produces the engine's samples.
+        environments: that produce an engine's samples, by the key in a request.
         scores_together: True if the scorer wants all siblings of a prompt in one call.
         early_stop: the rule by which a group's remaining samples are not needed.
         env: variables of every process.
@@ -52,7 +52,7 @@ class EngineLauncher:
         *,
         run_id: str,
         model_path: str,
-        environment: Any,
+        environments: Mapping[str, BoundedEnvironment],
         scores_together: bool = False,
         early_stop: Any,
         env: Mapping[str, str],
@@ -61,7 +61,7 @@ class EngineLauncher:
         gpu_fraction: float | None = None,
     ) -> None:
         self._config, self._run_id, self._model_path = config, run_id, model_path
-        self._environment, self._early_stop, self._env = environment, early_stop, dict(env)
+        self._environments, self._early_stop, self._env = environments, early_stop, dict(env)
         self._scores_together = scores_together
         self._placement, self._gpu_fraction = placement, gpu_fraction
         self._learner_node = nodes[0]
@@ -113,14 +113,7 @@ class EngineLauncher:
                 "settings": settings[number],
                 "max_prompt_tokens": config.data.max_prompt_tokens,
                 "template": template,
-                "environment": self._environment,
-                "limits": RolloutLimits(
-                    max_turns=config.environment.max_turns,
-                    max_turn_tokens=config.environment.max_turn_tokens,
-                    max_observation_bytes=config.environment.max_observation_bytes,
-                    stretch_s=config.cluster.timeouts.environment_s,
-                    total_s=config.environment.time_s,
-                ),
+                "environments": self._environments,
                 "reward_timeout_s": config.reward.timeout_s,
                 "reward_start_s": config.reward.start_s,
                 "scores_together": self._scores_together,

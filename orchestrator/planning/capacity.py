@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from algorithms.algorithm import Algorithm
-from conf.schema import TrainConfig
+from conf.schema import EnvironmentConfig, TrainConfig
 from conf.tables.transports import AUTO, TRANSPORTS, Reach, Transport, any_of
 from orchestrator.planning import engine_memory, fitting, host_memory, memory
 from orchestrator.planning.architecture import architecture_of
@@ -149,9 +149,16 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
     return "\n".join([text, *memory.describe(config, roles), *cache, *host])
 
 
-def describe_turns(config: TrainConfig) -> str:
-    """Describe the budgets of a rollout's turns in one line."""
-    environment, all_tokens = config.environment, config.rollout.sampling.max_new_tokens
+def describe_turns(config: TrainConfig) -> list[str]:
+    """Describe the budgets of a rollout's turns in every environment, a line each."""
+    all_tokens = config.rollout.sampling.max_new_tokens
+    return [
+        f"{key}: {_turns(each, all_tokens)}" if key else _turns(each, all_tokens)
+        for key, each in config.environments.items()
+    ]
+
+
+def _turns(environment: EnvironmentConfig, all_tokens: int) -> str:
     turns = counted(environment.max_turns, "turn")
     whole = f"{counted(all_tokens, 'token')} behind the prompt, what is observed included"
     if environment.max_turn_tokens is None:

@@ -70,7 +70,7 @@ def inspect(config: TrainConfig, scorer: Any, sources: Sources) -> Iterator[str]
     if check is not None:
         check()
         yield "reward: its model can be used; it is not loaded here, so no row was scored"
-    yield f"rollouts: {describe_turns(config)}"
+    yield from (f"rollouts: {line}" for line in describe_turns(config))
     for name in (name for name in read if name != "train"):
         both = read["train"].keys.keys() & read[name].keys.keys()
         yield f"overlap: {counted(len(both), f'{name} prompt')} also in the training files"

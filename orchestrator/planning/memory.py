@@ -123,8 +123,9 @@ def policy_share(
     if trains:
         on_device = not learner.offload_optimizer
         parts["gradients"] = divided if stage >= 2 else whole
-        if held < 4 and stage < 2:  # the backward pass's own, beside their float32 sum
-            parts["gradients"] += held * num_trained(config, model)
+        if held < 4:  # the backward pass's own, beside their float32 sum
+            own = num_trained(config, model)
+            parts["gradients"] += held * (own if stage < 2 else min(BUCKET_PARAMETERS, own))
         # Gradients that wait for their bucket, and the buffer that is reduced.
         staged = 2 * 4.0 * min(BUCKET_PARAMETERS, num_trained(config, model))
         parts["buckets"] = staged if masters else 0.0

@@ -102,24 +102,25 @@ def _sampling(config: TrainConfig, algorithm: Algorithm) -> Iterator[Note]:
 
 def _turns(config: TrainConfig) -> Iterator[Note]:
     """Note turns for which the tokens of a rollout have no room."""
-    environment, all_tokens = config.environment, config.rollout.sampling.max_new_tokens
-    if environment.max_turns == 1 or config.rollout.replay.replays:
-        return
-    each = environment.max_turn_tokens
-    if each is None:
-        yield Note(
-            key="environment.max_turn_tokens",
-            text=f"null, so one turn may use all {all_tokens} tokens of a rollout and leave none "
-            f"to the other {environment.max_turns - 1}; set about "
-            f"{max(1, all_tokens // (2 * environment.max_turns))}",
-        )
-    elif environment.max_turns * each >= all_tokens:
-        yield Note(
-            key="rollout.sampling.max_new_tokens",
-            text=f"{all_tokens} is for all turns and observations of a rollout, and "
-            f"{environment.max_turns} turns x {each} tokens fill it: the last ones are cut; raise "
-            "it, or lower environment.max_turns or environment.max_turn_tokens",
-        )
+    all_tokens = config.rollout.sampling.max_new_tokens
+    for name, environment in config.environments.items():
+        if environment.max_turns == 1 or config.rollout.replay.replays:
+            continue
+        key, each = f"{name}.environment" if name else "environment", environment.max_turn_tokens
+        if each is None:
+            yield Note(
+                key=f"{key}.max_turn_tokens",
+                text=f"null, so one turn may use all {all_tokens} tokens of a rollout and leave "
+                f"none to the other {environment.max_turns - 1}; set about "
+                f"{max(1, all_tokens // (2 * environment.max_turns))}",
+            )
+        elif environment.max_turns * each >= all_tokens:
+            yield Note(
+                key="rollout.sampling.max_new_tokens",
+                text=f"{all_tokens} is for all turns and observations of a rollout, and "
+                f"{environment.max_turns} turns x {each} tokens fill it: the last ones are cut; "
+                f"raise it, or lower {key}.max_turns or {key}.max_turn_tokens",
+            )
 
 
 def _staleness(config: TrainConfig, algorithm: Algorithm) -> Iterator[Note]:

@@ -81,6 +81,7 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
         )
     _check_critic(config, algorithm)
     _check_adapter(config, algorithm)
+    _check_reward_parts(config, algorithm)
     shared_prefix.planned(config, algorithm)
     rehearse(algorithm)
     capacity.check(config, algorithm)
@@ -101,6 +102,8 @@ def _check_critic(config: TrainConfig, algorithm: Algorithm) -> None:
         )
 
 
+WEIGHTED = "workers.reward.scorers.weighted.Weighted"  # its scorers' names are its parts
+SINGLE_TURN = "workers.rollout.environments.single_turn.SingleTurn"
 #: Columns that some role of this system can produce; `values` only where the algorithm has a
 #: critic.
 PRODUCED = frozenset(
@@ -128,6 +131,31 @@ def _check_adapter(config: TrainConfig, algorithm: Algorithm) -> None:
             f"adapter off, so algorithm.reference={rule!r} has no weights to move; choose "
             "algorithm/reference=frozen, or model/adapter=none"
         )
+
+
+def _check_reward_parts(config: TrainConfig, algorithm: Algorithm) -> None:
+    """Raise ValueError where the algorithm reads a part that a weighted sum can't have.
+
+    The sum's parts are its scorers' names, and NAME/PART. Other rewards state no parts: they are
+    tried before anything starts (`trial.py`).
+    """
+    scorer = config.reward.scorer
+    if scorer["_target_"] != WEIGHTED or not plays_alone(config) or config.rollout.replay.folder:
+        return
+    for reader, names in algorithm.part_readers.items():
+        for name in names:
+            if name.split("/")[0] not in scorer["scorers"]:
+                raise ValueError(
+                    f"{reader} reads the reward's part {name!r}; the parts of reward=weighted are "
+                    f"its scorers, {', '.join(scorer['scorers'])}, and their own as SCORER/PART: "
+                    "name one of them, or add a scorer to reward.scorer.scorers and weights"
+                )
+
+
+def plays_alone(config: TrainConfig) -> bool:
+    """Return True where the run's scorer gives every reward, and no environment may."""
+    target: str = config.environment.player["_target_"]
+    return target == SINGLE_TURN
 
 
 def _adapter(adapter: AdapterConfig) -> str:
@@ -218,10 +246,11 @@ def _rollout(config: TrainConfig) -> str:
 
 
 def _turns(config: TrainConfig) -> list[tuple[str, str]]:
-    """Return the row on turns; none where a rollout has one turn, or nothing is sampled."""
-    if config.environment.max_turns == 1 or config.rollout.replay.replays:
+    """Return the rows on turns; none where all rollouts have one turn, or nothing is sampled."""
+    most = max(each.max_turns for each in config.environments.values())
+    if most == 1 or config.rollout.replay.replays:
         return []
-    return [("turns", capacity.describe_turns(config))]
+    return [("turns", line) for line in capacity.describe_turns(config)]
 
 
 def _learner_rows(config: TrainConfig, algorithm: Algorithm) -> list[tuple[str, str]]:

@@ -221,6 +221,7 @@ def _source(config: DataConfig, source: SourceConfig) -> PromptSource:
         ground_truth_column=source.ground_truth_column or config.ground_truth_column,
         image_column=config.image_column,
         form=_form(config, source.prompt_template or config.prompt_template),
+        environment="" if source.environment is None else f"data.sources.{source.name}",
     )
 
 
@@ -237,6 +238,7 @@ def _set(config: DataConfig, name: str, own: EvaluationSetConfig) -> PromptSet:
             as_chat=config.as_chat if own.as_chat is None else own.as_chat,
         ),
         more={SET_COLUMN: name},
+        environment="" if own.environment is None else f"evaluation.sets.{name}",
     )
     return PromptSet.of([only])
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from algorithms.composition import part_values
 from conf.schema import TrainConfig
+from orchestrator.planning.plan import plays_alone
 from orchestrator.planning.sources import SET_COLUMN, Sources, encoder_of
 from orchestrator.telemetry.counting import describe_reasons
 from workers.data.images.decoding import ImageFaultError
@@ -74,13 +76,25 @@ def build_scorer(raw: DictConfig) -> Any:
     return ByColumn(scorers=own, column=SET_COLUMN, other=scorer) if own else scorer
 
 
-def try_scorer(config: TrainConfig, scorer: Any, sources: Sources) -> list[str]:
+def try_scorer(
+    config: TrainConfig,
+    scorer: Any,
+    sources: Sources,
+    part_readers: Mapping[str, Sequence[str]] | None = None,
+) -> list[str]:
     """Score the first rows of every prompt file; return what should be looked at, a line each.
+
+    Args:
+        config: of the run.
+        scorer: of `build_scorer`.
+        sources: the prompts.
+        part_readers: key of a part of the algorithm -> the parts of the reward that it reads.
 
     Raises:
         ValueError: the scorer can't be built in a scoring process, no row of a file can be scored,
             or the images of none can be used (the message holds the first row's own error); the
-            scorer waits for siblings that would be stopped.
+            scorer waits for siblings that would be stopped; it does not return a part of the reward
+            that the algorithm reads.
     """
     _check_early_stop(config, scorer)
     notes = list(_ends_of_responses(config, scorer, sources.train))
@@ -96,8 +110,19 @@ def try_scorer(config: TrainConfig, scorer: Any, sources: Sources) -> list[str]:
     with open_pool(config, scorer) as pool:
         for prompts in files:
             rows = [prompts[row] for row in range(min(NUM_ROWS, len(prompts)))]
-            notes += _judge(prompts, try_rows(pool, scorer, rows))
+            tried = try_rows(pool, scorer, rows)
+            notes += _judge(prompts, tried)
+            if plays_alone(config) and any(prompts is one for one in sources.train.sources):
+                _check_parts(part_readers or {}, tried)
     return notes
+
+
+def _check_parts(part_readers: Mapping[str, Sequence[str]], tried: Sequence[Tried]) -> None:
+    """Raise ValueError where a score lacks a part of the reward that the algorithm reads."""
+    parts = [one.parts for row in tried for one in row.results if one.reward is not None]
+    for reader, names in part_readers.items():
+        for name in names if parts else ():
+            part_values(reader, name, parts)
 
 
 def _try_images(

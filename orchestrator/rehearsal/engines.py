@@ -177,7 +177,7 @@ class SimulatedWorker:
                 finish_reason="length" if length == limit else "stop",
                 outcome=SCORED,
                 reward=reward,
-                reward_parts={"simulated": reward},
+                reward_parts=dict.fromkeys(self._workload.reward_parts, reward),
                 min_version=group.versions[k],
                 max_version=group.last_versions[k],
                 generate_s=group.ended[k] - group.began,
@@ -200,9 +200,10 @@ class SimulatedEngines(WorkerGroup[RolloutWorker]):
         max_running: int,
         timeline: SimulatedTime,
         meter: CpuMeter,
+        reward_parts: tuple[str, ...],
     ) -> None:
         self._answered: list[Collecting] = []
-        workload = Workload(settings=settings)
+        workload = Workload(settings=settings, reward_parts=reward_parts)
         self.workers = [
             SimulatedWorker(
                 settings,

@@ -118,6 +118,7 @@ class Rehearsal:
             max_running=config.rollout.max_num_seqs,
             timeline=self.timeline,
             meter=self.meter,
+            reward_parts=("simulated", *algorithm.reward_parts),
         )
         self.learner = Devices(role="learner", timeline=self.timeline)
         self._devices = [self.learner]

@@ -26,6 +26,7 @@ class Workload:
     """
 
     settings: RehearsalConfig
+    reward_parts: tuple[str, ...] = ("simulated",)  # of every reward; each is the whole reward
 
     def lengths(self, request: GroupRequest) -> list[int]:
         """Draw the tokens of every response, 1 to `max_tokens`; at `max_tokens` it is truncated."""

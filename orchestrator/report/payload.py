@@ -16,7 +16,7 @@ from conf.schema import TrainConfig
 from orchestrator.report.curves import curves, events, meaning, panels_of, verdict
 from orchestrator.report.differences import differences, facts
 from orchestrator.report.prompts import group_counts, heldout_answers, outcomes, prompts
-from orchestrator.report.rows import MAX_TOKENS, RecordedStep, read_rows
+from orchestrator.report.rows import CUTS, MAX_TOKENS, RecordedStep, read_rows
 from orchestrator.report.run_record import RunRecord
 from orchestrator.report.samples import MAX_BYTES, load_groups, rounded
 from orchestrator.report.selection import choose
@@ -72,7 +72,7 @@ _PARTS = ("curves", "heldout")
 
 
 def _run(record: RunRecord, max_bytes: int, max_tokens: int) -> dict[str, Any]:
-    rows = read_rows(record.rollouts, clip=_clip(record), max_tokens=max_tokens)
+    rows = read_rows(record.rollouts, max_tokens=max_tokens)
     shares, bubble = _time(record)
     return {
         "folder": str(record.folder),
@@ -97,13 +97,19 @@ def _run(record: RunRecord, max_bytes: int, max_tokens: int) -> dict[str, Any]:
     }
 
 
-def _clip(record: RunRecord) -> tuple[float, float] | None:
-    """Return the clip bounds of the policy loss; None for a loss without them."""
-    low = record.setting("algorithm.policy_loss.clip_low")
-    high = record.setting("algorithm.policy_loss.clip_high")
-    if isinstance(low, int | float) and isinstance(high, int | float):
-        return float(low), float(high)
-    return None
+def _cuts(record: RunRecord) -> dict[str, dict[str, Any]]:
+    """Return the marks that a run's tokens may have: the number of each, its flag and words.
+
+    Example: {"clipped": {"flag": 1, "words": "clipped"}, "gated": {"flag": 2, "words": "gated by
+    ERC"}}
+    """
+    gates = record.setting("algorithm.gates")
+    by = {
+        "clipped": "clipped",
+        "gated": gates and f"gated by {', '.join(gates).upper()}",
+        "dropped": record.setting("algorithm.correction") and "dropped by the correction",
+    }
+    return {name: {"flag": CUTS[name], "words": words} for name, words in by.items() if words}
 
 
 def _time(record: RunRecord) -> tuple[dict[str, dict[str, float]], str]:
@@ -134,7 +140,7 @@ def _rollouts(record: RunRecord, rows: Sequence[RecordedStep], max_bytes: int) -
     return {
         "groups": groups,
         "pieces": pieces,
-        "clip": _clip(record),
+        "cuts": _cuts(record),
         "note": _note(record, rows, held, total),
         "numbers_only": not texts.known,
     }

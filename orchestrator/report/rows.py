@@ -19,11 +19,22 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from algorithms.flags import CLIPPED, DROPPED, GATED
+from workers.data.plans import FLAGS
 from workers.data.trajectory import SCORED
 
 SMALL = ("prompt_uid", "group_id", "outcome", "reward", "finish_reason", "num_turns")
 PER_TOKEN = ("loss_mask", "weight_versions", "rollout_logprobs")  # of every record
-COMPUTED = ("advantages", "old_logprobs", "logprobs", "ref_logprobs", "old_entropy", "values")
+COMPUTED = (
+    "advantages",
+    "old_logprobs",
+    "logprobs",
+    "ref_logprobs",
+    "old_entropy",
+    "values",
+    FLAGS,
+)
+CUTS = {"clipped": CLIPPED, "gated": GATED, "dropped": DROPPED}  # number of a row -> its flag
 KIND_CHARACTERS = 80
 MAX_ROWS = 400_000
 MAX_TOKENS = 20_000_000
@@ -41,9 +52,9 @@ class RecordedStep:
         small: column -> one value per row, of `SMALL`.
         facts: name -> [rows] numbers of the tokens, NaN where a row has none: `sampled` tokens,
             `gap` the largest |log-prob of the learner - of the sampler| in nats, `ratio` the
-            largest |pi_theta / pi_old - 1|, `beyond_clip` the share of tokens whose ratio is
-            outside the clip bounds, `advantage` the largest |advantage|. Empty where the step is
-            beyond the budget of tokens.
+            largest |pi_theta / pi_old - 1|, `advantage` the largest |advantage|; `clipped`,
+            `gated`, `dropped` the share of trained tokens whose gradient the clip, a gate or
+            the correction cut. Empty where the step is beyond the budget of tokens.
     """
 
     step: int
@@ -73,7 +84,6 @@ def outcome_kind(outcome: str, prompt_uid: str) -> str:
 def read_rows(
     rollouts: Mapping[int, Path],
     *,
-    clip: tuple[float, float] | None,
     max_rows: int = MAX_ROWS,
     max_tokens: int = MAX_TOKENS,
 ) -> list[RecordedStep]:
@@ -81,7 +91,6 @@ def read_rows(
 
     Args:
         rollouts: step -> its file.
-        clip: (low, high), by which a ratio may be below and above 1; None without clip bounds.
         max_rows: rows whose small columns are read.
         max_tokens: tokens from which `facts` are computed.
     """
@@ -95,7 +104,7 @@ def read_rows(
         facts: Mapping[str, Floats] = {}
         if step in in_tokens:
             columns = [n for n in (*PER_TOKEN, *COMPUTED) if n in file.schema_arrow.names]
-            facts = token_facts(file.read(columns=columns), clip)
+            facts = token_facts(file.read(columns=columns))
         found.append(RecordedStep(step=step, file=rollouts[step], small=small, facts=facts))
     return found
 
@@ -128,7 +137,7 @@ def _size(path: Path) -> tuple[int, int]:
     return footer.num_rows, tokens
 
 
-def token_facts(table: pa.Table, clip: tuple[float, float] | None) -> dict[str, Floats]:
+def token_facts(table: pa.Table) -> dict[str, Floats]:
     """Compute one number per row from the tokens' columns; NaN where a row has none."""
     rows = table.num_rows
     facts = {"sampled": np.full(rows, np.nan)}
@@ -148,8 +157,8 @@ def token_facts(table: pa.Table, clip: tuple[float, float] | None) -> dict[str, 
         facts["ratio"] = _largest(
             table, rows, trained, lambda a, b: np.abs(np.exp(a - b) - 1), "logprobs", "old_logprobs"
         )
-        if clip is not None:
-            facts["beyond_clip"] = _share_beyond(table, rows, trained, clip)
+    if FLAGS in names:
+        facts |= _shares_cut(table, rows, trained)
     return facts
 
 
@@ -195,13 +204,12 @@ def _largest(
     return np.where(np.isfinite(largest), largest, np.nan)
 
 
-def _share_beyond(
-    table: pa.Table, rows: int, trained: npt.NDArray[np.bool_], clip: tuple[float, float]
-) -> Floats:
-    (now, old), owner = _aligned(table, trained, ("logprobs", "old_logprobs"))
-    ratio = np.exp(now - old)
-    beyond = (ratio < 1 - clip[0]) | (ratio > 1 + clip[1])
+def _shares_cut(table: pa.Table, rows: int, trained: npt.NDArray[np.bool_]) -> dict[str, Floats]:
+    (flags,), owner = _aligned(table, trained, (FLAGS,))
     tokens = np.bincount(owner, minlength=rows)
-    counted = np.bincount(owner, weights=beyond, minlength=rows)
-    with np.errstate(invalid="ignore"):  # 0 of 0 tokens is no number
-        return np.asarray(counted / tokens, dtype=np.float64)
+    shares = {}
+    for name, bit in CUTS.items():
+        cut = np.bincount(owner, weights=(flags.astype(np.uint8) & bit) > 0, minlength=rows)
+        with np.errstate(invalid="ignore"):  # 0 of 0 tokens is no number
+            shares[name] = np.asarray(cut / tokens, dtype=np.float64)
+    return shares

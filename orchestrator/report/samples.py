@@ -20,13 +20,14 @@ from orchestrator.report.rows import COMPUTED, PER_TOKEN, RecordedStep, outcome_
 from orchestrator.report.selection import ChosenGroup
 from orchestrator.report.token_texts import TokenTexts
 from workers.data.images.decoding import ImageFaultError, thumbnail
+from workers.data.plans import FLAGS
 
 SHOWN_TOKENS = 600  # at the begin of a long response, and as many at its end
 PROMPT_CHARACTERS = 4_000
 PIECE_CHARACTERS = 500  # of one token
 NOTE_CHARACTERS = 1_000  # of a text of the scorer
 TEXT_CHARACTERS = 20_000  # of a response whose tokens have no texts
-BYTES_PER_TOKEN = 34  # of the report, measured
+BYTES_PER_TOKEN = 36  # of the report, measured
 MAX_BYTES = 9_000_000  # of samples in a report
 PICTURE_SIDE = 160  # pixels of a small picture, at most
 MOST_PICTURES = 4  # of one prompt
@@ -39,6 +40,7 @@ COLUMNS = {  # column of the record -> its short name in the page
     "old_entropy": "entropy",
     "values": "value",
     "advantages": "adv",
+    FLAGS: "flags",
 }
 
 

@@ -26,7 +26,9 @@ EXTREMES = {  # number of a row -> the reason as a reader reads it
     "gap": "largest log-prob gap",
     "sampled": "longest response",
     "advantage": "largest advantage",
-    "beyond_clip": "most tokens beyond the clip",
+    "clipped": "most tokens clipped",
+    "gated": "most tokens gated",
+    "dropped": "most tokens dropped by the correction",
     "ratio": "ratio farthest from 1",
 }
 

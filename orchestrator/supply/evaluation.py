@@ -149,6 +149,7 @@ def _requests(heldout: HeldoutSet, version: int) -> list[GroupRequest]:
                 sampling=heldout.sampling,
                 columns=prompt.columns,
                 images=prompt.images,
+                environment=prompt.environment,
             )
         )
     return requests

@@ -90,6 +90,7 @@ class Producer:
                     sampling=self._sampling,
                     columns=prompt.columns,
                     images=prompt.images,
+                    environment=prompt.environment,
                     may_stop_early=True,
                 )
             )

@@ -2,9 +2,10 @@
 
     python tests/bench/rank_memory.py
 
-Every case is a process of its own, whose resident memory is read before the model is loaded and at
-its peak: a Llama of random weights takes two optimizer updates. Prints a table in Markdown. What
-the plan holds back for a GPU's own needs (the reserve) is left out of the estimate.
+Every case is a process of its own, whose memory is read before the model is loaded and then a few
+hundred times a second: a Llama of random weights takes two optimizer updates. Pages of the model's
+file, which the kernel takes back when it needs them, are not counted. Prints a table in Markdown.
+What the plan holds back for a GPU's own needs (the reserve) is left out of the estimate.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import resource
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,6 @@ def measure(size: str, mode: str, folder: Path) -> dict[str, float]:
     """Train in this process; return the bytes of its peak above the start, and those planned."""
     import numpy as np
     import peft  # noqa: F401  # the memory of modules is no part of a rank's estimate
-    import psutil
     import pyarrow as pa
     import torch
 
@@ -81,7 +81,8 @@ def measure(size: str, mode: str, folder: Path) -> dict[str, float]:
         loss_columns = frozenset[str]()
 
         def token_loss(self, inputs: LossInputs) -> TokenLoss:
-            return TokenLoss(terms={"policy": -inputs.logprobs}, metrics={})
+            flags = torch.zeros_like(inputs.loss_mask, dtype=torch.uint8)
+            return TokenLoss(terms={"policy": -inputs.logprobs}, metrics={}, flags=flags)
 
     width, layers = SIZES[size]
     sizes = {"num_layers": layers, "hidden_size": width, "intermediate_size": 3 * width}
@@ -115,12 +116,11 @@ def measure(size: str, mode: str, folder: Path) -> dict[str, float]:
     build(folder / "small", 64, 1, kept)
     train(folder / "small")  # torch's kernels and threads, and DeepSpeed's modules, stay from here
     gc.collect()
-    before = psutil.Process().memory_info().rss
-    reset_peak()
-    train(folder)
-    peak = peak_bytes() - before
+    before = own_bytes()
+    with Peak() as peak:
+        train(folder)
     reserve = share.parts["reserve"]
-    return {"peak": peak, "plan": share.total - reserve, **share.parts}
+    return {"peak": peak.value - before, "plan": share.total - reserve, **share.parts}
 
 
 def build(folder: Path, width: int, layers: int, dtype: Any) -> None:
@@ -139,17 +139,32 @@ def build(folder: Path, width: int, layers: int, dtype: Any) -> None:
     LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
 
 
-def reset_peak() -> None:
-    """Let Linux count the peak of resident memory from now on."""
-    Path("/proc/self/clear_refs").write_text("5")
+class Peak:
+    """Peak of this process's own memory while the block runs, read in a thread."""
+
+    value = 0
+
+    def __enter__(self) -> Peak:
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.002):
+            self.value = max(self.value, own_bytes())
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
 
 
-def peak_bytes() -> int:
-    """Return the peak of this process's resident memory, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def own_bytes() -> int:
+    """Return the resident bytes of this process that are no pages of a file."""
+    status = Path("/proc/self/status").read_text()
+    return next(
+        int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:")
+    )
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from hydra.utils import instantiate
 
 from conf.compose import compose
 from orchestrator.cluster.cluster import Cluster, Roles
+from orchestrator.cluster.environments import build_environments
 from orchestrator.fleet.colocation import Colocation
 from orchestrator.fleet.publication import Publisher
 from orchestrator.planning.roles import roles_of
@@ -55,7 +56,7 @@ def running(overrides: list[str], *, with_policy: bool) -> Iterator[tuple[Any, A
     path = str(sources.model_path)
     with Cluster(config, algorithm, run_id="bench", model_path=path) as cluster:
         roles = cluster.launch(
-            environment=instantiate(raw.environment.player, _convert_="all"),
+            environments=build_environments(config),
             scorer=instantiate(raw.reward.scorer, _convert_="all"),
             version=0,
             planned=[

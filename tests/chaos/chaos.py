@@ -1,11 +1,14 @@
 """Chaos: the tiny experiment under random faults, and what is left of it at the end.
 
-    python -m tests.chaos.chaos [--trials 8] [--minutes M] [--seed 0] [--write]
+    python -m tests.chaos.chaos [--trials 8] [--minutes M] [--seed 0] [--journal FILE] [--write]
 
 Each run has a random schedule and a random arrangement, and carries several trials: at a random
 moment a random process is killed, stopped, or cut off for a while. A run that ends is resumed. Then
 it is stopped, and its ledger, its record and the attestations of its weights are checked. Run k has
 the seed `--seed` + k; the same seed draws the same schedule, victims, faults and delays.
+
+With a journal the runs are counted together with those that it holds, so that many trials may be
+played in several sittings; `--trials 0` counts only.
 """
 
 from __future__ import annotations
@@ -19,12 +22,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.chaos.checks import violations
+from tests.chaos.journal import Played, Trial, table
 from tests.chaos.nodes import TwoNodes
 from tests.chaos.processes import MARK, end_all, marked, of_role, strike
 
@@ -60,18 +63,6 @@ ARRANGEMENTS = {
     "two nodes": ((*ASYNC, "rollout.num_engines=2"), (*ROLES, "raylet of a node")),
 }
 FAULTS = ("killed", "stopped", "cut off")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One fault and what came of it."""
-
-    seed: int
-    arrangement: str
-    role: str
-    fault: str
-    outcome: str  # went on, resumed, or hung
-    seconds: float  # to the next step but one
 
 
 @dataclass
@@ -235,21 +226,17 @@ class Chaos:
         raise RuntimeError(f"it did not stop with a checkpoint: {self.run.log[-600:]}")
 
 
-def table(trials: list[Trial], wrong: list[str], num_runs: int) -> str:
-    """Format the trials by process and fault."""
-    lines = ["| process | fault | trials | went on | ended, resumed | median s |"]
-    lines.append("|---|---|--:|--:|--:|--:|")
-    for role, fault in sorted({(trial.role, trial.fault) for trial in trials}):
-        own = [trial for trial in trials if (trial.role, trial.fault) == (role, fault)]
-        outcomes = Counter(trial.outcome for trial in own)
-        seconds = sorted(trial.seconds for trial in own)[len(own) // 2]
-        lines.append(
-            f"| {role} | {fault} | {len(own)} | {outcomes['went on']} | {outcomes['resumed']} | "
-            f"{seconds:.0f} |"
-        )
-    lines.append("")
-    lines.append(f"{len(trials)} trials in {num_runs} runs, {len(wrong)} violations.")
-    return "\n".join(lines)
+def play(seed: int, count: int) -> Played:
+    """Play one run, and print what came of it."""
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    chaos = Chaos(seed, folder)
+    chaos.play(count)
+    (folder / "log").write_text(chaos.run.log)
+    print(f"seed {seed}: {len(chaos.wrong)} violations, {chaos.run.steps} steps, {folder}")
+    for text in chaos.wrong:
+        print(f"  WRONG {text}", flush=True)
+    wrong = [f"seed {seed} ({chaos.arrangement}): {text}" for text in chaos.wrong]
+    return Played(seed=seed, trials=chaos.trials, wrong=wrong)
 
 
 def main() -> int:
@@ -258,23 +245,24 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after these")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--journal", type=Path, help="JSON lines, one per run; appended to")
     parser.add_argument("--write", action="store_true", help="into tests/chaos/README.md")
     options = parser.parse_args()
-    trials: list[Trial] = []
-    wrong: list[str] = []
-    began, seed = time.monotonic(), options.seed
-    while len(trials) < options.trials and time.monotonic() - began < 60 * options.minutes:
-        folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-        chaos = Chaos(seed, folder)
-        chaos.play(min(TRIALS_PER_RUN, options.trials - len(trials)))
-        (folder / "log").write_text(chaos.run.log)
-        trials += chaos.trials
-        wrong += [f"seed {seed} ({chaos.arrangement}): {text}" for text in chaos.wrong]
-        print(f"seed {seed}: {len(chaos.wrong)} violations, {chaos.run.steps} steps, {folder}")
-        for text in chaos.wrong:
-            print(f"  WRONG {text}", flush=True)
+    played: list[Played] = []
+    if options.journal and options.journal.exists():
+        played = [Played.read(line) for line in options.journal.read_text().splitlines()]
+    left, began, seed = options.trials, time.monotonic(), options.seed
+    while left > 0 and time.monotonic() - began < 60 * options.minutes:
+        run = play(seed, min(TRIALS_PER_RUN, left))
+        played.append(run)
+        if options.journal:
+            with options.journal.open("a") as journal:
+                journal.write(run.line())
+        left -= len(run.trials)
         seed += 1
-    shown = table(trials, wrong, seed - options.seed)
+    trials = [trial for run in played for trial in run.trials]
+    wrong = [text for run in played for text in run.wrong]
+    shown = table(trials, wrong, len(played))
     print(shown)
     if options.write:
         before, _, rest = README.read_text().partition(BEGIN)

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from conf.compose import compose
-from tests.chaos.chaos import Chaos, Trial, table
+from tests.chaos.chaos import Chaos
 from tests.chaos.checks import violations
+from tests.chaos.journal import Played, Trial, table
 from tests.chaos.processes import MARK, end_all, marked, strike
 
 STEPS, PROMPTS = 2, 2
@@ -141,8 +142,17 @@ def test_the_table_counts_by_process_and_fault():
     assert table(trials, ["seed 1: lost"], 1).splitlines()[2:] == [
         "| driver | killed | 3 | 1 | 2 | 30 |",
         "",
-        "3 trials in 1 runs, 1 violations.",
+        "3 trials in 1 run, 1 violation. By arrangement: 3 sync.",
     ]
+
+
+def test_a_run_is_read_from_its_line_in_the_journal():
+    trial = Trial(
+        seed=3, arrangement="sync", role="driver", fault="killed", outcome="resumed", seconds=31.5
+    )
+    run = Played(seed=3, trials=[trial], wrong=["seed 3 (sync): step 7 has no record"])
+    assert run.line().count("\n") == 1
+    assert Played.read(run.line()) == run
 
 
 def test_a_seed_draws_the_same_arrangement_and_moments(tmp_path):

@@ -179,6 +179,7 @@ def test_rollouts_are_recorded_token_by_token(first):
             "old_logprobs",
             "advantages",
             "logprobs",
+            "loss_flags",
         ):
             assert len(row[column]) == length, column
         pairs = zip(row["weight_versions"], row["loss_mask"], strict=True)

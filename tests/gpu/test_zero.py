@@ -38,7 +38,8 @@ class PolicyGradient:
         """One term."""
         assert inputs.entropy is not None
         loss = -inputs.logprobs * inputs.advantages - 0.05 * inputs.entropy
-        return TokenLoss(terms={"policy": loss}, metrics={})
+        flags = torch.zeros_like(inputs.loss_mask, dtype=torch.uint8)
+        return TokenLoss(terms={"policy": loss}, metrics={}, flags=flags)
 
 
 def rows() -> dict[str, pa.Array]:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from workers.data.images.packed import RowImages
-from workers.data.packing import PackedBatch, pack
+from workers.data.packing import REWARD_PART, PackedBatch, pack
 from workers.data.plans import MicroBatchPlan, RankPlan, computed_columns
 from workers.data.results import Rows
 from workers.data.shared_prefixes import ALONE
@@ -26,6 +26,7 @@ def packed_rows(
     micro: MicroBatchPlan,
     names: Sequence[str],
     images: RowImages | None = None,
+    reward_parts: Sequence[str] = (),
 ) -> PackedBatch:
     """Pack the rows of one micro-batch with the per-token columns `names` and their weights.
 
@@ -34,6 +35,7 @@ def packed_rows(
         micro: the rows.
         names: of the per-token columns to pack.
         images: of all rows of `table`; None where no row shows one.
+        reward_parts: names of the parts to pack; every reward has them.
     """
     rewards = np.zeros(table.num_rows, dtype=np.float32)
     if "reward" in table.column_names:
@@ -46,6 +48,11 @@ def packed_rows(
     if "group_id" in table.column_names:
         ids = table.column("group_id").take(pa.array(micro.rows)).to_pylist()
         siblings[micro.rows] = np.unique(ids, return_inverse=True)[1]
+    parts = {name: np.zeros(table.num_rows, dtype=np.float32) for name in reward_parts}
+    if parts:
+        given = table.column("reward_parts").take(pa.array(micro.rows)).to_pylist()
+        for name, values in parts.items():
+            values[micro.rows] = [dict(one)[name] for one in given]
     weights = {}
     for name, own in micro.weights.items():
         weights[name] = np.zeros(table.num_rows, dtype=np.float32)
@@ -57,7 +64,12 @@ def packed_rows(
     return pack(
         {name: table.column(name) for name in (*TOKEN_COLUMNS, *names)},
         micro.rows,
-        sequence_columns={"rewards": rewards, "truncated": truncated, "group_ids": siblings},
+        sequence_columns={
+            "rewards": rewards,
+            "truncated": truncated,
+            "group_ids": siblings,
+            **{f"{REWARD_PART}{name}": values for name, values in parts.items()},
+        },
         weights=weights,
         groups=groups,
         images=images,

@@ -22,6 +22,8 @@ from torch import Tensor
 from workers.data.images.packed import PackedImages, RowImages, identities, pack_images
 from workers.data.shared_prefixes import SharedPrefixes, share_prefixes
 
+#: Begin of the name of a sequence column that holds a part of the reward.
+REWARD_PART = "reward_parts/"
 ListColumn: TypeAlias = pa.ListArray | pa.LargeListArray | pa.ChunkedArray
 
 
@@ -41,7 +43,8 @@ class PackedBatch:
         cu_seqlens: [S+1] int32, the start of each sequence; the last element is N.
         loss_mask: [N] bool; never True on the first token of a sequence.
         columns: name -> [N] float32, per token.
-        sequence_columns: name -> [S] float32, per sequence ("rewards", "truncated").
+        sequence_columns: name -> [S] float32, per sequence ("rewards", "truncated",
+            "reward_parts/format").
         weights: loss term -> [S] float32, the multiplier of every trained token of a sequence.
         num_rows: sequences that are real; 0 for the filler of a rank that ran out of rows.
         prefixes: which tokens a model computes, where siblings share a prefix; None: all of them.

@@ -2,7 +2,9 @@
 
 A row is an index into the step's trajectories, which a rank reads as the concatenation of `Slice`s
 of record batches from the object store. What ranks compute for these rows travels as record batches
-of its own, keyed by `row`. Plain data, no tensor. The plans are made in `orchestrator/step/`, not
+of its own, keyed by `row`: float32, but `loss_flags` is uint8, which tokens' gradients were cut in
+the last update that trained the row, bit 1 by the loss's clip, 2 by a gate such as ERC, 4 by the
+correction. Plain data, no tensor. The plans are made in `orchestrator/step/`, not
 here.
 """
 
@@ -15,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+FLAGS = "loss_flags"  # computed column, see `algorithms/flags.py`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,7 +168,7 @@ def computed_columns(
     Args:
         rows: [R] for each sequence, its row in the step's table.
         lengths: [R] tokens of each.
-        columns: name -> [sum(lengths)] values in that order.
+        columns: name -> [sum(lengths)] values in that order; those of `FLAGS` become uint8.
 
     Raises:
         ValueError: a column has another number of values than there are tokens.
@@ -175,7 +179,8 @@ def computed_columns(
         if len(values) != offsets[-1]:
             raise ValueError(f"{name} has {len(values)} values for {offsets[-1]} tokens")
         names.append(name)
-        flat = pa.array(np.ascontiguousarray(values, dtype=np.float32), pa.float32())
+        kind = np.uint8 if name == FLAGS else np.float32
+        flat = pa.array(np.ascontiguousarray(values, dtype=kind))
         arrays.append(pa.LargeListArray.from_arrays(pa.array(offsets), flat))
     return pa.RecordBatch.from_arrays(arrays, names=names)
 

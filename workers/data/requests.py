@@ -132,6 +132,7 @@ class GroupRequest:
     columns: Mapping[str, Any] = field(default_factory=dict)  # handed to the reward
     may_stop_early: bool = False  # siblings that cannot change the group's verdict may be stopped
     images: tuple[str | bytes, ...] = ()  # of the prompt: path, on the engines' machines, or bytes
+    environment: str = ""  # key of the one that plays the group; empty: the run's
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -61,19 +61,26 @@ class UpdateResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
-    """All updates of one call; `logprobs` are the current policy's as each row was trained.
+    """All updates of one call, with the values of every row as each was trained.
 
-    Example, one update of one row of three tokens:
+    Example, one update of one row of three tokens, of which the last is clipped:
         TrainResult(
             updates=(
                 UpdateResult(metrics={"loss": -0.012}, grad_norm=0.42, lr=1e-6, skipped=False),
             ),
             logprobs=(np.array([0.0, -0.31, -0.02], dtype=np.float32),),
+            flags=(np.array([0.0, 0.0, 1.0], dtype=np.float32),),
         )
+
+    Attributes:
+        updates: in order.
+        logprobs: of the current policy.
+        flags: of the loss (`algorithms/flags.py`), whole numbers.
     """
 
     updates: tuple[UpdateResult, ...]
     logprobs: Rows
+    flags: Rows
 
 
 @dataclass(kw_only=True, slots=True)

@@ -37,7 +37,7 @@ from workers.data.images.columns import FILE_TYPE, SPAN_TYPE, as_spans, spans_as
 from workers.data.images.spans import ImageSpan
 from workers.data.turns import TURN_TYPE, TurnSpan, as_structs, from_structs
 
-SCHEMA_VERSION = 4  # raised whenever a column is added, or changes its name or its meaning
+SCHEMA_VERSION = 5  # raised whenever a column is added, or changes its name or its meaning
 VERSION_KEY = b"ballast.schema_version"
 SCHEMA = pa.schema(
     [

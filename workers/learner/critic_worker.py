@@ -70,10 +70,12 @@ class CriticWorker(RankWorker):
         table = table.rename_columns([renamed.get(name, name) for name in table.column_names])
         names = [name for name in table.column_names if name in self._algorithm.value_columns]
         algorithm = self._algorithm.with_coefficients(plan.coefficients)
+        parts = algorithm.loss_reward_parts
         results: list[UpdateResult] = []
         for once in plan.passes:
             updates = [
-                [packed_rows(table, micro, names) for micro in update] for update in once.updates
+                [packed_rows(table, micro, names, reward_parts=parts) for micro in update]
+                for update in once.updates
             ]
             results += self._engine.train(updates, algorithm)
         steps = float(sum(not update.skipped for update in results))

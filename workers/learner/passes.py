@@ -40,17 +40,20 @@ class Trained:
                 UpdateResult(metrics={"loss": -0.015}, grad_norm=0.40, lr=1e-6, skipped=False),
             ),
             logprobs=(np.array([0.0, -0.30, -0.02], dtype=np.float32),),
+            flags=(np.array([0.0, 0.0, 1.0], dtype=np.float32),),
             gaps=np.array([0.001, 0.0005], dtype=np.float32),
         )
 
     Attributes:
         updates: of all passes, in order.
         logprobs: of every row as the last pass trained it, in the order of its micro-batches.
+        flags: of the loss (`algorithms/flags.py`), of the same rows in the same pass.
         gaps: [M] |log pi_old - log mu| of the M tokens that a pass trains.
     """
 
     updates: tuple[UpdateResult, ...]
     logprobs: Rows
+    flags: Rows
     gaps: npt.NDArray[np.float32]
 
 
@@ -74,6 +77,7 @@ def train_passes(
     """
     results: list[UpdateResult] = []
     rows: Rows = ()
+    flags: Rows = ()
     gaps = np.zeros(0, dtype=np.float32)
     for number, updates in enumerate(passes):
         if "epoch_logprobs" in algorithm.loss_columns and not old_is_current:
@@ -86,10 +90,10 @@ def train_passes(
             updates, algorithm, temperature=temperature, old_is_current=old_is_current
         )
         results += result.updates
-        rows = result.logprobs
+        rows, flags = result.logprobs, result.flags
         if number == 0:
             gaps = _gaps(updates, rows)
-    return Trained(updates=tuple(results), logprobs=rows, gaps=gaps)
+    return Trained(updates=tuple(results), logprobs=rows, flags=flags, gaps=gaps)
 
 
 def _with_old_as_epoch(updates: Updates, old: str) -> Updates:

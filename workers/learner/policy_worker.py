@@ -21,7 +21,7 @@ from algorithms.algorithm import Algorithm
 from workers.data.images.rows import ImageReader
 from workers.data.images.settings import is_supported, read_image_settings
 from workers.data.micro_batches import as_columns, packed_rows, with_staleness, with_turn_numbers
-from workers.data.plans import CreditPlan, RankPlan, StepRows
+from workers.data.plans import FLAGS, CreditPlan, RankPlan, StepRows
 from workers.data.probe import ProbeSequence
 from workers.engines.zero.settings import ZeroSettings
 from workers.learner.credit import assign_credit
@@ -149,7 +149,8 @@ class PolicyWorker(RankWorker):
         Without a column for it, pi_old is the policy from which the step's one update starts.
 
         Returns:
-            Column `logprobs` of the last pass's rows, as each was trained, and the report.
+            Columns `logprobs` and `loss_flags` of the last pass's rows, as each was trained, and
+            the report.
         """
         read = self._read_columns()
         table = self._table(rows, computed, names=read, of=plan)
@@ -158,14 +159,14 @@ class PolicyWorker(RankWorker):
         if "turn_numbers" in read:
             table = with_turn_numbers(table)
         names = [name for name in table.column_names if name in read]
-        images = self._reader().of_table(table)
+        images, parts = self._reader().of_table(table), self._algorithm.loss_reward_parts
         skipped = self._engine.progress.skipped_in_a_row
         trained = train_passes(
             self._engine,
             self._algorithm.with_coefficients(plan.coefficients),
             (
                 [
-                    [packed_rows(table, micro, names, images) for micro in update]
+                    [packed_rows(table, micro, names, images, parts) for micro in update]
                     for update in once.updates
                 ]
                 for once in plan.passes
@@ -173,7 +174,8 @@ class PolicyWorker(RankWorker):
             temperature=self._temperature,
             old_is_current="old_logprobs" not in names and len(plan.updates) == 1,
         )
-        columns = as_columns(plan.passes[-1], {"logprobs": trained.logprobs})
+        found = {"logprobs": trained.logprobs, FLAGS: trained.flags}
+        columns = as_columns(plan.passes[-1], found)
         return columns, _report(trained, skipped)
 
     def _reader(self) -> ImageReader:

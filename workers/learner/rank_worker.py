@@ -23,6 +23,7 @@ from workers.addresses import join_port, split_port
 from workers.data.durable_files import FileRecord
 from workers.data.plans import RankPlan, StepRows, join_computed, step_table
 from workers.engines.zero.settings import ZeroSettings
+from workers.importing import import_ahead
 from workers.spans import Recorded, SpanLog, recorded
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from workers.engines.zero.rank import ZeroRank
 
 # DeepSpeed takes seconds to import, and the driver imports this module to launch its actors; so the
-# engine is imported where it starts.
+# engine is imported by the actor.
 
 
 class RankWorker(ABC):
@@ -46,6 +47,7 @@ class RankWorker(ABC):
     def __init__(
         self, *, rank: int, world_size: int, settings: ZeroSettings, timeout_s: float
     ) -> None:
+        import_ahead("workers.engines.zero.rank")
         self._rank, self._world_size = rank, world_size
         self._settings, self._timeout_s = settings, timeout_s
         self._zero: ZeroRank

@@ -28,13 +28,13 @@ from workers.reward.base import RewardResult, RewardSample
 from workers.reward.client import RewardClient
 from workers.reward.siblings import SiblingScores
 from workers.rollout.early_stop import EarlyStop
-from workers.rollout.environments.contract import Environment, Outcome, SpentError, Task
+from workers.rollout.environments.contract import Outcome, SpentError, Task
 from workers.rollout.environments.guarded_play import (
     EnvironmentClock,
     EnvironmentFaultError,
     play_guarded,
 )
-from workers.rollout.limits import RolloutLimits
+from workers.rollout.limits import BoundedEnvironment
 from workers.rollout.session import AbortedError, Rollout
 from workers.rollout.turn_texts import TurnTexts
 from workers.spans import SpanLog
@@ -48,8 +48,7 @@ class RolloutContext:
     engine: VLLMEngine
     encoder: PromptEncoder
     texts: TurnTexts
-    environment: Environment
-    limits: RolloutLimits
+    environments: Mapping[str, BoundedEnvironment]  # by the key of a request; "": the run's
     rewards: RewardClient
     early_stop: EarlyStop | None
     spans: SpanLog
@@ -62,7 +61,7 @@ class GroupPlay:
 
     Args:
         request: the samples that are wanted.
-        context: engine, environment and rewards of the worker.
+        context: engine, environments and rewards of the worker.
 
     Attributes:
         drawing: ids of the requests that are with the engine.
@@ -70,6 +69,7 @@ class GroupPlay:
 
     def __init__(self, request: GroupRequest, context: RolloutContext) -> None:
         self._request, self._context = request, context
+        self._bounded = context.environments[request.environment]
         self.drawing: set[str] = set()
         self._rewards: list[float] = []
         self._left = request.num_samples  # siblings without an outcome
@@ -106,7 +106,7 @@ class GroupPlay:
 
     def _open(self, k: int, prompt_tokens: list[int]) -> tuple[Rollout, EnvironmentClock]:
         """Return the rollout of a sibling before its first turn, and its clock."""
-        context, limits = self._context, self._context.limits
+        context, limits = self._context, self._bounded.limits
         clock = EnvironmentClock(stretch_s=limits.stretch_s, total_s=limits.total_s)
 
         async def sample(tokens: list[int], turn: int, sampling: Sampling) -> Sample:
@@ -143,7 +143,7 @@ class GroupPlay:
         try:
             with self._context.spans.doing("environment"):
                 ended = await play_guarded(
-                    self._context.environment, self._task(k), rollout.first, clock
+                    self._bounded.environment, self._task(k), rollout.first, clock
                 )
         except SpentError:
             ended = Outcome()

@@ -1,8 +1,15 @@
-"""Define the budgets of one rollout. The driver makes them, the rollout workers keep to them."""
+"""Define the budgets of one rollout, and an environment together with its budgets.
+
+The driver makes both, the rollout workers keep to them.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
+
+from workers.rollout.environments.contract import Environment
+from workers.rollout.environments.preparing import prepared
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,3 +32,19 @@ class RolloutLimits:
     max_observation_bytes: int = 65_536
     stretch_s: float = 60.0
     total_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoundedEnvironment:
+    """Environment, and the budgets of every rollout in it.
+
+    Example, one response to each prompt:
+        BoundedEnvironment(environment=SingleTurn(), limits=RolloutLimits(max_turns=1))
+    """
+
+    environment: Environment
+    limits: RolloutLimits
+
+    def prepared(self, tokenizer: Any) -> BoundedEnvironment:
+        """Return the same limits around the environment that plays: see `preparing.prepared`."""
+        return replace(self, environment=prepared(self.environment, tokenizer))

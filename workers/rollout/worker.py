@@ -1,4 +1,4 @@
-"""Run the rollout role: one vLLM engine in a Ray actor, with an environment and a reward client.
+"""Run the rollout role: one vLLM engine in a Ray actor, with environments and a reward client.
 
 Data flows one way: `submit` takes groups of prompts, each group is played (`group_play`), and
 `collect` returns finished groups: metadata to the driver, one Arrow record batch to the object
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -24,14 +24,13 @@ from workers.data.requests import Collected, GroupRequest
 from workers.data.sources.source import Prompt
 from workers.data.trajectory import Trajectory, describe, to_record_batch
 from workers.engines.vllm.engine import EngineTimeoutError, VLLMEngine, VLLMSettings
+from workers.importing import import_ahead
 from workers.reward.client import RewardClient
 from workers.reward.process import START_LIMIT_S
 from workers.reward.worker import RewardWorker
 from workers.rollout.early_stop import EarlyStop
-from workers.rollout.environments.contract import Environment
-from workers.rollout.environments.preparing import Preparable, prepared
 from workers.rollout.group_play import GroupPlay, RolloutContext
-from workers.rollout.limits import RolloutLimits
+from workers.rollout.limits import BoundedEnvironment
 from workers.rollout.turn_texts import TurnTexts
 from workers.spans import Recorded, SpanLog
 from workers.worker_group import EngineDiedError, WorkerGroup
@@ -46,8 +45,7 @@ class RolloutWorker:
         run_id: str,
         settings: VLLMSettings,
         max_prompt_tokens: int,
-        environment: Environment | Preparable,
-        limits: RolloutLimits,
+        environments: Mapping[str, BoundedEnvironment],
         reward_timeout_s: float,
         reward_start_s: float = START_LIMIT_S,
         template: ChatTemplate | None = None,
@@ -56,13 +54,14 @@ class RolloutWorker:
         early_stop: EarlyStop | None = None,
         end_token_ids: Sequence[int] = (),
     ) -> None:
+        import_ahead("vllm.v1.engine.async_llm")
         self._run_id = run_id
         self._engine = VLLMEngine(settings)
         self._encoder = PromptEncoder(
             settings.model_path, max_prompt_tokens, template, images=settings.images
         )
         self._texts = TurnTexts(self._encoder, end_token_ids=end_token_ids)
-        self._environment, self._limits = environment, limits
+        self._environments = dict(environments)
         self._reward_timeout_s, self._reward_start_s = reward_timeout_s, reward_start_s
         self._early_stop = early_stop
         self._scores_together, self._include_prefill = scores_together, include_prefill
@@ -82,16 +81,16 @@ class RolloutWorker:
             rewards: processes that score.
         """
         # Once: what the first call returns needs no preparation any more.
-        self._environment = await asyncio.to_thread(
-            prepared, self._environment, self._encoder.tokenizer
-        )
+        for name, each in self._environments.items():
+            self._environments[name] = await asyncio.to_thread(
+                each.prepared, self._encoder.tokenizer
+            )
         self._context = RolloutContext(
             run_id=self._run_id,
             engine=self._engine,
             encoder=self._encoder,
             texts=self._texts,
-            environment=self._environment,
-            limits=self._limits,
+            environments=self._environments,
             rewards=RewardClient(
                 rewards, timeout_s=self._reward_timeout_s, start_s=self._reward_start_s
             ),

@@ -3,6 +3,8 @@
 (() => {
   const { counted, el, number, payload, visible } = ballast;
   const PAGE = 15;
+  // Marks that tokens of some run may have: clipped, gated by ERC, dropped by the correction.
+  const marks = Object.assign({}, ...payload.runs.map((run) => run.rollouts.cuts));
   const fact = (name) => (group) =>
     Math.max(...group.samples.map((sample) => sample.facts[name] ?? -Infinity));
   const rewards = (group) => group.samples.map((sample) => sample.reward).filter((r) => r !== null);
@@ -11,7 +13,8 @@
     gap: ["largest log-prob gap", fact("gap")],
     sampled: ["longest response", fact("sampled")],
     advantage: ["largest advantage", fact("advantage")],
-    beyond_clip: ["most tokens beyond the clip", fact("beyond_clip")],
+    ...Object.fromEntries(Object.entries(marks).map(([name, { words }]) =>
+      [name, [`most tokens ${words}`, fact(name)]])),
     ratio: ["ratio farthest from 1", fact("ratio")],
     best: ["highest reward", (group) => Math.max(...rewards(group), -Infinity)],
     worst: ["lowest reward", (group) => -Math.min(...rewards(group), Infinity)],
@@ -20,7 +23,7 @@
     step: ["last step first", (group) => group.step],
   };
   const all = payload.runs.flatMap((run) => run.rollouts.groups.map((group) => ({ ...group, run })));
-  const state = { search: "", outcome: "", why: "", run: "", cut: "", sort: "chosen", shown: PAGE, mode: "" };
+  const state = { search: "", outcome: "", why: "", run: "", cut: "", mark: "", sort: "chosen", shown: PAGE, mode: "" };
   const list = el("div", { id: "groups" });
   const told = el("p", { id: "count", class: "soft" });
   const line = el("div", { id: "token" }, "Point at a token, or touch it, for its numbers.");
@@ -42,6 +45,7 @@
       (!state.why || group.why === state.why) &&
       (!state.outcome || group.samples.some((sample) => sample.kind === state.outcome)) &&
       (!state.cut || group.samples.some((sample) => (sample.finish === "length") === (state.cut === "yes"))) &&
+      (!state.mark || fact(state.mark)(group) > 0) &&
       (!state.search || searched(group).includes(state.search.toLowerCase())));
     const [, key] = SORTS[state.sort];
     return key ? [...found].sort((a, b) => key(b) - key(a)) : found;
@@ -50,14 +54,16 @@
   const outcome = (sample) =>
     (sample.reward === null ? visible(sample.outcome) : `reward ${number(sample.reward)}`);
 
-  const sibling = (group, sample, mode, scale) => {
-    const { pieces, clip } = group.run.rollouts;
+  const sibling = (group, sample, modes, mode, scale) => {
+    const { cuts, pieces } = group.run.rollouts;
     const facts = [
       counted(sample.facts.sampled ?? sample.tokens.length, "token"),
       sample.finish === "length" ? "cut off" : visible(sample.finish),
       sample.turns > 1 ? `${sample.turns} turns` : null,
       sample.branch ? `branch ${sample.branch}` : null,
       sample.facts.gap !== undefined ? `largest gap ${number(sample.facts.gap)}` : null,
+      ...Object.entries(cuts).map(([name, { words }]) =>
+        (sample.facts[name] ? `${ballast.percent(sample.facts[name])} ${words}` : null)),
       ...Object.entries(sample.parts).map(([name, value]) => `${visible(name)} ${number(value)}`),
     ];
     return el("article", { class: "sibling", "data-sample": sample.id },
@@ -65,21 +71,21 @@
       el("p", { class: "soft" }, facts.filter(Boolean).join(", ")),
       Object.entries(sample.notes).map(([name, text]) =>
         el("p", { class: "soft" }, `${visible(name)}: ${visible(text)}`)),
-      ballast.tokens(sample, pieces, mode, scale, clip, (text) => { line.textContent = text; }));
+      ballast.tokens(sample, pieces, modes, mode, scale, (text) => { line.textContent = text; }));
   };
 
   const open = (group, place) => {
-    const { clip } = group.run.rollouts;
-    const modes = ballast.modes(group, clip);
-    const mode = modes.some(([name]) => name === state.mode) ? state.mode : modes[0]?.[0] ?? "advantage";
-    const scale = ballast.scale(group, mode, clip);
+    const modes = ballast.modes(group);
+    const mode = modes.find(({ name }) => name === state.mode) ?? modes[0];
+    const scale = mode ? ballast.scale(group, mode) : null;
     const again = all.filter((other) =>
       other.prompt_uid === group.prompt_uid && other.run === group.run && other.step !== group.step);
-    const pick = ballast.choice("colour by", `color-${place.dataset.group}`, modes, (value) => {
+    const options = modes.map(({ name, words }) => [name, words]);
+    const pick = ballast.choice("colour by", `color-${place.dataset.group}`, options, (value) => {
       state.mode = value;
       open(group, place);
     });
-    pick.querySelector("select").value = mode;
+    pick.querySelector("select").value = mode?.name ?? "";
     place.replaceChildren(
       el("div", { class: "pictures" }, (group.images ?? []).map((src, at) =>
         el("img", { src, alt: `image ${at + 1} of the prompt` }))),
@@ -88,7 +94,7 @@
         onclick: () => { search.value = state.search = group.prompt_uid; fill(); },
       }, `this prompt in ${counted(again.length, "more step")}`) : null),
       ballast.ramp(mode, scale),
-      el("div", { class: "siblings" }, group.samples.map((sample) => sibling(group, sample, mode, scale))));
+      el("div", { class: "siblings" }, group.samples.map((sample) => sibling(group, sample, modes, mode, scale))));
   };
 
   const card = (group) => {
@@ -143,6 +149,8 @@
       choose("sort", "order", usable.map(([name, [words]]) => [name, words])),
       choose("outcome", "with outcome", distinct(all.flatMap((g) => g.samples.map((s) => s.kind)))),
       choose("cut", "cut off at the limit", [["", "all"], ["yes", "yes"], ["no", "no"]]),
+      usable.some(([name]) => name in marks) ? choose("mark", "with tokens", [["", "all"],
+        ...Object.entries(marks).map(([name, { words }]) => [name, words])]) : null,
       choose("why", "chosen because", distinct(all.map((group) => group.why))),
       ballast.several ? choose("run", "run", distinct(payload.runs.map((run) => run.name))) : null),
     told, list, line);

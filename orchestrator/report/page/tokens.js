@@ -1,4 +1,4 @@
-// Colour the tokens of a sample by a number: advantage, log-prob gap, ratio, and others.
+// Colour the tokens of a sample by a number: advantage, log-prob gap, ratio, clipped, and others.
 "use strict";
 (() => {
   const { el, number, visible } = ballast;
@@ -18,13 +18,6 @@
       words: "log of the ratio: new policy over old", signed: true,
       of: (s, i) => both(at(s.now, i), at(s.old, i), (a, b) => a - b),
     },
-    clip: {
-      words: "ratio beyond the clip bounds", signed: true,
-      of: (s, i, clip) => both(at(s.now, i), at(s.old, i), (a, b) => {
-        const ratio = Math.exp(a - b);
-        return clip === null ? null : ratio < 1 - clip[0] ? -1 : ratio > 1 + clip[1] ? 1 : 0;
-      }),
-    },
     ref: {
       words: "log-prob over the reference, nats", signed: true,
       of: (s, i) => both(at(s.old ?? s.now, i), at(s.ref, i), (a, b) => a - b),
@@ -38,28 +31,38 @@
     version: { words: "weight version", signed: false, fromLow: true, of: (s, i) => at(s.version, i) },
   };
 
+  // The modes of a run: those of every run, and one for each mark that its tokens may have. A mark
+  // is of the last update that trained the sample: 1 where the token's gradient was cut, else 0.
+  const modesOf = (cuts) => ({
+    ...MODES,
+    ...Object.fromEntries(Object.entries(cuts).map(([name, { flag, words }]) => [name, {
+      words, signed: true, cut: true,
+      of: (s, i) => both(at(s.flags, i), flag, (flags, bit) => (flags & bit ? 1 : 0)),
+    }])),
+  });
+
   const drawn = (sample, place) => at(sample.version, place) >= 0;
-  const numbers = (sample, mode, clip) => sample.tokens.map((_, place) =>
-    (drawn(sample, place) ? MODES[mode].of(sample, place, clip) ?? null : null));
+  const numbers = (sample, mode) => sample.tokens.map((_, place) =>
+    (drawn(sample, place) ? mode.of(sample, place) ?? null : null));
 
   // The modes for which some sample of a group has numbers.
-  ballast.modes = (group, clip) => Object.entries(MODES)
-    .filter(([name]) => group.samples.some((sample) =>
-      numbers(sample, name, clip).some((value) => value !== null)))
-    .map(([name, mode]) => [name, mode.words]);
+  ballast.modes = (group) => Object.entries(modesOf(group.run.rollouts.cuts))
+    .filter(([, mode]) => group.samples.some((sample) =>
+      numbers(sample, mode).some((value) => value !== null)))
+    .map(([name, mode]) => Object.assign({ name }, mode));
 
   // Low and high end of the colours, for all siblings together.
-  ballast.scale = (group, mode, clip) => {
-    const all = group.samples.flatMap((sample) => numbers(sample, mode, clip))
+  ballast.scale = (group, mode) => {
+    const all = group.samples.flatMap((sample) => numbers(sample, mode))
       .filter((value) => value !== null);
     if (!all.length) return null;
     const high = all.reduce((a, b) => Math.max(a, b), -Infinity);
     const low = all.reduce((a, b) => Math.min(a, b), Infinity);
-    if (MODES[mode].signed) {
+    if (mode.signed) {
       const size = Math.max(Math.abs(low), Math.abs(high)) || 1;
       return [-size, size];
     }
-    return MODES[mode].fromLow ? [low, high] : [0, high || 1];
+    return mode.fromLow ? [low, high] : [0, high || 1];
   };
 
   const shade = (value, [low, high], signed) => {
@@ -73,20 +76,25 @@
 
   ballast.ramp = (mode, scale) => {
     if (scale === null) return el("span");
-    const { signed, words } = MODES[mode];
+    const { cut, signed, words } = mode;
+    const rest = "Grey italics: not sampled by the policy. Underlined: does not train.";
+    if (cut) {
+      return el("p", { class: "soft ramp-line" },
+        el("span", { class: "ramp swatch", style: "background:rgba(var(--warm),.75)" }),
+        ` ${words} in the last update that trained the sample; any other token's gradient passed. ${rest}`);
+    }
     const ends = signed
       ? "rgba(var(--cold),.75), transparent, rgba(var(--warm),.75)"
       : "rgba(var(--cold),.08), rgba(var(--cold),.7)";
     return el("p", { class: "soft ramp-line" }, `${words}: ${number(scale[0])} `,
       el("span", { class: "ramp", style: `background:linear-gradient(to right, ${ends})` }),
-      ` ${number(scale[1])}. Grey italics: not sampled by the policy. Underlined: does not train.`);
+      ` ${number(scale[1])}. ${rest}`);
   };
 
-  const facts = (sample, place, text, clip) => {
-    const told = Object.entries(MODES).filter(([name]) => name !== "clip")
-      .map(([, mode]) => [mode.words, mode.of(sample, place, clip)])
-      .filter(([, value]) => value !== null && value !== undefined)
-      .map(([words, value]) => `${words} ${number(value)}`);
+  const facts = (sample, place, text, modes) => {
+    const told = modes.map((mode) => [mode, mode.of(sample, place)])
+      .filter(([mode, value]) => value !== null && value !== undefined && !(mode.cut && !value))
+      .map(([{ cut, words }, value]) => (cut ? words : `${words} ${number(value)}`));
     return `${JSON.stringify(visible(text))} · ${told.join(" · ")}`;
   };
 
@@ -98,10 +106,10 @@
   };
 
   // The tokens of a sample as coloured pieces; the middle of a long response is left out.
-  ballast.tokens = (sample, pieces, mode, scale, clip, tell) => {
+  ballast.tokens = (sample, pieces, modes, mode, scale, tell) => {
     const box = el("div", { class: "text", dir: "auto" });
     if (sample.text !== undefined) box.append(el("div", null, visible(sample.text)));
-    const values = numbers(sample, mode, clip);
+    const values = numbers(sample, mode);
     const marks = new Map(sample.turns > 1 ? sample.marks.map((turn) => [turn.at, turn]) : []);
     const half = sample.left_out ? sample.tokens.length / 2 : -1;
     sample.tokens.forEach((piece, place) => {
@@ -112,11 +120,11 @@
       const text = pieces[piece];
       const value = values[place];
       const kind = !drawn(sample, place) ? "outside" : at(sample.trains, place) ? null : "outline";
-      const show = () => tell(facts(sample, place, text, clip));
+      const show = () => tell(facts(sample, place, text, modes));
       box.append(el("span", {
         class: kind,
         style: value === null || scale === null ? null
-          : `background:${shade(value, scale, MODES[mode].signed)}`,
+          : `background:${shade(value, scale, mode.signed)}`,
         onmouseenter: show, onclick: show,
       }, visible(text).replaceAll("\n", "⏎\n")));
     });

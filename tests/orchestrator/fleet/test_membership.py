@@ -143,7 +143,7 @@ class Job:
             self.config,
             run_id="job",
             model_path="none",
-            environment=None,
+            environments={},
             early_stop=None,
             env={},
             placement=self.place,

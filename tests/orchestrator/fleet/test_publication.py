@@ -117,7 +117,12 @@ class Stack:
 
     def start(self, call, *, timeout_s):
         assert call.method == "probe"
-        return Answer([[PROBED]])
+        self.asked.append("probe")
+        return SimpleNamespace(ready=self.learner_is_done, result=lambda: [[PROBED]])
+
+    def learner_is_done(self, *, wait_s):
+        self.asked.append("probe is done")
+        return True
 
     # the pool
     def kill(self, number, why):
@@ -196,12 +201,21 @@ def test_what_no_engine_can_give_evidence_of_is_the_runs_end_and_no_engines(publ
 
 
 def test_over_shared_memory_nobody_is_asked_before_something_fails(publish):
+    def engines_asked(stack):
+        publish(stack, transport="shm")
+        return [method for method in stack.asked if "probe" not in method]
+
+    assert engines_asked(Stack()) == ["attest", "attest"]
+    assert engines_asked(Stack(fails=1, dies=(0,))) == ["attest", "version", "attest"]
+
+
+def test_learner_and_engines_compute_the_probe_together_unless_they_share_cores(publish):
     stack = Stack()
     publish(stack, transport="shm")
-    assert stack.asked == ["attest", "attest"]
-    stack = Stack(fails=1, dies=(0,))
-    publish(stack, transport="shm")
-    assert stack.asked == ["attest", "version", "attest"]
+    assert stack.asked == 2 * ["probe", "probe is done", "attest"]
+    stack = Stack()
+    publish(stack, transport="shm", overrides=["cluster.learner.num_gpus=1"])
+    assert stack.asked == 2 * ["probe", "attest"]
 
 
 def test_over_nccl_the_learner_hangs_too_and_the_run_ends(publish):

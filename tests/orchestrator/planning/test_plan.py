@@ -26,6 +26,16 @@ def test_the_updates_of_every_pass_are_counted():
     assert "actor" in rows["roles"]
 
 
+def test_a_part_that_a_weighted_reward_cannot_have_is_refused_by_name():
+    parts = ["algorithm=grpo", "algorithm/advantage=decoupled", "reward=weighted"]
+    planned(*parts, "algorithm.advantage.weights={exact: 1, format: 0.2}")
+    planned(*parts, "algorithm.advantage.weights={exact/correct: 1}")  # a part of a scorer's own
+    with pytest.raises(ValueError, match="advantage reads the reward's part 'style'; the parts of"):
+        planned(*parts, "algorithm.advantage.weights={exact: 1, style: 0.2}")
+    # An environment may give the reward and its parts itself.
+    planned(*parts, "algorithm.advantage.weights={style: 1}", "environment=guessing")
+
+
 def test_several_sources_are_named_with_their_weights():
     sources = "data.sources=[{name: a, path: a.jsonl, weight: 3}, {name: b, path: b, weight: 1.5}]"
     assert planned("data=files", sources)["data"].strip() == "a x 3 (a.jsonl), b x 1.5 (b)"

@@ -26,7 +26,7 @@ Try = Callable[..., list[str]]
 def attempt(tmp_path: Path) -> Try:
     """Try a scorer, or the body of a module that holds one, on rows of a file."""
 
-    def run(scorer: Any, *overrides: str, **columns: list[Any]) -> list[str]:
+    def run(scorer: Any, *overrides: str, readers: Any = None, **columns: list[Any]) -> list[str]:
         if isinstance(scorer, str):
             (tmp_path / "mine.py").write_text(scorer)
             scorer = Function(path=f"{tmp_path}/mine.py:reward")
@@ -37,13 +37,23 @@ def attempt(tmp_path: Path) -> Try:
         )
         sources = Sources(model_path=tmp_path, critic_path=tmp_path, train=prompts, heldout=None)
         _, config = compose(["experiment=quickstart", *overrides])
-        return try_scorer(config, scorer, sources)
+        return try_scorer(config, scorer, sources, readers)
 
     return run
 
 
 def test_a_reward_that_gives_the_truth_full_marks_needs_no_word(attempt: Try) -> None:
     assert attempt(Exact()) == []
+
+
+def test_a_part_that_the_reward_does_not_give_is_refused_by_name(attempt: Try) -> None:
+    readers = {"policy_loss": ("format",)}
+    gives = "def reward(response, **all): return {'reward': 1, 'format': len(response)}"
+    assert attempt(gives, readers=readers) == []
+    with pytest.raises(ValueError, match="policy_loss reads 'format', which is no part of every"):
+        attempt(gives.replace("'format'", "'form'"), readers=readers)
+    # The environment may give reward and parts itself.
+    assert attempt(Exact(), "environment=guessing", readers=readers) == []
 
 
 def test_a_whole_group_function_is_tried_with_both_responses(attempt: Try) -> None:

@@ -56,6 +56,17 @@ TAILED = [  # long tails, and 12 steps over an epoch of 96 prompts
 ]
 
 
+def test_an_algorithm_that_reads_parts_of_the_reward_is_rehearsed(tmp_path):
+    run = rehearsal(
+        tmp_path,
+        *CONSTANT,
+        "algorithm/advantage=decoupled",
+        "algorithm.advantage.weights={exact: 1, format: 0.2}",
+        "trainer.total_steps=1",
+    )
+    assert len(run.run()) == 1
+
+
 def rehearsal(folder, *overrides):
     raw, config = compose(overrides)
     algorithm = instantiate(raw.algorithm, _convert_="all")

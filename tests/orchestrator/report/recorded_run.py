@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models
 
+from algorithms.flags import CLIPPED
 from conf.compose import compose
 from conf.schema import TrackingConfig
 from orchestrator.checkpoints.manifest import write_manifest
@@ -69,21 +70,32 @@ def sample(
 
 
 def write_rollouts(
-    run_dir: Path, step: int, rows: list[Trajectory], *, ratio: float = 1.0, gap: float = 0.0
+    run_dir: Path,
+    step: int,
+    rows: list[Trajectory],
+    *,
+    ratio: float = 1.0,
+    gap: float = 0.0,
+    flags: list[int] | None = None,
 ) -> None:
-    """Write a step with advantages (reward - 1/2), and log-probs that differ by ratio and gap."""
+    """Write a step with advantages (reward - 1/2), and log-probs that differ by ratio and gap.
+
+    `flags` are those of all tokens; None: a clip at 1.2 cuts the tokens of a good response.
+    """
     (run_dir / "rollouts").mkdir(parents=True, exist_ok=True)
     lengths = np.array([len(row.tokens) for row in rows])
     drawn = np.concatenate([row.loss_mask for row in rows])
     sampler = np.concatenate([row.rollout_logprobs for row in rows])
     rewards = np.repeat([0.0 if row.reward is None else row.reward for row in rows], lengths)
     old = np.where(drawn, sampler + gap, 0).astype(np.float32)
+    clipped = np.where(drawn & (rewards > 0.5), CLIPPED if ratio > 1.2 else 0, 0)
     computed = computed_columns(
         np.arange(len(rows)),
         lengths,
         advantages=np.where(drawn, rewards - 0.5, 0).astype(np.float32),
         old_logprobs=old,
         logprobs=np.where(drawn, old + np.log(ratio), 0).astype(np.float32),
+        loss_flags=clipped if flags is None else np.array(flags),
     )
     whole = Slice(batch=0, start=0, length=len(rows))
     file = run_dir / "rollouts" / f"step_{step:06d}.parquet"

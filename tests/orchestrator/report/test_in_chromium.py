@@ -149,7 +149,7 @@ def test_tokens_are_coloured_by_the_chosen_number(browser, page):
     modes = browser.read(
         "[...document.querySelectorAll('#groups .controls option')].map((o) => o.value)"
     )
-    assert modes == ["advantage", "gap", "ratio", "clip", "surprise", "version"]
+    assert modes == ["advantage", "gap", "ratio", "surprise", "version", "clipped"]
     ident = browser.read("document.querySelector('#groups .controls select').id")
     choose(browser, ident, "gap")
     assert browser.read(colours) != by_advantage
@@ -157,6 +157,50 @@ def test_tokens_are_coloured_by_the_chosen_number(browser, page):
     told = browser.read("document.getElementById('token').textContent")
     assert '"zero "' in told
     assert "surprise: −log-prob when sampled, nats 0.5" in told
+
+
+def test_clipped_and_gated_tokens_are_coloured_counted_filtered_and_sorted(browser, tmp_path):
+    run = write_run(
+        tmp_path / "run", "algorithm=grpo", "algorithm/gate=erc", steps=1, resumed_after=()
+    )
+    rows = [
+        sample("free", 0, (1,), 1.0),
+        sample("free", 1, (2,), 0.0),
+        sample("cut", 0, (1, 2, 3, 4), 1.0),  # "one ", "two ", "three ", "four "
+        sample("cut", 1, (1,), 0.0),
+    ]
+    of_cut = [0, 0, 1, 3, 0, 0, 0, 0, 2]  # behind the two tokens of the prompt; 1 clipped, 2 gated
+    write_rollouts(run, 1, rows, flags=[0] * 6 + of_cut)
+    write_report([run], tmp_path / "report.html")
+    browser.errors.clear()
+    browser.open(tmp_path / "report.html", width=1280)
+    orders = "[...document.querySelectorAll('#filter-sort option')].map((o) => o.textContent)"
+    assert {"most tokens clipped", "most tokens gated by ERC"} < set(browser.read(orders))
+    choose(browser, "filter-sort", "clipped")
+    assert "most tokens clipped" in browser.read(
+        "document.querySelector('#groups summary').textContent"
+    )
+    for mark in ("clipped", "gated"):
+        choose(browser, "filter-mark", mark)
+        assert browser.read(GROUPS) == 1
+    text = open_first_group(browser, "train:cut")
+    assert "50 % clipped, 25 % gated by ERC" in text
+    ident = browser.read("document.querySelector('#groups .controls select').id")
+    coloured = (
+        "[...document.querySelectorAll('#groups .sibling .text span')]"
+        ".filter((s) => s.style.background.includes('0.75')).map((s) => s.textContent)"
+    )
+    legend = "document.querySelector('#groups .ramp-line').textContent"
+    choose(browser, ident, "clipped")
+    assert browser.read(coloured) == ["one ", "two "]
+    assert "clipped in the last update that trained the sample" in browser.read(legend)
+    choose(browser, ident, "gated")
+    assert browser.read(coloured) == ["two ", "one "]
+    assert "gated by ERC in the last update that trained the sample" in browser.read(legend)
+    browser.read("document.querySelectorAll('#groups .sibling .text span')[1].click()")
+    told = browser.read("document.getElementById('token').textContent")
+    assert told.endswith("clipped · gated by ERC")
+    assert browser.errors == []
 
 
 def test_the_turns_of_a_sample_are_set_apart(browser, tmp_path):

@@ -2,6 +2,8 @@
 
 import shutil
 
+from recorded_run import write_run
+
 from orchestrator.report.payload import build, labels
 from orchestrator.report.run_record import read_run
 
@@ -28,3 +30,19 @@ def test_what_a_report_holds_and_leaves_out_is_told(run_dir):
     assert note.startswith(f"{held} of 32 recorded samples are shown: every kind of failure")
     assert note.endswith("steps the tokens not read")
     assert run["verdict"] == less["verdict"]
+
+
+def test_the_marks_of_tokens_are_those_that_the_algorithm_can_make(tmp_path):
+    def marks(name, *overrides):
+        record = read_run(write_run(tmp_path / name, *overrides, steps=1, resumed_after=()))
+        (run,) = build([record])["runs"]
+        return {name: (cut["flag"], cut["words"]) for name, cut in run["rollouts"]["cuts"].items()}
+
+    assert marks("plain", "algorithm=grpo") == {"clipped": (1, "clipped")}
+    assert marks(
+        "gated", "algorithm=grpo", "algorithm/gate=erc", "algorithm/correction=icepop"
+    ) == {
+        "clipped": (1, "clipped"),
+        "gated": (2, "gated by ERC"),
+        "dropped": (4, "dropped by the correction"),
+    }

@@ -10,7 +10,7 @@ from orchestrator.report.rows import outcome_kind, read_rows, token_facts, withi
 
 def read(folder, **budgets):
     files = {int(f.stem[5:]): f for f in sorted((folder / "rollouts").glob("*.parquet"))}
-    return read_rows(files, clip=(0.2, 0.2), **budgets)
+    return read_rows(files, **budgets)
 
 
 def test_numbers_of_a_step(tmp_path):
@@ -23,7 +23,16 @@ def test_numbers_of_a_step(tmp_path):
     assert step.facts["advantage"] == pytest.approx([0.5, 0.5])  # |1 - 1/2| and |0 - 1/2|
     assert step.facts["gap"] == pytest.approx([0.5, 0.5])
     assert step.facts["ratio"] == pytest.approx([0.25, 0.25])
-    assert step.facts["beyond_clip"].tolist() == [1.0, 1.0]  # 1.25 > 1 + 0.2
+
+
+def test_shares_of_trained_tokens_that_were_cut(tmp_path):
+    """Bits 1 clipped, 2 gated, 4 dropped; the prompt's two tokens count for nothing."""
+    rows = [sample("a", 0, (1, 2, 3, 4), 1.0), sample("a", 1, (1,), 0.0)]
+    write_rollouts(tmp_path, 7, rows, flags=[0, 0, 1, 3, 0, 4, 0, 0, 2])
+    (step,) = read(tmp_path)
+    assert step.facts["clipped"].tolist() == [0.5, 0.0]
+    assert step.facts["gated"].tolist() == [0.25, 1.0]
+    assert step.facts["dropped"].tolist() == [0.25, 0.0]
 
 
 def test_outcomes_of_one_kind_are_one_whatever_sample_they_name():
@@ -47,7 +56,7 @@ def test_a_row_without_a_computed_column_has_no_number():
             "logprobs": pa.array([[-1.5, 0.0], None], lists),
         }
     )
-    facts = token_facts(table, None)
+    facts = token_facts(table)
     assert facts["sampled"].tolist() == [2, 1]
     assert facts["gap"][0] == 0.5  # the second token does not train
     assert np.isnan(facts["gap"][1])

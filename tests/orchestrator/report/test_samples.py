@@ -16,7 +16,7 @@ FIRST = ChosenGroup(place=0, rows=(0, 1), why="first step")
 
 def recorded(folder, rows):
     write_rollouts(folder, 1, rows, ratio=1.25, gap=0.5)
-    return read_rows({1: folder / "rollouts" / "step_000001.parquet"}, clip=None)
+    return read_rows({1: folder / "rollouts" / "step_000001.parquet"})
 
 
 def test_a_group_has_its_prompt_and_every_number_of_its_tokens(tmp_path):
@@ -32,6 +32,7 @@ def test_a_group_has_its_prompt_and_every_number_of_its_tokens(tmp_path):
     # Equal values of all tokens are written once; prompt tokens have none.
     assert (first["sampler"], first["old"], first["adv"]) == (-0.5, 0, 0.5)
     assert first["now"] == rounded(math.log(1.25))
+    assert (first["flags"], second["flags"]) == (1, 0)  # clipped where the advantage is positive
     assert (first["trains"], first["version"], first["left_out"]) == (1, 0, 0)
     assert "text" not in first
     assert first["notes"] == {"judge": "the sum is wrong"}
@@ -81,8 +82,8 @@ def test_a_full_report_leaves_out_the_less_important_groups(tmp_path):
     rows = [sample(name, number, (1,) * 100, 1.0) for name in "abc" for number in range(2)]
     steps = recorded(tmp_path, rows)
     chosen = [ChosenGroup(place=0, rows=(k, k + 1), why="x") for k in (4, 0, 2)]
-    groups, _ = load_groups(steps, chosen, TokenTexts(None), max_bytes=17_000)
-    assert [group["group"] for group in groups] == ["c", "a"]  # each is about 8,200 bytes
+    groups, _ = load_groups(steps, chosen, TokenTexts(None), max_bytes=18_000)
+    assert [group["group"] for group in groups] == ["c", "a"]  # each is about 8,500 bytes
 
 
 def test_without_a_tokenizer_tokens_are_numbers_beside_the_text(tmp_path):

@@ -21,7 +21,8 @@ def report(pattern, before=0):
         )
         for mark in pattern
     )
-    return _report(Trained(updates=updates, logprobs=(), gaps=np.zeros(0, np.float32)), before)
+    gaps = np.zeros(0, np.float32)
+    return _report(Trained(updates=updates, logprobs=(), flags=(), gaps=gaps), before)
 
 
 @pytest.mark.parametrize(

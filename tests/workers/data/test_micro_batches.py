@@ -44,6 +44,22 @@ def test_a_row_without_a_reward_does_not_disturb_those_with_one():
     assert batch.tokens.tolist() == [8, 9]
 
 
+def test_a_loss_is_given_the_parts_of_the_reward_that_it_names():
+    parts = [[("exact", 1.0), ("format", 0.0)], [], [("exact", 0.0), ("format", 0.5)]]
+    kind = pa.map_(pa.string(), pa.float32())
+    table = TABLE.append_column("reward_parts", pa.array(parts, kind))
+    batch = packed_rows(table, micro(2, 0), ["advantages"], reward_parts=("format",))
+    assert batch.sequence_columns["reward_parts/format"].tolist() == [0.5, 0.0]
+    inputs = loss_inputs(batch, torch.zeros(7), None, old_is_current=True)
+    assert {name: part.tolist() for name, part in inputs.reward_parts.items()} == {
+        "format": [0.5, 0.0]
+    }
+    per_token = inputs.reward_parts["format"][inputs.sequence_ids]
+    assert per_token.tolist() == [0.5, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0]
+    filler = packed_rows(table, micro(), ["advantages"], reward_parts=("format",))
+    assert filler.sequence_columns["reward_parts/format"].tolist() == [0.0]
+
+
 def test_a_loss_may_read_whether_a_response_was_truncated_and_how_stale_its_tokens_are():
     ends = pa.array(["stop", "length", "length"])
     versions = pa.array([[-1, 4, 4], [-1, 6], [-1, -1, 5, 6]], pa.large_list(pa.int32()))

@@ -97,6 +97,16 @@ def test_computed_columns_join_by_row():
     assert isinstance(joined, pa.Table) and joined.num_rows == 3
 
 
+def test_flags_are_bytes_also_where_a_rank_trained_no_row():
+    table = pa.table({"rollout_id": ["0-7/0", "0-7/1"]})
+    none = np.zeros(0, dtype=np.int64)
+    empty = np.zeros(0, dtype=np.float32)
+    one = computed_columns(np.array([1]), np.array([4]), loss_flags=np.array([0.0, 0.0, 1.0, 6.0]))
+    joined = join_computed(table, [one, computed_columns(none, none, loss_flags=empty)])
+    assert joined.column("loss_flags").type == pa.large_list(pa.uint8())
+    assert joined.column("loss_flags").to_pylist() == [None, [0, 0, 1, 6]]
+
+
 def test_only_the_columns_and_rows_that_a_rank_reads_are_copied():
     table = pa.table({"rollout_id": ["0-7/0", "0-7/1", "0-7/2"]})
     four = {"old_logprobs": np.arange(4.0), "values": np.ones(4)}

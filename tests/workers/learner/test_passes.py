@@ -15,10 +15,11 @@ from algorithms.aggregations import TokenMean
 from algorithms.algorithm import Algorithm
 from algorithms.policy_losses.cpgd import ClippedLogRatio
 from workers.data.packing import pack
+from workers.data.results import Rows
 from workers.engines.zero.policy_engine import PolicyEngine
 from workers.engines.zero.settings import OptimizerSettings, ZeroSettings
 from workers.engines.zero.weights import ZeroSource
-from workers.learner.passes import train_passes
+from workers.learner.passes import Trained, train_passes
 
 CLIP, LR, TEMPERATURE = 0.2, 2.0, 0.8
 LENGTHS = (6, 4, 5, 7)  # tokens; all but the first two train: 4 + 2 + 3 + 5 = 14
@@ -71,7 +72,10 @@ def plain(model: Path, *, corrected: bool) -> tuple[dict[str, torch.Tensor], flo
     return {name: p.detach() for name, p in network.named_parameters()}, furthest
 
 
-def through_the_engine(model: Path, *, corrected: bool) -> tuple[dict[str, torch.Tensor], object]:
+def through_the_engine(
+    model: Path, *, corrected: bool
+) -> tuple[dict[str, torch.Tensor], Trained, Rows]:
+    """Weights after the passes, their results, and the log-probs of every row before."""
     algorithm = Algorithm(
         name="cpgd",
         advantage=GroupRelative(),
@@ -106,13 +110,13 @@ def through_the_engine(model: Path, *, corrected: bool) -> tuple[dict[str, torch
     )
     after = {name: value.clone() for name, value in ZeroSource(engine.hf_model)}
     engine.close()
-    return after, trained
+    return after, trained, old
 
 
 @pytest.mark.parametrize("corrected", [False, True])
 def test_two_passes_are_the_plain_loop(model: Path, corrected: bool) -> None:
     expected, furthest = plain(model, corrected=corrected)
-    found, trained = through_the_engine(model, corrected=corrected)
+    found, trained, _ = through_the_engine(model, corrected=corrected)
     assert furthest > 0.05  # pi_epoch did leave pi_old, or nothing would be corrected
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=2e-5)
@@ -121,6 +125,18 @@ def test_two_passes_are_the_plain_loop(model: Path, corrected: bool) -> None:
     # |log pi_old - log mu| is 0.5 on each of the 14 tokens, counted once
     assert trained.gaps.shape == (14,)
     np.testing.assert_allclose(trained.gaps, 0.5, atol=1e-6)
+
+
+def test_the_flags_of_a_row_are_those_of_the_last_update_that_trained_it(model: Path) -> None:
+    _, trained, old = through_the_engine(model, corrected=False)
+    last = [row for update in PASSES[-1] for row in update]
+    clipped = []
+    for row, now in zip(last, trained.logprobs, strict=True):
+        ratio = np.exp(now - old[row])
+        beyond = ratio > 1 + CLIP if ADVANTAGES[row] > 0 else ratio < 1 - CLIP
+        clipped.append((beyond & (np.arange(LENGTHS[row]) >= 2)).astype(float).tolist())
+    assert [flags.tolist() for flags in trained.flags] == clipped
+    assert {value for flags in clipped for value in flags} == {0.0, 1.0}
 
 
 def test_the_correction_is_seen_in_the_second_pass_only(model: Path) -> None:

@@ -16,7 +16,7 @@ from workers.engines.vllm.answers import MAX_IN_A_ROW
 from workers.engines.vllm.settings import VLLMSettings
 from workers.models.tiny import build_tiny
 from workers.rollout.environments.single_turn import SingleTurn
-from workers.rollout.limits import RolloutLimits
+from workers.rollout.limits import BoundedEnvironment, RolloutLimits
 from workers.rollout.worker import RolloutWorker
 from workers.worker_group import EngineDiedError, WorkerGroup
 
@@ -121,8 +121,9 @@ def run(folder, monkeypatch):
                     model_path=str(folder), request_timeout_s=0.2, control_timeout_s=0.2
                 ),
                 max_prompt_tokens=16,
-                environment=SingleTurn(),
-                limits=RolloutLimits(),
+                environments={
+                    "": BoundedEnvironment(environment=SingleTurn(), limits=RolloutLimits())
+                },
                 reward_timeout_s=1.0,
             )
             await worker.start(0, WorkerGroup("reward", []))

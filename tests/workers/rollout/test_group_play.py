@@ -17,7 +17,7 @@ from workers.rollout.early_stop import EarlyStop
 from workers.rollout.environments.contract import Outcome
 from workers.rollout.environments.single_turn import SingleTurn
 from workers.rollout.group_play import GroupPlay, RolloutContext, turn_seed
-from workers.rollout.limits import RolloutLimits
+from workers.rollout.limits import BoundedEnvironment, RolloutLimits
 from workers.rollout.turn_texts import TurnTexts
 from workers.spans import SpanLog
 
@@ -103,6 +103,8 @@ def play(
     prompt_fault=None,
     scores_together=False,
     include_prefill=False,
+    others=None,
+    named="",
 ):
     request = GroupRequest(
         group_id="g",
@@ -115,6 +117,7 @@ def play(
         seed=40,
         sampling=Sampling(max_tokens=99),
         may_stop_early=True,
+        environment=named,
     )
     encoder = Encoder(prompt_fault)
     context = RolloutContext(
@@ -122,8 +125,13 @@ def play(
         engine=engine,
         encoder=encoder,
         texts=TurnTexts(encoder),
-        environment=environment or SingleTurn(),
-        limits=limits or RolloutLimits(max_turns=4),
+        environments={
+            "": BoundedEnvironment(
+                environment=environment or SingleTurn(),
+                limits=limits or RolloutLimits(max_turns=4),
+            ),
+            **(others or {}),
+        },
         rewards=rewards,
         early_stop=early_stop,
         spans=SpanLog(),
@@ -139,6 +147,23 @@ def differ(rewards, num_left):
 
 def outcomes(siblings):
     return [(one.outcome, one.reward, sum(v >= 0 for v in one.weight_versions)) for one in siblings]
+
+
+@pytest.mark.parametrize(
+    ("named", "turns", "end"),
+    [("", 1, "stop"), ("data.sources.long", 2, "stop"), ("data.sources.cut", 1, "length")],
+)
+def test_a_group_is_played_in_the_environment_of_its_source_with_its_budgets(named, turns, end):
+    two = TwoTurns()
+    others = {
+        "data.sources.long": BoundedEnvironment(environment=two, limits=RolloutLimits(max_turns=2)),
+        "data.sources.cut": BoundedEnvironment(environment=two, limits=RolloutLimits(max_turns=1)),
+    }
+    engine = Engine({"g/0/1": 2, "g/0/2": 3})
+    rewards = Rewards({2: 0.0, 3: 1.0})
+    group = play(engine, rewards, samples=1, others=others, named=named)
+    (row,) = asyncio.run(group.run())
+    assert (row.num_turns, row.finish_reason, row.outcome) == (turns, end, "scored")
 
 
 def test_every_turn_of_a_group_asks_the_same_engine_with_a_longer_prefix():

@@ -32,7 +32,7 @@ from workers.rollout.environments.contract import Outcome
 from workers.rollout.environments.guessing import Guessing
 from workers.rollout.environments.single_turn import SingleTurn
 from workers.rollout.group_play import GroupPlay
-from workers.rollout.limits import RolloutLimits
+from workers.rollout.limits import BoundedEnvironment, RolloutLimits
 from workers.rollout.turn_texts import TurnTexts
 from workers.rollout.worker import RolloutWorker
 from workers.worker_group import WorkerGroup
@@ -94,8 +94,7 @@ def worker(folder, loop, rewards):
             run_id="test",
             settings=settings,
             max_prompt_tokens=16,
-            environment=SingleTurn(),
-            limits=RolloutLimits(),
+            environments={"": BoundedEnvironment(environment=SingleTurn(), limits=RolloutLimits())},
             reward_timeout_s=5.0,
             early_stop=EarlyStop(settled=ALGORITHM.settled, min_samples=2),
         )
@@ -228,8 +227,9 @@ def test_ids_stay_as_they_were_sampled_where_the_tokenizer_would_merge_them(
         worker._context,
         encoder=encoder,
         texts=TurnTexts(encoder),
-        environment=Talks(),
-        limits=RolloutLimits(max_turns=3),
+        environments={
+            "": BoundedEnvironment(environment=Talks(), limits=RolloutLimits(max_turns=3))
+        },
     )
     talk = request("talk", prompt="01", num_samples=8, max_tokens=40)
     siblings = loop.run_until_complete(GroupPlay(talk, context).run())
@@ -286,8 +286,11 @@ def test_a_program_over_http_plays_the_bits_of_the_environment(worker, loop, tmp
         await worker._engine._live().reset_prefix_cache()
         context = replace(
             worker._context,
-            environment=environment,
-            limits=RolloutLimits(max_turns=3, max_turn_tokens=4),
+            environments={
+                "": BoundedEnvironment(
+                    environment=environment, limits=RolloutLimits(max_turns=3, max_turn_tokens=4)
+                )
+            },
         )
         game = request(
             f"game {hidden}",

@@ -10,7 +10,7 @@ from workers.data.requests import GroupRequest, Sample, Sampling
 from workers.reward.base import RewardResult
 from workers.rollout.environments.contract import Outcome
 from workers.rollout.group_play import GroupPlay, RolloutContext
-from workers.rollout.limits import RolloutLimits
+from workers.rollout.limits import BoundedEnvironment, RolloutLimits
 from workers.rollout.turn_texts import TurnTexts
 from workers.spans import SpanLog
 
@@ -69,8 +69,9 @@ def notes(tmp_path, name, *, turns):
         engine=Thinker(encoder),
         encoder=encoder,
         texts=TurnTexts(encoder),
-        environment=Asks(turns),
-        limits=RolloutLimits(max_turns=4),
+        environments={
+            "": BoundedEnvironment(environment=Asks(turns), limits=RolloutLimits(max_turns=4))
+        },
         rewards=Rewards(),
         early_stop=None,
         spans=SpanLog(),

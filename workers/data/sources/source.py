@@ -42,6 +42,7 @@ class Prompt:
     Attributes:
         ground_truth: a list means that any of its texts is right.
         images: path or bytes of each.
+        environment: key of the one that plays the row; empty: the run's.
     """
 
     uid: str
@@ -50,6 +51,7 @@ class Prompt:
     dataset: str
     columns: dict[str, Any] = field(default_factory=dict)
     images: tuple[str | bytes, ...] = ()
+    environment: str = ""
 
 
 class PromptSource:
@@ -65,6 +67,7 @@ class PromptSource:
         weight: share of the prompts that a run begins, relative to other sources; None: its rows.
         form: of every prompt.
         more: columns that every row gets, in the place of its own of that name.
+        environment: key of the one that plays every row; empty: the run's.
 
     Raises:
         ValueError: the path is missing, unreadable or empty, lacks a named column, or has records
@@ -82,12 +85,14 @@ class PromptSource:
         weight: float | None = None,
         form: PromptFormat | None = None,
         more: Mapping[str, Any] | None = None,
+        environment: str = "",
     ) -> None:
         self.path = Path(path).expanduser().absolute()  # a run changes its folder
         self.name, self._named = name or self.path.stem, name is not None
         self._prompt_column, self._truth_column = prompt_column, ground_truth_column
         self._image_column = image_column
         self._form, self._more = form or PromptFormat(), dict(more or {})
+        self._environment = environment
         self._rows = open_rows(self.path)
         if len(self._rows) == 0:
             raise ValueError(f"{self.path} holds no prompt; give a file with rows")
@@ -123,6 +128,7 @@ class PromptSource:
             dataset=str(values.get(LABEL, self.name)),
             columns=values | self._more,
             images=images,
+            environment=self._environment,
         )
 
     @cached_property

@@ -148,8 +148,8 @@ class PolicyEngine(ZeroRank):
             inputs = loss_inputs(batch, logprobs, token_entropies, old_is_current=old_is_current)
             return logprobs, self._balanced(algorithm.token_loss(inputs), routings)
 
-        results, logprobs = self.take_steps(updates, loss_of)
-        return TrainResult(updates=results, logprobs=logprobs)
+        results, logprobs, flags = self.take_steps(updates, loss_of)
+        return TrainResult(updates=results, logprobs=logprobs, flags=flags)
 
     def _balanced(self, loss: TokenLoss, routings: Routings) -> TokenLoss:
         """Add the routers' metrics, and their loss where it has a coefficient, to each token's."""
@@ -162,7 +162,7 @@ class PolicyEngine(ZeroRank):
             terms["policy"] = terms["policy"] + coefficient * balance
             metrics["router/balance"] = every.detach() + balance.detach()
         metrics["router/load_ratio"] = every.detach() + routings.load()
-        return TokenLoss(terms=terms, metrics=metrics)
+        return TokenLoss(terms=terms, metrics=metrics, flags=loss.flags)
 
     def _logprobs(
         self, batch: PackedBatch, temperature: float, entropy: bool

@@ -151,7 +151,7 @@ class ZeroRank(ABC):
 
     def take_steps(
         self, updates: Sequence[Sequence[PackedBatch]], loss_of: LossOf
-    ) -> tuple[tuple[UpdateResult, ...], Rows]:
+    ) -> tuple[tuple[UpdateResult, ...], Rows, Rows]:
         """Take one optimizer step per update.
 
         Args:
@@ -159,10 +159,11 @@ class ZeroRank(ABC):
             loss_of: the forward pass and the unreduced loss of a micro-batch.
 
         Returns:
-            The updates, and the forward pass's outputs of every row, in order.
+            The updates, and the forward pass's outputs and the loss's flags of every row, in
+            order.
         """
         self.module.train()
-        outputs: list[tuple[PackedBatch, Tensor]] = []
+        outputs: list[tuple[PackedBatch, Tensor, Tensor]] = []
         sums, steps = [], []
         for update in updates:
             collected = MetricSums()
@@ -170,9 +171,10 @@ class ZeroRank(ABC):
             def backward(update: Sequence[PackedBatch] = update) -> Iterator[tuple[Any, ...]]:
                 return self._backward(update, loss_of)
 
-            for own, (batch, output, loss, metrics) in zip(update, backward(), strict=True):
-                collected.add(batch, metrics, loss)
-                outputs.append((own, output))  # split at the end: the host need not wait here
+            for own, (batch, output, loss, values) in zip(update, backward(), strict=True):
+                collected.add(batch, values.metrics, loss)
+                # Split at the end: the host need not wait here.
+                outputs.append((own, output, values.flags))
             sums.append(collected)
             steps.append(self._step(backward))
         copies = self.settings.sequence_parallel_size
@@ -181,13 +183,14 @@ class ZeroRank(ABC):
             UpdateResult(metrics=metrics, **step)
             for metrics, step in zip(reduced, steps, strict=True)
         )
-        rows = (row for batch, output in outputs for row in batch.split(output))
-        return tuple(results), tuple(rows)
+        rows = (row for batch, output, _ in outputs for row in batch.split(output))
+        flags = (row for batch, _, own in outputs for row in batch.split(own))
+        return tuple(results), tuple(rows), tuple(flags)
 
     def _backward(
         self, update: Sequence[PackedBatch], loss_of: LossOf
-    ) -> Iterator[tuple[PackedBatch, Tensor, Tensor, Any]]:
-        """Accumulate the gradient of one update; yield (batch, output, loss, metrics)."""
+    ) -> Iterator[tuple[PackedBatch, Tensor, Tensor, TokenLoss]]:
+        """Accumulate the gradient of one update; yield (batch, output, loss, its values)."""
         for batch in update:
             batch = batch.to(self.device)
             output, values = loss_of(batch)
@@ -195,7 +198,7 @@ class ZeroRank(ABC):
             # DeepSpeed averages over ranks; the weights are global, so the average is undone. The
             # zeros keep every parameter in the graph where no token of this rank trains.
             self._engine.backward(loss * self.world_size + 0.0 * output.sum())
-            yield batch, output.detach(), loss.detach(), values.metrics
+            yield batch, output.detach(), loss.detach(), values
 
     def _step(self, backward: Any) -> dict[str, Any]:
         """Take one optimizer step, or none where the gradient is not finite."""

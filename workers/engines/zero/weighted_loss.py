@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from algorithms.inputs import LossInputs, TokenLoss
-from workers.data.packing import PackedBatch
+from workers.data.packing import REWARD_PART, PackedBatch
 
 # What the current policy is the same as, when nothing has been updated since the step began.
 IDENTITIES = {
@@ -79,10 +79,15 @@ def loss_inputs(
     return LossInputs(**values)
 
 
-def known_columns(batch: PackedBatch) -> dict[str, Tensor]:
-    """Select the columns [N] or [S] of a batch that `LossInputs` has a name for."""
+def known_columns(batch: PackedBatch) -> dict[str, Any]:
+    """Select the columns [N] or [S] of a batch that `LossInputs` has a name for.
+
+    The reward's parts [S] are one of them, by name.
+    """
     columns = {**batch.columns, **batch.sequence_columns}
-    known = {name: value for name, value in columns.items() if name in _FIELDS}
+    known: dict[str, Any] = {name: value for name, value in columns.items() if name in _FIELDS}
+    parts = (name for name in columns if name.startswith(REWARD_PART))
+    known["reward_parts"] = {name.removeprefix(REWARD_PART): columns[name] for name in parts}
     known |= {name: known[name].bool() for name in known.keys() & {"truncated"}}
     return known | {name: known[name].long() for name in known.keys() & {"group_ids"}}
 

@@ -67,7 +67,8 @@ def test_the_loss_is_the_sum_over_trained_tokens_of_term_times_weight() -> None:
         weights={"policy": [0.5, 0.25]},
     )
     term = torch.tensor([math.nan, 2.0, 4.0, math.nan, 8.0], requires_grad=True)
-    total = weighted_sum(batch, TokenLoss(terms={"policy": term}, metrics={}))
+    flags = torch.zeros(5, dtype=torch.uint8)
+    total = weighted_sum(batch, TokenLoss(terms={"policy": term}, metrics={}, flags=flags))
     assert total.item() == 5.0  # 0.5 * (2 + 4) + 0.25 * 8
     total.backward()
     assert term.grad is not None

@@ -28,7 +28,8 @@ class LikelihoodLoss:
 
     def token_loss(self, inputs: LossInputs) -> TokenLoss:
         """One term."""
-        return TokenLoss(terms={"policy": inputs.logprobs.square()}, metrics={})
+        flags = torch.zeros_like(inputs.loss_mask, dtype=torch.uint8)
+        return TokenLoss(terms={"policy": inputs.logprobs.square()}, metrics={}, flags=flags)
 
 
 def rows_of(folder: Path) -> Rows:

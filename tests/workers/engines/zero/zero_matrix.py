@@ -37,6 +37,7 @@ class TwoTermLoss:
         return TokenLoss(
             terms={"policy": policy - 0.05 * inputs.entropy, "nll": -inputs.logprobs},
             metrics={"ratio": ratio, "ratio_max": ratio, "ratio_min": ratio},
+            flags=torch.zeros_like(inputs.loss_mask, dtype=torch.uint8),
         )
 
 

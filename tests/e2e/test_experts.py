@@ -1,0 +1,52 @@
+"""A mixture of experts through the whole stack: it learns, and its export is what was trained."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+TIMEOUT_S = 2400
+
+
+def experts(folder, name, *overrides):
+    """`ballast train experiment=tiny model=tiny_qwen3_moe` in `folder`; return the run's folder."""
+    command = [sys.executable, "-m", "orchestrator.cli", "train", "experiment=tiny"]
+    fixed = ["model=tiny_qwen3_moe", "trainer.eval_every=0", f"output_dir={folder}"]
+    done = subprocess.run(
+        [*command, *fixed, f"run_name={name}", *overrides],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder / name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [(), ("model/adapter=lora", "learner.optimizer.lr=1e-2")])
+def test_experts_learn_and_are_exported_as_they_were_published(tmp_path, mode):
+    run = experts(tmp_path, "experts", *mode)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "time/step_s" in line]
+    rewards = [line["reward/mean"] for line in steps]
+    assert len(rewards) == 200
+    assert rewards[0] < 0.2
+    assert sum(rewards[-10:]) / 10 > 0.9
+    assert max(line["mismatch/abs_max"] for line in steps) < 1e-4
+    assert max(line["publication/probe_gap_max"] for line in steps) < 1e-4
+    assert min(line["router/load_ratio"] for line in steps) >= 1.0
+    assert max(line["router/load_ratio"] for line in steps) <= 4.0  # all tokens to one expert
+    exported = load_file(run / "final" / "model.safetensors")
+    model, info = AutoModelForCausalLM.from_pretrained(run / "final", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    model.save_pretrained(tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert exported.keys() == again.keys()
+    for name, tensor in exported.items():
+        assert tensor.numpy().tobytes() == again[name].numpy().tobytes(), name
