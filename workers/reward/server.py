@@ -40,7 +40,7 @@ class ScoringServer:
             prepare()
 
     def serve(self, item: list[tuple[Any, ...]]) -> list[Any]:
-        """Score samples, each given as (prompt, response, ground truth, columns, messages)."""
+        """Score samples: (prompt, response, ground truth, columns, messages, images) of each."""
         siblings = [
             RewardSample(
                 prompt=prompt,
@@ -48,8 +48,9 @@ class ScoringServer:
                 ground_truth=ground_truth,
                 columns=columns,
                 messages=messages,
+                images=images,
             )
-            for prompt, response, ground_truth, columns, messages in item
+            for prompt, response, ground_truth, columns, messages, images in item
         ]
         return [
             [each.outcome, each.reward, dict(each.parts), dict(each.notes), each.seconds]
