@@ -30,7 +30,8 @@ class AnchorConfig:
 class EvaluationSetConfig:
     """One held-out set: its file, the form of its prompts, sampling and scorer."""
 
-    path: str = MISSING  # Parquet, JSON lines, or a folder of one of them or of Arrow files
+    path: str | None = None  # Parquet, JSON lines, or a folder of one of them or of Arrow files
+    build: Any = None  # in place of path: `_target_` of a function that writes eval.parquet
     prompt_column: str = "prompt"
     ground_truth_column: str = "ground_truth"
     image_column: str | None = None  # null: prompts show no images
@@ -45,6 +46,12 @@ class EvaluationSetConfig:
 
     def check(self, key: str) -> None:
         """Raise a ValueError for an impossible value that stands under `key`."""
+        require(
+            (self.path is None) != (self.build is None),
+            f"{key}.path",
+            self.path,
+            f"give a file or folder, or {key}.build, a function that writes eval.parquet",
+        )
         check_template(f"{key}.prompt_template", self.prompt_template)
         require(
             self.samples_per_prompt is None or self.samples_per_prompt >= 1,

@@ -258,12 +258,14 @@ def data(options: Namespace) -> int:
         options.overrides = options.overrides[1:]
         return _inspect_data(options)
     _, config = _compose(options)
-    from orchestrator.planning.sources import prompt_sets
+    from orchestrator.planning.sources import heldout_prompts, prompt_sets
 
     train_set, heldout = prompt_sets(config.data)
     print(f"{counted(len(train_set), 'training prompt')}: {train_set.where}")
     if heldout is not None:
         print(f"{counted(len(heldout), 'held-out prompt')}: {heldout.where}")
+    for name, prompts in heldout_prompts(config).items():
+        print(f"{counted(len(prompts), 'prompt')} of {name}: {prompts.where}")
     return 0
 
 

@@ -38,7 +38,7 @@ from workers.calls import Call, bind
 from workers.learner.critic_worker import CriticWorker
 from workers.learner.policy_worker import PolicyWorker
 from workers.learner.rank_worker import RankWorker
-from workers.reward.base import takes_group
+from workers.reward.base import reads_images, takes_group
 from workers.reward.worker import RewardWorker
 from workers.rollout.limits import BoundedEnvironment
 from workers.rollout.worker import RolloutWorker
@@ -162,6 +162,7 @@ class Cluster:
             model_path=self._model_path,
             environments=environments,
             scores_together=takes_group(scorer),
+            images_for_reward=reads_images(scorer),
             early_stop=early_stop(config, self._algorithm),
             env=self._env(config.cluster.rollout.threads),
             placement=self._places.engines,
@@ -264,6 +265,7 @@ class Cluster:
                 "timeout_s": reward.timeout_s,
                 "start_s": reward.start_s,
                 "folder": self._folder,
+                "max_memory_mib": reward.max_memory_mib,
             },
             env=lambda rank: self._env(1),
             num_cpus=role.num_cpus if role else 0,

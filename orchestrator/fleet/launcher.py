@@ -39,6 +39,7 @@ class EngineLauncher:
         model_path: the folder that an engine loads before its first publication.
         environments: that produce an engine's samples, by the key in a request.
         scores_together: True if the scorer wants all siblings of a prompt in one call.
+        images_for_reward: True if the scorer reads the images of prompts.
         early_stop: the rule by which a group's remaining samples are not needed.
         env: variables of every process.
         placement: placement group of the configuration's engines, already reserved.
@@ -54,6 +55,7 @@ class EngineLauncher:
         model_path: str,
         environments: Mapping[str, BoundedEnvironment],
         scores_together: bool = False,
+        images_for_reward: bool = False,
         early_stop: Any,
         env: Mapping[str, str],
         placement: PlacementGroup,
@@ -63,6 +65,7 @@ class EngineLauncher:
         self._config, self._run_id, self._model_path = config, run_id, model_path
         self._environments, self._early_stop, self._env = environments, early_stop, dict(env)
         self._scores_together = scores_together
+        self._images_for_reward = images_for_reward
         self._placement, self._gpu_fraction = placement, gpu_fraction
         self._learner_node = nodes[0]
         self._own: dict[int, PlacementGroup] = {}  # of engines that joined later
@@ -117,6 +120,7 @@ class EngineLauncher:
                 "reward_timeout_s": config.reward.timeout_s,
                 "reward_start_s": config.reward.start_s,
                 "scores_together": self._scores_together,
+                "images_for_reward": self._images_for_reward,
                 "include_prefill": config.reward.include_prefill,
                 "early_stop": self._early_stop,
                 "end_token_ids": tuple(config.rollout.sampling.stop_token_ids),

@@ -23,6 +23,7 @@ from workers.engines.model.heads import check_heads
 from workers.engines.model.lora_settings import check_targets, linear_names
 from workers.engines.model.vision.support import supported_images
 from workers.models.vocabulary import check_stop
+from workers.tasks.tables import EVAL_FILE, TRAIN_FILE
 
 SET_COLUMN = "evaluation_set"  # of held-out rows, by which the scorer of a set is chosen
 
@@ -78,7 +79,7 @@ def prepare(config: TrainConfig) -> Sources:
         critic_path=critic_path,
         train=train,
         heldout=heldout,
-        sets={name: _set(config.data, name, own) for name, own in config.evaluation.sets.items()},
+        sets=heldout_prompts(config),
     )
 
 
@@ -196,9 +197,14 @@ def prompt_sets(config: DataConfig) -> tuple[PromptSet, PromptSet | None]:
     train_path, eval_path = config.train_path, config.eval_path
     if train_path is None:
         folder = Path(instantiate(config.build))
-        train_path, eval_path = str(folder / "train.parquet"), str(folder / "eval.parquet")
+        train_path, eval_path = str(folder / TRAIN_FILE), str(folder / EVAL_FILE)
     train = _one_file(config, train_path)
     return train, None if eval_path is None else _one_file(config, eval_path)
+
+
+def heldout_prompts(config: TrainConfig) -> dict[str, PromptSet]:
+    """Return the prompts of every set of `evaluation.sets`; build them if need be."""
+    return {name: _set(config.data, name, own) for name, own in config.evaluation.sets.items()}
 
 
 def _one_file(config: DataConfig, path: str) -> PromptSet:
@@ -226,8 +232,9 @@ def _source(config: DataConfig, source: SourceConfig) -> PromptSource:
 
 
 def _set(config: DataConfig, name: str, own: EvaluationSetConfig) -> PromptSet:
+    path = own.path or Path(instantiate(own.build)) / EVAL_FILE
     only = PromptSource(
-        own.path,
+        path,
         name=name,
         prompt_column=own.prompt_column,
         ground_truth_column=own.ground_truth_column,

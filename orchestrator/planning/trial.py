@@ -20,7 +20,7 @@ from conf.schema import TrainConfig
 from orchestrator.planning.plan import plays_alone
 from orchestrator.planning.sources import SET_COLUMN, Sources, encoder_of
 from orchestrator.telemetry.counting import describe_reasons
-from workers.data.images.decoding import ImageFaultError
+from workers.data.images.decoding import ImageFaultError, read_file
 from workers.data.prompts import PromptEncoder, PromptSet
 from workers.data.sources.source import Prompt, PromptSource
 from workers.data.sources.truths import Truth
@@ -30,6 +30,7 @@ from workers.reward.base import (
     RewardResult,
     RewardSample,
     Siblings,
+    reads_images,
     takes_group,
 )
 from workers.reward.pool import RewardPool
@@ -170,6 +171,7 @@ def open_pool(config: TrainConfig, scorer: Any) -> RewardPool:
             num_processes=1,
             timeout_s=config.reward.timeout_s,
             start_s=config.reward.start_s,
+            max_memory_mib=config.reward.max_memory_mib,
         )
     except RuntimeError as error:
         raise ValueError(f"reward.scorer: {error}") from error
@@ -178,14 +180,17 @@ def open_pool(config: TrainConfig, scorer: Any) -> RewardPool:
 def try_rows(pool: RewardPool, scorer: Any, rows: Sequence[Prompt]) -> list[Tried]:
     """Score each row with a made-up response and with its ground truth.
 
-    A row whose prompt can't be read as text is left out: the encoder refuses that row by name.
+    A row whose prompt can't be read as text is left out, as is one without a file of an image that
+    the scorer reads: the encoder refuses that row by name.
     """
+    shows = reads_images(scorer) and any(row.images for row in rows)
     readable: list[tuple[Prompt, int]] = []
     groups: list[Siblings] = []
     for row in rows:
         try:
             text = PromptEncoder.text(row.prompt)
-        except (TypeError, KeyError, IndexError, ValueError):
+            images = tuple(map(read_file, row.images)) if shows else None
+        except (TypeError, KeyError, IndexError, ValueError, ImageFaultError):
             continue
         truth = row.ground_truth
         first = truth[0] if isinstance(truth, list) else truth
@@ -197,6 +202,7 @@ def try_rows(pool: RewardPool, scorer: Any, rows: Sequence[Prompt]) -> list[Trie
                 ground_truth=truth,
                 columns=row.columns,
                 messages=() if isinstance(row.prompt, str) else tuple(row.prompt),
+                images=images,
             )
             for each in responses
         )

@@ -222,7 +222,8 @@ def test_what_a_saved_run_cannot_take_is_refused(text, message):
         ("{path: x, samples_per_prompt: 0}", "sets.a.samples_per_prompt=0: must be at least"),
         ("{path: x, prompt_template: Q}", r"has no \{prompt\}"),
         ("{path: x, sampling: {max_new_tokens: 30}}", r"sets.a.sampling.max_new_tokens = 16"),
-        ("{limit: 3}", "evaluation.sets.a.path has no value"),
+        ("{limit: 3}", "evaluation.sets.a.path=None: give a file or folder, or evaluation.sets"),
+        ("{path: x, build: {_target_: y}}", "evaluation.sets.a.path='x': give a file or"),
     ],
 )
 def test_a_held_out_set_that_cannot_be_is_refused(own, message, tmp_path):

@@ -34,6 +34,8 @@ class RewardSample:
     Attributes:
         prompt: the text, or the content of a chat's last message.
         messages: all messages of a chat; empty for a text prompt.
+        images: the files of the prompt's images, in order; None unless the scorer reads images and
+            prompts of the run show some.
     """
 
     prompt: str
@@ -41,6 +43,7 @@ class RewardSample:
     ground_truth: str | list[str] | None = None  # of a list, any is right
     columns: Mapping[str, Any] = field(default_factory=dict)
     messages: tuple[Mapping[str, Any], ...] = ()
+    images: tuple[bytes, ...] | None = None
 
 
 Siblings = tuple[RewardSample, ...]  # scored by one call: a sample alone, or all of a prompt
@@ -89,7 +92,8 @@ class Scorer(Protocol):
     scores, and an exception instead of a score fails that sample alone. A scorer that is too heavy
     to be tried on the first rows has `check(self) -> None`, which the driver calls instead.
     Where a row has several ground truths, of which any is right, a scorer is called with each,
-    unless its attribute `reads_lists` is True. `extract(self, sample) -> str | None`, where a
+    unless its attribute `reads_lists` is True. A scorer whose attribute `reads_images` is True gets
+    the files of the prompt's images. `extract(self, sample) -> str | None`, where a
     scorer has it, gives the answer of a response, for which maj@k votes.
     """
 
@@ -106,6 +110,11 @@ def takes_group(scorer: object) -> bool:
 def takes_batch(scorer: object) -> bool:
     """Return True where a scorer wants many samples in one call, of whatever prompts."""
     return bool(getattr(scorer, "batches", False))
+
+
+def reads_images(scorer: object) -> bool:
+    """Return True where a scorer reads the files of a prompt's images."""
+    return bool(getattr(scorer, "reads_images", False))
 
 
 def hand_folder(scorers: Iterable[object], folder: str) -> None:

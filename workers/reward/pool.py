@@ -77,6 +77,7 @@ class RewardPool:
             "failed:timeout".
         start_s: limit for the start of a child, in which the scorer prepares.
         folder: of the run, for what a scorer writes; None where it is to write nothing.
+        max_memory_mib: that a child may allocate; None sets no limit.
 
     Attributes:
         num_settled: calls of the scorer that have ended, however they ended.
@@ -94,6 +95,7 @@ class RewardPool:
         timeout_s: float = 10.0,
         start_s: float = START_LIMIT_S,
         folder: str | None = None,
+        max_memory_mib: int | None = None,
     ) -> None:
         if num_processes < 1:
             raise ValueError(f"num_processes must be at least 1, got {num_processes}")
@@ -104,7 +106,9 @@ class RewardPool:
         self._merges = takes_batch(scorer) and not takes_group(scorer)
         self.num_settled = 0
         self._close_lock = threading.Lock()
-        pickled = _pickle(scorer, folder)
+        pickled = _pickle(
+            ScoringServer(scorer=scorer, folder=folder, max_memory_mib=max_memory_mib)
+        )
         self._processes = [
             ScoringProcess(pickled, timeout_s=timeout_s, start_s=start_s)
             for _ in range(num_processes)
@@ -254,7 +258,8 @@ def _fail_all(chunk: _Chunk, error: BaseException) -> None:
         request.fail(error)
 
 
-def _pickle(scorer: Scorer, folder: str | None) -> bytes:
+def _pickle(server: ScoringServer) -> bytes:
+    scorer = server.scorer
     if not callable(scorer):
         raise ValueError(f"scorer must be callable, got {scorer!r}")
     if type(scorer).__module__ == "__main__":
@@ -264,7 +269,7 @@ def _pickle(scorer: Scorer, folder: str | None) -> bytes:
             "workers.reward.scorers.function.Function"
         )
     try:
-        return pickle.dumps(ScoringServer(scorer=scorer, folder=folder))
+        return pickle.dumps(server)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(
             f"scorer {scorer!r} cannot be sent to a scoring process ({error}): "

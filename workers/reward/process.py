@@ -195,7 +195,10 @@ class ScoringProcess(KillableProcess):
         """Send groups to the process; the results of each follow, in order."""
         self.send_items(
             [
-                [(s.prompt, s.response, s.ground_truth, dict(s.columns), s.messages) for s in group]
+                [
+                    (s.prompt, s.response, s.ground_truth, dict(s.columns), s.messages, s.images)
+                    for s in group
+                ]
                 for group in groups
             ]
         )

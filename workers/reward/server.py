@@ -5,6 +5,7 @@ Runs in the scoring process (`child.py`). Knows no other process and no limit of
 
 from __future__ import annotations
 
+import resource
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +21,18 @@ class ScoringServer:
     Attributes:
         scorer: of the run.
         folder: of the run, for what the scorer writes; None where it is to write nothing.
+        max_memory_mib: that the process may allocate; None sets no limit.
     """
 
     scorer: Scorer
     folder: str | None = None
+    max_memory_mib: int | None = None
 
     def prepare(self) -> None:
-        """Prepare the scorer, if it has something to prepare."""
+        """Prepare the scorer, if it has something to prepare, within the limit of memory."""
+        if self.max_memory_mib is not None:
+            limit = self.max_memory_mib << 20
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         if self.folder is not None:
             hand_folder([self.scorer], self.folder)
         prepare = getattr(self.scorer, "prepare", None)
@@ -34,7 +40,7 @@ class ScoringServer:
             prepare()
 
     def serve(self, item: list[tuple[Any, ...]]) -> list[Any]:
-        """Score samples, each given as (prompt, response, ground truth, columns, messages)."""
+        """Score samples: (prompt, response, ground truth, columns, messages, images) of each."""
         siblings = [
             RewardSample(
                 prompt=prompt,
@@ -42,8 +48,9 @@ class ScoringServer:
                 ground_truth=ground_truth,
                 columns=columns,
                 messages=messages,
+                images=images,
             )
-            for prompt, response, ground_truth, columns, messages in item
+            for prompt, response, ground_truth, columns, messages, images in item
         ]
         return [
             [each.outcome, each.reward, dict(each.parts), dict(each.notes), each.seconds]

@@ -25,6 +25,7 @@ class RewardWorker:
         timeout_s: float,
         start_s: float = START_LIMIT_S,
         folder: str | None = None,
+        max_memory_mib: int | None = None,
     ) -> None:
         self._pool = RewardPool(
             scorer,
@@ -32,6 +33,7 @@ class RewardWorker:
             timeout_s=timeout_s,
             start_s=start_s,
             folder=folder,
+            max_memory_mib=max_memory_mib,
         )
         self.spans = SpanLog()
 

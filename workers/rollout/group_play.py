@@ -54,6 +54,7 @@ class RolloutContext:
     spans: SpanLog
     scores_together: bool = False  # True if the scorer wants all siblings in one call
     include_prefill: bool = False  # the scorer sees what the template opened of the response
+    images_for_reward: bool = False  # the scorer gets the files of the prompt's images
 
 
 class GroupPlay:
@@ -195,6 +196,9 @@ class GroupPlay:
             ground_truth=self._request.ground_truth,
             columns=dict(self._request.columns),
             messages=() if isinstance(prompt, str) else tuple(prompt),
+            images=tuple(image.file for image in self._images.loaded)
+            if context.images_for_reward
+            else None,
         )
         with self._context.spans.doing("wait_for_reward"):
             result = await self._scores.score(k, finished)

@@ -51,6 +51,7 @@ class RolloutWorker:
         template: ChatTemplate | None = None,
         scores_together: bool = False,
         include_prefill: bool = False,
+        images_for_reward: bool = False,
         early_stop: EarlyStop | None = None,
         end_token_ids: Sequence[int] = (),
     ) -> None:
@@ -65,6 +66,7 @@ class RolloutWorker:
         self._reward_timeout_s, self._reward_start_s = reward_timeout_s, reward_start_s
         self._early_stop = early_stop
         self._scores_together, self._include_prefill = scores_together, include_prefill
+        self._images_for_reward = images_for_reward and settings.images is not None
         self._context: RolloutContext
         self._finished: asyncio.Queue[list[Trajectory]] = asyncio.Queue()
         self._groups: dict[str, tuple[GroupPlay, asyncio.Task[None]]] = {}
@@ -96,6 +98,7 @@ class RolloutWorker:
             ),
             scores_together=self._scores_together,
             include_prefill=self._include_prefill,
+            images_for_reward=self._images_for_reward,
             early_stop=self._early_stop,
             spans=self.spans,
         )

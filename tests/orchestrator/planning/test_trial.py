@@ -12,7 +12,7 @@ import pytest
 
 from conf.compose import compose
 from orchestrator.planning.sources import Sources
-from orchestrator.planning.trial import try_scorer
+from orchestrator.planning.trial import open_pool, try_rows, try_scorer
 from workers.data.prompts import PromptSet
 from workers.models.tiny import build_tiny
 from workers.reward.scorers.exact import Exact
@@ -147,3 +147,21 @@ def test_a_template_that_opens_a_thought_is_said(attempt: Try, tmp_path: Path) -
     (note,) = attempt(Exact(), prompt=chats)
     assert note.startswith("the template's generation prompt opens <think>: the reward sees")
     assert attempt(Exact(), "reward.include_prefill=true", prompt=chats) == []
+
+
+def test_a_reward_that_reads_images_is_tried_with_the_files_of_the_rows(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def reward(images): return [len(i) for i in images][0]\n")
+    (tmp_path / "a.png").write_bytes(b"file")
+    rows = '{"prompt": "<image>a", "ground_truth": "5", "image": "%s"}\n'
+    (tmp_path / "train.jsonl").write_text(rows % "a.png" + rows % "missing.png")
+    prompts = PromptSet(
+        tmp_path / "train.jsonl",
+        prompt_column="prompt",
+        ground_truth_column="ground_truth",
+        image_column="image",
+    )
+    scorer = Function(path=f"{tmp_path}/mine.py:reward")
+    _, config = compose(["experiment=quickstart"])
+    with open_pool(config, scorer) as pool:
+        (tried,) = try_rows(pool, scorer, [prompts[0], prompts[1]])
+    assert (tried.uid, [each.reward for each in tried.results]) == ("train:0", [4.0, 4.0])

@@ -45,6 +45,10 @@ def reward(prompt, response, ground_truth, **columns):
         print("x" * 1_000_000)
         os.write(1, b'["scored", 99.0, {}, 0.0]\\n' * 10)
         return 0.5
+    if response == "grow":
+        kept = []
+        while True:
+            kept.append(bytearray(1 << 24))
     if response == "long":
         raise ValueError("y" * 10_000_000)
     if response == "stdin":
@@ -170,6 +174,16 @@ def test_errors_and_nonsense(pool: RewardPool) -> None:
     ]
     assert len(results[3].outcome) < 400
     assert [r.reward for r in results[4:]] == [0.5, 0.0, 0.25]  # prints did not reach the parent
+
+
+def test_a_scorer_that_allocates_without_end_costs_one_sample(faulty: Function) -> None:
+    with RewardPool(faulty, num_processes=1, timeout_s=20.0, max_memory_mib=256) as pool:
+        (process,) = scoring_processes()
+        results = score(pool, "1", "grow", "2", "grow", "3")
+        assert (scoring_processes(), process.is_running()) == ([process], True)
+        assert process.memory_info().rss < 256 << 20
+    outcomes = ["scored", "failed:MemoryError:", "scored", "failed:MemoryError:", "scored"]
+    assert [r.outcome.strip() for r in results] == outcomes
 
 
 def test_many_faults_in_parallel(faulty: Function) -> None:

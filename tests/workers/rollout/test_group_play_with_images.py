@@ -102,3 +102,27 @@ class SendsImage(SingleTurn):
 def test_an_environment_neither_moves_nor_sends_images(encoder, environment, reason):
     _, siblings = group_of(encoder, SMALL, environment=environment)
     assert [one.outcome[: len(reason)] for one in siblings] == [reason] * 4
+
+
+class Keeps(Rewards):
+    """Keeps the samples that it scores."""
+
+    def __init__(self):
+        super().__init__({2: 1.0})
+        self.samples = []
+
+    async def score(self, sample):
+        self.samples.append(sample)
+        return await super().score(sample)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_scorer_gets_the_files_if_it_asks_for_them(encoder, asked):
+    rewards = Keeps()
+    group = play(Watching({"g/0/1": 2}), rewards, samples=1)
+    group._request = replace(group._request, prompt="<image>a<image>", images=(SMALL, OTHER))
+    group._context = replace(
+        group._context, encoder=encoder, texts=TurnTexts(encoder), images_for_reward=asked
+    )
+    asyncio.run(group.run())
+    assert rewards.samples[0].images == ((SMALL, OTHER) if asked else None)

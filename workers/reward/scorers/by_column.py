@@ -16,6 +16,7 @@ from workers.reward.base import (
     call_scorer,
     hand_folder,
     joint_check,
+    reads_images,
     takes_group,
 )
 
@@ -61,6 +62,11 @@ class ByColumn:
     def stop_at(self) -> str | None:
         """The text at which the scorer of other rows stops reading."""
         return getattr(self.other, "stop_at", None)
+
+    @property
+    def reads_images(self) -> bool:
+        """True where one of the scorers reads the images of prompts."""
+        return any(map(reads_images, self._all()))
 
     @property
     def check(self) -> Callable[[], None] | None:

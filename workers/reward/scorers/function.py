@@ -76,6 +76,16 @@ class Function:
             return False
         return [name for name in names if name != "self"][:1] == ["samples"]
 
+    @property
+    def reads_images(self) -> bool:
+        """True where the function names `images`, or has an attribute `reads_images` that is true.
+
+        A function of whole groups, whose samples have `images`, needs the attribute.
+        """
+        found = resolve(self.path)
+        call = getattr(found, CALL) if inspect.isclass(found) else found
+        return bool(getattr(found, "reads_images", False)) or "images" in _signature(call)[0]
+
     def prepare(self) -> None:
         """Import the function's module; construct the object if the path names a class."""
         _callable(self.path, _Arguments(self.arguments))
@@ -125,7 +135,8 @@ def _named_arguments(
         "ground_truth": sample.ground_truth,
     }
     named, takes_all, needed = _signature(function)
-    values = {**sample.columns, **more, **own}
+    shown = {} if sample.images is None else {"images": sample.images}
+    values = {**shown, **sample.columns, **more, **own}
     values.pop("columns", None)
     if "columns" in named:
         values["columns"] = dict(sample.columns)

@@ -59,7 +59,10 @@ class Http:
         Raises:
             RuntimeError: the service gave no scores; the message holds its status or the error.
         """
-        body = json.dumps({"samples": [asdict(sample) for sample in samples]}, default=str)
+        given = [asdict(sample) for sample in samples]
+        for sample in given:
+            del sample["images"]  # bytes, which are not asked for
+        body = json.dumps({"samples": given}, default=str)
         answer = post(
             self.url,
             body.encode(),

@@ -15,6 +15,7 @@ from workers.reward.base import (
     Scorer,
     hand_folder,
     joint_check,
+    reads_images,
     score_group,
     score_sample,
     takes_batch,
@@ -61,6 +62,11 @@ class Weighted:
     def batches(self) -> bool:
         """True where one of the scorers wants many samples in one call."""
         return any(takes_batch(scorer) for scorer in self.scorers.values())
+
+    @property
+    def reads_images(self) -> bool:
+        """True where one of the scorers reads the images of prompts."""
+        return any(map(reads_images, self.scorers.values()))
 
     @property
     def check(self) -> Callable[[], None] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -176,3 +177,27 @@ def test_numbers_texts_and_nothing_beside_the_reward(make: Make) -> None:
         notes={"pred": "72", "steps": "[1, 2]"},
         seconds=pytest.approx(0.0, abs=1.0),
     )
+
+
+SIZES = "def reward(images, response): return sum(map(len, images))\n"
+
+
+def test_a_function_that_names_images_gets_the_files_of_the_prompt(make: Make) -> None:
+    scorer = make(SIZES)
+    shown = replace(sample(), images=(b"abc", b"de"))
+    assert scorer.reads_images
+    assert score_sample(scorer, shown).reward == 5.0
+    assert score_sample(Weighted(scorers={"a": scorer}, weights={"a": 2.0}), shown).reward == 10.0
+    assert Weighted(scorers={"a": scorer, "b": Exact()}, weights={"a": 1, "b": 1}).reads_images
+    # A column of that name is what the function meant before, and a run may show no images.
+    assert score_sample(scorer, sample(images=["abcd"])).reward == 4.0
+    assert "needs images" in score_sample(scorer, sample()).outcome
+
+
+def test_no_other_function_asks_for_images_but_by_its_attribute(make: Make) -> None:
+    assert not make("def reward(response, **columns): return 1\n").reads_images
+    together = "def reward(samples): return [len(s.images[0]) for s in samples]\n"
+    assert not make(together).reads_images
+    asks = make(f"{together}asks = reward\nasks.reads_images = True\n", "asks")
+    assert asks.reads_images
+    assert [r.reward for r in score_group(asks, [replace(sample(), images=(b"abc",))])] == [3.0]

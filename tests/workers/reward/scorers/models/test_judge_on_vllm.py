@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from workers.models import smollm2
+from tests.workers.reward.scorers.models.vllm_server import serving_smollm2
 from workers.reward.base import RewardSample
 from workers.reward.pool import RewardPool
 from workers.reward.scorers.models.judge import Judge, JudgeModel
@@ -27,39 +20,8 @@ SCORE = {"type": "integer", "minimum": 0, "maximum": 10}
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log.txt"
-    arguments = ["--model", str(smollm2.build_smollm2()), "--served-model-name", "smollm2"]
-    arguments += ["--max-model-len", "512", "--dtype", "float32", "--enforce-eager"]
-    arguments += ["--host", "127.0.0.1", "--port", str(port)]
-    env = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
-    with log.open("w") as file:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments],
-            stdout=file,
-            stderr=file,
-            env=env,
-            start_new_session=True,
-        )
-    try:
-        deadline = time.monotonic() + 600
-        while not answers(f"http://127.0.0.1:{port}/health"):
-            assert server.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < deadline, log.read_text()[-3000:]
-            time.sleep(1)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
-def answers(address: str) -> bool:
-    try:
-        return urllib.request.urlopen(address, timeout=5).status == 200
-    except (urllib.error.URLError, OSError):
-        return False
+    with serving_smollm2(tmp_path_factory.mktemp("server")) as url:
+        yield url
 
 
 def test_a_model_behind_vllm_judges_siblings_alone(url: str, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Make held-out prompts of published suites from local copies of their files."""
