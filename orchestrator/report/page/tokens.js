@@ -81,7 +81,7 @@
     if (cut) {
       return el("p", { class: "soft ramp-line" },
         el("span", { class: "ramp swatch", style: "background:rgba(var(--warm),.75)" }),
-        ` ${words} in the last update that trained the sample; any other token's gradient passed. ${rest}`);
+        ` ${words} in the last update that trained the sample; other tokens were not. ${rest}`);
     }
     const ends = signed
       ? "rgba(var(--cold),.75), transparent, rgba(var(--warm),.75)"
