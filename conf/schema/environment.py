@@ -56,11 +56,12 @@ class EnvironmentConfig:
             "must be positive, or null for no limit but cluster.timeouts.environment_s",
         )
 
-    def check_calls(self, stretch_s: float) -> None:
+    def check_calls(self, stretch_s: float, key: str = "environment") -> None:
         """Refuse calls of tools that may last longer than what waits for the calls.
 
         Args:
             stretch_s: `cluster.timeouts.environment_s`, for all calls of one turn.
+            key: place of the section.
 
         Raises:
             ValueError: names both limits.
@@ -69,16 +70,15 @@ class EnvironmentConfig:
         if not isinstance(player, Mapping) or "toolsets" not in player:
             return
         limits = [(stretch_s, "cluster.timeouts.environment_s")]
-        limits += [] if self.time_s is None else [(self.time_s, "environment.time_s")]
-        limit_s, key = min(limits)
-        _require_below("environment.player.time_s", player.get("time_s"), limit_s, key)
+        limits += [] if self.time_s is None else [(self.time_s, f"{key}.time_s")]
+        _require_below(f"{key}.player.time_s", player.get("time_s"), *min(limits))
         for name, toolset in player["toolsets"].items():
             own = toolset.get("limits") if isinstance(toolset, Mapping) else None
             _require_below(
-                f"environment.player.toolsets.{name}.limits.wall_s",
+                f"{key}.player.toolsets.{name}.limits.wall_s",
                 own.get("wall_s") if isinstance(own, Mapping) else None,
                 player.get("time_s"),
-                "environment.player.time_s",
+                f"{key}.player.time_s",
             )
 
 

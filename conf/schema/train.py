@@ -72,7 +72,9 @@ class TrainConfig:
         for section in vars(self).values():
             if hasattr(section, "check"):
                 section.check()
-        self.environment.check_calls(self.cluster.timeouts.environment_s)
+        for key, each in self.environments.items():
+            name = f"{key}.environment".lstrip(".")
+            each.check_calls(self.cluster.timeouts.environment_s, name)
         choose("resume", self.resume, ("never", "auto", "changed"))
         self._check_lengths()
         self._check_roles()

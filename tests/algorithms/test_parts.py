@@ -129,7 +129,10 @@ def test_dynamic_sampling_compares_one_part_of_a_composite_reward() -> None:
     accuracy = composed(filters={"dynamic": DynamicSampling(part="accuracy")})
     assert whole.keep_groups(rewards, groups, parts).tolist() == [True, True]
     assert accuracy.keep_groups(rewards, groups, parts).tolist() == [False, True]
-    with pytest.raises(ValueError, match=r"dynamic.part='accuracy' is no part .*; it has length:"):
+    with pytest.raises(
+        ValueError,
+        match="filters.dynamic reads 'accuracy', which is no part of .*; there is length",
+    ):
         accuracy.keep_groups(rewards, groups, [{"length": 0.1}] * 4)
     assert whole.settles_early and not accuracy.settles_early
     assert not accuracy.settled([0.0, 1.0], 1) and accuracy.settled([0.0, 1.0], 0)

@@ -12,8 +12,9 @@ model folder, prompts, reward, loss, learning rate, precision and number of upda
     plain loop   transformers' generate, a padded pass, AdamW, one process: programs/plain_loop.py
     vLLM alone   AsyncLLM samples such a batch, with nothing around it; nothing is trained
 
-It prints medians over the rounds with the lowest and highest: seconds of a step, tokens/s (prompt
-and response of every sample), seconds to a reward of 0.9, the highest memory of the program and all
+It prints medians over the rounds with the lowest and highest: seconds of a step, by the clock and
+of a core (which other work on the machine changes less), tokens/s (prompt and response of every
+sample), seconds to a reward of 0.9, the highest memory of the program and all
 that it started, the curves of the rewards, and where Ballast's seconds go. What it is not: a
 comparison on GPUs or of several machines.
 
@@ -29,9 +30,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from programs.memory import watched
 from programs.outcomes import Outcome, append, curve, draw, phases, read, table
 from programs.running import Setting, prepare_trl, sample_alone, train_ballast, train_beside
+from programs.usage import watched
 from programs.works import Work, works
 
 from conf.precision import has_bf16
@@ -52,7 +53,7 @@ def measure(program: str, work: Work, number: int, options: argparse.Namespace) 
     python = prepare_trl(options.venv.expanduser().absolute()) if program == TRL else None
     setting.composed  # noqa: B018  model and prompts exist before a clock runs
     load = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory() as name, watched() as peak:
+    with tempfile.TemporaryDirectory() as name, watched() as usage:
         folder = Path(name)
         if program == BALLAST:
             found = train_ballast(setting, folder)
@@ -63,6 +64,7 @@ def measure(program: str, work: Work, number: int, options: argparse.Namespace) 
         else:
             found = train_beside(Path(sys.executable), "plain_loop.py", setting, folder)
     ends = [found["first_step"], *found["ends"]]
+    used_s = usage.used_until(ends[-1]) - usage.used_until(ends[work.warm_up])
     return Outcome(
         work=work.name,
         program=program,
@@ -74,7 +76,8 @@ def measure(program: str, work: Work, number: int, options: argparse.Namespace) 
         seconds=tuple(after - before for before, after in itertools.pairwise(ends)),
         tokens=tuple(found["tokens"]),
         rewards=tuple(found["rewards"]),
-        peak_bytes=peak.num_bytes,
+        core_s=used_s / (len(ends) - 1 - work.warm_up),
+        peak_bytes=usage.peak_bytes,
         load=load,
         phases=found.get("phases", {}),
     )

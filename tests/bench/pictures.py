@@ -1,9 +1,9 @@
-"""Pictures of README and guides, taken from the report of a recorded run by a headless Chromium.
+"""Pictures of README and guides, taken from reports of recorded runs by a headless Chromium.
 
-    python tests/bench/pictures.py runs/quickstart
+    python tests/bench/pictures.py runs/quickstart [--time RUN RUN]
 
-Writes `orchestrator/report/quickstart.png`: the first screen of the run's report, in light colours.
-Trains nothing and measures nothing.
+Writes the first screen of the run's report, and of two runs side by side where their time went, in
+light colours, into `orchestrator/report/`. Trains nothing and measures nothing.
 """
 
 import argparse
@@ -15,7 +15,8 @@ from pathlib import Path
 
 from orchestrator.cli.parser import main as ballast
 
-PICTURE = Path(__file__).resolve().parents[2] / "orchestrator" / "report" / "quickstart.png"
+FOLDER = Path(__file__).resolve().parents[2] / "orchestrator" / "report"
+ONLY_TIME = "<style>#top, nav, main > :not(#time) { display: none }</style></head>"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -48,17 +49,35 @@ def take(report: Path, picture: Path, *, width: int, height: int) -> None:
         )
 
 
+def report_of(runs: list[Path], page: Path) -> str:
+    """Write the report of some runs, and return it as text.
+
+    Raises:
+        SystemExit: there is none; the command has said why.
+    """
+    if code := ballast(["report", *map(str, runs), "--output", str(page)]):
+        sys.exit(code)
+    return page.read_text()
+
+
 def main() -> None:
-    """Writes the picture."""
+    """Write the pictures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of a finished run")
-    run = parser.parse_args().run
+    parser.add_argument("--time", type=Path, nargs=2, help="folders of two runs")
+    options = parser.parse_args()
+    pictures = [FOLDER / "quickstart.png"]
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.html"
-        if code := ballast(["report", str(run), "--output", str(report)]):
-            sys.exit(code)
-        take(report, PICTURE, width=1280, height=1000)
-    print(f"{PICTURE.name}: {PICTURE.stat().st_size // 1024} KiB")
+        page = Path(folder) / "report.html"
+        report_of([options.run], page)
+        take(page, pictures[0], width=1280, height=1000)
+        if options.time:
+            pictures.append(FOLDER / "time.png")
+            text = report_of(options.time, page)
+            page.write_text(text.replace("</head>", ONLY_TIME, 1))
+            take(page, pictures[1], width=1280, height=900)
+    for picture in pictures:
+        print(f"{picture.name}: {picture.stat().st_size // 1024} KiB")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@
 What it is: forward and backward pass of the policy loss over one packed batch, a group of siblings
 behind one prompt, in the layer shape of SmolLM2-135M with random weights and few layers, by the
 code that the learner runs; once with the prompt computed for every sibling and once with it
-computed once. Medians of `--repeats`, after a pass that is not counted; memory is the peak above
-model and gradients, of the first counted pass. Each cell of the table has a process of its own.
+computed once. Medians of `--repeats`, after a pass that is not counted, in seconds of a core, which
+other work on the machine hardly changes (on CUDA: of the clock); memory is the peak above model and
+gradients, of the first counted pass. Each cell of the table has a process of its own.
 What it is not: a step of a run; nothing is sampled, and no optimizer steps.
 
 It exits non-zero where a gradient norm of the two differs by more than a ten-thousandth.
@@ -45,8 +46,10 @@ def packed(prompt: int, siblings: int, options: argparse.Namespace) -> PackedBat
 
 def measure(prompt: int, siblings: int, options: argparse.Namespace) -> dict[str, float]:
     """Seconds, bytes and gradient norm of one cell."""
-    if options.threads and not options.device.startswith("cuda"):
+    on_cuda = options.device.startswith("cuda")
+    if options.threads and not on_cuda:
         torch.set_num_threads(options.threads)
+    clock = time.perf_counter if on_cuda else time.process_time
     batch, model = packed(prompt, siblings, options), build_model(options)
     policy, seconds, peaks = PolicyModel(model), [], []  # type: ignore[arg-type]
     for _ in range(1 + options.repeats):
@@ -55,7 +58,7 @@ def measure(prompt: int, siblings: int, options: argparse.Namespace) -> dict[str
                 parameter.grad.zero_()
         peak = Peak(options.device)
         peak.begin()
-        began = time.perf_counter()
+        began = clock()
         with torch.autocast(options.device.split(":")[0], torch.bfloat16, options.bf16):
             logprobs, _ = policy(
                 batch.tokens,
@@ -66,8 +69,8 @@ def measure(prompt: int, siblings: int, options: argparse.Namespace) -> dict[str
             )
         inputs = loss_inputs(batch, logprobs, None, old_is_current=True)
         weighted_sum(batch, ALGORITHM.token_loss(inputs)).backward()
-        peaks.append(peak.end())
-        seconds.append(time.perf_counter() - began)
+        peaks.append(peak.end())  # on CUDA it waits for the device
+        seconds.append(clock() - began)
     norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     return {
         "tokens": len(batch.tokens if batch.prefixes is None else batch.prefixes.computed),
@@ -88,7 +91,7 @@ def line(prompt: int, siblings: int, plain: dict[str, float], shared: dict[str, 
 
 
 HEADER = (
-    "| prompt | siblings | tokens | computed once | s | s, shared | ratio | MiB | MiB, shared "
+    "| prompt | siblings | tokens | computed once | core s | shared | ratio | MiB | shared "
     "| ratio |\n|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
 )
 
@@ -105,7 +108,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=False)
     parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=False)
-    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: torch's own choice")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; 0: torch's own choice")
     parser.add_argument("--cell", type=int, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--share", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)

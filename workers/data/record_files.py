@@ -31,9 +31,16 @@ def write_groups(path: str, slices: Sequence[Slice], *batches: pa.RecordBatch) -
     """Write the rows that `slices` name to one Arrow file."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, SCHEMA) as file:
-        # Such a file has one dictionary for all of its batches; each came with its own.
-        file.write_table(step_table(slices, batches).unify_dictionaries())
+        file.write_table(_one_table(slices, batches))
     return write_file(Path(path), [sink.getvalue()])
+
+
+def _one_table(slices: Sequence[Slice], batches: Sequence[pa.RecordBatch]) -> pa.Table:
+    """Return the rows as a table with one dictionary of the images' files; each batch has its own.
+
+    An Arrow file can't hold several, and a Parquet file would hold the bytes once per row.
+    """
+    return step_table(slices, batches).unify_dictionaries()
 
 
 def load_groups(path: str) -> tuple[list[TrajectoryMeta], pa.RecordBatch]:
@@ -52,7 +59,7 @@ def write_step(
     The first `num_computed` batches hold computed columns (`advantages`, ...), the others the
     trajectories that `slices` count.
     """
-    table = step_table(slices, batches[num_computed:])
+    table = _one_table(slices, batches[num_computed:])
     table = join_computed(table, batches[:num_computed])
     draft = Path(path).with_suffix(".partial")
     pq.write_table(table, draft, compression="zstd")

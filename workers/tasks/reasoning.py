@@ -27,6 +27,7 @@ Entry = dict[str, Any]
 def reasoning(
     *,
     datasets: Mapping[str, Mapping[str, Any]],
+    weights: Mapping[str, float] | None = None,
     num_train: int = 2048,
     num_eval: int = 128,
     style: str = "few_shot",
@@ -34,10 +35,11 @@ def reasoning(
     max_question_chars: int = 400,
     seed: int = 0,
 ) -> TaskTables:
-    """Draw prompts evenly from several reasoning-gym datasets, in shuffled order.
+    """Draw prompts from several reasoning-gym datasets, in shuffled order.
 
     Args:
         datasets: reasoning-gym's name of each dataset and its settings (empty for the defaults).
+        weights: a dataset's share of the rows, beside 1 of every dataset without one.
         num_train: rows of the train table, over all datasets.
         num_eval: rows of the held-out table; no question of it is in the train table.
         style: "few_shot" for "Question: ... Answer:" text after solved examples of the same
@@ -47,7 +49,8 @@ def reasoning(
         seed: of everything drawn.
 
     Raises:
-        ValueError: an unknown name or setting, or a dataset with too few different questions.
+        ValueError: an unknown name or setting, a dataset without a row in a table, or with too few
+            different questions.
     """
     if style not in STYLES:
         raise ValueError(f"style must be one of {STYLES}, got {style!r}")
@@ -58,9 +61,9 @@ def reasoning(
         )
     train: list[Entry] = []
     heldout: list[Entry] = []
-    for index, (name, settings) in enumerate(datasets.items()):
-        # The first datasets take the rows that do not divide evenly.
-        counts = [n // len(datasets) + (index < n % len(datasets)) for n in (num_train, num_eval)]
+    shares = [_shares(n, list(datasets), dict(weights or {})) for n in (num_train, num_eval)]
+    for name, settings in datasets.items():
+        counts = [share[name] for share in shares]
         drawn = _draw(name, settings, seed, max_question_chars, num_shots + sum(counts))
         shots, rest = drawn[:num_shots], drawn[num_shots:]
         rows = [{**entry, "prompt": _prompt(style, entry, shots)} for entry in rest]
@@ -74,6 +77,7 @@ def build_reasoning(
     folder: str | Path | None = None,
     *,
     datasets: Mapping[str, Mapping[str, Any]],
+    weights: Mapping[str, float] | None = None,
     num_train: int = 2048,
     num_eval: int = 128,
     style: str = "few_shot",
@@ -84,6 +88,7 @@ def build_reasoning(
     """Write `reasoning(...)` under `folder` once, return the folder; see there for the rest."""
     arguments: dict[str, Any] = {
         "datasets": {name: dict(settings or {}) for name, settings in datasets.items()},
+        "weights": dict(weights or {}),
         "num_train": num_train,
         "num_eval": num_eval,
         "style": style,
@@ -92,6 +97,27 @@ def build_reasoning(
         "seed": seed,
     }
     return build_folder(folder, {"task": "reasoning", **arguments}, lambda: reasoning(**arguments))
+
+
+def _shares(total: int, names: list[str], weights: Mapping[str, float]) -> dict[str, int]:
+    """Divide rows among datasets by weight; the first take what does not divide."""
+    for name, weight in weights.items():
+        if name not in names or not weight > 0:
+            raise ValueError(
+                f"weights has {name}={weight}: give a positive number for one of {', '.join(names)}"
+            )
+    each = [weights.get(name, 1.0) for name in names]
+    exact = [total * weight / sum(each) for weight in each]
+    counts = [int(share) for share in exact]
+    by_rest = sorted(range(len(names)), key=lambda k: counts[k] - exact[k])
+    for k in by_rest[: total - sum(counts)]:
+        counts[k] += 1
+    if 0 in counts:
+        raise ValueError(
+            f"{names[counts.index(0)]} has no share of {total} rows: raise num_train or num_eval, "
+            "or its weight"
+        )
+    return dict(zip(names, counts, strict=True))
 
 
 def _draw(

@@ -67,6 +67,8 @@
     ctx.lineTo(bbox.left + bbox.width, y);
     ctx.stroke();
     ctx.font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
+    ctx.textAlign = "left"; // the axes leave their own
+    ctx.textBaseline = "alphabetic";
     ctx.fillText(`goal ${number(payload.goal)}`, bbox.left + 6 * devicePixelRatio, y + 14 * devicePixelRatio);
     ctx.restore();
   };

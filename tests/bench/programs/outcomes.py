@@ -21,8 +21,8 @@ class Outcome:
 
     Example: Outcome(work="a", program="TRL", round=1, threads=2, steps=3, warm_up=1, start_s=9.0,
     seconds=(20.0, 18.0, 19.0), tokens=(2351, 2340, 2298), rewards=(0.12, 0.6, 0.9),
-    peak_bytes=5 << 30, load=1.7) has a median of 18.5 s and reaches a reward of 0.9 after 66 s, 57
-    of them since its first step began.
+    core_s=36.0, peak_bytes=5 << 30, load=1.7) has a median of 18.5 s and reaches a reward of 0.9
+    after 66 s, 57 of them since its first step began.
 
     Attributes:
         work: its name.
@@ -35,6 +35,7 @@ class Outcome:
         seconds: of every step.
         tokens: of prompts and responses, every sample counted with its prompt, in every step.
         rewards: mean of every step's samples; empty where nothing is trained.
+        core_s: seconds of a core in a step that counts, mean, of all processes together.
         peak_bytes: of the program and all that it started.
         load: of the machine, mean of a minute, when the program started.
         phases: median seconds of a step's parts, of programs that tell them.
@@ -50,6 +51,7 @@ class Outcome:
     seconds: tuple[float, ...]
     tokens: tuple[int, ...]
     rewards: tuple[float, ...]
+    core_s: float
     peak_bytes: int
     load: float
     phases: dict[str, float] = field(default_factory=dict)
@@ -134,16 +136,19 @@ def table(outcomes: Sequence[Outcome], programs: Iterable[str]) -> str:
     """
     of = {name: [o for o in outcomes if o.program == name] for name in programs}
     of = {name: runs for name, runs in of.items() if runs}
-    base = statistics.median(run.step_s for run in next(iter(of.values())))
+    first = next(iter(of.values()))
+    base = statistics.median(run.step_s for run in first)
+    base_core = statistics.median(run.core_s for run in first)
     lines = [
-        f"| program | rounds | s a step | x {next(iter(of))} | tokens/s | s to {GOAL}, from start "
-        "| from step 1 | peak GiB |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        f"| program | rounds | s a step | x {next(iter(of))} | core s | x | tokens/s "
+        f"| s to {GOAL}, from start | from step 1 | peak GiB |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, runs in of.items():
-        steps = [run.step_s for run in runs]
+        steps, cores = [run.step_s for run in runs], [run.core_s for run in runs]
         lines.append(
             f"| {name} | {len(runs)} | {middle(steps, 2)} | {statistics.median(steps) / base:.2f} "
+            f"| {middle(cores, 2)} | {statistics.median(cores) / base_core:.2f} "
             f"| {middle([run.tokens_per_s for run in runs], 0)} "
             f"| {reached(runs, from_start=True)} | {reached(runs, from_start=False)} "
             f"| {middle([run.peak_bytes / GIB for run in runs], 1)} |"

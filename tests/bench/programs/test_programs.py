@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ from hydra.utils import instantiate
 from algorithms.inputs import LossInputs
 from conf.compose import compose
 from orchestrator.planning.sources import Sources
-from tests.bench.programs.memory import Peak, descendants, parents
 from tests.bench.programs.outcomes import GIB, Outcome, append, curve, draw, middle, read, table
 from tests.bench.programs.rewards import exact, numbers, positions
+from tests.bench.programs.usage import Usage, descendants, read_stat
 from tests.bench.programs.works import ALIKE, STEPS, job, row, works
 from workers.data.prompts import PromptSet
 from workers.reward.base import RewardSample
@@ -44,6 +45,7 @@ def outcome(**changes):
         "seconds": (20.0, 18.0, 19.0),
         "tokens": (2351, 2340, 2300),
         "rewards": (0.1, 0.6, 0.9),
+        "core_s": 36.0,
         "peak_bytes": 5 * GIB,
         "load": 1.5,
     }
@@ -170,16 +172,16 @@ def test_medians_and_the_way_to_a_reward():
 def test_a_table_compares_with_its_first_program(tmp_path):
     file = tmp_path / "results" / "peers.jsonl"
     assert read(file) == []
-    ours = outcome(program="Ballast", seconds=(9.0, 9.25, 9.25), phases={"train": 3.0})
+    ours = outcome(program="Ballast", seconds=(9.0, 9.25, 9.25), core_s=18.0, phases={"train": 3.0})
     never = outcome(round=2, rewards=(0.1, 0.2, 0.3), seconds=(20.0, 20.0, 20.0))
     for one in (outcome(), never, ours):
         append(file, one)
     assert read(file) == [outcome(), never, ours]
     lines = table(read(file), ("Ballast", "TRL", "vLLM alone")).splitlines()
-    assert lines[2] == "| Ballast | 1 | 9.25 | 1.00 | 251 | 36 | 28 | 5.0 |"
+    assert lines[2] == "| Ballast | 1 | 9.25 | 1.00 | 18.00 | 1.00 | 251 | 36 | 28 | 5.0 |"
     assert lines[3] == (
-        "| TRL | 2 | 19.25 (18.50-20.00) | 2.08 | 121 (116-125) | not in 1 | not in 1 "
-        "| 5.0 (5.0-5.0) |"
+        "| TRL | 2 | 19.25 (18.50-20.00) | 2.08 | 36.00 (36.00-36.00) | 2.00 | 121 (116-125) "
+        "| not in 1 | not in 1 | 5.0 (5.0-5.0) |"
     )
     assert len(lines) == 4
 
@@ -195,17 +197,27 @@ def test_curves_are_drawn(tmp_path):
 
 def test_descendants_are_children_and_theirs():
     assert descendants(1, {1: 0, 2: 1, 3: 2, 9: 0}) == {2, 3}
-    assert parents()[os.getpid()] == os.getppid()
+    parent, used_s = read_stat()[os.getpid()]
+    assert parent == os.getppid()
+    assert 0 < used_s <= time.process_time() + 0.02  # a tick of each kind of time
 
 
-def test_memory_of_a_child_is_seen():
+def test_memory_and_time_of_a_child_are_seen_when_it_has_ended_too():
     hold = "import sys; held = b'x' * (100 << 20); print(len(held), flush=True); sys.stdin.read()"
+    usage = Usage()
     with subprocess.Popen(
         [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as child:
         assert child.stdin and child.stdout
         child.stdout.readline()
-        peak = Peak()
-        peak.sample()
+        usage.sample()
         child.stdin.close()
-    assert peak.num_bytes > 100 << 20
+    usage.sample()
+    assert usage.peak_bytes > 100 << 20
+    assert usage.used_s[1] == usage.used_s[0] > 0
+
+
+def test_time_between_two_samples_lies_on_a_line():
+    usage = Usage()
+    usage.times, usage.used_s = [10.0, 12.0], [4.0, 8.0]
+    assert [usage.used_until(moment) for moment in (9, 10, 11, 12, 13)] == [4, 4, 6, 8, 8]

@@ -34,6 +34,12 @@ def test_a_program_that_may_outlast_its_call_is_refused():
         config.check_calls(600.0)
 
 
+def test_the_section_of_a_source_is_named():
+    config = EnvironmentConfig(player=tools(10.0), time_s=5.0)
+    with pytest.raises(ValueError, match=r"^data.sources.a.environment.player.time_s=10.0: "):
+        config.check_calls(600.0, "data.sources.a.environment")
+
+
 def test_limits_that_fit_and_players_without_calls_pass():
     python = {"_target_": "PythonInterpreter", "limits": {"wall_s": 4.0}}
     EnvironmentConfig(player=tools(10.0, python=python), time_s=60.0).check_calls(600.0)

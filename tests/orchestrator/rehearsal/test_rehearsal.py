@@ -56,8 +56,14 @@ TAILED = [  # long tails, and 12 steps over an epoch of 96 prompts
 ]
 
 
+def rehearsal(folder, *overrides):
+    raw, config = compose(overrides)
+    algorithm = instantiate(raw.algorithm, _convert_="all")
+    return Rehearsal(config, algorithm, folder), config
+
+
 def test_an_algorithm_that_reads_parts_of_the_reward_is_rehearsed(tmp_path):
-    run = rehearsal(
+    run, _ = rehearsal(
         tmp_path,
         *CONSTANT,
         "algorithm/advantage=decoupled",
@@ -65,12 +71,6 @@ def test_an_algorithm_that_reads_parts_of_the_reward_is_rehearsed(tmp_path):
         "trainer.total_steps=1",
     )
     assert len(run.run()) == 1
-
-
-def rehearsal(folder, *overrides):
-    raw, config = compose(overrides)
-    algorithm = instantiate(raw.algorithm, _convert_="all")
-    return Rehearsal(config, algorithm, folder), config
 
 
 def test_a_synchronous_step_takes_what_its_parts_take(tmp_path):

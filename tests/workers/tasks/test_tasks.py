@@ -100,6 +100,12 @@ def test_default_folder_is_named_after_the_arguments(
         (lambda: reasoning(datasets={"no_such": {}}), "'no_such'"),
         (lambda: reasoning(datasets={"coin_flip": {"bogus": 1}}), "bogus"),
         (lambda: reasoning(datasets={"coin_flip": {}}, style="poem"), "poem"),
+        (lambda: reasoning(datasets={"coin_flip": {}}, weights={"coin": 1}), "coin=1"),
+        (lambda: reasoning(datasets={"coin_flip": {}}, weights={"coin_flip": 0}), "coin_flip=0"),
+        (
+            lambda: reasoning(datasets={"coin_flip": {}, "lcm": {}}, weights={"lcm": 1e-3}),
+            "lcm has no share of 128 rows",
+        ),
         (
             lambda: reasoning(datasets={"letter_counting": {}}, max_question_chars=9),
             "gave only 0 different questions",
@@ -128,6 +134,18 @@ def test_reasoning_few_shot(tmp_path: Path) -> None:
     assert entry["answer"] == row["ground_truth"]
     again = reasoning(datasets=settings, num_train=21, num_eval=6, num_shots=2)
     assert again.train.equals(train)
+
+
+def test_reasoning_by_weight() -> None:
+    tables = reasoning(
+        datasets={"coin_flip": {}, "lcm": {}, "chain_sum": {}},
+        weights={"lcm": 2},
+        num_train=22,
+        num_eval=5,
+    )
+    counts = [Counter(table["dataset"].to_pylist()) for table in (tables.train, tables.heldout)]
+    assert counts[0] == {"coin_flip": 6, "lcm": 11, "chain_sum": 5}
+    assert counts[1] == {"coin_flip": 1, "lcm": 3, "chain_sum": 1}
 
 
 def test_reasoning_chat() -> None:

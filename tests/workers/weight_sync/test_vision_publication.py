@@ -8,6 +8,7 @@ import cloudpickle
 import pytest
 import torch
 
+from workers.data.images.settings import ImageLimits
 from workers.engines.model.lora_settings import LoraSettings, adapted_leaves, linear_names
 from workers.engines.model.policy_model import load_policy_model
 from workers.engines.zero.lora_weights import publication_source, published_name
@@ -64,7 +65,7 @@ def test_a_publication_reaches_the_engine_and_a_stale_decoder_weight_is_named(
     folder = build_tiny_vision(tmp_path / "m", architecture="idefics3", tie_word_embeddings=tied)
     policy = load_policy_model(folder)
     policy.freeze(freeze)
-    more = {"engine_kwargs": {"limit_mm_per_prompt": {"image": 1}}, "max_model_len": 512}
+    more = {"images": ImageLimits(max_per_prompt=1), "max_model_len": 512}
     with start_engines(folder, "shm", 1, **more) as engines:
         endpoint = trainer_endpoint(
             "shm",
@@ -114,7 +115,7 @@ def test_an_adapter_of_the_decoder_reaches_the_engine(publish, tmp_path, start_e
     settings = LoraSettings(rank=3, alpha=4, publish=publish)
     policy = load_policy_model(folder, adapter=settings)
     policy.freeze()
-    more = {"engine_kwargs": {"limit_mm_per_prompt": {"image": 1}}, "max_model_len": 512}
+    more = {"images": ImageLimits(max_per_prompt=1), "max_model_len": 512}
     if publish == "adapter":
         layers = adapted_leaves("all-linear", linear_names(folder))
         more |= {"adapter_rank": 3, "adapter_layers": layers}
@@ -153,7 +154,7 @@ def test_an_engine_computes_an_export_as_the_learner_does(tmp_path, start_engine
         own = trained.policy.packed_outputs(one_sequence())
     trained.export_hf(tmp_path / "final")
     trained.close()
-    more = {"engine_kwargs": {"limit_mm_per_prompt": {"image": 1}}, "max_model_len": 512}
+    more = {"images": ImageLimits(max_per_prompt=1), "max_model_len": 512}
     with start_engines(tmp_path / "final", "shm", 1, **more) as engines:
         found = engines.each("prompt_logprobs", PROBE)[0]
     torch.testing.assert_close(torch.tensor(found)[1:], own[1:], atol=EXACT, rtol=0)

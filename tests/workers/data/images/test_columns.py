@@ -54,6 +54,17 @@ def test_eight_siblings_are_hardly_larger_than_one_image() -> None:
     assert batch.nbytes < 1.2 * len(file)  # as it lies in the object store
 
 
+def test_a_step_of_several_batches_keeps_each_file_once(tmp_path) -> None:
+    files = [os.urandom(50_000) for _ in range(4)]
+    batches = [to_record_batch(siblings(8, file)) for file in files]
+    slices = [Slice(batch=k, start=0, length=8) for k in range(4)]
+    path = tmp_path / "step_000001.parquet"
+    assert write_step(str(path), slices, 0, *batches) == 32
+    assert path.stat().st_size < 1.2 * 4 * 50_000
+    _, back = load_step(str(path))
+    assert back["image_files"].to_pylist() == [[file] for file in files for _ in range(8)]
+
+
 def test_images_come_back_as_they_were_written() -> None:
     first, second = os.urandom(2000), os.urandom(3000)
     rows = [*siblings(2, first), *siblings(2, second)]
