@@ -91,7 +91,7 @@ def test_each_source_is_played_in_its_environment_across_a_resume(tmp_path: Path
     prompts = Counter(row["dataset"] for row in rows)
     assert prompts == {"sums": 4 * 2 * 8, "products": 4 * 6 * 8}  # steps, prompts, siblings
     assert by_source["sums", 1] == prompts["sums"]
-    assert by_source["products", 2] > prompts["products"] / 4
+    assert by_source["products", 2] > prompts["products"] / 10
     assert len({row["prompt_uid"] for row in rows}) == 4 * 8  # none begun twice
     metrics = (tmp_path / "runs" / "mixed" / "metrics.jsonl").read_text().splitlines()
     steps = [m for m in map(json.loads, metrics) if "mismatch/abs_max" in m]
