@@ -66,12 +66,11 @@ class Ranks(BaseHTTPRequestHandler):
         pass
 
 
-def kept_calls(run: Path) -> tuple[int, int]:
-    """Return how many calls of judges a run kept, and how many of them failed."""
+def kept_calls(run: Path) -> list[tuple[str, str]]:
+    """Return answer and error of every call that a run kept."""
     (calls,) = run.glob("judge_calls.*.sqlite")
     with closing(sqlite3.connect(calls)) as connection:
-        found = connection.execute("SELECT count(*), sum(error != '') FROM calls").fetchone()
-    return int(found[0]), int(found[1])
+        return connection.execute("SELECT answer, error FROM calls").fetchall()
 
 
 VERDICT = """# @package _global_
@@ -104,10 +103,11 @@ def test_a_model_behind_vllm_judges_every_response_of_a_run(tmp_path: Path) -> N
     rows = recorded(tmp_path / "judged")
     assert len(rows) == 2 * 4 * 4
     assert {row["outcome"] for row in rows} == {"scored"}
-    assert all(row["reward"] in [tenth / 10 for tenth in range(11)] for row in rows)
-    made, failed = kept_calls(tmp_path / "judged")
-    assert 0 < made <= len(rows)  # equal answers are asked about once
-    assert failed == 0
+    tenths = {round(tenth / 10, 6) for tenth in range(11)}
+    assert {round(row["reward"], 6) for row in rows} <= tenths  # type: ignore[call-overload]
+    calls = kept_calls(tmp_path / "judged")
+    assert calls  # equal answers are asked about once
+    assert all(error == "" for _, error in calls)
 
 
 def test_a_judge_ranks_the_siblings_of_a_run_and_every_call_is_kept(tmp_path: Path) -> None:
@@ -126,7 +126,10 @@ def test_a_judge_ranks_the_siblings_of_a_run_and_every_call_is_kept(tmp_path: Pa
     assert {row["outcome"] for row in rows} == {"scored"}
     assert all(0.0 <= row["reward"] <= 1.0 for row in rows)  # type: ignore[operator]
     assert "Compare the answers" in str(rows[0]["reward_notes"])
-    assert kept_calls(tmp_path / "ranked") == (2 * 2 * 8, 0)  # steps, repeats, prompts
+    calls = kept_calls(tmp_path / "ranked")
+    assert all(error == "" for _, error in calls)
+    ranked = [len(json.loads(answer)["ranking"]) for answer, _ in calls]
+    assert ranked.count(8) == 2 * 2 * 8  # steps, repeats, prompts; held-out answers stand alone
 
 
 def test_a_reward_model_scores_a_run(tmp_path: Path) -> None:
