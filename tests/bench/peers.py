@@ -101,8 +101,8 @@ def report(outcomes: Sequence[Outcome], chosen: dict[str, Work]) -> str:
             continue
         loads = [outcome.load for outcome in own]
         parts.append(
-            f"\n**{work.name}**, {work.title}; {own[0].steps} steps, the first "
-            f"{work.warm_up} not counted; load before a run {min(loads):.1f} to {max(loads):.1f}\n"
+            f"\n**{work.name}**, {work.title}; {own[0].steps} steps, of which "
+            f"{work.warm_up} to warm up; load before a run {min(loads):.1f} to {max(loads):.1f}\n"
             f"\n{table(own, PROGRAMS)}\n"
         )
         for program in PROGRAMS:

@@ -103,7 +103,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--siblings", type=int, nargs="+", default=[1, 4, 8, 16])
     parser.add_argument("--response", type=int, default=64, help="tokens of each response")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--vocab", type=int, default=49152)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=False)

@@ -119,12 +119,12 @@ def middle(values: Sequence[float], digits: int) -> str:
 
 
 def reached(outcomes: Sequence[Outcome], *, from_start: bool) -> str:
-    """Return the seconds to the goal; "-" for no trainer, "not" where a run did not reach it."""
+    """Return the seconds to the goal; "in 1 of 3" where two runs did not; "-" for no trainer."""
     if not any(outcome.rewards for outcome in outcomes):
         return "-"
     found = [outcome.seconds_to(GOAL, from_start=from_start) for outcome in outcomes]
     within = [seconds for seconds in found if seconds is not None]
-    return middle(within, 0) if len(within) == len(found) else f"not in {len(found) - len(within)}"
+    return middle(within, 0) if len(within) == len(found) else f"in {len(within)} of {len(found)}"
 
 
 def table(outcomes: Sequence[Outcome], programs: Iterable[str]) -> str:
