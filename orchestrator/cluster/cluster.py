@@ -87,7 +87,7 @@ def start_ray(config: ClusterConfig) -> None:
     }
     try:
         ray.init(**own)
-    except RuntimeError:  # on a cold disk Ray's own processes may miss their time limit once
+    except Exception:  # on a slow machine Ray's own processes may miss their time limit once
         ray.shutdown()
         ray.init(**own)
 

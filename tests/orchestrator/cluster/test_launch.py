@@ -1,13 +1,16 @@
 """A run begins with the engines that start, if they are enough."""
 
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
+import ray
 
 from conf.compose import ConfigError, compose
-from orchestrator.cluster.cluster import Cluster
+from conf.schema import ClusterConfig
+from orchestrator.cluster.cluster import Cluster, start_ray
 from workers.worker_group import NoAnswerError, WorkerError
 
 BROKEN = WorkerError("rollout.start, rank 2: RuntimeError: CUDA error: uncorrectable ECC error")
@@ -52,3 +55,19 @@ ray.shutdown()
 def test_workers_of_an_own_ray_have_the_priority_of_the_driver():
     done = subprocess.run([sys.executable, "-c", PRIORITY], capture_output=True, text=True)
     assert "worker 0" in done.stdout, done.stderr
+
+
+def test_an_own_ray_that_misses_its_time_limit_is_started_once_more(monkeypatch):
+    """Ray raises a bare `Exception` where its own processes are slow."""
+    started = []
+
+    def init(**settings):
+        started.append(settings["num_cpus"])
+        if len(started) == 1:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: started.append("ended"))
+    monkeypatch.setattr(os, "environ", {})
+    start_ray(ClusterConfig(name="own", num_cpus=3))
+    assert started == [3, "ended", 3]
