@@ -103,10 +103,10 @@ def test_another_schema_is_refused(run):
 def test_a_record_of_an_older_schema_is_refused_by_its_version(run):
     file = run / "rollouts" / "step_000002.parquet"
     whole = pq.read_table(file)
-    assert whole.schema.metadata[b"ballast.schema_version"] == b"4"
+    assert whole.schema.metadata[b"ballast.schema_version"] == b"5"
     names = ["step" if name == "begun_version" else name for name in whole.column_names]
     pq.write_table(whole.rename_columns(names).replace_schema_metadata(None), file)
-    with pytest.raises(ValueError, match=r"schema 1, this version reads 4; record the run again"):
+    with pytest.raises(ValueError, match=r"schema 1, this version reads 5; record the run again"):
         Recording.open(run)
 
 
