@@ -75,7 +75,7 @@ def main() -> None:
             pictures.append(FOLDER / "time.png")
             text = report_of(options.time, page)
             page.write_text(text.replace("</head>", ONLY_TIME, 1))
-            take(page, pictures[1], width=1280, height=900)
+            take(page, pictures[1], width=1280, height=1420)
     for picture in pictures:
         print(f"{picture.name}: {picture.stat().st_size // 1024} KiB")
 
