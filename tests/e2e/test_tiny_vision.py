@@ -53,6 +53,16 @@ def test_colours_are_learned_from_pixels(tmp_path):
 
 
 @pytest.mark.slow
+def test_squares_are_counted(tmp_path):
+    run = vision(
+        tmp_path, "counting", "data=counting", "trainer.total_steps=300", "trainer.eval_every=0"
+    )
+    rewards = [line["reward/mean"] for line in steps(run)]
+    assert max(rewards[:5]) < 0.35
+    assert sum(rewards[-10:]) / 10 > 0.9
+
+
+@pytest.mark.slow
 def test_pictures_without_a_colour_teach_nothing(tmp_path):
     run = vision(
         tmp_path,

@@ -57,6 +57,9 @@ ELSEWHERE = {
     "ballast train experiment=tiny_vision": (
         "tests/e2e/test_tiny_vision.py::test_colours_are_learned_from_pixels"
     ),
+    "ballast train experiment=tiny_vision data=counting *": (
+        "tests/e2e/test_tiny_vision.py::test_squares_are_counted"
+    ),
     "ballast train experiment=tiny_tools": (
         "tests/e2e/test_tools.py::test_a_policy_calls_the_calculator_and_only_its_own_tokens_train"
     ),
