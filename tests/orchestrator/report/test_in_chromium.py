@@ -245,22 +245,27 @@ def test_a_hostile_response_is_text(browser, page):
 
 def test_runs_side_by_side_show_their_differences_first(browser, run_dir, tmp_path):
     other = write_run(tmp_path / "other", "algorithm=grpo")
-    write_report([run_dir, other], tmp_path / "both.html")
+    twice = write_run(tmp_path / "twice", resumed_after=(1, 3))
+    write_report([run_dir, other, twice], tmp_path / "three.html")
     browser.errors.clear()
-    browser.open(tmp_path / "both.html")
-    assert browser.read("[...document.querySelectorAll('#top h1')].length") == 2
+    browser.open(tmp_path / "three.html")
+    assert browser.read("[...document.querySelectorAll('#top h1')].length") == 3
     table = browser.read("document.querySelector('#side-by-side tbody').innerText")
     assert table.splitlines() == [
         "steady\tcpgd\t4\t0.25\t1\t32\t400\t8 s",
         "other\tgrpo\t4\t0.25\t1\t32\t400\t8 s",
+        "twice\tcpgd\t4\t0.25\t1\t32\t400\t8 s",
     ]
+    events = browser.read("document.querySelector('#events').textContent")
+    assert "resumed after step 1" in events  # killed twice
+    assert "resumed after step 3" in events
     rows = browser.read("document.querySelector('#settings table').innerText")
     assert "algorithm.name\tcpgd\tgrpo" in rows
     legend = browser.read("document.querySelector('[data-panel=Reward] .u-legend').innerText")
     assert "steady: mean" in legend
     assert "other: mean" in legend
     choose(browser, "filter-run", "other")
-    assert browser.read("document.getElementById('count').textContent") == "16 of 32 groups match."
+    assert browser.read("document.getElementById('count').textContent") == "16 of 48 groups match."
     assert browser.errors == []
 
 
