@@ -35,6 +35,7 @@ from orchestrator.planning.roles import Place, PlannedRole, role_named
 from orchestrator.planning.settings import critic_settings, early_stop, policy_settings
 from workers import USER_PATH_VARIABLE
 from workers.calls import Call, bind
+from workers.engines.zero.settings import CPU_ENVIRONMENT, TUNABLES
 from workers.learner.critic_worker import CriticWorker
 from workers.learner.policy_worker import PolicyWorker
 from workers.learner.rank_worker import RankWorker
@@ -253,6 +254,11 @@ class Cluster:
             USER_PATH_VARIABLE: self._user_path,
         }
 
+    def _rank_env(self, role: PlannedRole) -> dict[str, str]:
+        """Return the variables of a rank; the user's own tuning of the C library stays."""
+        tuned = role.num_gpus > 0 or TUNABLES in os.environ
+        return self._env(role.threads) | ({} if tuned else CPU_ENVIRONMENT)
+
     def _launch_rewards(self, role: PlannedRole | None, scorer: Any) -> WorkerGroup[RewardWorker]:
         reward = self._config.reward
         group = WorkerGroup.launch(
@@ -310,7 +316,7 @@ class Cluster:
                 "timeout_s": self._config.cluster.timeouts.train_s,
                 **more,
             },
-            env=lambda rank: self._env(role.threads),
+            env=lambda rank: self._rank_env(role),
             placement=Placement(
                 group=places.ranks,
                 bundles=places.of(role),

@@ -2,10 +2,11 @@
 
     python tests/bench/rank_memory.py
 
-Every case is a process of its own, whose memory is read before the model is loaded and then a few
-hundred times a second: a Llama of random weights takes two optimizer updates. Pages of the model's
-file, which the kernel takes back when it needs them, are not counted. Prints a table in Markdown.
-What the plan holds back for a GPU's own needs (the reserve) is left out of the estimate.
+Every case is a process of its own, started as a run starts a rank, in which a Llama of random
+weights takes two optimizer updates. The peak is the kernel's own mark of resident memory, so that
+no other load changes it; pages of the model's file, out of which a frozen model is computed, count.
+Prints a table in Markdown. What the plan holds back for a GPU's own needs (the reserve) is left out
+of the estimate.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import subprocess
 import sys
 import tempfile
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,14 +50,25 @@ def main() -> None:
     print("| parameters | mode | peak MiB | plan MiB | plan / peak |\n|---|---|--:|--:|--:|")
     for size in arguments.sizes:
         for mode in MODES:
-            with tempfile.TemporaryDirectory() as folder:
-                command = [sys.executable, __file__, "--case", size, mode, folder]
-                done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-            if done.returncode:
-                sys.exit(done.stderr[-3000:])
-            case = json.loads(done.stdout.splitlines()[-1])
+            case = measured(size, mode)
             peak, plan = case["peak"] / MIB, case["plan"] / MIB
             print(f"| {size} | {mode} | {peak:.0f} | {plan:.0f} | {plan / peak:.2f} |", flush=True)
+
+
+def measured(size: str, mode: str) -> dict[str, float]:
+    """Return what `measure` finds in a new process with the environment of a rank on CPUs."""
+    from workers.engines.zero.settings import CPU_ENVIRONMENT
+
+    environment = os.environ | CPU_ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--case", size, mode, folder]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=900, check=False
+        )
+    if done.returncode:
+        raise RuntimeError(done.stderr[-3000:])
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def measure(size: str, mode: str, folder: Path) -> dict[str, float]:
@@ -116,11 +128,11 @@ def measure(size: str, mode: str, folder: Path) -> dict[str, float]:
     build(folder / "small", 64, 1, kept)
     train(folder / "small")  # torch's kernels and threads, and DeepSpeed's modules, stay from here
     gc.collect()
-    before = own_bytes()
-    with Peak() as peak:
-        train(folder)
-    reserve = share.parts["reserve"]
-    return {"peak": peak.value - before, "plan": share.total - reserve, **share.parts}
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is what is resident now
+    before = resident_bytes("VmRSS")
+    train(folder)
+    peak = resident_bytes("VmHWM") - before
+    return {"peak": peak, "plan": share.total - share.parts["reserve"], **share.parts}
 
 
 def build(folder: Path, width: int, layers: int, dtype: Any) -> None:
@@ -139,32 +151,10 @@ def build(folder: Path, width: int, layers: int, dtype: Any) -> None:
     LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
 
 
-class Peak:
-    """Peak of this process's own memory while the block runs, read in a thread."""
-
-    value = 0
-
-    def __enter__(self) -> Peak:
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._ended.wait(0.002):
-            self.value = max(self.value, own_bytes())
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-
-def own_bytes() -> int:
-    """Return the resident bytes of this process that are no pages of a file."""
-    status = Path("/proc/self/status").read_text()
-    return next(
-        int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:")
-    )
+def resident_bytes(mark: str) -> int:
+    """Return the resident bytes of this process: VmRSS those of now, VmHWM those of the peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{mark}:"))
 
 
 if __name__ == "__main__":

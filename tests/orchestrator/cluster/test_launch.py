@@ -11,6 +11,7 @@ import ray
 from conf.compose import ConfigError, compose
 from conf.schema import ClusterConfig
 from orchestrator.cluster.cluster import Cluster, start_ray
+from orchestrator.planning.roles import Place, PlannedRole
 from workers.worker_group import NoAnswerError, WorkerError
 
 BROKEN = WorkerError("rollout.start, rank 2: RuntimeError: CUDA error: uncorrectable ECC error")
@@ -39,6 +40,21 @@ def test_too_few_that_start_are_the_end_with_the_first_failure():
 def test_a_run_cannot_need_more_engines_than_it_begins_with():
     with pytest.raises(ConfigError, match="rollout.min_engines=5: must be between 1 and"):
         compose(["experiment=tiny", "rollout.num_engines=4", "rollout.min_engines=5"])
+
+
+def rank_variables(num_gpus):
+    _, config = compose(["experiment=tiny"])
+    role = PlannedRole(name="learner", place=Place.OWN, num_gpus=num_gpus, threads=3)
+    return Cluster(config, None, run_id="run", model_path="model")._rank_env(role)
+
+
+def test_a_rank_on_cpus_is_started_without_the_cache_that_pins_freed_memory(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert rank_variables(0.0)["GLIBC_TUNABLES"] == "glibc.malloc.tcache_count=0"
+    assert rank_variables(0.0)["OMP_NUM_THREADS"] == "3"
+    assert "GLIBC_TUNABLES" not in rank_variables(1.0)
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=3")
+    assert "GLIBC_TUNABLES" not in rank_variables(0.0)  # the user's own is inherited
 
 
 PRIORITY = """
