@@ -54,6 +54,8 @@ class Engine:
 
 
 class Encoder:
+    image_settings = None  # prompts show no images
+
     def __init__(self, fault=None):
         self.fault = fault
 
