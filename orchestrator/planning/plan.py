@@ -10,7 +10,7 @@ import math
 from algorithms.algorithm import Algorithm
 from algorithms.conformance.rehearsal import rehearse
 from conf import precision
-from conf.schema import AdapterConfig, DataConfig, RoleConfig, TrainConfig
+from conf.schema import AdapterConfig, DataConfig, EnvironmentConfig, RoleConfig, TrainConfig
 from orchestrator.planning import capacity, shared_prefix
 from orchestrator.planning.notes import notes_of
 from orchestrator.planning.roles import roles_of
@@ -140,7 +140,9 @@ def _check_reward_parts(config: TrainConfig, algorithm: Algorithm) -> None:
     tried before anything starts (`trial.py`).
     """
     scorer = config.reward.scorer
-    if scorer["_target_"] != WEIGHTED or not plays_alone(config) or config.rollout.replay.folder:
+    own = [source.environment or config.environment for source in config.data.sources]
+    alone = any(map(scored_alone, own or [config.environment]))
+    if scorer["_target_"] != WEIGHTED or not alone or config.rollout.replay.folder:
         return
     for reader, names in algorithm.part_readers.items():
         for name in names:
@@ -152,9 +154,9 @@ def _check_reward_parts(config: TrainConfig, algorithm: Algorithm) -> None:
                 )
 
 
-def plays_alone(config: TrainConfig) -> bool:
-    """Return True where the run's scorer gives every reward, and no environment may."""
-    target: str = config.environment.player["_target_"]
+def scored_alone(environment: EnvironmentConfig) -> bool:
+    """Return True where the scorer gives every reward, and the environment none."""
+    target: str = environment.player["_target_"]
     return target == SINGLE_TURN
 
 
@@ -225,7 +227,8 @@ def _algorithm_rows(algorithm: Algorithm) -> list[tuple[str, str]]:
 def _images(config: TrainConfig) -> list[tuple[str, str]]:
     """Return the row about images, where prompts or environments show them."""
     data = config.data
-    shown = [] if data.image_column is None else [f"column {data.image_column}"]
+    columns = dict.fromkeys(data.image_columns.values())
+    shown = [f"column {', '.join(columns)}"] if columns else []
     if any(each.shows_images for each in config.environments.values()):
         shown.append("those that the environment sends")
     if not shown:

@@ -53,7 +53,7 @@ def check_settings(config: TrainConfig, algorithm: Algorithm, *, transport: str)
 
 def image_limits(config: TrainConfig) -> ImageLimits | None:
     """Return the limits of the images of prompts and environments; None where neither shows any."""
-    shown = [config.data.image_column is not None]
+    shown = [bool(config.data.image_columns)]
     shown += [own.image_column is not None for own in config.evaluation.sets.values()]
     shown += [own.shows_images for own in config.environments.values()]
     if not any(shown):

@@ -1,13 +1,11 @@
 """Images that an environment shows, through the whole stack, and a replay of their record."""
 
-import json
-import subprocess
-import sys
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
+
+from tests.e2e.command import finish_ballast, step_metrics
 
 TIMEOUT_S = 1500
 STEPS = 4
@@ -32,23 +30,9 @@ async def look(task, session):
 """
 
 
-def ballast(folder, *arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "orchestrator.cli", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
-
-
 def train(folder, name, *overrides):
     """Train a tiny vision-language model in the environment; return the run's folder."""
-    ballast(
-        folder,
+    finish_ballast(
         *("train", "experiment=tiny_vision", "environment=function"),
         *(f"environment.player.path={folder}/looks.py:look", "environment.max_turns=2"),
         *("environment.shows_images=true", "data.build=null", "data.image_column=null"),
@@ -57,12 +41,10 @@ def train(folder, name, *overrides):
         *(f"trainer.total_steps={STEPS}", "trainer.eval_every=2", "trainer.checkpoint_every=4"),
         *("rollout.sampling.max_new_tokens=20", "rollout.eval_sampling.max_new_tokens=20"),
         *(f"run_name={name}", f"output_dir={folder}", *overrides),
+        cwd=folder,
+        timeout_s=TIMEOUT_S,
     )
     return folder / name
-
-
-def lines(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow
@@ -71,12 +53,12 @@ def test_what_an_environment_shows_is_trained_evaluated_reported_and_replayed(tm
     rows = {"prompt": ["look:"] * 32, "ground_truth": [*"rgby"] * 8}
     pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
     run = train(tmp_path, "seeing")
-    steps = [line for line in lines(run) if "time/step_s" in line]
+    steps = step_metrics(run)
     assert len(steps) == STEPS
     worst = max(line["mismatch/abs_max"] for line in steps)
     print(f"largest difference of a log-prob over both turns: {worst:.2e}")
     assert worst < 1e-4
-    assert [line for line in lines(run) if any(name.startswith("eval/") for name in line)]
+    assert '"eval/' in (run / "metrics.jsonl").read_text()
     record = pq.read_table(run / "rollouts" / "step_000001.parquet")
     assert set(record["outcome"].to_pylist()) == {"scored"}
     assert set(record["num_turns"].to_pylist()) == {2}
@@ -85,7 +67,7 @@ def test_what_an_environment_shows_is_trained_evaluated_reported_and_replayed(tm
         assert turns[0]["end"] < shown[0]["offset"] < turns[1]["start"]
     files = {file for (file,) in record["image_files"].to_pylist()}
     assert len(files) == 8  # one of each prompt, for all siblings
-    ballast(tmp_path, "report", str(run))
+    finish_ballast("report", str(run), cwd=tmp_path)
     assert "behind the prompt" in (run / "report.html").read_text()
     again = train(tmp_path, "again", "rollout=replay", f"rollout.replay.folder={run}")
     mine, theirs = (load_file(one / "final" / "model.safetensors") for one in (run, again))

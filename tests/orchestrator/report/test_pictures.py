@@ -43,7 +43,7 @@ def test_a_group_has_small_pictures_and_places_in_its_text(tmp_path):
 
 
 def test_a_sample_has_the_pictures_that_its_environment_showed(tmp_path):
-    """ "sum", an image, "="; "one "; an image that a sibling saw another of; "one "."""
+    """The prompt of the other tests and a turn; then an image of the sibling's own, and a turn."""
     texts = TokenTexts.of_model(str(model_folder(tmp_path / "model")))
     later = ImageSpan(offset=5, length=2, grid=(1, 2, 4), digest="a1b2")
     row = {
