@@ -108,10 +108,10 @@ class CurriculumConfig:
 
 @dataclass(kw_only=True)
 class ImagesConfig:
-    """Limits of the images that prompts show."""
+    """Limits of the images that prompts and environments show."""
 
     max_pixels: int | None = None  # of one image, which is scaled down; null: the model's own limit
-    max_per_prompt: int = 8
+    max_per_prompt: int = 8  # of one row: of its prompt and of all its turns
 
     def check(self) -> None:
         """Raise a ValueError that names an impossible value and the remedy."""

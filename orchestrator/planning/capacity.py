@@ -160,7 +160,10 @@ def describe_turns(config: TrainConfig) -> list[str]:
 
 def _turns(environment: EnvironmentConfig, all_tokens: int) -> str:
     turns = counted(environment.max_turns, "turn")
-    whole = f"{counted(all_tokens, 'token')} behind the prompt, what is observed included"
+    observed = "what is observed included"
+    if environment.shows_images:
+        observed += ", images with all of their tokens"
+    whole = f"{counted(all_tokens, 'token')} behind the prompt, {observed}"
     if environment.max_turn_tokens is None:
         return f"up to {turns}, together {whole}"
     sampled = environment.max_turns * environment.max_turn_tokens

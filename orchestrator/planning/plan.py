@@ -179,7 +179,7 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
         ("roles", ", ".join(role.title for role in roles_of(config, algorithm))),
         ("model", config.model.path or f"{config.model.name} (built on first use)"),
         ("data", _describe_data(config.data)),
-        *_images(config.data),
+        *_images(config),
         (
             "step",
             f"{counted(trainer.prompts_per_step, 'prompt')} x "
@@ -224,14 +224,18 @@ def _algorithm_rows(algorithm: Algorithm) -> list[tuple[str, str]]:
     ]
 
 
-def _images(data: DataConfig) -> list[tuple[str, str]]:
-    """Return the row about images, where prompts show them."""
+def _images(config: TrainConfig) -> list[tuple[str, str]]:
+    """Return the row about images, where prompts or environments show them."""
+    data = config.data
     columns = dict.fromkeys(data.image_columns.values())
-    if not columns:
+    shown = [f"column {', '.join(columns)}"] if columns else []
+    if any(each.shows_images for each in config.environments.values()):
+        shown.append("those that the environment sends")
+    if not shown:
         return []
     limit, most = data.images.max_pixels, data.images.max_per_prompt
     size = "as large as the model takes" if limit is None else f"scaled to {limit} pixels at most"
-    return [("images", f"column {', '.join(columns)}, {most} a prompt at most, {size}")]
+    return [("images", f"{' and '.join(shown)}, {most} a prompt at most, {size}")]
 
 
 def _rollout(config: TrainConfig) -> str:

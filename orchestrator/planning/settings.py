@@ -52,9 +52,11 @@ def check_settings(config: TrainConfig, algorithm: Algorithm, *, transport: str)
 
 
 def image_limits(config: TrainConfig) -> ImageLimits | None:
-    """Return the limits of the images that prompts show; None where they show none."""
-    sets = config.evaluation.sets.values()
-    if not config.data.image_columns and all(own.image_column is None for own in sets):
+    """Return the limits of the images of prompts and environments; None where neither shows any."""
+    shown = [bool(config.data.image_columns)]
+    shown += [own.image_column is not None for own in config.evaluation.sets.values()]
+    shown += [own.shows_images for own in config.environments.values()]
+    if not any(shown):
         return None
     images = config.data.images
     return ImageLimits(max_pixels=images.max_pixels, max_per_prompt=images.max_per_prompt)

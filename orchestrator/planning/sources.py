@@ -72,6 +72,7 @@ def prepare(config: TrainConfig) -> Sources:
         check_targets(config.model.adapter.target_modules, linear_names(model_path))
     check_shown(model_path, config.data)
     check_sets(model_path, config)
+    check_environments(model_path, config)
     chat_template(config.data)
     train, heldout = prompt_sets(config.data)
     return Sources(
@@ -185,6 +186,19 @@ def check_sets(model_path: Path, config: TrainConfig) -> None:
             raise ValueError(
                 f"evaluation.sets.{name}.image_column={own.image_column}: {model_path.name} is a "
                 "model of text alone; leave the set out, or choose a vision-language model"
+            )
+
+
+def check_environments(model_path: Path, config: TrainConfig) -> None:
+    """Raise ValueError where an environment shows images to a model of text."""
+    for key, own in config.environments.items():
+        if not own.shows_images:
+            continue
+        if read_image_settings(model_path, max_pixels=config.data.images.max_pixels) is None:
+            name = f"{key}.environment" if key else "environment"
+            raise ValueError(
+                f"{name}.shows_images=true: {model_path.name} is a model of text alone; choose a "
+                "vision-language model, or shows_images=false"
             )
 
 

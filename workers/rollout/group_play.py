@@ -112,12 +112,12 @@ class GroupPlay:
         context, limits = self._context, self._bounded.limits
         clock = EnvironmentClock(stretch_s=limits.stretch_s, total_s=limits.total_s)
 
-        async def sample(tokens: list[int], turn: int, sampling: Sampling) -> Sample:
+        async def sample(
+            tokens: list[int], turn: int, sampling: Sampling, images: PromptImages
+        ) -> Sample:
             if self._stopped:
                 raise AbortedError("the sibling was stopped between two turns")
-            if self._images.spans and tokens[: len(prompt_tokens)] != prompt_tokens:
-                raise UnusableAnswerError("the environment replaced a prompt that shows images")
-            return await self._draw(k, turn, tokens, sampling)
+            return await self._draw(k, turn, tokens, sampling, images)
 
         rollout = Rollout(
             self._task(k),
@@ -127,6 +127,7 @@ class GroupPlay:
             texts=context.texts,
             sample=sample,
             clock=clock,
+            images=self._images,
         )
         return rollout, clock
 
@@ -172,7 +173,9 @@ class GroupPlay:
             return f"failed:environment:{fault}"
         return f"failed:{fault}"
 
-    async def _draw(self, k: int, turn: int, tokens: list[int], sampling: Sampling) -> Sample:
+    async def _draw(
+        self, k: int, turn: int, tokens: list[int], sampling: Sampling, images: PromptImages
+    ) -> Sample:
         request_id = f"{self._request.group_id}/{k}/{turn}"
         self.drawing.add(request_id)
         try:
@@ -182,7 +185,7 @@ class GroupPlay:
                     request_id=request_id,
                     sampling=sampling,
                     seed=turn_seed(self._request.seed + k, turn),
-                    images=self._images,
+                    images=images,
                 )
         finally:
             self.drawing.discard(request_id)
@@ -270,8 +273,8 @@ class GroupPlay:
                 turns=row.turns,
                 response_text=recordable(_response(rollout, ended)),
                 timings=timings,
-                images=self._images.spans,
-                image_files=[image.file for image in self._images.loaded],
+                images=row.images.spans,
+                image_files=[image.file for image in row.images.loaded],
             )
             for row in rollout.rows(() if ended is None else ended.turn_rewards)
         ]

@@ -13,9 +13,11 @@ from conf.compose import compose
 from conf.schema import DataConfig, TrainConfig
 from conf.schema.data import ImagesConfig
 from orchestrator.planning.inspection import inspect
+from orchestrator.planning.plan import _images, _turns
 from orchestrator.planning.settings import image_limits, policy_settings, vllm_settings
 from orchestrator.planning.sources import (
     Sources,
+    check_environments,
     check_sets,
     check_shown,
     prompt_sets,
@@ -144,3 +146,16 @@ def test_a_held_out_set_with_images_needs_a_model_that_takes_them(tmp_path: Path
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
     with pytest.raises(ValueError, match=r"sets\.mmk12\.image_column=image: .* of text alone"):
         check_sets(tmp_path, shown)
+
+
+def test_an_environment_that_shows_images_needs_a_model_that_takes_them(tmp_path: Path) -> None:
+    shows = ("data.image_column=null", "environment=guessing", "environment.shows_images=true")
+    config = config_of(*shows)
+    assert image_limits(config) == ImageLimits(max_pixels=3136, max_per_prompt=1)
+    text = "\n".join(line for _, line in (*_images(config), *_turns(config)))
+    assert "those that the environment sends, 1 a prompt at most, scaled to 3136" in text
+    assert "what is observed included, images with all of their tokens" in text
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    with pytest.raises(ValueError, match=r"environment\.shows_images=true: .* of text alone"):
+        check_environments(tmp_path, config)
+    check_environments(tmp_path, config_of("data.image_column=null"))

@@ -55,6 +55,8 @@ class Engine:
 
 
 class Encoder:
+    image_settings = None  # prompts show no images
+
     def __init__(self, fault=None):
         self.fault = fault
 

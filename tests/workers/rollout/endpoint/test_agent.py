@@ -68,7 +68,7 @@ def rollout_of(tokens, *answers, stretch_s=30.0):
     engine = Engine(tokens, *answers)
     rollout = Rollout(
         task,
-        texts.opening(task.prompt, None),
+        texts.opening(task.prompt, None)[0],
         sampling=Sampling(max_tokens=100),
         limits=RolloutLimits(max_turns=4),
         texts=texts,
