@@ -11,7 +11,7 @@ from algorithms.algorithm import Algorithm
 from algorithms.conformance.rehearsal import rehearse
 from conf import precision
 from conf.schema import AdapterConfig, DataConfig, EnvironmentConfig, RoleConfig, TrainConfig
-from orchestrator.planning import capacity, shared_prefix
+from orchestrator.planning import capacity, judges, shared_prefix
 from orchestrator.planning.notes import notes_of
 from orchestrator.planning.roles import roles_of
 from orchestrator.planning.settings import check_settings
@@ -36,6 +36,7 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
     Raises:
         ValueError: they disagree; the message names the values and the remedy.
     """
+    judges.check(config)
     if not config.trainer.learns:
         capacity.check(config, algorithm)
         return
@@ -188,6 +189,7 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
         ),
         ("rollout", _rollout(config)),
         *_turns(config),
+        *(("judge", line) for line in judges.describe(config)),
         *(_learner_rows(config, algorithm) if trainer.learns else []),
         (
             "schedule",

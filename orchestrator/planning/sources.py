@@ -14,6 +14,7 @@ from pathlib import Path
 from hydra.utils import instantiate
 
 from conf.schema import DataConfig, EvaluationSetConfig, ModelConfig, SourceConfig, TrainConfig
+from orchestrator.planning.judges import check_folder
 from orchestrator.planning.settings import image_limits
 from workers.data.images.settings import read_image_settings
 from workers.data.prompts import ChatTemplate, PromptEncoder, PromptSet
@@ -49,7 +50,8 @@ def prepare(config: TrainConfig) -> Sources:
     """Build or find the model and the prompts.
 
     Raises:
-        ValueError: a model folder without weights or without the layers to adapt, a stop token or
+        ValueError: a folder of the model or of the run's own judge without weights or a tokenizer,
+            a model without the layers to adapt, a stop token or
             string that its tokenizer lacks, a missing column, an empty or unreadable file of
             prompts or of a chat template;
             the message names the path and the remedy.
@@ -73,6 +75,7 @@ def prepare(config: TrainConfig) -> Sources:
     check_shown(model_path, config.data)
     check_sets(model_path, config)
     check_environments(model_path, config)
+    check_folder(config)
     chat_template(config.data)
     train, heldout = prompt_sets(config.data)
     return Sources(

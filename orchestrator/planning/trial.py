@@ -85,6 +85,8 @@ def try_scorer(
 ) -> list[str]:
     """Score the first rows of every prompt file; return what should be looked at, a line each.
 
+    A scorer that can't be tried yet is checked instead: `try_files` once it can.
+
     Args:
         config: of the run.
         scorer: of `build_scorer`.
@@ -100,16 +102,27 @@ def try_scorer(
     _check_early_stop(config, scorer)
     notes = list(_ends_of_responses(config, scorer, sources.train))
     notes += _opened_turns(config, sources)
-    heldout = [] if sources.heldout is None else [sources.heldout]
-    sets = [sources.train, *heldout, *sources.sets.values()]
-    files = [source for prompts in sets for source in prompts.sources]
-    notes += _try_images(config, sources, files)
+    notes += _try_images(config, sources, _files(sources))
+    return notes + try_files(config, scorer, sources, part_readers)
+
+
+def try_files(
+    config: TrainConfig,
+    scorer: Any,
+    sources: Sources,
+    part_readers: Mapping[str, Sequence[str]] | None = None,
+) -> list[str]:
+    """Score the first rows of every prompt file; return notes on the scores, a line each.
+
+    Arguments and errors are those of `try_scorer`.
+    """
+    notes: list[str] = []
     check = getattr(scorer, "check", None)
     if check is not None:
         check()
         return notes
     with open_pool(config, scorer) as pool:
-        for prompts in files:
+        for prompts in _files(sources):
             rows = [prompts[row] for row in range(min(NUM_ROWS, len(prompts)))]
             tried = try_rows(pool, scorer, rows)
             notes += _judge(prompts, tried)
@@ -117,6 +130,13 @@ def try_scorer(
             if alone and any(prompts is one for one in sources.train.sources):
                 _check_parts(part_readers or {}, tried)
     return notes
+
+
+def _files(sources: Sources) -> list[PromptSource]:
+    """Return the files of training prompts and of all held-out ones."""
+    heldout = [] if sources.heldout is None else [sources.heldout]
+    sets = [sources.train, *heldout, *sources.sets.values()]
+    return [source for prompts in sets for source in prompts.sources]
 
 
 def _check_parts(part_readers: Mapping[str, Sequence[str]], tried: Sequence[Tried]) -> None:
