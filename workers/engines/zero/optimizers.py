@@ -3,7 +3,7 @@
 Runs in every rank that trains. Takes no step: `rank.py` does.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,22 @@ def build_optimizer(settings: OptimizerSettings, policy: PackedModel) -> torch.o
     return torch.optim.AdamW(
         parameters, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True
     )
+
+
+def fit_bucket(config: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return DeepSpeed's `config` with a bucket that holds no more than all gradients together.
+
+    DeepSpeed allocates the bucket whole, 200 MB in float32, of which the gradients of an adapter
+    may fill a hundredth.
+    """
+    trained = sum(
+        getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves empty parameters behind
+        for members in optimizer.param_groups
+        for parameter in members["params"]
+    )
+    zero = config["zero_optimization"]
+    size = min(int(zero["reduce_bucket_size"]), trained)
+    return {**config, "zero_optimization": {**zero, "reduce_bucket_size": size}}
 
 
 def move_states(engine: Any, device: torch.device, *, stage: int) -> None:

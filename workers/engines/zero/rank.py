@@ -33,7 +33,7 @@ from workers.engines.model.packed_model import PackedModel
 from workers.engines.model.self_test import check_model
 from workers.engines.zero import checkpoint_files
 from workers.engines.zero.gradients import GradientGuard, LossScale, non_finite_tensors
-from workers.engines.zero.optimizers import build_optimizer, move_states
+from workers.engines.zero.optimizers import build_optimizer, fit_bucket, move_states
 from workers.engines.zero.process_group import (
     ProcessGroupSettings,
     device_of,
@@ -76,6 +76,7 @@ class ZeroRank(ABC):
         self.module.freeze(settings.freeze, divided=settings.engine_stage == 3)
         if settings.optimizer is not None:
             optimizer = build_optimizer(settings.optimizer, self.module)
+            config = fit_bucket(config, optimizer)
         elif settings.engine_stage != 3:
             self.module.requires_grad_(False)
         self._engine: Any = None
@@ -84,10 +85,7 @@ class ZeroRank(ABC):
             self.module.to(self.device)
         else:
             self._engine, *_ = deepspeed.initialize(
-                model=self.module,
-                optimizer=optimizer,
-                config=config,
-                dist_init_required=False,
+                model=self.module, optimizer=optimizer, config=config, dist_init_required=False
             )
         if optimizer is not None and settings.engine_stage == 0:
             assert settings.optimizer is not None

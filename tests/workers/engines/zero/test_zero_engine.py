@@ -15,6 +15,7 @@ import zero_matrix  # noqa: E402
 from rank_processes import run_ranks  # noqa: E402
 
 from workers.data.packing import pack  # noqa: E402
+from workers.engines.model.lora_settings import LoraSettings  # noqa: E402
 from workers.engines.zero.optimizers import master_weights, move_states  # noqa: E402
 from workers.engines.zero.policy_engine import PolicyEngine  # noqa: E402
 from workers.engines.zero.process_group import ProcessGroupSettings  # noqa: E402
@@ -293,6 +294,21 @@ def test_nothing_holds_the_memory_that_state_was_moved_from(model: Path, stage: 
         views = [m.hp_fragment for m in mappings]
         views += [v for m in mappings for v in (m.optim_fragment or {}).values()]
         assert addresses(views) <= addresses(state)
+    engine.close()
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_the_bucket_of_an_adapter_holds_its_gradients_and_no_more(model: Path, stage: int) -> None:
+    engine = engine_of(model, stage, adapter=LoraSettings(rank=2))
+    steps = engine._engine.optimizer
+    trained = [
+        getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters() if p.requires_grad
+    ]
+    assert steps.reduce_bucket_size == sum(trained) < 10_000
+    take_steps(engine, 1)
+    buffers = [bucket.buffer for bucket in steps.ipg_buckets.values()]
+    sizes = [tensor.numel() for held in buffers for tensor in ([held] if stage == 3 else held)]
+    assert set(sizes) <= {sum(trained)}
     engine.close()
 
 
