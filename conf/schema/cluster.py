@@ -63,7 +63,7 @@ class TimeoutConfig:
     start_s: float = 600.0
     request_s: float = 600.0  # two tokens of a running response, two steps of a busy engine
     environment_s: float = 600.0  # of one sample, beside what the engine draws for it
-    engine_s: float = 120.0  # a rollout engine without an answer, before it is killed and restarted
+    engine_s: float = 120.0  # an engine or reward worker without an answer, before it is killed
     place_s: float = 120.0  # an engine that joins, or whose node is gone, finds a place
     train_s: float = 1800.0
     publish_s: float = 300.0

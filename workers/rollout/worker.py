@@ -49,6 +49,7 @@ class RolloutWorker:
         environments: Mapping[str, BoundedEnvironment],
         reward_timeout_s: float,
         reward_start_s: float = START_LIMIT_S,
+        reward_answer_s: float | None = None,
         template: ChatTemplate | None = None,
         scores_together: bool = False,
         include_prefill: bool = False,
@@ -65,6 +66,7 @@ class RolloutWorker:
         self._texts = TurnTexts(self._encoder, end_token_ids=end_token_ids)
         self._environments = dict(environments)
         self._reward_timeout_s, self._reward_start_s = reward_timeout_s, reward_start_s
+        self._reward_answer_s = reward_answer_s
         self._early_stop = early_stop
         self._scores_together, self._include_prefill = scores_together, include_prefill
         self._images_for_reward = images_for_reward and settings.images is not None
@@ -96,7 +98,10 @@ class RolloutWorker:
             texts=self._texts,
             environments=self._environments,
             rewards=RewardClient(
-                rewards, timeout_s=self._reward_timeout_s, start_s=self._reward_start_s
+                rewards,
+                timeout_s=self._reward_timeout_s,
+                start_s=self._reward_start_s,
+                answer_s=self._reward_answer_s,
             ),
             scores_together=self._scores_together,
             include_prefill=self._include_prefill,
