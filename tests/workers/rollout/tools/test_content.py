@@ -65,10 +65,11 @@ def test_text_beside_an_image_is_cut_and_an_image_never_is(pool: ToolPool):
     assert f"images of {len(FILE)} bytes, beyond environment.player.max_image_bytes=9" in reason
 
 
-def test_a_broken_image_is_an_error_of_the_call(pool: ToolPool):
-    result = call(pool, "spoil")
-    assert result.status == "error"
-    assert result.text.startswith("ImageFaultError: image can't be read")
+def test_a_broken_image_is_an_error_of_the_call():
+    server = ToolServer(toolsets={"tools": Functions(paths=PATHS)})
+    status, reason = server.serve(("spoil", {}))
+    assert status == "error"
+    assert reason.startswith("ImageFaultError: image can't be read")
 
 
 def test_json_that_only_looks_like_an_image_stays_text():
