@@ -10,7 +10,7 @@ import math
 from algorithms.algorithm import Algorithm
 from algorithms.conformance.rehearsal import rehearse
 from conf import precision
-from conf.schema import AdapterConfig, DataConfig, RoleConfig, TrainConfig
+from conf.schema import AdapterConfig, DataConfig, EnvironmentConfig, RoleConfig, TrainConfig
 from orchestrator.planning import capacity, judges, shared_prefix
 from orchestrator.planning.notes import notes_of
 from orchestrator.planning.roles import roles_of
@@ -141,7 +141,9 @@ def _check_reward_parts(config: TrainConfig, algorithm: Algorithm) -> None:
     tried before anything starts (`trial.py`).
     """
     scorer = config.reward.scorer
-    if scorer["_target_"] != WEIGHTED or not plays_alone(config) or config.rollout.replay.folder:
+    own = [source.environment or config.environment for source in config.data.sources]
+    alone = any(map(scored_alone, own or [config.environment]))
+    if scorer["_target_"] != WEIGHTED or not alone or config.rollout.replay.folder:
         return
     for reader, names in algorithm.part_readers.items():
         for name in names:
@@ -153,9 +155,9 @@ def _check_reward_parts(config: TrainConfig, algorithm: Algorithm) -> None:
                 )
 
 
-def plays_alone(config: TrainConfig) -> bool:
-    """Return True where the run's scorer gives every reward, and no environment may."""
-    target: str = config.environment.player["_target_"]
+def scored_alone(environment: EnvironmentConfig) -> bool:
+    """Return True where the scorer gives every reward, and the environment none."""
+    target: str = environment.player["_target_"]
     return target == SINGLE_TURN
 
 
@@ -226,11 +228,12 @@ def _algorithm_rows(algorithm: Algorithm) -> list[tuple[str, str]]:
 
 def _images(data: DataConfig) -> list[tuple[str, str]]:
     """Return the row about images, where prompts show them."""
-    if data.image_column is None:
+    columns = dict.fromkeys(data.image_columns.values())
+    if not columns:
         return []
     limit, most = data.images.max_pixels, data.images.max_per_prompt
     size = "as large as the model takes" if limit is None else f"scaled to {limit} pixels at most"
-    return [("images", f"column {data.image_column}, {most} a prompt at most, {size}")]
+    return [("images", f"column {', '.join(columns)}, {most} a prompt at most, {size}")]
 
 
 def _rollout(config: TrainConfig) -> str:

@@ -58,7 +58,7 @@ def check_settings(config: TrainConfig, algorithm: Algorithm, *, transport: str)
 def image_limits(config: TrainConfig) -> ImageLimits | None:
     """Return the limits of the images that prompts show; None where they show none."""
     sets = config.evaluation.sets.values()
-    if config.data.image_column is None and all(own.image_column is None for own in sets):
+    if not config.data.image_columns and all(own.image_column is None for own in sets):
         return None
     images = config.data.images
     return ImageLimits(max_pixels=images.max_pixels, max_per_prompt=images.max_per_prompt)

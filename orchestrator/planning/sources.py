@@ -171,13 +171,12 @@ def check_vocabulary(critic_path: Path, model_path: Path) -> None:
 
 def check_shown(model_path: Path, config: DataConfig) -> None:
     """Raise ValueError where prompts show images and the model takes none, or not of this size."""
-    if config.image_column is None:
-        return
-    if read_image_settings(model_path, max_pixels=config.images.max_pixels) is None:
-        raise ValueError(
-            f"data.image_column={config.image_column}: {model_path.name} is a model of text alone; "
-            "choose a vision-language model, or data.image_column=null"
-        )
+    for key, column in config.image_columns.items():
+        if read_image_settings(model_path, max_pixels=config.images.max_pixels) is None:
+            raise ValueError(
+                f"{key}={column}: {model_path.name} is a model of text alone; choose a "
+                f"vision-language model, or {key}=null"
+            )
 
 
 def check_sets(model_path: Path, config: TrainConfig) -> None:
@@ -228,7 +227,7 @@ def _source(config: DataConfig, source: SourceConfig) -> PromptSource:
         weight=source.weight,
         prompt_column=source.prompt_column or config.prompt_column,
         ground_truth_column=source.ground_truth_column or config.ground_truth_column,
-        image_column=config.image_column,
+        image_column=source.image_column or config.image_column,
         form=_form(config, source.prompt_template or config.prompt_template),
         environment="" if source.environment is None else f"data.sources.{source.name}",
     )

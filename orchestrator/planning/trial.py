@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from algorithms.composition import part_values
 from conf.schema import TrainConfig
-from orchestrator.planning.plan import plays_alone
+from orchestrator.planning.plan import scored_alone
 from orchestrator.planning.sources import SET_COLUMN, Sources, encoder_of
 from orchestrator.telemetry.counting import describe_reasons
 from workers.data.images.decoding import ImageFaultError, read_file
@@ -126,7 +126,8 @@ def try_files(
             rows = [prompts[row] for row in range(min(NUM_ROWS, len(prompts)))]
             tried = try_rows(pool, scorer, rows)
             notes += _judge(prompts, tried)
-            if plays_alone(config) and any(prompts is one for one in sources.train.sources):
+            alone = scored_alone(config.environments[prompts.environment])
+            if alone and any(prompts is one for one in sources.train.sources):
                 _check_parts(part_readers or {}, tried)
     return notes
 
@@ -154,16 +155,17 @@ def _try_images(
     Raises:
         ValueError: none of the first rows of a file can be sent.
     """
-    if config.data.image_column is None:
+    shown = [prompts for prompts in files if prompts.image_column is not None]
+    if not shown:
         return
     encoder = encoder_of(config, sources.model_path)
-    for prompts in files:
+    for prompts in shown:
         rows = [prompts[row] for row in range(min(NUM_ROWS, len(prompts)))]
         faults = [(row.uid, fault) for row in rows if (fault := image_fault(encoder, row))]
         if faults and len(faults) == len(rows):
             raise ValueError(
-                f"data.image_column={config.data.image_column}: none of the first {len(rows)} "
-                f"prompts of {prompts.path} can be sent; {faults[0][0]}: {faults[0][1]}. Mend the "
+                f"image_column={prompts.image_column}: none of the first {len(rows)} prompts of "
+                f"{prompts.path} can be sent; {faults[0][0]}: {faults[0][1]}. Mend the "
                 "rows; ballast data inspect tries every row"
             )
         for uid, fault in faults:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from workers.rollout.environments.guarded_play import (
     EnvironmentFaultError,
     play_guarded,
 )
+from workers.rollout.environments.unended import Unended
 from workers.rollout.limits import BoundedEnvironment
 from workers.rollout.session import AbortedError, Rollout
 from workers.rollout.turn_texts import TurnTexts
@@ -52,6 +53,7 @@ class RolloutContext:
     rewards: RewardClient
     early_stop: EarlyStop | None
     spans: SpanLog
+    unended: Unended = field(default_factory=Unended)
     scores_together: bool = False  # True if the scorer wants all siblings in one call
     include_prefill: bool = False  # the scorer sees what the template opened of the response
     images_for_reward: bool = False  # the scorer gets the files of the prompt's images
@@ -144,7 +146,11 @@ class GroupPlay:
         try:
             with self._context.spans.doing("environment"):
                 ended = await play_guarded(
-                    self._bounded.environment, self._task(k), rollout.first, clock
+                    self._bounded.environment,
+                    self._task(k),
+                    rollout.first,
+                    clock,
+                    self._context.unended,
                 )
         except SpentError:
             ended = Outcome()

@@ -164,9 +164,9 @@ class RowSession:
         self, *, max_tokens: int | None = None, stop: Sequence[str] = (), state: str = ""
     ) -> Turn:
         """See `contract.Session`."""
+        await self._rollout.clock.check()
         if self._drawing:
             raise ValueError("a row draws one turn at a time; branch it to draw several")
-        self._rollout.clock.check()
         if not self.may_draw:
             self._rollout.spent = True
             raise SpentError("no turn or no token is left of the rollout's budgets")

@@ -29,6 +29,7 @@ from workers.reward.client import RewardClient
 from workers.reward.process import START_LIMIT_S
 from workers.reward.worker import RewardWorker
 from workers.rollout.early_stop import EarlyStop
+from workers.rollout.environments.unended import Unended
 from workers.rollout.group_play import GroupPlay, RolloutContext
 from workers.rollout.limits import BoundedEnvironment
 from workers.rollout.turn_texts import TurnTexts
@@ -70,6 +71,7 @@ class RolloutWorker:
         self._context: RolloutContext
         self._finished: asyncio.Queue[list[Trajectory]] = asyncio.Queue()
         self._groups: dict[str, tuple[GroupPlay, asyncio.Task[None]]] = {}
+        self._unended = Unended()
         self._fault: Exception | None = None  # what kept groups from beginning
         self.spans = SpanLog()
 
@@ -101,6 +103,7 @@ class RolloutWorker:
             images_for_reward=self._images_for_reward,
             early_stop=self._early_stop,
             spans=self.spans,
+            unended=self._unended,
         )
         # Groups that the driver submitted before it gave this engine up were submitted to other
         # workers since.

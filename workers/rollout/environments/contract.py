@@ -1,6 +1,7 @@
 """Define the contract of environments: a `Task` is played in a `Session` to an `Outcome`.
 
-The rollout worker calls `Environment.play` once for every rollout, in its own event loop. The
+The rollout worker calls `Environment.play` once for every rollout, in a thread with an event loop
+of its own; on the worker's event loop where the environment says `never_blocks = True`. The
 environment decides what is drawn and what the policy gets to see; the session owns all the rest:
 token ids, loss masks, log-probs, weight versions, seeds and budgets. A token that was sampled is
 never rendered again. Nothing is sampled or scored here.
@@ -167,7 +168,7 @@ class Environment(Protocol):
     async def play(self, task: Task, session: Session) -> Outcome:
         """Play one rollout.
 
-        What blocks belongs into `asyncio.to_thread`: the event loop is that of all rollouts.
+        A cancellation must end it: a rollout that goes on is left behind, and draws no more.
 
         Args:
             task: the row to play.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from workers.engines.vllm.tool_calls import ToolCall, ToolCallParser
 from workers.rollout.environments.contract import Outcome, Session, SpentError, Task
@@ -125,6 +125,8 @@ class ToolPlayer:
         parser: of the model's calls.
         tokenizer: of the model.
     """
+
+    never_blocks: ClassVar[bool] = True
 
     settings: ToolEnvironment
     pool: ToolPool

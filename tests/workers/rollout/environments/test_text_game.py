@@ -6,6 +6,7 @@ import time
 import pytest
 
 from workers.rollout.environments.contract import Task
+from workers.rollout.environments.preparing import prepared
 from workers.rollout.environments.text_game import TextGame
 
 FILE = '''
@@ -79,12 +80,15 @@ def test_a_game_without_gymnasiums_five_values_is_refused(game, rollout, says):
 
 
 def test_a_game_that_computes_for_long_stops_no_other(game, rollout, says):
+    def playing(**arguments):
+        return prepared(game(**arguments), None)
+
     async def both():
         slow = rollout(says("r"), prompt="go: ", max_tokens=40, max_turns=1)
         fast = rollout(says("r", "r"), prompt="go: ", max_tokens=40)
-        waits = asyncio.create_task(game(sleep_s=0.5).play(task(0), slow.first))
+        waits = asyncio.create_task(playing(sleep_s=0.5).play(task(0), slow.first))
         began = time.perf_counter()
-        await game().play(task(1), fast.first)
+        await playing().play(task(1), fast.first)
         took = time.perf_counter() - began
         assert not waits.done()
         await waits
