@@ -6,6 +6,7 @@ Read by the driver, which launches the reward workers. Scores nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
@@ -34,6 +35,12 @@ class JudgeEngineConfig:
         for name in ("num_engines", "tensor_parallel_size", "max_num_seqs"):
             value = getattr(self, name)
             require(value >= 1, f"reward.engine.{name}", value, "must be at least 1")
+        require(
+            self.model is None or Path(self.model).is_absolute(),
+            "reward.engine.model",
+            self.model,
+            "must be an absolute path: the engines start in another folder",
+        )
         choose("reward.engine.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         for name in ("max_model_len", "kv_cache_gib"):
             value = getattr(self, name)

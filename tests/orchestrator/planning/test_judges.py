@@ -138,6 +138,12 @@ def test_a_judge_has_whole_gpus() -> None:
         config.cluster.check()
 
 
+def test_the_folder_of_the_model_is_absolute() -> None:
+    config = configured({"reward.engine.model": "judge"})
+    with pytest.raises(ValueError, match="reward.engine.model='judge': must be an absolute path"):
+        config.reward.check()
+
+
 def test_a_judge_too_large_for_its_gpus_is_refused_with_the_sum(llama: Path) -> None:
     message = refusal(
         {

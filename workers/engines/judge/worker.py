@@ -40,8 +40,11 @@ class JudgeWorker:
         host = ray.util.get_node_ip_address()
         port = free_port(host, ports)
         self._url = f"http://{join_port(host, port)}/v1"
-        self._own_folder = tempfile.TemporaryDirectory(prefix="ballast-judge-")
-        log_path = Path(folder or self._own_folder.name) / log
+        self._own_folder: tempfile.TemporaryDirectory[str] | None = None
+        if folder is None:
+            self._own_folder = tempfile.TemporaryDirectory(prefix="ballast-judge-")
+            folder = self._own_folder.name
+        log_path = Path(folder) / log
         log_path.parent.mkdir(parents=True, exist_ok=True)  # another node may lack the run's
         self._server = KeptServer(
             settings.command(host=host, port=port),
@@ -64,4 +67,5 @@ class JudgeWorker:
     def close(self) -> None:
         """End the server."""
         self._server.close()
-        self._own_folder.cleanup()
+        if self._own_folder is not None:
+            self._own_folder.cleanup()
