@@ -154,11 +154,11 @@ def _message(number: int, message: object) -> dict[str, Any]:
             f"{place} has role {role!r}; known are {', '.join(ROLES)}", param="messages"
         )
     content = message.get("content")
-    shows = role != "assistant" and isinstance(content, list) and any(map(is_image, content))
-    read: dict[str, Any] = {
-        "role": role,
-        "content": _parts(place, content) if shows else _text(place, content),
-    }
+    if role != "assistant" and isinstance(content, list) and any(map(is_image, content)):
+        shown: object = _parts(place, content)
+    else:
+        shown = _text(place, content)
+    read: dict[str, Any] = {"role": role, "content": shown}
     for name in ("name", "tool_call_id"):
         if isinstance(message.get(name), str):
             read[name] = message[name]
