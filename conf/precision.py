@@ -47,13 +47,14 @@ def reason(dtype: str, num_gpus: float, cpu_info: Path = CPU_INFO) -> str:
 
 
 def resolve_dtypes(config: DictConfig) -> None:
-    """Replace `auto` in `model.dtype` and `rollout.dtype` by the type of that role's devices.
+    """Replace `auto` in the types of model, engines and judge by that of the role's devices.
 
     In `model.param_dtype` it is float32, and float16 for a model that computes in float16.
     """
-    for section, role in (("model", "learner"), ("rollout", "rollout")):
-        if config[section].dtype == AUTO:
-            config[section].dtype = fastest_dtype(config.cluster[role].num_gpus)
+    roles = {"learner": config.model, "rollout": config.rollout, "judge": config.reward.engine}
+    for role, section in roles.items():
+        if section.dtype == AUTO:
+            section.dtype = fastest_dtype(config.cluster[role].num_gpus)
     model = config.model
     if model.param_dtype == AUTO:
         model.param_dtype = "float16" if model.dtype == "float16" else "float32"

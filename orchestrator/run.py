@@ -34,10 +34,10 @@ from orchestrator.fleet.scaling import ScaleRequests
 from orchestrator.loop import Loop
 from orchestrator.outputs import Outputs
 from orchestrator.planning import shared_prefix
-from orchestrator.planning.roles import roles_of
+from orchestrator.planning.roles import role_named, roles_of
 from orchestrator.planning.shared_prefix import SharedPrefix
 from orchestrator.planning.sources import prepare
-from orchestrator.planning.trial import build_scorer, try_scorer
+from orchestrator.planning.trial import build_scorer, try_files, try_scorer
 from orchestrator.report.at_end import ReportAtEnd
 from orchestrator.report.page import FILE
 from orchestrator.run_folder import open_run, write_run_manifest
@@ -117,6 +117,12 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
         )
         # The trackers, which get the report, end after it.
         with log, report, failures, progress, cluster, ScaleRequests(run_dir) as requests:
+            planned = roles_of(config, algorithm)
+            if role_named(planned, "judge") is not None:
+                progress.print_line("starting the judge ...")
+                scorer = cluster.start_judges(scorer, planned=planned)
+                for note in try_files(config, scorer, sources, algorithm.part_readers):
+                    progress.print_line(f"note: {note}")
             progress.print_line(
                 "starting engines ..." if recording is None else "starting the learner ..."
             )
@@ -124,7 +130,7 @@ def run(raw: DictConfig, config: TrainConfig, algorithm: Algorithm) -> Path:
                 environments=environments,
                 scorer=scorer,
                 version=checkpoint.version if checkpoint else 0,
-                planned=roles_of(config, algorithm),
+                planned=planned,
             )
             if recording is None:
                 progress.print_line(_describe_engines(config, cluster, roles))

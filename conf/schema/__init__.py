@@ -24,7 +24,7 @@ from conf.schema.learner import LearnerConfig, OptimizerConfig, ProfileConfig
 from conf.schema.model import AdapterConfig, ArchitectureConfig, ModelConfig, TowerConfig
 from conf.schema.reference import ReferenceConfig
 from conf.schema.rehearsal import RehearsalConfig
-from conf.schema.reward import RewardConfig
+from conf.schema.reward import JudgeEngineConfig, RewardConfig
 from conf.schema.rollout import ReplayConfig, RolloutConfig, SamplingConfig
 from conf.schema.schedule import ScheduleConfig
 from conf.schema.tracking import TrackingConfig
@@ -43,6 +43,7 @@ __all__ = [
     "EnvironmentConfig",
     "EvaluationConfig",
     "EvaluationSetConfig",
+    "JudgeEngineConfig",
     "LearnerConfig",
     "ModelConfig",
     "OptimizerConfig",

@@ -63,7 +63,7 @@ class TimeoutConfig:
     start_s: float = 600.0
     request_s: float = 600.0  # two tokens of a running response, two steps of a busy engine
     environment_s: float = 600.0  # of one sample, beside what the engine draws for it
-    engine_s: float = 120.0  # a rollout engine without an answer, before it is killed and restarted
+    engine_s: float = 120.0  # an engine or reward worker without an answer, before it is killed
     place_s: float = 120.0  # an engine that joins, or whose node is gone, finds a place
     train_s: float = 1800.0
     publish_s: float = 300.0
@@ -96,12 +96,19 @@ class ClusterConfig:
     learner: PlacedRoleConfig = field(default_factory=PlacedRoleConfig)
     reference: RoleConfig = field(default_factory=RoleConfig)
     critic: CriticRoleConfig = field(default_factory=CriticRoleConfig)
+    judge: PlacedRoleConfig = field(default_factory=PlacedRoleConfig)  # of `reward.engine`
     timeouts: TimeoutConfig = field(default_factory=TimeoutConfig)
 
     def check(self) -> None:
         """Raise a ValueError that names an impossible value and the remedy."""
-        for role in ("rollout", "learner", "reference", "critic"):
+        for role in ("rollout", "learner", "reference", "critic", "judge"):
             getattr(self, role).check(f"cluster.{role}")
+        require(
+            self.judge.num_gpus in (0, 1),
+            "cluster.judge.num_gpus",
+            self.judge.num_gpus,
+            "must be 1, a whole GPU for each device of an engine, or 0 for CPUs",
+        )
         self.timeouts.check()
         require(self.num_nodes >= 1, "cluster.num_nodes", self.num_nodes, "must be at least 1")
         for name in ("gpus_per_node", "gpu_memory_gib"):

@@ -28,6 +28,7 @@ class SourceConfig:
     weight: float | None = None  # share of the prompts; null for all sources: as many as their rows
     prompt_column: str | None = None  # null: data.prompt_column
     ground_truth_column: str | None = None  # null: data.ground_truth_column
+    image_column: str | None = None  # null: data.image_column
     prompt_template: str | None = None  # null: data.prompt_template
     environment: EnvironmentConfig | None = None  # null: environment
 
@@ -107,10 +108,10 @@ class CurriculumConfig:
 
 @dataclass(kw_only=True)
 class ImagesConfig:
-    """Limits of the images that prompts show."""
+    """Limits of the images that prompts and environments show."""
 
     max_pixels: int | None = None  # of one image, which is scaled down; null: the model's own limit
-    max_per_prompt: int = 8
+    max_per_prompt: int = 8  # of one row: of its prompt and of all its turns
 
     def check(self) -> None:
         """Raise a ValueError that names an impossible value and the remedy."""
@@ -154,6 +155,15 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.chat_template is not None:  # the run changes its folder before engines start
             self.chat_template = str(Path(self.chat_template).expanduser().absolute())
+
+    @property
+    def image_columns(self) -> dict[str, str]:
+        """Columns of images of training and held-out prompts, by the keys that name them."""
+        sources = {
+            f"data.sources.{each.name}.image_column": each.image_column for each in self.sources
+        }
+        named = {"data.image_column": self.image_column, **sources}
+        return {key: column for key, column in named.items() if column is not None}
 
     def check(self) -> None:
         """Raise a ValueError that names an impossible value and the remedy."""

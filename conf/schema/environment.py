@@ -26,6 +26,8 @@ class EnvironmentConfig:
     max_turns: int = 16  # sampled in one rollout
     max_turn_tokens: int | None = None  # sampled in one turn; null: what is left of all tokens
     max_observation_bytes: int = 65_536  # of the environment's texts in one rollout
+    shows_images: bool = False  # it sends images; those of prompts are data.image_column's
+    max_image_bytes: int = 16_777_216  # of the files of its images in one rollout
     time_s: float | None = None  # of the environment in one rollout, beside its draws; null: none
 
     def check(self, key: str = "environment") -> None:
@@ -48,6 +50,12 @@ class EnvironmentConfig:
             f"{key}.max_observation_bytes",
             self.max_observation_bytes,
             "must be at least 0",
+        )
+        require(
+            self.max_image_bytes >= 0,
+            f"{key}.max_image_bytes",
+            self.max_image_bytes,
+            "must be at least 0; shows_images=false is an environment of text",
         )
         require(
             self.time_s is None or self.time_s > 0,

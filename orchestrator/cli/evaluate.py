@@ -24,9 +24,9 @@ from orchestrator.cluster.cluster import Cluster
 from orchestrator.cluster.environments import build_environments
 from orchestrator.fleet.colocation import Colocation
 from orchestrator.fleet.publication import Publisher
-from orchestrator.planning.roles import roles_of
+from orchestrator.planning.roles import role_named, roles_of
 from orchestrator.planning.sources import prepare
-from orchestrator.planning.trial import build_scorer, try_scorer
+from orchestrator.planning.trial import build_scorer, try_files, try_scorer
 from orchestrator.supply.evaluation import Evaluator, heldout_sets
 from orchestrator.telemetry.heldout import HeldoutResult
 from workers.calls import bind
@@ -59,12 +59,14 @@ def evaluate(
     model = str(sources.model_path)
     with Cluster(config, algorithm, run_id=path.name, model_path=model) as cluster:
         version = 0 if checkpoint is None else checkpoint.version
-        needed = ("rollout", "reward") if checkpoint is None else ("rollout", "reward", "learner")
+        needed = ["rollout", "reward", "judge", *(["learner"] if checkpoint else [])]
+        planned = [role for role in roles_of(config, algorithm) if role.name in needed]
+        if role_named(planned, "judge") is not None:
+            scorer = cluster.start_judges(scorer, planned=planned)
+            for note in try_files(config, scorer, sources):
+                print(f"note: {note}")
         roles = cluster.launch(
-            environments=environments,
-            scorer=scorer,
-            version=version,
-            planned=[role for role in roles_of(config, algorithm) if role.name in needed],
+            environments=environments, scorer=scorer, version=version, planned=planned
         )
         if checkpoint is not None:
             roles.learner.workers.call(

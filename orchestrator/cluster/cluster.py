@@ -19,6 +19,7 @@ from ray.exceptions import RayError
 
 from algorithms.algorithm import Algorithm
 from conf.schema import ClusterConfig, TrainConfig
+from orchestrator.cluster import judges
 from orchestrator.cluster.batch_keeper import BatchKeeper
 from orchestrator.cluster.critic_group import CriticGroup
 from orchestrator.cluster.nodes import describe_engines, engine_nodes
@@ -35,6 +36,7 @@ from orchestrator.planning.roles import Place, PlannedRole, role_named
 from orchestrator.planning.settings import critic_settings, early_stop, policy_settings
 from workers import USER_PATH_VARIABLE
 from workers.calls import Call, bind
+from workers.engines.judge.worker import JudgeWorker
 from workers.engines.zero.settings import CPU_ENVIRONMENT, TUNABLES
 from workers.learner.critic_worker import CriticWorker
 from workers.learner.policy_worker import PolicyWorker
@@ -122,6 +124,7 @@ class Cluster:
         self._groups: list[tuple[WorkerGroup[Any], Call[Any, None]]] = []
         self._places: Places | None = None
         self._user_path = os.pathsep.join(path for path in sys.path if path)
+        self._judge_key: dict[str, str] = {}  # a variable of those that ask the run's own judge
 
     def __enter__(self) -> Cluster:
         start_ray(self._config.cluster)
@@ -135,6 +138,35 @@ class Cluster:
                 self._places.give_back()
         ray.shutdown()
 
+    def start_judges(self, scorer: Any, *, planned: Sequence[PlannedRole]) -> Any:
+        """Start the engines of the run's own judge, before all other roles, if it has some.
+
+        Args:
+            scorer: built from `conf/reward`.
+            planned: as in `launch`.
+
+        Returns:
+            The scorer that asks them, once all of them answer; without them `scorer` itself.
+        """
+        role = role_named(planned, "judge")
+        if role is None:
+            return scorer
+        places = self._reserve(planned)
+        assert places.judges is not None, "the role has bundles"
+        self._judge_key = judges.make_key()
+        env = {**self._env(role.threads), **self._judge_key}
+        group = judges.launch(self._config, role, places.judges, env=env, folder=self._folder)
+        self._groups.append((group, bind(JudgeWorker.close)))
+        return judges.wait(self._config, group, scorer)
+
+    def _reserve(self, planned: Sequence[PlannedRole]) -> Places:
+        """Reserve the places of all roles, once."""
+        if self._places is None:
+            if not self._config.cluster.autoscaled:
+                check_resources(self._config, planned)
+            self._places = reserve(self._config, planned)
+        return self._places
+
     def launch(
         self,
         *,
@@ -147,15 +179,13 @@ class Cluster:
 
         Args:
             environments: of `build_environments`.
-            scorer: built from `conf/reward`.
+            scorer: built from `conf/reward`; of `start_judges` where the run serves a judge.
             version: label of the weights that the engines load.
             planned: rows of `roles_of`; the first of them where the caller needs fewer roles.
         """
         config = self._config
-        if not config.cluster.autoscaled:
-            check_resources(config, planned)
         limit_s = config.cluster.timeouts.start_s
-        self._places = reserve(config, planned)
+        places = self._reserve(planned)
         rewards = self._launch_rewards(role_named(planned, "reward"), scorer)
         launcher = EngineLauncher(
             config,
@@ -166,9 +196,9 @@ class Cluster:
             images_for_reward=reads_images(scorer),
             early_stop=early_stop(config, self._algorithm),
             env=self._env(config.cluster.rollout.threads),
-            placement=self._places.engines,
+            placement=places.engines,
             gpu_fraction=engine_fraction(config, planned),
-            nodes=self._places.nodes,
+            nodes=places.nodes,
         )
         rollouts = launcher.launch_first()
         self._groups.append((rollouts, bind(RolloutWorker.shutdown)))
@@ -273,7 +303,7 @@ class Cluster:
                 "folder": self._folder,
                 "max_memory_mib": reward.max_memory_mib,
             },
-            env=lambda rank: self._env(1),
+            env=lambda rank: {**self._env(1), **self._judge_key},
             num_cpus=role.num_cpus if role else 0,
             num_gpus=role.num_gpus if role else 0,
             max_concurrency=1000,  # calls that wait; the pool bounds those that are scored

@@ -32,6 +32,7 @@ def build_environments(config: TrainConfig) -> dict[str, BoundedEnvironment]:
                 max_turns=own.max_turns,
                 max_turn_tokens=own.max_turn_tokens,
                 max_observation_bytes=own.max_observation_bytes,
+                max_image_bytes=own.max_image_bytes,
                 stretch_s=config.cluster.timeouts.environment_s,
                 total_s=own.time_s,
             ),

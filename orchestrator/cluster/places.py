@@ -1,9 +1,10 @@
-"""Places of a run's processes: which nodes Ray reserved for engines and for ranks.
+"""Places of a run's processes: which nodes Ray reserved for engines, for judges and for ranks.
 
 The learner's ranks, with their references and critics, and the engines have a placement group each,
 because they want opposite things of Ray: ranks as close together as possible, engines as far apart
-as a cluster's file says. Ranks are placed first: what is left then is whole nodes. Colocated roles
-share one group. The driver reserves and gives back; processes are started in `cluster.py`.
+as a cluster's file says. Ranks are placed first: what is left then is whole nodes. Then the engines
+of a judge, which may be wide, have a group of their own. Colocated roles share one group. The
+driver reserves and gives back; processes are started in `cluster.py`.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ class Places:
 
     Attributes:
         engines: placement group whose bundle k is engine k's.
-        ranks: placement group of all other bundles; the same group where roles are colocated.
+        ranks: placement group of the ranks' bundles; the same group where roles are colocated.
         first_rank: number in the plan of the first bundle of `ranks`.
+        judges: placement group whose bundle k is judge engine k's; None where there is none.
     """
 
     engines: PlacementGroup
     ranks: PlacementGroup
     first_rank: int
+    judges: PlacementGroup | None = None
 
     def of(self, role: PlannedRole) -> list[int]:
         """Return the bundles of a role's ranks within `ranks`, in the order of the ranks.
@@ -47,7 +50,7 @@ class Places:
 
     @property
     def nodes(self) -> list[str]:
-        """Ids of the nodes of all bundles, with repetitions.
+        """Ids of the nodes of all bundles but the judges', with repetitions.
 
         The node of the learner's first rank comes first; where nothing learns, an engine's.
         """
@@ -56,7 +59,8 @@ class Places:
 
     def give_back(self) -> None:
         """Release all bundles."""
-        for group in {group.id: group for group in (self.engines, self.ranks)}.values():
+        groups = [self.engines, self.ranks, *([self.judges] if self.judges else [])]
+        for group in {group.id: group for group in groups}.values():
             remove_placement_group(group)
 
 
@@ -67,16 +71,21 @@ def reserve(config: TrainConfig, roles: Sequence[PlannedRole]) -> Places:
         PlacementError: Ray has not given them within `cluster.timeouts.start_s`.
     """
     wanted, cluster = bundles(roles), config.cluster
-    rollout = role_named(roles, "rollout")
-    first = 0 if cluster.colocated or rollout is None else rollout.bundles.stop
-    ranks = engines = None
-    if len(wanted) > first:
-        ranks = _reserve(config, "learner", wanted[first:])
-    if first:
-        engines = _reserve(config, "rollout", wanted[:first])
+    rollout, judge = role_named(roles, "rollout"), role_named(roles, "judge")
+    own = judge.bundles if judge is not None else range(0)
+    first = 0 if cluster.colocated or rollout is None else max(rollout.bundles.stop, own.stop)
+    of_ranks = [number for number in range(first, len(wanted)) if number not in own]
+    of_engines = [number for number in range(first) if number not in own]
+    ranks = engines = judges = None
+    if of_ranks:
+        ranks = _reserve(config, "learner", [wanted[number] for number in of_ranks])
+    if own:
+        judges = _reserve(config, "judge", [wanted[number] for number in own])
+    if of_engines:
+        engines = _reserve(config, "rollout", [wanted[number] for number in of_engines])
     either = ranks or engines
     assert either is not None, "a run has engines or a learner"
-    return Places(engines=engines or either, ranks=ranks or either, first_rank=first)
+    return Places(engines=engines or either, ranks=ranks or either, first_rank=first, judges=judges)
 
 
 def by_node(numbers: Sequence[int], nodes: Mapping[int, str]) -> list[int]:

@@ -119,6 +119,7 @@ class EngineLauncher:
                 "environments": self._environments,
                 "reward_timeout_s": config.reward.timeout_s,
                 "reward_start_s": config.reward.start_s,
+                "reward_answer_s": config.cluster.timeouts.engine_s,
                 "scores_together": self._scores_together,
                 "images_for_reward": self._images_for_reward,
                 "include_prefill": config.reward.include_prefill,

@@ -223,9 +223,10 @@ class Publisher:
         logprobs = list(chain.from_iterable(own.result()[0]))
         if self._exact:
             return report, evidence, LearnerProbe(logprobs=logprobs)
-        swapped = bind(PolicyWorker.probe, self._probe, swapped=True)
-        other = list(chain.from_iterable(learner.call(swapped, timeout_s=self._limit_s)[0]))
-        return report, evidence, LearnerProbe(logprobs=logprobs, swapped=other)
+        dtype = self._config.rollout.dtype
+        rounded = bind(PolicyWorker.probe, self._probe, engine_dtype=dtype)
+        other = list(chain.from_iterable(learner.call(rounded, timeout_s=self._limit_s)[0]))
+        return report, evidence, LearnerProbe(logprobs=logprobs, rounded=other)
 
     def _attest(
         self,
@@ -287,4 +288,4 @@ class Publisher:
 
 def _rounding(own: LearnerProbe) -> ProbeGap:
     """Return the gap that the learner's rounding alone makes."""
-    return ProbeGap.between(own.logprobs, own.swapped)
+    return ProbeGap.between(own.logprobs, own.rounded)

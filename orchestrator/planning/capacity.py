@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from algorithms.algorithm import Algorithm
 from conf.schema import EnvironmentConfig, TrainConfig
 from conf.tables.transports import AUTO, TRANSPORTS, Reach, Transport, any_of
-from orchestrator.planning import engine_memory, fitting, host_memory, memory
+from orchestrator.planning import engine_memory, fitting, host_memory, judges, memory
 from orchestrator.planning.architecture import architecture_of
 from orchestrator.planning.roles import Place, PlannedRole, roles_of
 from orchestrator.telemetry.counting import counted
 from workers.engines.model.heads import check_heads
+
+ENGINES = {"rollout": "engine", "judge": "judge engine"}  # roles that may be several devices wide
 
 
 def gpus_asked(roles: Sequence[PlannedRole]) -> list[tuple[str, float]]:
@@ -27,8 +29,8 @@ def gpus_asked(roles: Sequence[PlannedRole]) -> list[tuple[str, float]]:
     for role in roles:
         if role.bundles and (role.bundle_gpus or role.place is not Place.BESIDE_LEARNER):
             count = counted(role.num_processes, f"{role.name} rank")
-            if role.name == "rollout":
-                engines = counted(role.num_processes, "engine")
+            if role.name in ENGINES:
+                engines = counted(role.num_processes, ENGINES[role.name])
                 count = f"{engines} x {counted(role.devices, 'device')}"
             gpus = role.num_processes * role.devices * role.bundle_gpus
             terms.append((f"{count} x {role.bundle_gpus:g}", gpus))
@@ -146,7 +148,8 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
         text += f", {cluster.gpu_memory_gib:g} GiB each"
     cache = engine_memory.describe_cache(config, roles)
     host = host_memory.describe_host(config)
-    return "\n".join([text, *memory.describe(config, roles), *cache, *host])
+    judge = judges.describe_memory(config)
+    return "\n".join([text, *memory.describe(config, roles), *judge, *cache, *host])
 
 
 def describe_turns(config: TrainConfig) -> list[str]:
@@ -160,7 +163,10 @@ def describe_turns(config: TrainConfig) -> list[str]:
 
 def _turns(environment: EnvironmentConfig, all_tokens: int) -> str:
     turns = counted(environment.max_turns, "turn")
-    whole = f"{counted(all_tokens, 'token')} behind the prompt, what is observed included"
+    observed = "what is observed included"
+    if environment.shows_images:
+        observed += ", images with all of their tokens"
+    whole = f"{counted(all_tokens, 'token')} behind the prompt, {observed}"
     if environment.max_turn_tokens is None:
         return f"up to {turns}, together {whole}"
     sampled = environment.max_turns * environment.max_turn_tokens

@@ -24,13 +24,15 @@ def engine_fraction(config: TrainConfig, roles: Sequence[PlannedRole]) -> float 
     where an engine has its GPU for itself: vLLM's own choice. Where others share it: of an explicit
     `rollout.kv_cache_gib` what the engine needs; else what the others leave, which for a learner
     that takes turns is what stays on the GPU while engines sample. So an engine that died can be
-    loaded again beside the learner. Where sizes are unknown: the share that Ray counts.
+    loaded again beside the learner. Where sizes are unknown, as those of a reward model on a part
+    of a GPU: the share that Ray counts.
     """
     role = role_named(roles, "rollout")
     if role is None or not 0 < role.num_gpus < 1:
         return None
     model, have = architecture_of(config.model), config.cluster.gpu_memory_gib
-    if model is None or have is None:
+    reward = role_named(roles, "reward")
+    if model is None or have is None or (reward is not None and 0 < reward.num_gpus < 1):
         return role.num_gpus
     if config.rollout.kv_cache_gib is not None:
         taken = memory.engine_share(config, model).total

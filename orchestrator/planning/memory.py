@@ -222,8 +222,16 @@ def share_of(config: TrainConfig, model: ArchitectureConfig, role: str) -> Share
 def shares(
     config: TrainConfig, model: ArchitectureConfig, roles: Sequence[PlannedRole]
 ) -> list[Share]:
-    """Return the share of one process of every role that owns a part of a GPU."""
-    return [share_of(config, model, role.name) for role in roles if role.num_gpus]
+    """Return the share of one process of every role of the policy that owns a part of a GPU.
+
+    What a reward model takes is not known here, and a judge has its GPUs for itself (`judges.py`).
+    """
+    others = ("reward", "judge")
+    return [
+        share_of(config, model, role.name)
+        for role in roles
+        if role.num_gpus and role.name not in others
+    ]
 
 
 def describe(config: TrainConfig, roles: Sequence[PlannedRole]) -> list[str]:

@@ -99,7 +99,7 @@ def check_resources(config: TrainConfig, roles: Sequence[PlannedRole]) -> None:
                 f"{counted(config.rollout.num_engines, 'engine')} x tensor_parallel_size "
                 f"{config.rollout.tensor_parallel_size} + "
                 f"{counted(config.learner.num_ranks, 'learner rank')} "
-                f"(+ reference and critic ranks and reward workers, if any), "
+                f"(+ reference and critic ranks, reward workers and a judge's engines, if any), "
                 f"but Ray has {have.get(kind, 0.0):g}; "
                 "lower rollout.num_engines or learner.num_ranks, or choose another cluster="
             )

@@ -10,8 +10,8 @@ import math
 from algorithms.algorithm import Algorithm
 from algorithms.conformance.rehearsal import rehearse
 from conf import precision
-from conf.schema import AdapterConfig, DataConfig, RoleConfig, TrainConfig
-from orchestrator.planning import capacity, shared_prefix
+from conf.schema import AdapterConfig, DataConfig, EnvironmentConfig, RoleConfig, TrainConfig
+from orchestrator.planning import capacity, judges, shared_prefix
 from orchestrator.planning.notes import notes_of
 from orchestrator.planning.roles import roles_of
 from orchestrator.planning.settings import check_settings
@@ -36,6 +36,7 @@ def check(config: TrainConfig, algorithm: Algorithm) -> None:
     Raises:
         ValueError: they disagree; the message names the values and the remedy.
     """
+    judges.check(config)
     if not config.trainer.learns:
         capacity.check(config, algorithm)
         return
@@ -140,7 +141,9 @@ def _check_reward_parts(config: TrainConfig, algorithm: Algorithm) -> None:
     tried before anything starts (`trial.py`).
     """
     scorer = config.reward.scorer
-    if scorer["_target_"] != WEIGHTED or not plays_alone(config) or config.rollout.replay.folder:
+    own = [source.environment or config.environment for source in config.data.sources]
+    alone = any(map(scored_alone, own or [config.environment]))
+    if scorer["_target_"] != WEIGHTED or not alone or config.rollout.replay.folder:
         return
     for reader, names in algorithm.part_readers.items():
         for name in names:
@@ -152,9 +155,9 @@ def _check_reward_parts(config: TrainConfig, algorithm: Algorithm) -> None:
                 )
 
 
-def plays_alone(config: TrainConfig) -> bool:
-    """Return True where the run's scorer gives every reward, and no environment may."""
-    target: str = config.environment.player["_target_"]
+def scored_alone(environment: EnvironmentConfig) -> bool:
+    """Return True where the scorer gives every reward, and the environment none."""
+    target: str = environment.player["_target_"]
     return target == SINGLE_TURN
 
 
@@ -177,7 +180,7 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
         ("roles", ", ".join(role.title for role in roles_of(config, algorithm))),
         ("model", config.model.path or f"{config.model.name} (built on first use)"),
         ("data", _describe_data(config.data)),
-        *_images(config.data),
+        *_images(config),
         (
             "step",
             f"{counted(trainer.prompts_per_step, 'prompt')} x "
@@ -186,6 +189,7 @@ def describe(config: TrainConfig, algorithm: Algorithm) -> str:
         ),
         ("rollout", _rollout(config)),
         *_turns(config),
+        *(("judge", line) for line in judges.describe(config)),
         *(_learner_rows(config, algorithm) if trainer.learns else []),
         (
             "schedule",
@@ -222,13 +226,18 @@ def _algorithm_rows(algorithm: Algorithm) -> list[tuple[str, str]]:
     ]
 
 
-def _images(data: DataConfig) -> list[tuple[str, str]]:
-    """Return the row about images, where prompts show them."""
-    if data.image_column is None:
+def _images(config: TrainConfig) -> list[tuple[str, str]]:
+    """Return the row about images, where prompts or environments show them."""
+    data = config.data
+    columns = dict.fromkeys(data.image_columns.values())
+    shown = [f"column {', '.join(columns)}"] if columns else []
+    if any(each.shows_images for each in config.environments.values()):
+        shown.append("those that the environment sends")
+    if not shown:
         return []
     limit, most = data.images.max_pixels, data.images.max_per_prompt
     size = "as large as the model takes" if limit is None else f"scaled to {limit} pixels at most"
-    return [("images", f"column {data.image_column}, {most} a prompt at most, {size}")]
+    return [("images", f"{' and '.join(shown)}, {most} a prompt at most, {size}")]
 
 
 def _rollout(config: TrainConfig) -> str:

@@ -39,7 +39,7 @@ class PlannedRole:
                     num_cpus=1.0, num_gpus=0.5, bundle_gpus=1.0, threads=4, trains=True)
 
     Attributes:
-        name: rollout, reward, learner, actor, reference or critic.
+        name: rollout, reward, judge, learner, actor, reference or critic.
         place: of its processes.
         num_processes: Ray actors, of which number k runs in bundle `first_bundle` + k.
         first_bundle: of the run's placement group.
@@ -82,6 +82,8 @@ def roles_of(config: TrainConfig, algorithm: Algorithm) -> tuple[PlannedRole, ..
     roles: list[PlannedRole] = []
     if not config.rollout.replay.replays:
         roles += [_rollout(config), _reward(config)]
+        if config.reward.engine.model is not None:
+            roles.append(_judge(config))
     if config.trainer.learns:
         roles.append(_learner(config, algorithm))
         if config.trainer.num_updates > 1 or "old_logprobs" in algorithm.credit_columns:
@@ -104,9 +106,19 @@ def _place(config: TrainConfig) -> Place:
     return Place.TURNS if config.cluster.colocated else Place.OWN
 
 
-def _after(config: TrainConfig, before: int) -> int:
-    """Return a role's first bundle, after `before` others; colocated roles share them all."""
-    return 0 if config.cluster.colocated else before
+def _after(config: TrainConfig, ranks: int) -> int:
+    """Return a role's first bundle, after engines, judges and `ranks`; colocated roles share all.
+
+    Judges come before the ranks, so that a run without some of the ranks has no gap.
+    """
+    engines = config.rollout.num_engines
+    return 0 if config.cluster.colocated else engines + _num_judges(config) + ranks
+
+
+def _num_judges(config: TrainConfig) -> int:
+    engine = config.reward.engine
+    runs = engine.model is not None and not config.rollout.replay.replays
+    return engine.num_engines if runs else 0
 
 
 def _rollout(config: TrainConfig) -> PlannedRole:
@@ -135,6 +147,22 @@ def _reward(config: TrainConfig) -> PlannedRole:
     )
 
 
+def _judge(config: TrainConfig) -> PlannedRole:
+    """Return the engines of a judge; beside colocated roles they have bundles of their own."""
+    role, engine = config.cluster.judge, config.reward.engine
+    return PlannedRole(
+        name="judge",
+        place=Place.OWN,
+        num_processes=engine.num_engines,
+        first_bundle=config.rollout.num_engines,
+        num_cpus=role.num_cpus,
+        num_gpus=role.num_gpus,
+        bundle_gpus=role.num_gpus,
+        devices=engine.tensor_parallel_size,
+        threads=role.threads,
+    )
+
+
 def _learner(config: TrainConfig, algorithm: Algorithm) -> PlannedRole:
     role = config.cluster.learner
     halved = algorithm.needs_critic and config.cluster.critic.shared
@@ -142,7 +170,7 @@ def _learner(config: TrainConfig, algorithm: Algorithm) -> PlannedRole:
         name="learner",
         place=_place(config),
         num_processes=config.learner.num_ranks,
-        first_bundle=_after(config, config.rollout.num_engines),
+        first_bundle=_after(config, 0),
         num_cpus=role.num_cpus,
         num_gpus=role.num_gpus / 2 if halved else role.num_gpus,
         bundle_gpus=_learner_gpus(config, algorithm),
@@ -185,7 +213,7 @@ def _reference(config: TrainConfig, algorithm: Algorithm) -> PlannedRole:
         name="reference",
         place=Place.BESIDE_LEARNER if beside else _place(config),
         num_processes=ranks,
-        first_bundle=_after(config, config.rollout.num_engines + (0 if beside else ranks)),
+        first_bundle=_after(config, 0 if beside else ranks),
         num_cpus=role.num_cpus,
         num_gpus=role.num_gpus,
         bundle_gpus=role.num_gpus,
@@ -200,9 +228,7 @@ def _critic(config: TrainConfig, before: Sequence[PlannedRole]) -> PlannedRole:
         name="critic",
         place=Place.BESIDE_LEARNER if shared else Place.OWN,
         num_processes=config.critic.num_ranks,
-        first_bundle=_after(config, config.rollout.num_engines)
-        if shared
-        else max(other.bundles.stop for other in before),
+        first_bundle=_after(config, 0) if shared else max(other.bundles.stop for other in before),
         num_cpus=role.num_cpus,
         num_gpus=learner.num_gpus / 2 if shared else role.num_gpus,
         bundle_gpus=0.0 if shared else role.num_gpus,

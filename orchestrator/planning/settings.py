@@ -11,7 +11,9 @@ from typing import Any, cast
 
 from algorithms.algorithm import Algorithm
 from conf.schema import OptimizerConfig, TrainConfig
+from orchestrator.planning import judges
 from workers.data.images.settings import ImageLimits
+from workers.engines.judge.settings import JudgeSettings
 from workers.engines.model.lora_settings import LoraSettings, adapted_leaves, linear_names
 from workers.engines.vllm.settings import VLLMSettings
 from workers.engines.zero.settings import Dtype, ExportDtype, OptimizerSettings, ZeroSettings
@@ -44,6 +46,8 @@ def check_settings(config: TrainConfig, algorithm: Algorithm, *, transport: str)
     by_itself = config.model.adapter.trains and config.model.adapter.publish == "adapter"
     if not config.rollout.replay.replays and not (by_itself and not Path(path).is_dir()):
         builders["rollout"] = lambda: vllm_settings(config, path, engine_id=0, transport=transport)
+    if config.reward.engine.model is not None and not config.rollout.replay.replays:
+        builders["reward"] = lambda: judge_settings(config)
     for section, build in builders.items():
         try:
             build()
@@ -52,9 +56,11 @@ def check_settings(config: TrainConfig, algorithm: Algorithm, *, transport: str)
 
 
 def image_limits(config: TrainConfig) -> ImageLimits | None:
-    """Return the limits of the images that prompts show; None where they show none."""
-    sets = config.evaluation.sets.values()
-    if config.data.image_column is None and all(own.image_column is None for own in sets):
+    """Return the limits of the images of prompts and environments; None where neither shows any."""
+    shown = [bool(config.data.image_columns)]
+    shown += [own.image_column is not None for own in config.evaluation.sets.values()]
+    shown += [own.shows_images for own in config.environments.values()]
+    if not any(shown):
         return None
     images = config.data.images
     return ImageLimits(max_pixels=images.max_pixels, max_per_prompt=images.max_per_prompt)
@@ -98,6 +104,30 @@ def vllm_settings(
         control_timeout_s=timeouts.publish_s,
         images=image_limits(config),
         engine_kwargs=rollout.engine_kwargs,
+    )
+
+
+def judge_settings(config: TrainConfig) -> JudgeSettings:
+    """Return the settings of every engine of the run's own judge.
+
+    Raises:
+        ValueError: the run has none, or an argument of vLLM that is not the user's to set.
+    """
+    engine, role = config.reward.engine, config.cluster.judge
+    if engine.model is None:
+        raise ValueError("reward.engine.model=None: the run serves no judge")
+    cache_gib = engine.kv_cache_gib
+    return JudgeSettings(
+        model_path=engine.model,
+        device="cuda" if role.num_gpus else "cpu",
+        dtype=engine.dtype,
+        max_model_len=judges.context(config),
+        max_num_seqs=engine.max_num_seqs,
+        tensor_parallel_size=engine.tensor_parallel_size,
+        kv_cache_memory_bytes=None if cache_gib is None else int(cache_gib * 2**30),
+        threads=role.threads,
+        seed=config.seed,
+        arguments=tuple(engine.arguments),
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from hydra.utils import instantiate
 
 from conf.schema import DataConfig, EvaluationSetConfig, ModelConfig, SourceConfig, TrainConfig
+from orchestrator.planning.judges import check_folder
 from orchestrator.planning.settings import image_limits
 from workers.data.images.settings import read_image_settings
 from workers.data.prompts import ChatTemplate, PromptEncoder, PromptSet
@@ -49,7 +50,8 @@ def prepare(config: TrainConfig) -> Sources:
     """Build or find the model and the prompts.
 
     Raises:
-        ValueError: a model folder without weights or without the layers to adapt, a stop token or
+        ValueError: a folder of the model or of the run's own judge without weights or a tokenizer,
+            a model without the layers to adapt, a stop token or
             string that its tokenizer lacks, a missing column, an empty or unreadable file of
             prompts or of a chat template;
             the message names the path and the remedy.
@@ -72,6 +74,8 @@ def prepare(config: TrainConfig) -> Sources:
         check_targets(config.model.adapter.target_modules, linear_names(model_path))
     check_shown(model_path, config.data)
     check_sets(model_path, config)
+    check_environments(model_path, config)
+    check_folder(config)
     chat_template(config.data)
     train, heldout = prompt_sets(config.data)
     return Sources(
@@ -168,13 +172,12 @@ def check_vocabulary(critic_path: Path, model_path: Path) -> None:
 
 def check_shown(model_path: Path, config: DataConfig) -> None:
     """Raise ValueError where prompts show images and the model takes none, or not of this size."""
-    if config.image_column is None:
-        return
-    if read_image_settings(model_path, max_pixels=config.images.max_pixels) is None:
-        raise ValueError(
-            f"data.image_column={config.image_column}: {model_path.name} is a model of text alone; "
-            "choose a vision-language model, or data.image_column=null"
-        )
+    for key, column in config.image_columns.items():
+        if read_image_settings(model_path, max_pixels=config.images.max_pixels) is None:
+            raise ValueError(
+                f"{key}={column}: {model_path.name} is a model of text alone; choose a "
+                f"vision-language model, or {key}=null"
+            )
 
 
 def check_sets(model_path: Path, config: TrainConfig) -> None:
@@ -186,6 +189,19 @@ def check_sets(model_path: Path, config: TrainConfig) -> None:
             raise ValueError(
                 f"evaluation.sets.{name}.image_column={own.image_column}: {model_path.name} is a "
                 "model of text alone; leave the set out, or choose a vision-language model"
+            )
+
+
+def check_environments(model_path: Path, config: TrainConfig) -> None:
+    """Raise ValueError where an environment shows images to a model of text."""
+    for key, own in config.environments.items():
+        if not own.shows_images:
+            continue
+        if read_image_settings(model_path, max_pixels=config.data.images.max_pixels) is None:
+            name = f"{key}.environment" if key else "environment"
+            raise ValueError(
+                f"{name}.shows_images=true: {model_path.name} is a model of text alone; choose a "
+                "vision-language model, or shows_images=false"
             )
 
 
@@ -225,7 +241,7 @@ def _source(config: DataConfig, source: SourceConfig) -> PromptSource:
         weight=source.weight,
         prompt_column=source.prompt_column or config.prompt_column,
         ground_truth_column=source.ground_truth_column or config.ground_truth_column,
-        image_column=config.image_column,
+        image_column=source.image_column or config.image_column,
         form=_form(config, source.prompt_template or config.prompt_template),
         environment="" if source.environment is None else f"data.sources.{source.name}",
     )

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from algorithms.composition import part_values
 from conf.schema import TrainConfig
-from orchestrator.planning.plan import plays_alone
+from orchestrator.planning.plan import scored_alone
 from orchestrator.planning.sources import SET_COLUMN, Sources, encoder_of
 from orchestrator.telemetry.counting import describe_reasons
 from workers.data.images.decoding import ImageFaultError, read_file
@@ -85,6 +85,8 @@ def try_scorer(
 ) -> list[str]:
     """Score the first rows of every prompt file; return what should be looked at, a line each.
 
+    A scorer that can't be tried yet is checked instead: `try_files` once it can.
+
     Args:
         config: of the run.
         scorer: of `build_scorer`.
@@ -100,22 +102,41 @@ def try_scorer(
     _check_early_stop(config, scorer)
     notes = list(_ends_of_responses(config, scorer, sources.train))
     notes += _opened_turns(config, sources)
-    heldout = [] if sources.heldout is None else [sources.heldout]
-    sets = [sources.train, *heldout, *sources.sets.values()]
-    files = [source for prompts in sets for source in prompts.sources]
-    notes += _try_images(config, sources, files)
+    notes += _try_images(config, sources, _files(sources))
+    return notes + try_files(config, scorer, sources, part_readers)
+
+
+def try_files(
+    config: TrainConfig,
+    scorer: Any,
+    sources: Sources,
+    part_readers: Mapping[str, Sequence[str]] | None = None,
+) -> list[str]:
+    """Score the first rows of every prompt file; return notes on the scores, a line each.
+
+    Arguments and errors are those of `try_scorer`.
+    """
+    notes: list[str] = []
     check = getattr(scorer, "check", None)
     if check is not None:
         check()
         return notes
     with open_pool(config, scorer) as pool:
-        for prompts in files:
+        for prompts in _files(sources):
             rows = [prompts[row] for row in range(min(NUM_ROWS, len(prompts)))]
             tried = try_rows(pool, scorer, rows)
             notes += _judge(prompts, tried)
-            if plays_alone(config) and any(prompts is one for one in sources.train.sources):
+            alone = scored_alone(config.environments[prompts.environment])
+            if alone and any(prompts is one for one in sources.train.sources):
                 _check_parts(part_readers or {}, tried)
     return notes
+
+
+def _files(sources: Sources) -> list[PromptSource]:
+    """Return the files of training prompts and of all held-out ones."""
+    heldout = [] if sources.heldout is None else [sources.heldout]
+    sets = [sources.train, *heldout, *sources.sets.values()]
+    return [source for prompts in sets for source in prompts.sources]
 
 
 def _check_parts(part_readers: Mapping[str, Sequence[str]], tried: Sequence[Tried]) -> None:
@@ -134,16 +155,17 @@ def _try_images(
     Raises:
         ValueError: none of the first rows of a file can be sent.
     """
-    if config.data.image_column is None:
+    shown = [prompts for prompts in files if prompts.image_column is not None]
+    if not shown:
         return
     encoder = encoder_of(config, sources.model_path)
-    for prompts in files:
+    for prompts in shown:
         rows = [prompts[row] for row in range(min(NUM_ROWS, len(prompts)))]
         faults = [(row.uid, fault) for row in rows if (fault := image_fault(encoder, row))]
         if faults and len(faults) == len(rows):
             raise ValueError(
-                f"data.image_column={config.data.image_column}: none of the first {len(rows)} "
-                f"prompts of {prompts.path} can be sent; {faults[0][0]}: {faults[0][1]}. Mend the "
+                f"image_column={prompts.image_column}: none of the first {len(rows)} prompts of "
+                f"{prompts.path} can be sent; {faults[0][0]}: {faults[0][1]}. Mend the "
                 "rows; ballast data inspect tries every row"
             )
         for uid, fault in faults:

@@ -7,7 +7,6 @@ computes differences and ratios of log-probs itself.
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +15,16 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from orchestrator.report.pictures import (
+    BYTES_PER_PICTURE,
+    as_words,
+    num_in_prompt,
+    num_pictures,
+    small_pictures,
+)
 from orchestrator.report.rows import COMPUTED, PER_TOKEN, RecordedStep, outcome_kind
 from orchestrator.report.selection import ChosenGroup
 from orchestrator.report.token_texts import TokenTexts
-from workers.data.images.decoding import ImageFaultError, thumbnail
 from workers.data.plans import FLAGS
 
 SHOWN_TOKENS = 600  # at the begin of a long response, and as many at its end
@@ -29,9 +34,6 @@ NOTE_CHARACTERS = 1_000  # of a text of the scorer
 TEXT_CHARACTERS = 20_000  # of a response whose tokens have no texts
 BYTES_PER_TOKEN = 36  # of the report, measured
 MAX_BYTES = 9_000_000  # of samples in a report
-PICTURE_SIDE = 160  # pixels of a small picture, at most
-MOST_PICTURES = 4  # of one prompt
-BYTES_PER_PICTURE = 9_000  # of the report, about
 COLUMNS = {  # column of the record -> its short name in the page
     "rollout_logprobs": "sampler",
     "old_logprobs": "old",
@@ -88,12 +90,11 @@ def load_groups(
         plain = table if shown is None else table.drop_columns(["image_files"])
         found = iter(enumerate(plain.to_pylist()))
         for group in groups:
-            first, row = next(found)
-            siblings = [row, *(next(found)[1] for _ in group.rows[1:])]
-            files = shown[first].as_py() if shown is not None else []
-            loaded[place, group.rows[0]] = _group(step, group, siblings, texts, pieces) | (
-                {"images": small_pictures(files)} if files else {}
-            )
+            numbers, siblings = zip(*(next(found) for _ in group.rows), strict=True)
+            files = [[] if shown is None else shown[number].as_py() for number in numbers]
+            made = _group(step, group, siblings, texts, pieces)
+            _add_pictures(made, siblings, files)
+            loaded[place, group.rows[0]] = made
     return [loaded[group.place, group.rows[0]] for group in kept], pieces.texts
 
 
@@ -104,14 +105,15 @@ def _fitting(
     kept: list[ChosenGroup] = []
     used = 0
     lengths: dict[int, Sequence[int]] = {}
-    images: dict[int, Sequence[int]] = {}
+    images: dict[int, Sequence[tuple[int, int]]] = {}
     for group in chosen:
         file = steps[group.place].file
         if group.place not in lengths:
             lengths[group.place] = list_lengths(file, "loss_mask")
-            images[group.place] = list_lengths(file, "images")
+            images[group.place] = num_pictures(file)
         tokens = sum(min(lengths[group.place][row], 2 * SHOWN_TOKENS) for row in group.rows)
-        pictures = min(images[group.place][group.rows[0]], MOST_PICTURES)
+        counts = [images[group.place][row] for row in group.rows]
+        pictures = counts[0][0] + sum(later for _, later in counts)
         size = tokens * BYTES_PER_TOKEN + 600 * len(group.rows) + pictures * BYTES_PER_PICTURE
         if not kept or used + size <= max_bytes:
             kept.append(group)
@@ -119,16 +121,17 @@ def _fitting(
     return kept
 
 
-def small_pictures(files: Sequence[bytes]) -> list[str]:
-    """Return the first images of a prompt as `data:` addresses of small JPEG files."""
-    found = []
-    for file in files[:MOST_PICTURES]:
-        try:
-            small = thumbnail(file, PICTURE_SIDE)
-        except ImageFaultError:
-            continue
-        found.append(f"data:image/jpeg;base64,{base64.b64encode(small).decode()}")
-    return found
+def _add_pictures(
+    group: dict[str, Any], siblings: Sequence[Mapping[str, Any]], files: Sequence[Sequence[bytes]]
+) -> None:
+    """Add the pictures of the prompt to a group, and the later ones to its samples."""
+    of_prompt = num_in_prompt(siblings[0], _prompt_length(siblings[0]))
+    if of_prompt:
+        group["images"] = small_pictures(files[0][:of_prompt])
+    for sample, row, own in zip(group["samples"], siblings, files, strict=True):
+        later = own[num_in_prompt(row, _prompt_length(row)) :]
+        if later:
+            sample["images"] = small_pictures(later)
 
 
 def list_lengths(file: Path, column: str) -> Sequence[int]:
@@ -143,7 +146,8 @@ def prompt_text(row: Mapping[str, Any], length: int, texts: TokenTexts) -> str:
     """Return the text of the first `length` tokens of a row, `<image>` for those of an image."""
     tokens = row["tokens"][:length]
     pieces, begin = [], 0
-    for span in row.get("images") or ():
+    shown = (span for span in row.get("images") or () if span["offset"] < length)
+    for span in shown:
         pieces += [texts.text(tokens[begin : span["offset"]]), "<image>"]
         begin = span["offset"] + span["length"]
     return "".join([*pieces, texts.text(tokens[begin:])])
@@ -208,7 +212,7 @@ def _sample(
     left_out = max(0, len(shown) - 2 * SHOWN_TOKENS)
     if left_out:
         shown = shown[:SHOWN_TOKENS] + shown[-SHOWN_TOKENS:]
-    words = texts.pieces([row["tokens"][place] for place in shown])
+    words = as_words(row, shown, texts.pieces([row["tokens"][place] for place in shown]))
     sample = {
         "id": row["rollout_id"],
         "reward": rounded(row["reward"]),

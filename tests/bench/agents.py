@@ -22,6 +22,7 @@ from typing import Any
 from conf.compose import compose
 from orchestrator.planning.settings import vllm_settings
 from orchestrator.planning.sources import prepare
+from workers.data.images.prompt_images import PromptImages
 from workers.data.prompts import PromptEncoder
 from workers.data.requests import Sample, Sampling
 from workers.engines.vllm.settings import VLLMSettings, engine_env
@@ -89,7 +90,11 @@ class Bench:
             prompt = f"Rollout {number}. Tell a story about the number {number} and its friends:"
 
             async def sample(
-                tokens: list[int], turn: int, sampling: Sampling, number: int = number
+                tokens: list[int],
+                turn: int,
+                sampling: Sampling,
+                images: PromptImages,
+                number: int = number,
             ) -> Sample:
                 nonlocal drawn
                 self.asked[number].append((tokens, sampling, 1000 * number + turn))
@@ -104,7 +109,7 @@ class Bench:
 
             rollout = Rollout(
                 Task(uid=str(number), prompt=prompt, ground_truth=None),
-                self.texts.opening(prompt, None),
+                self.texts.opening(prompt, None)[0],
                 sampling=self.sampling,
                 limits=RolloutLimits(max_turns=TURNS, max_turn_tokens=TURN_TOKENS),
                 texts=self.texts,

@@ -42,7 +42,7 @@ def play(tokens, command, *answers, columns=None, **variables):
     texts, engine = TurnTexts(tokens), Engine(tokens, *answers)
     rollout = Rollout(
         task,
-        texts.opening(task.prompt, None),
+        texts.opening(task.prompt, None)[0],
         sampling=Sampling(max_tokens=400),
         limits=RolloutLimits(max_turns=3),
         texts=texts,

@@ -1,14 +1,13 @@
 """A whole run whose rollouts programs play over HTTP, one of which fails in every group."""
 
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
+
+from tests.e2e.command import finish_ballast, step_metrics
 
 pytestmark = pytest.mark.slow
 TIMEOUT_S = 400
@@ -40,22 +39,16 @@ json.dump({"reward": reward}, open(os.environ["BALLAST_RESULT"], "w"))
 
 def test_programs_play_a_run_and_a_program_that_fails_costs_its_sample(tmp_path):
     (tmp_path / "guesser.py").write_text(GUESSER)
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "orchestrator.cli", "train", "experiment=tiny_guessing"),
-            *("environment=agent", "environment.max_turns=3", "output_dir=runs"),
-            f"environment.player.command='{sys.executable} {tmp_path / 'guesser.py'}'",
-            *("trainer.total_steps=2", "trainer.prompts_per_step=2", "trainer.eval_every=0"),
-            *("rollout.samples_per_prompt=4", "tracking.report=false"),
-        ],
+    finish_ballast(
+        *("train", "experiment=tiny_guessing"),
+        *("environment=agent", "environment.max_turns=3", "output_dir=runs"),
+        f"environment.player.command='{sys.executable} {tmp_path / 'guesser.py'}'",
+        *("trainer.total_steps=2", "trainer.prompts_per_step=2", "trainer.eval_every=0"),
+        *("rollout.samples_per_prompt=4", "tracking.report=false"),
         cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        timeout_s=TIMEOUT_S,
+        variables={"PYTHONPATH": str(Path(__file__).parents[2])},
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     run = tmp_path / "runs" / "tiny_guessing"
     files = sorted(run.glob("rollouts/**/*.parquet"))
     rows = [row for file in files for row in pq.read_table(file).to_pylist()]
@@ -66,7 +59,6 @@ def test_programs_play_a_run_and_a_program_that_fails_costs_its_sample(tmp_path)
         assert 1 <= row["num_turns"] <= 3
         drawn = [version >= 0 for version in row["weight_versions"]]
         assert drawn == row["loss_mask"]
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["samples/failed"] for line in lines if "time/step_s" in line] == [2.0, 2.0]
+    assert [line["samples/failed"] for line in step_metrics(run)] == [2.0, 2.0]
     commands = [" ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"])]
     assert not [line for line in commands if "left behind" in line and "time.sleep(3600)" in line]

@@ -5,17 +5,15 @@ engine is stopped while it samples, and now and then passes an engine's garbage 
 """
 
 import contextlib
-import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
+
+from tests.e2e.command import start_ballast, step_metrics
 
 ENVIRONMENT = '''
 import asyncio
@@ -48,24 +46,18 @@ class Faulty(SingleTurn):
 
 def start(folder, name, *, seconds, garbage_every, overrides=()):
     (folder / "faulty_environment.py").write_text(ENVIRONMENT)
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "orchestrator.cli", "train", "experiment=tiny"),
-            *(f"output_dir={folder}", f"run_name={name}", "trainer.total_steps=4"),
-            *("trainer.prompts_per_step=8", "rollout.samples_per_prompt=4", "data.eval_limit=4"),
-            *("trainer.export=false", "algorithm=grpo", "~algorithm.regularizers.kl"),
-            "environment.player._target_=faulty_environment.Faulty",
-            *(
-                f"+environment.player.seconds={seconds}",
-                f"+environment.player.garbage_every={garbage_every}",
-            ),
-            *overrides,
-        ],
+    return start_ballast(
+        *("train", "experiment=tiny"),
+        *(f"output_dir={folder}", f"run_name={name}", "trainer.total_steps=4"),
+        *("trainer.prompts_per_step=8", "rollout.samples_per_prompt=4", "data.eval_limit=4"),
+        *("trainer.export=false", "algorithm=grpo", "~algorithm.regularizers.kl"),
+        "environment.player._target_=faulty_environment.Faulty",
+        *(
+            f"+environment.player.seconds={seconds}",
+            f"+environment.player.garbage_every={garbage_every}",
+        ),
+        *overrides,
         cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ,
     )
 
 
@@ -95,8 +87,7 @@ def test_an_engine_that_answers_nothing_is_replaced(tmp_path, process_name):
             stop(process.pid, process_name)
             break
     assert finish(process, tmp_path, output) == 0, "".join(output)[-3000:]
-    lines = (tmp_path / "hung" / "metrics.jsonl").read_text().splitlines()
-    steps = [line for line in map(json.loads, lines) if "time/step_s" in line]
+    steps = step_metrics(tmp_path / "hung")
     assert [line["step"] for line in steps] == [1, 2, 3, 4]
     assert steps[-1]["rollout/engines_lost"] == 1
     assert steps[-1]["rollout/engines_healthy"] == 1
@@ -151,8 +142,7 @@ def test_a_run_without_engines_stops_with_a_checkpoint_and_resumes(tmp_path):
     again = start(tmp_path, "lost", overrides=[*kept, "resume=auto"], **sound)
     rest = []
     assert finish(again, tmp_path, rest) == 0, "".join(rest)[-3000:]
-    lines = (tmp_path / "lost" / "metrics.jsonl").read_text().splitlines()
-    steps = [line["step"] for line in map(json.loads, lines) if "time/step_s" in line]
+    steps = [line["step"] for line in step_metrics(tmp_path / "lost")]
     assert steps == [1, 2, 3, 4, 5]
 
 
@@ -194,8 +184,7 @@ def test_a_reward_that_starts_to_fail_leaves_a_checkpoint_and_the_run_resumes(tm
     again = start(tmp_path, "down", **sound | {"overrides": [*kept, *scored, "resume=auto"]})
     rest = []
     assert finish(again, tmp_path, rest) == 0, "".join(rest)[-3000:]
-    lines = (tmp_path / "down" / "metrics.jsonl").read_text().splitlines()
-    steps = [line for line in map(json.loads, lines) if "time/step_s" in line]
+    steps = step_metrics(tmp_path / "down")
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5]
     assert steps[-1]["ledger/trained"] == 5 * 8  # nothing dropped, nothing trained twice
     assert steps[-1]["ledger/dropped"] == 0

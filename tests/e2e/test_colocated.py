@@ -1,11 +1,11 @@
 """Engines and learner in turn on the real stack: the run is the one without turns, to the bit."""
 
 import json
-import subprocess
-import sys
 
 import pyarrow.parquet as pq
 import pytest
+
+from tests.e2e.command import finish_ballast
 
 SAMPLED = ("tokens", "rollout_logprobs", "weight_versions", "reward", "advantages", "logprobs")
 
@@ -14,16 +14,13 @@ SAMPLED = ("tokens", "rollout_logprobs", "weight_versions", "reward", "advantage
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("turns")
     for name in ("apart", "colocated"):
-        command = [
-            *(sys.executable, "-m", "orchestrator.cli", "train", "experiment=tiny"),
+        finish_ballast(
+            *("train", "experiment=tiny"),
             *(f"output_dir={folder}", f"run_name={name}", "data.eval_limit=4"),
             *("trainer.total_steps=3", "trainer.prompts_per_step=4", "trainer.checkpoint_every=2"),
             *("trainer.export=false", f"cluster.colocated={name == 'colocated'}"),
-        ]
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=300, check=False
+            cwd=folder,
         )
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder / "apart", folder / "colocated"
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+
+from tests.e2e.command import run_ballast
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -57,15 +58,8 @@ def rows_of(folder: Path) -> list[dict[str, object]]:
 
 
 def train(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "orchestrator.cli", "train", "--config-dir", "my_conf"]
-    return subprocess.run(
-        [*command, "experiment=mixed", f"output_dir={folder}/runs", *overrides],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    command = ("train", "--config-dir", "my_conf", "experiment=mixed")
+    return run_ballast(*command, f"output_dir={folder}/runs", *overrides, cwd=folder, timeout_s=600)
 
 
 def test_each_source_is_played_in_its_environment_across_a_resume(tmp_path: Path) -> None:

@@ -9,8 +9,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -21,41 +19,31 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-TIMEOUT_S = 300
+from tests.e2e.command import finish_ballast, run_ballast, start_ballast, step_metrics
+
 CLOCKS = {"timings", "run_id"}  # columns that tell when and by which run, not what
 
 
 def command(folder, name, *overrides):
     return [
-        *(sys.executable, "-m", "orchestrator.cli", "train", "experiment=tiny"),
+        *("train", "experiment=tiny"),
         *(f"output_dir={folder}", f"run_name={name}", "data.eval_limit=16"),
         *("trainer.total_steps=6", "trainer.checkpoint_every=3", *overrides),
     ]
 
 
 def run_to_end(folder, name, *overrides):
-    done = subprocess.run(
-        command(folder, name, *overrides),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    finish_ballast(*command(folder, name, *overrides), cwd=folder)
     return folder / name
 
 
 def start(folder, name, *overrides):
     """A run of its own process group, whose output is read line by line."""
-    return subprocess.Popen(
-        command(folder, name, *overrides),
+    return start_ballast(
+        *command(folder, name, *overrides),
         cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "BALLAST_TEST_MARK": name},
+        variables={"BALLAST_TEST_MARK": name},
+        own_group=True,
     )
 
 
@@ -184,14 +172,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(folder):
     assert f"{complete[-1]} is the last one" in rest
     victim = store / complete[-1] / "learner" / "rank_00000.safetensors"
     victim.write_bytes(victim.read_bytes()[:-1])
-    refused = subprocess.run(
-        command(folder, "full", "resume=auto"),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+    refused = run_ballast(*command(folder, "full", "resume=auto"), cwd=folder)
     assert refused.returncode == 2
     assert re.search(
         rf"{complete[-1]}/learner/rank_00000\.safetensors has \d+ bytes", refused.stderr
@@ -222,8 +203,7 @@ def test_groups_sampled_ahead_are_kept_and_every_prompt_is_trained_once(folder, 
     dropped = {fate: n for fate, n in settled.items() if fate.startswith("dropped:stale")}
     trained = {f"trained:{step}": 32 for step in range(1, 7)}
     assert settled == {**trained, **dropped}
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "time/step_s" in line]
+    steps = step_metrics(run)
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
     assert all(line["publication/probe_gap_max"] <= 1e-5 for line in steps)
     bound = 1 if schedule == "one_step_off" else 4

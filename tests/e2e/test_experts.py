@@ -1,37 +1,29 @@
 """A mixture of experts through the whole stack: it learns, and its export is what was trained."""
 
-import json
-import subprocess
-import sys
-
 import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+
+from tests.e2e.command import finish_ballast, step_metrics
 
 TIMEOUT_S = 2400
 
 
 def experts(folder, name, *overrides):
     """`ballast train experiment=tiny model=tiny_qwen3_moe` in `folder`; return the run's folder."""
-    command = [sys.executable, "-m", "orchestrator.cli", "train", "experiment=tiny"]
     fixed = ["model=tiny_qwen3_moe", "trainer.eval_every=0", f"output_dir={folder}"]
-    done = subprocess.run(
-        [*command, *fixed, f"run_name={name}", *overrides],
+    finish_ballast(
+        *("train", "experiment=tiny", *fixed, f"run_name={name}", *overrides),
         cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
+        timeout_s=TIMEOUT_S,
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder / name
 
 
 @pytest.mark.slow
 def test_experts_learn_and_are_exported_as_they_were_published(tmp_path):
     run = experts(tmp_path, "experts")
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "time/step_s" in line]
+    steps = step_metrics(run)
     rewards = [line["reward/mean"] for line in steps]
     assert len(rewards) == 200
     assert rewards[0] < 0.2

@@ -4,15 +4,14 @@ The real stack with two engines; the victims are found among the descendants of 
 """
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
+
+from tests.e2e.command import start_ballast, step_metrics
 
 
 def victim(driver, *words):
@@ -29,18 +28,12 @@ def run_with_faults(folder, name, faults, *overrides):
     The first after step 2; each other one two steps after the engine that was killed before it
     samples again. The run is stopped three steps after the last is back.
     """
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "orchestrator.cli", "train", "experiment=tiny"),
-            *(f"output_dir={folder}", f"run_name={name}", "trainer.total_steps=600"),
-            *("data.eval_limit=16", "trainer.export=false", "trainer.checkpoint_every=4"),
-            *overrides,
-        ],
+    process = start_ballast(
+        *("train", "experiment=tiny"),
+        *(f"output_dir={folder}", f"run_name={name}", "trainer.total_steps=600"),
+        *("data.eval_limit=16", "trainer.export=false", "trainer.checkpoint_every=4"),
+        *overrides,
         cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ,
     )
     assert process.stdout is not None
     output, left, awaited, quiet_steps = [], list(faults), 0, 0
@@ -73,8 +66,7 @@ COMMON = (
 
 def trained_steps(run):
     """The metrics of every step, none missing, after what every schedule must keep."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "time/step_s" in line]
+    steps = step_metrics(run)
     assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
     assert steps[-1]["rollout/engines_lost"] == 2
     assert steps[-1]["rollout/groups_resampled"] > 0
@@ -146,8 +138,7 @@ def test_a_worker_and_the_core_of_a_wide_engine_die(tmp_path):
         "trainer.prompts_per_step=16",
         "rollout.tensor_parallel_size=2",
     )
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "time/step_s" in line]
+    steps = step_metrics(run)
     assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
     assert steps[-1]["rollout/engines_lost"] == 2
     assert steps[-1]["rollout/engines_healthy"] == 1

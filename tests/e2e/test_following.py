@@ -6,43 +6,33 @@ its KL                  0    +    0    +    0      exactly 0: the same weights, 
 beta after it          -20% +20% -20% +20%         the target lies between 0 and what 2 shows
 """
 
-import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 
-TIMEOUT_S = 300
+from tests.e2e.command import finish_ballast, step_metrics
+
 BETA, SHARE = 1e-4, 0.2  # 0.2 of the way: the whole limit, as 64 samples are the whole horizon
 
 
 def train(folder, *overrides):
     """`ballast train` of one rank each, the reference under another ZeRO stage."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "orchestrator.cli", "train", "experiment=tiny"),
-            *(f"output_dir={folder}", "run_name=rpg", "data.eval_limit=16"),
-            *("algorithm=rpg", "algorithm.policy_loss.reference=ref"),
-            *("algorithm/reference=refreshed", "algorithm.reference.every_steps=2"),
-            *("algorithm/controller=adaptive_kl", "algorithm.controllers.kl.target=1e-9"),
-            "algorithm.controllers.kl.coefficient=policy_loss.beta",
-            "algorithm.controllers.kl.horizon=64",
-            *("reference.zero_stage=3", "trainer.prompts_per_step=8", "trainer.export=false"),
-            *("trainer.checkpoint_every=3", *overrides),
-        ],
+    finish_ballast(
+        *("train", "experiment=tiny"),
+        *(f"output_dir={folder}", "run_name=rpg", "data.eval_limit=16"),
+        *("algorithm=rpg", "algorithm.policy_loss.reference=ref"),
+        *("algorithm/reference=refreshed", "algorithm.reference.every_steps=2"),
+        *("algorithm/controller=adaptive_kl", "algorithm.controllers.kl.target=1e-9"),
+        "algorithm.controllers.kl.coefficient=policy_loss.beta",
+        "algorithm.controllers.kl.horizon=64",
+        *("reference.zero_stage=3", "trainer.prompts_per_step=8", "trainer.export=false"),
+        *("trainer.checkpoint_every=3", *overrides),
         cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 def steps(folder):
-    lines = (folder / "rpg" / "metrics.jsonl").read_text().splitlines()
-    return [line for line in map(json.loads, lines) if "time/step_s" in line]
+    return step_metrics(folder / "rpg")
 
 
 @pytest.fixture(scope="module")

@@ -1,33 +1,29 @@
 """Over-sampling on the real stack: the slowest are aborted, and each prompt still trains once."""
 
 import json
-import subprocess
-import sys
 from collections import Counter
 
 import pyarrow.parquet as pq
+
+from tests.e2e.command import finish_ballast, step_metrics
 
 STEPS, PROMPTS = 5, 8
 
 
 def test_what_is_aborted_is_begun_again_and_trained_once(tmp_path):
-    command = [
-        *(sys.executable, "-m", "orchestrator.cli", "train", "experiment=tiny"),
+    output = finish_ballast(
+        *("train", "experiment=tiny"),
         *(f"output_dir={tmp_path}", "run_name=tails", f"trainer.total_steps={STEPS}"),
         *(f"trainer.prompts_per_step={PROMPTS}", "trainer.checkpoint_every=0"),
         *("data.eval_limit=16", "trainer.export=false", "rollout.num_engines=2"),
         *("algorithm=dapo", "algorithm/correction=tis", "rollout.early_stop_samples=2"),
         *("schedule=async", "schedule.max_staleness=1", "schedule.oversample=2.5"),
         "schedule.leftover=again",
-    ]
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        cwd=tmp_path,
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert f"20 groups begun for {PROMPTS}, begin again the slowest" in done.stdout
+    assert f"20 groups begun for {PROMPTS}, begin again the slowest" in output
     run = tmp_path / "tails"
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "time/step_s" in line]
+    steps = step_metrics(run)
     assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
     for line in steps:
         assert line["groups/trained"] == PROMPTS

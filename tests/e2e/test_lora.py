@@ -1,12 +1,10 @@
 """A LoRA run as a user starts it: train, resume, export, and no process for the reference."""
 
-import json
-import subprocess
-import sys
-
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
+
+from tests.e2e.command import run_ballast, step_metrics
 
 
 def tiny(folder, name, *overrides):
@@ -16,20 +14,8 @@ def tiny(folder, name, *overrides):
     """
     fixed = ["algorithm=grpo", "trainer.prompts_per_step=8", "trainer.checkpoint_every=2"]
     fixed += [f"output_dir={folder}", "data.eval_limit=16", "cluster.num_cpus=3"]
-    command = [sys.executable, "-m", "orchestrator.cli", "train", "experiment=tiny"]
-    return subprocess.run(
-        [*command, "model/adapter=lora", f"run_name={name}", *fixed, *overrides],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-def steps(run):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "time/step_s" in line]
+    command = ("train", "experiment=tiny", "model/adapter=lora", f"run_name={name}")
+    return run_ballast(*command, *fixed, *overrides, cwd=folder)
 
 
 def columns(run, step, *names):
@@ -43,7 +29,7 @@ def test_a_run_trains_resumes_and_scores_its_own_reference(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     done = tiny(tmp_path, "lora", "trainer.total_steps=3", "learner.zero_stage=2", "resume=auto")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    after = steps(run)
+    after = step_metrics(run)
     assert [line["step"] for line in after] == [1, 2, 3]
     final = load_file(run / "final" / "model.safetensors")
     matrices = [tensor for name, tensor in final.items() if name.endswith("_proj.weight")]
@@ -72,6 +58,6 @@ def test_an_adapter_published_by_itself_over_gloo(tmp_path):
         "rollout.transport=gloo",
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    for line in steps(tmp_path / "beside"):
+    for line in step_metrics(tmp_path / "beside"):
         assert line["publication/probe_gap_max"] <= 1e-5
         assert line["mismatch/abs_max"] < 1e-4

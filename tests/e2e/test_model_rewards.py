@@ -6,7 +6,6 @@ import json
 import random
 import sqlite3
 import subprocess
-import sys
 import threading
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +16,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
+from tests.e2e.command import run_ballast
 from tests.workers.reward.scorers.models.vllm_server import serving_smollm2
 from workers.models.tokenizer import VOCABULARY, build_tokenizer
 
@@ -26,14 +26,7 @@ SHORT = ("trainer.total_steps=2", "trainer.prompts_per_step=8", "trainer.eval_ev
 
 def run_of(folder: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     common = [f"output_dir={folder}", f"run_name={name}"]
-    return subprocess.run(
-        [sys.executable, "-m", "orchestrator.cli", "train", *common, *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    return run_ballast("train", *common, *arguments, cwd=folder, timeout_s=600)
 
 
 def tiny(folder: Path, name: str, *overrides: str) -> subprocess.CompletedProcess[str]:

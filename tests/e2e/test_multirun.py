@@ -1,9 +1,8 @@
 """Several runs by one command, on real engines."""
 
-import subprocess
-import sys
-
 import pytest
+
+from tests.e2e.command import finish_ballast
 
 
 @pytest.mark.slow
@@ -16,16 +15,10 @@ def test_two_runs_by_one_command_and_their_table(tmp_path):
         "data.eval_limit=8",
         f"output_dir={tmp_path}",
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "orchestrator.cli", "train", "--multirun", *words],
-        capture_output=True,
-        text=True,
-        timeout=800,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    output = finish_ballast("train", "--multirun", *words, timeout_s=800)
     runs = sorted(path.name for path in (tmp_path / "tiny").iterdir())
     assert runs == ["algorithm-grpo", "algorithm-rloo"]
-    table = done.stdout.splitlines()[-2:]
+    table = output.splitlines()[-2:]
     assert [line.split()[:4] for line in table] == [
         ["algorithm-grpo", "grpo", "finished", "2"],
         ["algorithm-rloo", "rloo", "finished", "2"],

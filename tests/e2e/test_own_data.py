@@ -7,14 +7,14 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from tests.e2e.command import finish_ballast, start_ballast
 
 pytestmark = pytest.mark.slow
 TIMEOUT_S = 400
@@ -30,9 +30,12 @@ def score(prompt, response, ground_truth, level=0):
 """
 
 
+ON_PATH = {"PYTHONPATH": str(Path(__file__).parents[2])}
+
+
 def command(*overrides):
     return [
-        *(sys.executable, "-m", "orchestrator.cli", "train", "experiment=tiny", "data=files"),
+        *("train", "experiment=tiny", "data=files"),
         *("output_dir=runs", "trainer.prompts_per_step=4", "trainer.checkpoint_every=2"),
         *("tracking.report=false", *overrides),
     ]
@@ -40,17 +43,7 @@ def command(*overrides):
 
 def train(folder, *overrides):
     """A finished run, with the folder on the path as a shell has it."""
-    done = subprocess.run(
-        command(*overrides),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
+    return finish_ballast(*command(*overrides), cwd=folder, timeout_s=TIMEOUT_S, variables=ON_PATH)
 
 
 def digits(count):
@@ -117,15 +110,8 @@ def test_two_weighted_sources_under_a_curriculum_are_killed_and_resumed(tmp_path
         rows = [{"prompt": f"{text}=", "ground_truth": text} for text in digits(count)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     train(tmp_path, *CURRICULUM, "run_name=whole")
-    with subprocess.Popen(
-        command(*CURRICULUM, "run_name=killed"),
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    ) as process:
+    killed = command(*CURRICULUM, "run_name=killed")
+    with start_ballast(*killed, cwd=tmp_path, variables=ON_PATH, own_group=True) as process:
         for line in process.stdout:
             if re.search(r"^step 3/", line):
                 break

@@ -1,12 +1,11 @@
 """`algorithm=ppo` on the real stack: a critic beside the learner, its warm-up, its checkpoint."""
 
-import json
 import shutil
-import subprocess
-import sys
 
 import pyarrow.parquet as pq
 import pytest
+
+from tests.e2e.command import finish_ballast, step_metrics
 
 OVERRIDES = (
     "experiment=tiny",
@@ -23,14 +22,9 @@ OVERRIDES = (
 
 
 def train(folder, *overrides):
-    command = [sys.executable, "-m", "orchestrator.cli", "train", *OVERRIDES, *overrides]
-    command += [f"output_dir={folder}", "run_name=ppo"]
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    lines = (folder / "ppo" / "metrics.jsonl").read_text().splitlines()
-    return [line for line in map(json.loads, lines) if "time/step_s" in line]
+    named = (f"output_dir={folder}", "run_name=ppo")
+    finish_ballast("train", *OVERRIDES, *overrides, *named, cwd=folder)
+    return step_metrics(folder / "ppo")
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
@@ -12,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
+from tests.e2e.command import finish_ballast, start_ballast, step_metrics
 from workers.data.trajectory import SCHEMA
 
 STEPS = 3
@@ -21,28 +20,15 @@ GRPO = ["algorithm=grpo", "~algorithm.regularizers.kl"]
 
 def command(folder, name, *overrides):
     return [
-        *(sys.executable, "-m", "orchestrator.cli", "train", "experiment=tiny"),
+        *("train", "experiment=tiny"),
         *(f"output_dir={folder}", f"run_name={name}", f"trainer.total_steps={STEPS}"),
         *("data.eval_limit=4", *SHAPE, *overrides),
     ]
 
 
 def finished(folder, name, *overrides):
-    done = subprocess.run(
-        command(folder, name, *overrides),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder / name, done.stdout
-
-
-def steps(run):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "time/step_s" in line]
+    output = finish_ballast(*command(folder, name, *overrides), cwd=folder)
+    return folder / name, output
 
 
 def recorded(run, step):
@@ -73,7 +59,7 @@ def test_replay_reproduces_the_run(original, again):
     assert mine.keys() == theirs.keys()
     for name, tensor in mine.items():
         assert tensor.numpy().tobytes() == theirs[name].numpy().tobytes(), name
-    for own, other in zip(steps(original), steps(run), strict=True):
+    for own, other in zip(step_metrics(original), step_metrics(run), strict=True):
         for metric in ("learner/loss", "learner/grad_norm", "reward/mean", "mismatch/abs_mean"):
             assert own[metric] == other[metric], metric
         assert other["ledger/trained"] == own["ledger/trained"]
@@ -97,7 +83,7 @@ def test_shared_prompts_give_the_same_run(folder, original):
         "learner.shared_prefix=false",
     )
     assert "each sequence computes its own (learner.shared_prefix=false)" in output
-    for own, other in zip(steps(original), steps(apart), strict=True):
+    for own, other in zip(step_metrics(original), step_metrics(apart), strict=True):
         assert own["learner/shared_prefix_frac"] > 0.3
         assert other["learner/shared_prefix_frac"] == 0
         for metric in ("learner/loss", "learner/grad_norm"):
@@ -139,14 +125,7 @@ def test_two_algorithms_train_on_identical_batches(folder, original, again):
 @pytest.mark.slow
 def test_rollouts_alone_are_recorded_once_across_a_kill_and_train_afterwards(folder):
     alone = ["trainer=rollout_only", "trainer.total_steps=400", "schedule=async"]
-    process = subprocess.Popen(
-        command(folder, "alone", *alone),
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    process = start_ballast(*command(folder, "alone", *alone), cwd=folder, own_group=True)
     lines = []
     for line in process.stdout:
         lines.append(line)
@@ -163,7 +142,7 @@ def test_rollouts_alone_are_recorded_once_across_a_kill_and_train_afterwards(fol
     assert "rollout=replay" in output
     for step, columns in before.items():
         assert recorded(run, step).to_pydict() == columns  # not sampled again
-    metrics = steps(run)
+    metrics = step_metrics(run)
     assert [line["step"] for line in metrics] == list(range(1, more + 1))
     groups = Counter()
     for step in range(1, more + 1):
@@ -182,9 +161,9 @@ def test_rollouts_alone_are_recorded_once_across_a_kill_and_train_afterwards(fol
     source = ["rollout=replay", f"rollout.replay.folder={run}"]
     trained, _ = finished(folder, "offline", *GRPO, "algorithm/correction=tis", *source)
     # Weights move, the record's version does not.
-    assert [line["staleness/max"] for line in steps(trained)] == [0, 1, 2]
-    assert all(line["learner/steps"] == 1 for line in steps(trained))
-    assert [line["groups/recorded_steps_left"] for line in steps(trained)] == [
+    assert [line["staleness/max"] for line in step_metrics(trained)] == [0, 1, 2]
+    assert all(line["learner/steps"] == 1 for line in step_metrics(trained))
+    assert [line["groups/recorded_steps_left"] for line in step_metrics(trained)] == [
         more - 1,
         more - 2,
         more - 3,

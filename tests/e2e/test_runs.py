@@ -6,11 +6,8 @@ other (train, resume, evaluate), so that the stack starts as seldom as possible.
 
 import itertools
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,21 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.telemetry.glossary import GLOSSARY
-
-TIMEOUT_S = 300
-
-
-def ballast(*arguments, cwd):
-    """A finished `ballast` process."""
-    return subprocess.run(
-        [sys.executable, "-m", "orchestrator.cli", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-
+from tests.e2e.command import run_ballast, start_ballast
 
 FIRST = (
     "algorithm=dapo",
@@ -50,7 +33,7 @@ FIRST = (
 def tiny(folder, name, *overrides):
     """`ballast train experiment=tiny` in `folder`."""
     common = [f"output_dir={folder}", f"run_name={name}", "data.eval_limit=16"]
-    return ballast("train", "experiment=tiny", *common, *overrides, cwd=folder)
+    return run_ballast("train", "experiment=tiny", *common, *overrides, cwd=folder)
 
 
 def metrics(run):
@@ -249,7 +232,7 @@ def test_eval_scores_a_checkpoint_and_an_export_alike(first, folder):
     for name, path in (("export", run / "final"), ("run", run)):
         output = folder / f"{name}.json"
         overrides = ["rollout.eval_samples_per_prompt=2", "rollout.eval_sampling.temperature=1.0"]
-        done = ballast("eval", str(path), "--output", str(output), *overrides, cwd=folder)
+        done = run_ballast("eval", str(path), "--output", str(output), *overrides, cwd=folder)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         scores[name] = json.loads(output.read_text())
     assert {"mean", "pass@1", "pass@2", "maj@2"} <= set(scores["run"]["metrics"])
@@ -315,17 +298,12 @@ def test_ranks_that_share_their_micro_batches_train_as_one(folder):
 
 
 def test_an_interrupt_leaves_no_process(folder):
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "orchestrator.cli", "train", "experiment=tiny"),
-            *(f"output_dir={folder}", "run_name=stopped", "data.eval_limit=16"),
-        ],
+    process = start_ballast(
+        *("train", "experiment=tiny"),
+        *(f"output_dir={folder}", "run_name=stopped", "data.eval_limit=16"),
         cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "BALLAST_TEST_MARK": "stopped"},
+        variables={"BALLAST_TEST_MARK": "stopped"},
+        own_group=True,
     )
     assert process.stdout is not None
     for line in process.stdout:

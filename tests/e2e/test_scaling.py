@@ -2,47 +2,26 @@
 
 import json
 import signal
-import subprocess
-import sys
 from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
 
-TIMEOUT_S = 300
+from tests.e2e.command import run_ballast, start_ballast, step_metrics
 
 
 def scale(run, engines):
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "orchestrator.cli", "scale", "--engines", str(engines)),
-            *("--timeout", "240", str(run)),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-
-
-def steps_of(run):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "time/step_s" in line]
+    return run_ballast("scale", "--engines", str(engines), "--timeout", "240", str(run))
 
 
 @pytest.mark.slow
 def test_one_engine_two_engines_one_engine(tmp_path):
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "orchestrator.cli", "train", "experiment=tiny"),
-            *(f"output_dir={tmp_path}", "run_name=scaled", "trainer.total_steps=100000"),
-            *("data.eval_limit=8", "trainer.export=false", "trainer.checkpoint_every=0"),
-            "trainer.prompts_per_step=8",
-        ],
+    process = start_ballast(
+        *("train", "experiment=tiny"),
+        *(f"output_dir={tmp_path}", "run_name=scaled", "trainer.total_steps=100000"),
+        *("data.eval_limit=8", "trainer.export=false", "trainer.checkpoint_every=0"),
+        "trainer.prompts_per_step=8",
         cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
     )
     assert process.stdout is not None
     run, output = tmp_path / "scaled", []
@@ -65,14 +44,14 @@ def test_one_engine_two_engines_one_engine(tmp_path):
         up = scale(run, 2)
         assert (up.returncode, up.stderr) == (0, "")
         assert up.stdout == "engines: 1 -> 2; the run goes on\n2 engines, 2 of them sampling\n"
-        at_two = len(steps_of(run))
-        while len(steps_of(run)) < at_two + 3:
+        at_two = len(step_metrics(run))
+        while len(step_metrics(run)) < at_two + 3:
             steps(1)
         down = scale(run, 1)
         assert down.returncode == 0
         assert down.stdout.splitlines()[-1] == "1 engine, 1 of them sampling"
-        at_one = len(steps_of(run))
-        while len(steps_of(run)) < at_one + 2:
+        at_one = len(step_metrics(run))
+        while len(step_metrics(run)) < at_one + 2:
             steps(1)
         process.send_signal(signal.SIGTERM)
         output.append(process.stdout.read())
@@ -80,7 +59,7 @@ def test_one_engine_two_engines_one_engine(tmp_path):
     finally:
         process.kill()
 
-    found = steps_of(run)
+    found = step_metrics(run)
     assert [line["step"] for line in found] == list(range(1, len(found) + 1))
     counts = [line["rollout/engines_healthy"] for line in found]
     assert [n for n, before in zip(counts, [0, *counts], strict=False) if n != before] == [1, 2, 1]

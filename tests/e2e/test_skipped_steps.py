@@ -1,29 +1,21 @@
 """A run whose gradients are not finite ends by itself, and what it had is not lost."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-TIMEOUT_S = 300
+from tests.e2e.command import run_ballast
 
 
 def train(folder, coefficient, *overrides):
     """`ballast train` with an entropy bonus of `coefficient`; 3e38 overflows float32."""
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "orchestrator.cli", "train", "experiment=tiny"),
-            *(f"output_dir={folder}", "run_name=wild", "data.eval_limit=16"),
-            *("trainer.prompts_per_step=8", "trainer.checkpoint_every=0", "trainer.export=false"),
-            *("learner.max_skipped_steps=2", *overrides),
-            f"algorithm.regularizers.entropy.coefficient={coefficient}",
-        ],
+    return run_ballast(
+        *("train", "experiment=tiny"),
+        *(f"output_dir={folder}", "run_name=wild", "data.eval_limit=16"),
+        *("trainer.prompts_per_step=8", "trainer.checkpoint_every=0", "trainer.export=false"),
+        *("learner.max_skipped_steps=2", *overrides),
+        f"algorithm.regularizers.entropy.coefficient={coefficient}",
         cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
     )
 
 

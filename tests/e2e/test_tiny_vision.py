@@ -1,40 +1,25 @@
 """Images through the whole stack: a random vision-language model learns to name colours."""
 
-import json
-import subprocess
-import sys
-
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
+
+from tests.e2e.command import finish_ballast, step_metrics
 
 TIMEOUT_S = 3000
 
 
 def vision(folder, name, *overrides):
     """`ballast train experiment=tiny_vision` in `folder`; return the run's folder."""
-    command = [sys.executable, "-m", "orchestrator.cli", "train", "experiment=tiny_vision"]
-    done = subprocess.run(
-        [*command, f"run_name={name}", f"output_dir={folder}", *overrides],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    command = ("train", "experiment=tiny_vision", f"run_name={name}", f"output_dir={folder}")
+    finish_ballast(*command, *overrides, cwd=folder, timeout_s=TIMEOUT_S)
     return folder / name
-
-
-def steps(run):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "time/step_s" in line]
 
 
 @pytest.mark.slow
 def test_colours_are_learned_from_pixels(tmp_path):
     run = vision(tmp_path, "seeing")
-    seen = steps(run)
+    seen = step_metrics(run)
     rewards = [line["reward/mean"] for line in seen]
     assert len(rewards) == 150
     assert max(rewards[:5]) < 0.35
@@ -57,7 +42,7 @@ def test_squares_are_counted(tmp_path):
     run = vision(
         tmp_path, "counting", "data=counting", "trainer.total_steps=300", "trainer.eval_every=0"
     )
-    rewards = [line["reward/mean"] for line in steps(run)]
+    rewards = [line["reward/mean"] for line in step_metrics(run)]
     assert max(rewards[:5]) < 0.35
     assert sum(rewards[-10:]) / 10 > 0.9
 
@@ -71,7 +56,7 @@ def test_pictures_without_a_colour_teach_nothing(tmp_path):
         "trainer.total_steps=100",
         "trainer.eval_every=0",
     )
-    rewards = [line["reward/mean"] for line in steps(run)]
+    rewards = [line["reward/mean"] for line in step_metrics(run)]
     assert sum(rewards[-10:]) / 10 < 0.35
 
 

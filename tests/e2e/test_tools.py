@@ -1,13 +1,12 @@
 """`experiment=tiny_tools` on the real stack: a policy learns to call, and to copy what is shown."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tests.e2e.command import finish_ballast
 from workers.models.tokenizer import build_tokenizer
 
 
@@ -15,15 +14,11 @@ from workers.models.tokenizer import build_tokenizer
 def run(tmp_path_factory):
     """The whole experiment: folder, metrics of every step, what was printed."""
     folder = tmp_path_factory.mktemp("runs")
-    command = [sys.executable, "-m", "orchestrator.cli", "train", "experiment=tiny_tools"]
-    command += [f"output_dir={folder}"]
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=1500, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    command = ("train", "experiment=tiny_tools", f"output_dir={folder}")
+    output = finish_ballast(*command, cwd=folder, timeout_s=1500)
     lines = (folder / "tiny_tools" / "metrics.jsonl").read_text().splitlines()
     steps = [m for m in map(json.loads, lines) if "reward/mean" in m]
-    return folder / "tiny_tools", steps, done.stdout
+    return folder / "tiny_tools", steps, output
 
 
 @pytest.mark.slow

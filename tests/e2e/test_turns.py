@@ -1,39 +1,29 @@
 """Several turns on the real stack: a model learns from what it is told; replay, kills, async."""
 
-import json
-import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
+from tests.e2e.command import start_ballast, step_metrics
+
 SMALL = ("trainer.prompts_per_step=8", "data.eval_limit=6")
 
 
 def train(folder, name, *overrides, steps=3):
-    command = [
-        *(sys.executable, "-m", "orchestrator.cli", "train", "experiment=tiny_guessing"),
-        *(f"output_dir={folder}", f"run_name={name}", f"trainer.total_steps={steps}", *overrides),
-    ]
-    return subprocess.Popen(
-        command,
+    return start_ballast(
+        *("train", "experiment=tiny_guessing", f"output_dir={folder}", f"run_name={name}"),
+        *(f"trainer.total_steps={steps}", *overrides),
         cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ,
     )
 
 
 def finished(process, folder, name):
     output, _ = process.communicate(timeout=1500)
     assert process.returncode == 0, output[-3000:]
-    lines = (folder / name / "metrics.jsonl").read_text().splitlines()
-    return [line for line in map(json.loads, lines) if "time/step_s" in line], output
+    return step_metrics(folder / name), output
 
 
 def rows(folder, name, step):

@@ -1,9 +1,11 @@
 """A reward as a service of its own, for `reward=http`: copy it and write your own `score`.
 
 Start it with `REWARD_TOKEN=secret python tests/tutorials/reward_server.py 8900`, and add to a run
-with the same variable: `reward=http reward.scorer.token_variable=REWARD_TOKEN`.
+with the same variable: `reward=http reward.scorer.token_variable=REWARD_TOKEN`. With
+`reward.scorer.send_images=true` a sample's images are bytes of files, in order.
 """
 
+import base64
 import hmac
 import json
 import os
@@ -17,6 +19,14 @@ def score(sample):
     return {"reward": float(right), "correct": right}
 
 
+def read_samples(request):
+    """Put the files of the images, which siblings share, into the samples that show them."""
+    files = [base64.b64decode(url.partition(",")[2]) for url in request.get("images", ())]
+    for sample in request["samples"]:
+        sample["images"] = [files[number] for number in sample.get("images", ())]
+    return request["samples"]
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -26,7 +36,7 @@ class Handler(BaseHTTPRequestHandler):
         given = self.headers.get("Authorization", "Bearer ")
         if not hmac.compare_digest(given, wanted):
             return self.answer(401, {"error": "wrong token"})
-        scores = [score(sample) for sample in json.loads(body)["samples"]]
+        scores = [score(sample) for sample in read_samples(json.loads(body))]
         return self.answer(200, {"scores": scores})
 
     def answer(self, status, content):

@@ -59,16 +59,16 @@ class ProbeSequence:
 class LearnerProbe:
     """Log-probs of the probe's tokens under the learner's weights, sequence after sequence.
 
-    Example, a probe of three tokens, in bfloat16 and in float32:
-        LearnerProbe(logprobs=[0.0, -0.31, -1.02], swapped=[0.0, -0.312, -1.018])
+    Example, a probe of three tokens in bfloat16:
+        LearnerProbe(logprobs=[0.0, -0.31, -1.02], rounded=[0.0, -0.312, -1.018])
 
     Attributes:
         logprobs: [T] as training computes.
-        swapped: [T] in the other precision; empty where both sides compute in float32.
+        rounded: [T] with other roundings; empty where learner and engines compute in float32.
     """
 
     logprobs: list[float]
-    swapped: list[float] = field(default_factory=list)
+    rounded: list[float] = field(default_factory=list)
 
 
 def choose_probe(

@@ -10,12 +10,13 @@ from __future__ import annotations
 import bisect
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -149,7 +150,7 @@ class PromptEncoder:
         model_path: folder of the tokenizer.
         max_prompt_tokens: longest prompt that is sampled, the tokens of its images counted.
         template: of chats; None for the model's own.
-        images: limits of the images; None where prompts show none.
+        images: limits of the images; None where prompts and environments show none.
 
     Attributes:
         keywords: variables of the template.
@@ -170,6 +171,8 @@ class PromptEncoder:
             self._tokenizer.chat_template = template.text
         self._max_prompt_tokens = max_prompt_tokens
         self._limits = images or ImageLimits()
+        # Rows that show the same picture hold it once; one that no row holds is forgotten.
+        self._known: MutableMapping[str, LoadedImage] = WeakValueDictionary()
         self._images = (
             None
             if images is None
@@ -193,8 +196,17 @@ class PromptEncoder:
         """Settings of the model's pixels; None where prompts show no images."""
         return self._images
 
-    def load(self, sources: Sequence[str | bytes]) -> list[LoadedImage]:
+    def load(
+        self,
+        sources: Sequence[str | bytes],
+        *,
+        held: int = 0,
+    ) -> list[LoadedImage]:
         """Read the images of a prompt; may run in a thread of its own.
+
+        Args:
+            sources: a path, an address or the bytes of each.
+            held: images that the row shows already, which count towards the limit.
 
         Raises:
             ImageFaultError: names the image and the reason.
@@ -204,7 +216,13 @@ class PromptEncoder:
                 f"prompt with {len(sources)} images for a model that takes none; name a "
                 "vision-language model in model.path, and the images in data.image_column"
             )
-        return load_images(sources, self._images, max_per_prompt=self._limits.max_per_prompt)
+        most = self._limits.max_per_prompt
+        if held + len(sources) > most:
+            raise ImageFaultError(
+                f"prompt with {held + len(sources)} images, limit {most}; raise "
+                "data.images.max_per_prompt"
+            )
+        return load_images(sources, self._images, known=self._known)
 
     def encode_shown(
         self, prompt: str | list[dict[str, Any]], loaded: Sequence[LoadedImage]
@@ -239,12 +257,25 @@ class PromptEncoder:
         if settings is None:
             return tokens, NO_IMAGES, self.fault_of_length(tokens)
         try:
-            shown = [(image.grid, image.digest) for image in loaded]
-            tokens, spans = expand(tokens, shown, settings, self.continuation)
+            tokens, images = self.placed(tokens, loaded)
         except ImageFaultError as mismatch:
             return tokens, NO_IMAGES, str(mismatch)
-        images = PromptImages(spans=tuple(spans), loaded=tuple(loaded), settings=settings)
-        return tokens, images, self.fault_of_length(tokens, sum(span.length for span in spans))
+        return tokens, images, self.fault_of_length(tokens, images.num_tokens)
+
+    def placed(
+        self, tokens: Sequence[int], loaded: Sequence[LoadedImage]
+    ) -> tuple[list[int], PromptImages]:
+        """Return ids whose placeholders became all tokens of their images, and the images.
+
+        Raises:
+            ImageFaultError: another number of placeholders than of images.
+        """
+        settings = self._images
+        if settings is None:
+            return list(tokens), NO_IMAGES
+        shown = [(image.grid, image.digest) for image in loaded]
+        ids, spans = expand(tokens, shown, settings, self.continuation)
+        return ids, PromptImages(spans=tuple(spans), loaded=tuple(loaded), settings=settings)
 
     def fault_of_length(self, tokens: list[int], of_images: int = 0) -> str | None:
         """Return the reason against sampling behind so few or so many tokens, or None."""

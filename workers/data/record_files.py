@@ -117,8 +117,8 @@ def describe_rows(batch: pa.RecordBatch) -> list[TrajectoryMeta]:
     for row, length, end in zip(plain.to_pylist(), lengths, ends, strict=True):
         place = slice(end - length, end)
         drawn = versions[place][versions[place] >= 0]
-        digests = [span["digest"] for span in row["images"]]
-        num_prompt, prompt_crc = prompt_of(tokens[place], versions[place], digests)
+        images = [(span["offset"], span["digest"]) for span in row["images"]]
+        num_prompt, prompt_crc = prompt_of(tokens[place], versions[place], images)
         timings = dict(row["timings"])
         metas.append(
             TrajectoryMeta(

@@ -131,7 +131,7 @@ class Trajectory:
     branch: int = 0  # number of this row among those of its sample
     response_text: str = ""
     timings: Mapping[str, float] = field(default_factory=dict)  # seconds
-    images: Sequence[ImageSpan] = ()  # places of the prompt's images
+    images: Sequence[ImageSpan] = ()  # places of the images, in prompt and observations
     image_files: Sequence[bytes] = field(default=(), repr=False)  # of each, whole
 
     def __post_init__(self) -> None:
@@ -198,8 +198,8 @@ def describe(trajectory: Trajectory) -> TrajectoryMeta:
     versions = np.asarray(trajectory.weight_versions, dtype=np.int32)
     drawn = versions[versions >= 0].tolist()
     tokens = np.asarray(trajectory.tokens, dtype=np.int32)
-    digests = [span.digest for span in trajectory.images]
-    num_prompt, prompt_crc = prompt_of(tokens, versions, digests)
+    places = [(span.offset, span.digest) for span in trajectory.images]
+    num_prompt, prompt_crc = prompt_of(tokens, versions, places)
     return TrajectoryMeta(
         prompt_uid=trajectory.prompt_uid,
         group_id=trajectory.group_id,
@@ -223,17 +223,20 @@ def describe(trajectory: Trajectory) -> TrajectoryMeta:
 
 
 def prompt_of(
-    tokens: npt.NDArray[np.int32], versions: npt.NDArray[np.int32], digests: Sequence[str] = ()
+    tokens: npt.NDArray[np.int32],
+    versions: npt.NDArray[np.int32],
+    images: Sequence[tuple[int, str]] = (),
 ) -> tuple[int, int]:
     """Count the tokens before the first drawn one, and return the count with their CRC-32.
 
     Args:
         tokens: [L] of a trajectory.
         versions: [L] the weight version of each, -1 where the sampler did not draw it.
-        digests: of the images that the tokens stand for, which belong to the checksum.
+        images: offset and digest of each; those before the first drawn token are in the checksum.
     """
     drawn = np.flatnonzero(versions >= 0)
     count = int(drawn[0]) if len(drawn) else len(tokens)
+    digests = [digest for offset, digest in images if offset < count]
     return count, zlib.crc32(tokens[:count].tobytes(), zlib.crc32("".join(digests).encode()))
 
 

@@ -276,13 +276,15 @@ class PolicyWorker(RankWorker):
         return expected_names(model, published_name(model, self._settings.adapter))
 
     @recorded("attest")
-    def probe(self, sequences: Sequence[ProbeSequence], swapped: bool = False) -> list[list[float]]:
+    def probe(
+        self, sequences: Sequence[ProbeSequence], engine_dtype: str | None = None
+    ) -> list[list[float]]:
         """Compute log-probs of sequences at temperature 1; see `PolicyEngine.probe`."""
         images = self._reader().of_spans(
             [one.images for one in sequences], lambda row, number: sequences[row].files[number]
         )
         tokens = [one.tokens for one in sequences]
-        scored = self._engine.probe(tokens, swapped=swapped, images=images)
+        scored = self._engine.probe(tokens, engine_dtype=engine_dtype, images=images)
         return [row.tolist() for row in scored]
 
     # ---- life ----

@@ -89,8 +89,10 @@ class Scorer(Protocol):
     `keep_in(self, folder) -> None` with the folder of the run, if it writes files. A scorer whose
     attribute `whole_group` is True is called with the list of all siblings of a prompt instead, one
     whose attribute `batches` is True with a list of samples of any prompts; both return as many
-    scores, and an exception instead of a score fails that sample alone. A scorer that is too heavy
-    to be tried on the first rows has `check(self) -> None`, which the driver calls instead.
+    scores, and an exception instead of a score fails that sample alone. A scorer that can't be
+    tried on the first rows, because it is too heavy or waits for engines of the run, has
+    `check(self) -> None`, which the driver calls instead. One that asks the run's own engines of a
+    judge has `on_engines(self, engines)`, which returns it with their addresses.
     Where a row has several ground truths, of which any is right, a scorer is called with each,
     unless its attribute `reads_lists` is True. A scorer whose attribute `reads_images` is True gets
     the files of the prompt's images. `extract(self, sample) -> str | None`, where a

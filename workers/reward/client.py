@@ -3,8 +3,9 @@
 `score` is called once per sample, as soon as the sample finishes, or `score_group` once for all
 siblings of a prompt. While calls are in flight, what finishes is collected and sent in one call, so
 the number of remote calls follows the load. A call has no time limit: samples may wait in a long
-queue, and a scorer's own limit counts from the start of scoring. A worker in which nothing ends for
-too long is given up.
+queue, and a scorer's own limit counts from the start of scoring. A worker that does not answer is
+killed, and Ray starts it again; one that answers, and in which nothing ends for too long, is given
+up.
 The module runs in the rollout worker and scores nothing.
 """
 
@@ -19,6 +20,8 @@ from workers.reward.process import START_LIMIT_S
 from workers.reward.worker import RewardWorker
 from workers.worker_group import WorkerError, WorkerGroup
 
+BEATS = 4  # questions in the time that a worker may take for an answer
+
 _Asked = tuple[Siblings, asyncio.Future[list[RewardResult]]]
 
 
@@ -29,6 +32,8 @@ class RewardClient:
         workers: handles of the reward workers.
         timeout_s: limit for one call of the scorer.
         start_s: limit for the start of a scoring process, which may come before the call.
+        answer_s: a worker that does not say for this long how it gets on is killed; None waits as
+            long as for the end of a sample.
     """
 
     def __init__(
@@ -37,9 +42,11 @@ class RewardClient:
         *,
         timeout_s: float,
         start_s: float = START_LIMIT_S,
+        answer_s: float | None = None,
     ) -> None:
         self._workers = workers
         self._silence_s = timeout_s + start_s  # in this time a busy worker ends one call at least
+        self._answer_s = self._silence_s if answer_s is None else answer_s
         self._in_flight = [0] * len(workers)
         self._last_call = [0] * len(workers)  # number of the last call of each worker
         self._num_calls = 0
@@ -79,10 +86,13 @@ class RewardClient:
         groups = [siblings for siblings, _ in batch]
         futures = [future for _, future in batch]
         try:
-            results = await self._results(worker, groups)
-            if results is None:  # one retry, by another worker if any
+            results = await self._results(worker, groups, answer_s=self._answer_s)
+            if (
+                results is None
+            ):  # one retry, by another worker if any, or by the one that starts again
                 others = [other for other in range(len(self._workers)) if other != worker]
-                results = await self._results(self._least_busy(others or [worker]), groups)
+                again, start_s = self._least_busy(others or [worker]), self._silence_s
+                results = await self._results(again, groups, answer_s=self._answer_s + start_s)
             if results is None:
                 unavailable = failed("reward worker unavailable")
                 results = [[unavailable] * len(siblings) for siblings in groups]
@@ -99,23 +109,40 @@ class RewardClient:
             self._dispatch()
 
     async def _results(
-        self, worker: int, groups: list[Siblings]
+        self, worker: int, groups: list[Siblings], *, answer_s: float
     ) -> Sequence[list[RewardResult]] | None:
-        """Return the results of one call; None where the worker died or fell silent."""
+        """Return the results of one call; None where the worker died, or was given up."""
         import ray.exceptions
 
         self._num_calls += 1
         self._last_call[worker] = self._num_calls
-        settled = -1
+        clock = asyncio.get_running_loop().time
+        settled, since = -1, clock()
         try:
-            sent = self._workers.send(worker, bind(RewardWorker.score, groups))
-            call = asyncio.ensure_future(sent)
-            while not (await asyncio.wait([call], timeout=self._silence_s))[0]:
-                asked = self._workers.send(worker, bind(RewardWorker.num_settled))
-                before, settled = settled, await asyncio.wait_for(asked, self._silence_s)
-                if settled == before:
+            call = asyncio.ensure_future(
+                self._workers.send(worker, bind(RewardWorker.score, groups))
+            )
+            while not (await asyncio.wait([call], timeout=self._answer_s / BEATS))[0]:
+                before = settled
+                settled = await self._settled_by(worker, answer_s)
+                if settled != before:
+                    since = clock()
+                elif clock() - since > self._silence_s:
                     call.cancel()
                     return None
             return call.result()
         except (TimeoutError, WorkerError, ray.exceptions.RayError):
             return None
+
+    async def _settled_by(self, worker: int, answer_s: float) -> int:
+        """Return how many calls a worker has ended; kill a worker that does not answer.
+
+        Raises:
+            TimeoutError: it did not.
+        """
+        asked = self._workers.send(worker, bind(RewardWorker.num_settled))
+        try:
+            return await asyncio.wait_for(asked, answer_s)
+        except TimeoutError:
+            self._workers.kill(worker)
+            raise

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from workers.rollout.environments.guarded_play import (
     EnvironmentFaultError,
     play_guarded,
 )
+from workers.rollout.environments.unended import Unended
 from workers.rollout.limits import BoundedEnvironment
 from workers.rollout.session import AbortedError, Rollout
 from workers.rollout.turn_texts import TurnTexts
@@ -52,6 +53,7 @@ class RolloutContext:
     rewards: RewardClient
     early_stop: EarlyStop | None
     spans: SpanLog
+    unended: Unended = field(default_factory=Unended)
     scores_together: bool = False  # True if the scorer wants all siblings in one call
     include_prefill: bool = False  # the scorer sees what the template opened of the response
     images_for_reward: bool = False  # the scorer gets the files of the prompt's images
@@ -110,12 +112,12 @@ class GroupPlay:
         context, limits = self._context, self._bounded.limits
         clock = EnvironmentClock(stretch_s=limits.stretch_s, total_s=limits.total_s)
 
-        async def sample(tokens: list[int], turn: int, sampling: Sampling) -> Sample:
+        async def sample(
+            tokens: list[int], turn: int, sampling: Sampling, images: PromptImages
+        ) -> Sample:
             if self._stopped:
                 raise AbortedError("the sibling was stopped between two turns")
-            if self._images.spans and tokens[: len(prompt_tokens)] != prompt_tokens:
-                raise UnusableAnswerError("the environment replaced a prompt that shows images")
-            return await self._draw(k, turn, tokens, sampling)
+            return await self._draw(k, turn, tokens, sampling, images)
 
         rollout = Rollout(
             self._task(k),
@@ -125,6 +127,7 @@ class GroupPlay:
             texts=context.texts,
             sample=sample,
             clock=clock,
+            images=self._images,
         )
         return rollout, clock
 
@@ -144,7 +147,11 @@ class GroupPlay:
         try:
             with self._context.spans.doing("environment"):
                 ended = await play_guarded(
-                    self._bounded.environment, self._task(k), rollout.first, clock
+                    self._bounded.environment,
+                    self._task(k),
+                    rollout.first,
+                    clock,
+                    self._context.unended,
                 )
         except SpentError:
             ended = Outcome()
@@ -166,7 +173,9 @@ class GroupPlay:
             return f"failed:environment:{fault}"
         return f"failed:{fault}"
 
-    async def _draw(self, k: int, turn: int, tokens: list[int], sampling: Sampling) -> Sample:
+    async def _draw(
+        self, k: int, turn: int, tokens: list[int], sampling: Sampling, images: PromptImages
+    ) -> Sample:
         request_id = f"{self._request.group_id}/{k}/{turn}"
         self.drawing.add(request_id)
         try:
@@ -176,7 +185,7 @@ class GroupPlay:
                     request_id=request_id,
                     sampling=sampling,
                     seed=turn_seed(self._request.seed + k, turn),
-                    images=self._images,
+                    images=images,
                 )
         finally:
             self.drawing.discard(request_id)
@@ -264,8 +273,8 @@ class GroupPlay:
                 turns=row.turns,
                 response_text=recordable(_response(rollout, ended)),
                 timings=timings,
-                images=self._images.spans,
-                image_files=[image.file for image in self._images.loaded],
+                images=row.images.spans,
+                image_files=[image.file for image in row.images.loaded],
             )
             for row in rollout.rows(() if ended is None else ended.turn_rewards)
         ]

@@ -23,6 +23,7 @@ class RolloutLimits:
         max_turns: turns that are sampled, over all rows of the rollout.
         max_turn_tokens: sampled in one turn; None: what is left of the tokens.
         max_observation_bytes: of the texts that the environment writes, all together.
+        max_image_bytes: of the files of all images that the environment shows.
         stretch_s: longest time in seconds before, between and after the draws.
         total_s: of all these times together; None: as many stretches as there are turns.
     """
@@ -30,6 +31,7 @@ class RolloutLimits:
     max_turns: int = 1
     max_turn_tokens: int | None = None
     max_observation_bytes: int = 65_536
+    max_image_bytes: int = 16_777_216
     stretch_s: float = 60.0
     total_s: float | None = None
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from workers.data.images.prompt_images import text_of
 from workers.data.turns import TurnSpan
 from workers.rollout.environments.contract import Message, Prompt
 
@@ -47,3 +48,9 @@ class Opening:
         if self.history is not None:
             return list(self.history)
         return [] if isinstance(self.prompt, str) else list(self.prompt)
+
+    def followed_by(self, messages: Sequence[Message]) -> Prompt:
+        """Return the prompt with messages behind it, `<image>` for each image behind a text."""
+        if isinstance(self.prompt, str):
+            return self.prompt + "".join(text_of(message.get("content")) for message in messages)
+        return [*self.prompt, *(dict(message) for message in messages)]

@@ -47,6 +47,7 @@ class TurnRenderer:
             (`stop_token_ids`). Only special tokens among them end a turn; a token such as
             `</tool_call>` stops the sampling inside a turn.
         options: further variables of the template, for instance {"enable_thinking": False}.
+        reads_parts: the template reads contents as lists of parts, and no text (Idefics3).
 
     Raises:
         ValueError: the tokenizer has no chat template.
@@ -58,6 +59,7 @@ class TurnRenderer:
         *,
         end_token_ids: Collection[int] = (),
         options: Mapping[str, Any] | None = None,
+        reads_parts: bool = False,
     ) -> None:
         if not tokenizer.chat_template:
             raise ValueError(
@@ -65,6 +67,7 @@ class TurnRenderer:
                 "chat template; use an instruct model, or observe token ids"
             )
         self._tokenizer, self._options = tokenizer, dict(options or {})
+        self._reads_parts = reads_parts
         added = tokenizer.added_tokens_decoder.items()
         self._special = {str(token): number for number, token in added if token.special}
         ends = {*end_token_ids, tokenizer.eos_token_id} & set(self._special.values())
@@ -198,7 +201,7 @@ class TurnRenderer:
     ) -> str:
         try:
             return self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
+                [self._as_read(message) for message in messages],
                 tools=None if tools is None else [dict(tool) for tool in tools],
                 add_generation_prompt=opens,
                 tokenize=False,
@@ -206,6 +209,13 @@ class TurnRenderer:
             )
         except Exception as error:  # a template is a program of the model's
             raise ValueError(reason_of(error)) from error
+
+    def _as_read(self, message: Message) -> dict[str, Any]:
+        """Return a message in the form that the template reads."""
+        content = message.get("content")
+        if not self._reads_parts or not isinstance(content, str):
+            return dict(message)
+        return {**message, "content": [{"type": "text", "text": content}]}
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])

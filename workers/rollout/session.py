@@ -14,17 +14,20 @@ from typing import Any
 
 import numpy as np
 
+from workers.data.images.message_images import without_images
+from workers.data.images.prompt_images import NO_IMAGES, LoadedImage, PromptImages
 from workers.data.requests import Sample, Sampling
 from workers.data.turns import TurnSpan
 from workers.rollout.environments.contract import Message, Prompt, SpentError, Task, Turn
 from workers.rollout.environments.guarded_play import EnvironmentClock
 from workers.rollout.limits import RolloutLimits
 from workers.rollout.opening import Opening
-from workers.rollout.row import Row
+from workers.rollout.rollout_images import RolloutImages
+from workers.rollout.row import Row, RowColumns
 from workers.rollout.turn_texts import TurnTexts, text_of
 
-#: (ids so far, number of the turn, settings of this turn) -> the policy's continuation
-Sampler = Callable[[list[int], int, Sampling], Awaitable[Sample]]
+#: (ids so far, number of the turn, settings of this turn, images) -> the policy's continuation
+Sampler = Callable[[list[int], int, Sampling, PromptImages], Awaitable[Sample]]
 
 
 class AbortedError(RuntimeError):
@@ -42,6 +45,7 @@ class Rollout:
         texts: turns messages into ids.
         sample: asks the engine.
         clock: of the environment's own time.
+        images: of the prompt.
     """
 
     def __init__(
@@ -54,14 +58,16 @@ class Rollout:
         texts: TurnTexts,
         sample: Sampler,
         clock: EnvironmentClock,
+        images: PromptImages = NO_IMAGES,
     ) -> None:
         self.sampling, self.limits = sampling, limits
         self.texts, self.clock, self._sample = texts, clock, sample
         self.turns: list[Turn] = []
         self.spent = False  # no turn came since an observation found no room, or a draw no budget
         self._num_begun, self._num_bytes = 0, 0
+        self.images = RolloutImages(texts.encoder, images, max_bytes=limits.max_image_bytes)
         opening = Opening(prompt=task.prompt, max_tokens=len(tokens) + sampling.max_tokens)
-        self.first = RowSession(self, tokens, branch=0, opening=opening)
+        self.first = RowSession(self, tokens, branch=0, opening=opening, images=images)
         self._sessions = [self.first]
 
     @property
@@ -97,16 +103,19 @@ class Rollout:
         """Turns that may still be sampled."""
         return self.limits.max_turns - self._num_begun
 
-    async def sample(self, tokens: list[int], sampling: Sampling) -> tuple[Sample, int]:
+    async def sample(
+        self, tokens: list[int], sampling: Sampling, images: PromptImages
+    ) -> tuple[Sample, int]:
         """Sample a turn behind `tokens`; return the sample and the turn's number."""
         self._num_begun += 1
         number = self._num_begun
         with self.clock.drawing():
-            return await self._sample(tokens, number, sampling), number
+            return await self._sample(tokens, number, sampling, images), number
 
-    def add_row(self, tokens: Sequence[int], opening: Opening) -> RowSession:
-        """Begin another row that starts with `tokens`."""
-        session = RowSession(self, tokens, branch=len(self._sessions), opening=opening)
+    def add_row(self, tokens: Sequence[int], opening: Opening, images: PromptImages) -> RowSession:
+        """Begin another row that starts with `tokens` and the images among them."""
+        branch = len(self._sessions)
+        session = RowSession(self, tokens, branch=branch, opening=opening, images=images)
         self._sessions.append(session)
         return session
 
@@ -119,31 +128,35 @@ class RowSession:
         tokens: ids that the row starts with, none of which it trains.
         branch: number of the row.
         opening: origin of these ids.
+        images: at their places in these ids.
     """
 
     def __init__(
-        self, rollout: Rollout, tokens: Sequence[int], *, branch: int, opening: Opening
+        self,
+        rollout: Rollout,
+        tokens: Sequence[int],
+        *,
+        branch: int,
+        opening: Opening,
+        images: PromptImages,
     ) -> None:
         self._rollout, self._branch, self._opening = rollout, branch, opening
-        self._tokens: list[int] = []
-        self._mask: list[bool] = []
-        self._logprobs: list[float] = []
-        self._versions: list[int] = []
+        self._columns = RowColumns(tokens, images)
         self._spans: list[TurnSpan] = []
         self._history = opening.messages()
         self._new: list[Message] = []  # observed since the last turn
+        self._new_images: list[LoadedImage] = []  # of these messages
         self._sampled: Sequence[int] = ()  # ids of the last turn
         self._turn_end = 0  # ids when the last turn ended
         self._drawing = False
         self._full = False  # an observation found no room
-        self._append(tokens)
         if opening.shared and opening.shared[-1].end == len(tokens):
             self._sampled, self._turn_end = tokens[opening.shared[-1].start :], len(tokens)
 
     @property
     def tokens(self) -> Sequence[int]:
         """See `contract.Session`."""
-        return self._tokens
+        return self._columns.tokens
 
     @property
     def has_turns(self) -> bool:
@@ -158,15 +171,15 @@ class RowSession:
     @property
     def _room(self) -> int:
         """Tokens that the row may still grow by."""
-        return self._opening.max_tokens - len(self._tokens)
+        return self._opening.max_tokens - len(self.tokens)
 
     async def draw(
         self, *, max_tokens: int | None = None, stop: Sequence[str] = (), state: str = ""
     ) -> Turn:
         """See `contract.Session`."""
+        await self._rollout.clock.check()
         if self._drawing:
             raise ValueError("a row draws one turn at a time; branch it to draw several")
-        self._rollout.clock.check()
         if not self.may_draw:
             self._rollout.spent = True
             raise SpentError("no turn or no token is left of the rollout's budgets")
@@ -176,23 +189,21 @@ class RowSession:
         before = self._checksum(state)
         self._drawing = True
         try:
-            sample, number = await self._rollout.sample(list(self._tokens), sampling)
+            images = self._columns.images
+            sample, number = await self._rollout.sample(list(self.tokens), sampling, images)
         finally:
             self._drawing = False
         return self._take(sample, number, before)
 
     def _take(self, sample: Sample, number: int, state: int) -> Turn:
-        start = len(self._tokens)
-        self._tokens += sample.tokens
-        self._mask += [True] * len(sample.tokens)
-        self._logprobs += sample.logprobs
-        self._versions += sample.weight_versions
+        start = len(self.tokens)
+        self._columns.append_sampled(sample)
         reason = sample.finish_reason
         turn = Turn(
             number=number, text=sample.text, tokens=tuple(sample.tokens), finish_reason=reason
         )
         span = TurnSpan(
-            number=number, start=start, end=len(self._tokens), finish_reason=reason, state=state
+            number=number, start=start, end=len(self.tokens), finish_reason=reason, state=state
         )
         self._spans.append(span)
         self._rollout.turns.append(turn)
@@ -200,77 +211,84 @@ class RowSession:
         if reason == "abort":
             self._rollout.clock.fail(AbortedError("the turn was ended before its end"))
         self._history += [*self._new, {"role": "assistant", "content": sample.text}]
-        self._new, self._sampled, self._turn_end = [], turn.tokens, len(self._tokens)
+        self._new, self._new_images = [], []
+        self._sampled, self._turn_end = turn.tokens, len(self.tokens)
         return turn
 
     async def observe(self, messages: Sequence[Message]) -> None:
         """See `contract.Session`."""
-        rollout = self._rollout
+        rollout, opening = self._rollout, self._opening
         rollout.count_bytes(messages)
-        prompt = self._opening.prompt
+        shown = self._columns.images
+        plain, loaded = await rollout.images.of_messages(messages, held=len(shown.spans))
         if not self._spans and not self._branch:
-            if isinstance(prompt, str):
-                joined: Prompt = prompt + "".join(text_of(message) for message in messages)
-            else:
-                joined = [*prompt, *(dict(message) for message in messages)]
-            await self.reopen(joined, tools=self._opening.tools)
+            self._open(opening.followed_by(plain), opening.tools, [*shown.loaded, *loaded])
             return
         if not self._spans and not self._sampled:
             raise ValueError("a branch that begins before a turn observes ids until it is drawn")
-        new = [*self._new, *messages]
-        ids = rollout.texts.extension(
-            prompt,
+        new, images = [*self._new, *plain], [*self._new_images, *loaded]
+        ids, places = rollout.texts.extension(
+            opening.prompt,
             self._history[:-1],
             new,
             sampled=self._sampled,
-            tools=self._opening.tools,
+            tools=opening.tools,
+            loaded=images,
         )
-        del self._tokens[self._turn_end :], self._mask[self._turn_end :]
-        del self._logprobs[self._turn_end :], self._versions[self._turn_end :]
-        self._new = new
-        self._observe(ids)
+        self._columns.cut(self._turn_end)
+        self._new, self._new_images = new, images
+        self._observe(ids, places)
 
     def observe_tokens(self, ids: Sequence[int]) -> None:
         """See `contract.Session`."""
         self._observe(ids)
         # Ids end what can be rendered anew: messages before them stay as they are.
-        self._turn_end, self._sampled, self._new = len(self._tokens), (), []
+        self._turn_end, self._sampled = len(self.tokens), ()
+        self._new, self._new_images = [], []
 
-    def _observe(self, ids: Sequence[int]) -> None:
-        """Append ids if a token of the row's budget is left behind them."""
+    def _observe(self, ids: Sequence[int], images: PromptImages = NO_IMAGES) -> None:
+        """Append ids and their images if a token of the row's budget is left behind them."""
         if len(ids) >= self._room:
             self._full = self._rollout.spent = True
             return
-        self._append(ids)
-
-    def _append(self, ids: Sequence[int]) -> None:
-        self._tokens += ids
-        self._mask += [False] * len(ids)
-        self._logprobs += [0.0] * len(ids)
-        self._versions += [-1] * len(ids)
+        self._columns.append(ids, images)
 
     async def reopen(
         self, messages: Prompt, *, tools: Sequence[Mapping[str, Any]] | None = None
     ) -> None:
         """See `contract.Session`."""
+        prompt, loaded = await self._rollout.images.of_prompt(messages)
+        self._open(prompt, tools, loaded)
+
+    def _open(
+        self,
+        prompt: Prompt,
+        tools: Sequence[Mapping[str, Any]] | None,
+        loaded: Sequence[LoadedImage],
+    ) -> None:
+        """Replace the prompt and its images; each place for an image has one of `loaded`."""
         if self._spans or self._opening.shared:
             raise ValueError("the prompt can't change once a turn was drawn; branch the row")
         if self._turn_end:
             raise ValueError("ids were observed before the first turn; send messages before ids")
-        tokens = self._rollout.texts.opening(messages, tools)
+        tokens, images = self._rollout.texts.opening(prompt, tools, loaded)
         longest = len(tokens) + self._rollout.sampling.max_tokens
-        self._opening = Opening(prompt=messages, tools=tools, max_tokens=longest)
+        self._opening = Opening(prompt=prompt, tools=tools, max_tokens=longest)
         self._history = self._opening.messages()
-        self._tokens, self._mask, self._logprobs, self._versions = [], [], [], []
-        self._append(tokens)
+        self._columns = RowColumns(tokens, images)
 
     def branch(self, keep: int, *, messages: Sequence[Message] = ()) -> RowSession:
         """See `contract.Session`."""
-        if not 0 <= keep <= len(self._tokens):
-            raise ValueError(f"a row of {len(self._tokens)} ids can't share the first {keep}")
+        if not 0 <= keep <= len(self.tokens):
+            raise ValueError(f"a row of {len(self.tokens)} ids can't share the first {keep}")
+        shown = self._columns.images
+        images = shown.before(keep)
+        if any(span.offset < keep for span in shown.spans[len(images.spans) :]):
+            raise ValueError(f"the first {keep} ids end within an image; share it whole, or not")
         turns = [span for span in (*self._opening.shared, *self._spans) if span.end <= keep]
-        opening = replace(self._opening, history=tuple(messages), shared=tuple(turns))
-        return self._rollout.add_row(self._tokens[:keep], opening)
+        history = tuple(without_images(messages))
+        opening = replace(self._opening, history=history, shared=tuple(turns))
+        return self._rollout.add_row(self.tokens[:keep], opening, images)
 
     def row(self, turn_rewards: Sequence[float]) -> Row:
         """Return the row's columns; what follows its last turn was never answered and is cut off.
@@ -278,22 +296,14 @@ class RowSession:
         Args:
             turn_rewards: of the turns in the order of their numbers.
         """
-        end = self._spans[-1].end if self._spans else len(self._tokens)
-        rewards = dict(enumerate(turn_rewards, start=1))
-        return Row(
-            branch=self._branch,
-            tokens=self._tokens[:end],
-            loss_mask=self._mask[:end],
-            rollout_logprobs=self._logprobs[:end],
-            weight_versions=self._versions[:end],
-            turns=tuple(
-                replace(span, reward=float(rewards.get(span.number, 0.0))) for span in self._spans
-            ),
-        )
+        end = self._spans[-1].end if self._spans else len(self.tokens)
+        return self._columns.row(self._branch, end, self._spans, turn_rewards)
 
     def _checksum(self, state: str) -> int:
         """Return the checksum of a state, or of the ids since the last turn."""
         if state:
             return zlib.crc32(state.encode())
-        observed = self._tokens[self._spans[-1].end :] if self._spans else self._tokens
-        return zlib.crc32(np.asarray(observed, dtype=np.int32).tobytes())
+        start = self._spans[-1].end if self._spans else 0
+        seen = "".join(span.digest for span in self._columns.images.spans if span.offset >= start)
+        observed = np.asarray(self.tokens[start:], dtype=np.int32)
+        return zlib.crc32(observed.tobytes(), zlib.crc32(seen.encode()))

@@ -29,6 +29,7 @@ from workers.reward.client import RewardClient
 from workers.reward.process import START_LIMIT_S
 from workers.reward.worker import RewardWorker
 from workers.rollout.early_stop import EarlyStop
+from workers.rollout.environments.unended import Unended
 from workers.rollout.group_play import GroupPlay, RolloutContext
 from workers.rollout.limits import BoundedEnvironment
 from workers.rollout.turn_texts import TurnTexts
@@ -48,6 +49,7 @@ class RolloutWorker:
         environments: Mapping[str, BoundedEnvironment],
         reward_timeout_s: float,
         reward_start_s: float = START_LIMIT_S,
+        reward_answer_s: float | None = None,
         template: ChatTemplate | None = None,
         scores_together: bool = False,
         include_prefill: bool = False,
@@ -64,12 +66,14 @@ class RolloutWorker:
         self._texts = TurnTexts(self._encoder, end_token_ids=end_token_ids)
         self._environments = dict(environments)
         self._reward_timeout_s, self._reward_start_s = reward_timeout_s, reward_start_s
+        self._reward_answer_s = reward_answer_s
         self._early_stop = early_stop
         self._scores_together, self._include_prefill = scores_together, include_prefill
         self._images_for_reward = images_for_reward and settings.images is not None
         self._context: RolloutContext
         self._finished: asyncio.Queue[list[Trajectory]] = asyncio.Queue()
         self._groups: dict[str, tuple[GroupPlay, asyncio.Task[None]]] = {}
+        self._unended = Unended()
         self._fault: Exception | None = None  # what kept groups from beginning
         self.spans = SpanLog()
 
@@ -94,13 +98,17 @@ class RolloutWorker:
             texts=self._texts,
             environments=self._environments,
             rewards=RewardClient(
-                rewards, timeout_s=self._reward_timeout_s, start_s=self._reward_start_s
+                rewards,
+                timeout_s=self._reward_timeout_s,
+                start_s=self._reward_start_s,
+                answer_s=self._reward_answer_s,
             ),
             scores_together=self._scores_together,
             include_prefill=self._include_prefill,
             images_for_reward=self._images_for_reward,
             early_stop=self._early_stop,
             spans=self.spans,
+            unended=self._unended,
         )
         # Groups that the driver submitted before it gave this engine up were submitted to other
         # workers since.

@@ -102,10 +102,10 @@ class Tolerance:
 class Noise:
     """Ratio of the gap between learner and engines to the model's own rounding, measured at start.
 
-    The model's rounding is the gap between the learner's log-probs in float32 and in bfloat16. It
-    depends on the weights of the moment: a policy that is sure of its tokens rounds less. So the
-    rounding is measured in every publication, and only the ratio is that of the start, when both
-    sides held the same weights for certain.
+    The model's rounding is the gap between the learner's log-probs and those of the same weights
+    with other roundings (`PackedModel.other_rounding`). It depends on the weights of the moment: a
+    policy that is sure of its tokens rounds less. So the rounding is measured in every publication,
+    and only the ratio is that of the start, when both sides held the same weights for certain.
 
     Attributes:
         mean: ratio of the means over the tokens, at least 1.
@@ -130,7 +130,7 @@ class Noise:
         if not (plausible and gap.max == gap.max):
             raise ValueError(
                 f"with equal weights learner and engine differ by {gap.mean:.3g} on average, and "
-                f"float32 and bfloat16 in the learner by {rounding.mean:.3g}; more than "
+                f"two ways to round in the learner by {rounding.mean:.3g}; more than "
                 f"{PLAUSIBLE_RATIO:g} times that, or {PLAUSIBLE_MEAN:g}, is no rounding"
             )
         return noise

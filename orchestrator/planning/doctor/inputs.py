@@ -12,6 +12,7 @@ from typing import Any
 
 from conf.schema import TrainConfig
 from orchestrator.planning.doctor.findings import Finding, fault, note, ok
+from orchestrator.planning.judges import check_folder
 from orchestrator.planning.sources import (
     check_context,
     check_shown,
@@ -30,7 +31,7 @@ SAMPLED_PROMPTS = 64
 def check(config: TrainConfig) -> list[Finding]:
     """Check the model, the prompts, and the model's tokenizer on these prompts."""
     prompts, about_data = data(config)
-    return [*model(config), *about_data, *tokenizer(config, prompts)]
+    return [*model(config), *judge(config), *about_data, *tokenizer(config, prompts)]
 
 
 def model(config: TrainConfig) -> Iterator[Finding]:
@@ -50,6 +51,23 @@ def model(config: TrainConfig) -> Iterator[Finding]:
         yield fault("model", "; ".join(problems), "copy the model's folder again")
     else:
         yield ok("model", f"{folder}: configuration and weights are readable")
+
+
+def judge(config: TrainConfig) -> Iterator[Finding]:
+    """Check the folder of the judge that the run serves itself, if there is one."""
+    path = config.reward.engine.model
+    if path is None or config.rollout.replay.replays:
+        return
+    try:
+        check_folder(config)
+    except ValueError as error:
+        yield fault("judge", str(error), "put a local copy of the model there")
+        return
+    problems = list(_broken_shards(Path(path)))
+    if problems:
+        yield fault("judge", "; ".join(problems), "copy the model's folder again")
+    else:
+        yield ok("judge", f"{path}: configuration and weights are readable")
 
 
 def _broken_shards(folder: Path) -> Iterator[str]:

@@ -69,6 +69,8 @@
     return el("article", { class: "sibling", "data-sample": sample.id },
       el("h5", null, `${outcome(sample)} · ${visible(sample.id)}`),
       el("p", { class: "soft" }, facts.filter(Boolean).join(", ")),
+      el("div", { class: "pictures" }, (sample.images ?? []).map((src, at) =>
+        el("img", { src, alt: `image ${at + 1} behind the prompt` }))),
       Object.entries(sample.notes).map(([name, text]) =>
         el("p", { class: "soft" }, `${visible(name)}: ${visible(text)}`)),
       ballast.tokens(sample, pieces, modes, mode, scale, (text) => { line.textContent = text; }));

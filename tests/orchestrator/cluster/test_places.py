@@ -68,6 +68,21 @@ def test_the_learner_fills_nodes_and_engines_spread_over_the_others(machines, al
         places.give_back()
 
 
+def test_wide_engines_of_a_judge_find_whole_nodes_before_engines_spread(machines):
+    judge = ["reward=judge", "reward.engine.model=/m", "reward.engine.tensor_parallel_size=4"]
+    shape = ["rollout.num_engines=8", "learner.num_ranks=8", "reward.engine.num_engines=4"]
+    config, roles = planned("algorithm=dr_grpo", *judge, *shape)
+    places = reserve(config, roles)
+    try:
+        own = placement_group_table(places.judges)["bundles_to_node_id"]
+        assert Counter(Counter(own.values()).values()) == {2: 2}  # two on each of two nodes
+        assert set(own.values()).isdisjoint(places.nodes)
+        assert len(set(nodes_of(places, role_named(roles, "learner")))) == 1
+        assert len(placement_group_table(places.engines)["bundles_to_node_id"]) == 8
+    finally:
+        places.give_back()
+
+
 class Place:
     """A worker that tells its node."""
 

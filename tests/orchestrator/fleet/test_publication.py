@@ -48,7 +48,7 @@ class Stack:
     attested: list[list[int]] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
     probed: list[float] = field(default_factory=lambda: PROBED)  # by the engines
-    swapped: list[float] = field(default_factory=lambda: PROBED)  # by the learner
+    rounded: list[float] = field(default_factory=lambda: PROBED)  # by the learner
 
     def __post_init__(self):
         self.dying = list(self.dies)
@@ -62,8 +62,8 @@ class Stack:
             self.connected.append(list(to.engines.ranks))
             return None
         if call.method == "probe":
-            assert call.kwargs == {"swapped": True}
-            return [[self.swapped]]
+            assert call.kwargs == {"engine_dtype": "bfloat16"}
+            return [[self.rounded]]
         assert call.method == "publish"
         if self.fails:
             self.fails -= 1
@@ -242,13 +242,13 @@ BF16 = ["rollout.dtype=bfloat16"]
 
 def test_in_bfloat16_the_tolerance_is_twice_what_was_measured_for_the_model(publish):
     """The learner rounds by 0.01 a token of three (the first has none), the engines as much."""
-    stack = Stack(probed=[0.0, -1.01, -1.01], swapped=[0.0, -0.99, -1.01])
+    stack = Stack(probed=[0.0, -1.01, -1.01], rounded=[0.0, -0.99, -1.01])
     metrics = publish(stack, overrides=BF16)
     assert metrics["publication/probe_gap_mean"] == pytest.approx(0.02 / 3)
     assert metrics["publication/probe_allowed_mean"] == pytest.approx(2 * 0.02 / 3)
 
 
 def test_in_bfloat16_a_gap_beyond_the_models_rounding_ends_the_run_before_the_first_step(publish):
-    stack = Stack(probed=[0.0, -1.25, -1.25], swapped=[0.0, -0.99, -1.01])
+    stack = Stack(probed=[0.0, -1.25, -1.25], rounded=[0.0, -0.99, -1.01])
     with pytest.raises(AttestationError, match=r"differ by 0\.1[0-9]+ on average.*is no rounding"):
         publish(stack, overrides=BF16)

@@ -13,9 +13,11 @@ from conf.compose import compose
 from conf.schema import DataConfig, TrainConfig
 from conf.schema.data import ImagesConfig
 from orchestrator.planning.inspection import inspect
+from orchestrator.planning.plan import _images, _turns
 from orchestrator.planning.settings import image_limits, policy_settings, vllm_settings
 from orchestrator.planning.sources import (
     Sources,
+    check_environments,
     check_sets,
     check_shown,
     prompt_sets,
@@ -112,6 +114,31 @@ def test_impossible_limits_are_named(key: str) -> None:
         ImagesConfig(**{key: 0}).check()
 
 
+def test_sources_with_and_without_images_are_read_and_refused_by_name(
+    folder: Path, tmp_path: Path
+) -> None:
+    shown = {"prompt": ["<image>x"], "ground_truth": ["r"], "photo": [b"broken"]}
+    pq.write_table(pa.table(shown), tmp_path / "shown.parquet")
+    pq.write_table(pa.table({"prompt": ["x"], "ground_truth": ["r"]}), tmp_path / "plain.parquet")
+    config = config_of(
+        f"data.sources=[{{name: shown, path: {tmp_path}/shown.parquet, image_column: photo}}, "
+        f"{{name: plain, path: {tmp_path}/plain.parquet}}]",
+        *("data.build=null", "data.image_column=null"),
+    )
+    assert image_limits(config) == ImageLimits(max_pixels=3136, max_per_prompt=1)
+    train, _ = prompt_sets(config.data)
+    assert [train[row].images for row in range(2)] == [(b"broken",), ()]
+    found = Sources(model_path=folder, critic_path=folder, train=train, heldout=None)
+    with pytest.raises(
+        ValueError, match=r"image_column=photo: none of the first 1 prompts of .*shown"
+    ):
+        try_scorer(config, Exact(), found)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    named = r"data\.sources\.shown\.image_column=photo: .* of text alone"
+    with pytest.raises(ValueError, match=named):
+        check_shown(tmp_path, config.data)
+
+
 def test_a_held_out_set_with_images_needs_a_model_that_takes_them(tmp_path: Path) -> None:
     shown = config_of("data.image_column=null", "evaluation/set=[mmk12]")
     assert image_limits(shown) == ImageLimits(max_pixels=3136, max_per_prompt=1)
@@ -119,3 +146,16 @@ def test_a_held_out_set_with_images_needs_a_model_that_takes_them(tmp_path: Path
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
     with pytest.raises(ValueError, match=r"sets\.mmk12\.image_column=image: .* of text alone"):
         check_sets(tmp_path, shown)
+
+
+def test_an_environment_that_shows_images_needs_a_model_that_takes_them(tmp_path: Path) -> None:
+    shows = ("data.image_column=null", "environment=guessing", "environment.shows_images=true")
+    config = config_of(*shows)
+    assert image_limits(config) == ImageLimits(max_pixels=3136, max_per_prompt=1)
+    text = "\n".join(line for _, line in (*_images(config), *_turns(config)))
+    assert "those that the environment sends, 1 a prompt at most, scaled to 3136" in text
+    assert "what is observed included, images with all of their tokens" in text
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    with pytest.raises(ValueError, match=r"environment\.shows_images=true: .* of text alone"):
+        check_environments(tmp_path, config)
+    check_environments(tmp_path, config_of("data.image_column=null"))

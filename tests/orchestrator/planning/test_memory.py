@@ -244,6 +244,19 @@ def test_a_cache_of_what_is_left_needs_room_for_one_sequence():
     assert line == ("an engine's cache, about 55.4 GiB, holds 146 sequences of the greatest length")
 
 
+def test_a_reward_model_on_gpus_is_planned_without_its_memory():
+    """Its sizes are not the policy's; of an engine that shares with it the share of Ray counts."""
+    whole = ["cluster=gpu_8", "rollout.num_engines=3", "cluster.reward_gpus=1"]
+    raw, config = compose(["experiment=rpg_qwen3_4b_4k", *whole, "reward.num_workers=1"])
+    algorithm = instantiate(raw.algorithm, _convert_="all")
+    plan.check(config, algorithm)
+    roles = roles_of(config, algorithm)
+    described = [line.partition(":")[0] for line in memory.describe(config, roles)]
+    assert described == ["rollout", "learner"]
+    config.cluster.rollout.num_gpus, config.cluster.reward_gpus = 0.5, 0.5
+    assert engine_memory.engine_fraction(config, roles_of(config, algorithm)) == 0.5
+
+
 def test_the_buffer_of_a_large_embedding_counts_beside_the_reserve():
     """Qwen2.5-7B: 152,064 x 3,584 x 2 = 1,089,994,752 bytes, 16 MB above the reserve's chunk."""
     _, config = compose(["experiment=cpgd_qwen25_7b"])

@@ -36,6 +36,37 @@ def test_a_part_that_a_weighted_reward_cannot_have_is_refused_by_name():
     planned(*parts, "algorithm.advantage.weights={style: 1}", "environment=guessing")
 
 
+@pytest.mark.parametrize(
+    ("run", "own", "refused"),
+    [
+        ("guessing", "single_turn", True),
+        ("guessing", "guessing", False),
+        ("single_turn", "guessing", False),  # every source has its own: the run's plays none
+    ],
+)
+def test_the_parts_of_a_weighted_reward_are_those_of_the_environments_of_all_sources(
+    run, own, refused
+):
+    player = {
+        "single_turn": "_target_: workers.rollout.environments.single_turn.SingleTurn",
+        "guessing": "_target_: workers.rollout.environments.guessing.Guessing",
+    }
+    sources = [
+        f"{{name: {name}, path: {name}, environment: {{max_turns: 2, player: {{{player[each]}}}}}}}"
+        for name, each in (("a", "guessing"), ("b", own))
+    ]
+    overrides = [
+        *("algorithm=grpo", "algorithm/advantage=decoupled", "reward=weighted", "data=files"),
+        *(f"environment={run}", f"data.sources=[{', '.join(sources)}]"),
+        "algorithm.advantage.weights={style: 1}",
+    ]
+    if refused:
+        with pytest.raises(ValueError, match="reads the reward's part 'style'"):
+            planned(*overrides)
+    else:
+        planned(*overrides)
+
+
 def test_several_sources_are_named_with_their_weights():
     sources = "data.sources=[{name: a, path: a.jsonl, weight: 3}, {name: b, path: b, weight: 1.5}]"
     assert planned("data=files", sources)["data"].strip() == "a x 3 (a.jsonl), b x 1.5 (b)"

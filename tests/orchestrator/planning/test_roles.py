@@ -134,6 +134,45 @@ def test_reward_workers_may_have_gpus_beside_those_of_all_bundles():
     assert gpus_asked(found)[1] == ("2 reward workers x 0.5", 1.0)
 
 
+JUDGE = ("reward=judge", "reward.engine.model=/models/judge")
+
+
+def test_a_judge_of_the_run_stands_between_engines_and_ranks():
+    shape = ("reward.engine.num_engines=2", "reward.engine.tensor_parallel_size=4")
+    found = roles("experiment=tiny", "cluster=gpu_8", "algorithm=grpo", *JUDGE, *shape)
+    assert role_named(found, "judge") == PlannedRole(
+        name="judge",
+        place=Place.OWN,
+        num_processes=2,
+        first_bundle=4,
+        num_cpus=1.0,
+        num_gpus=1.0,
+        bundle_gpus=1.0,
+        devices=4,
+        threads=4,
+    )
+    standing = {role.name: role.bundles for role in found if role.bundles}
+    assert standing == {
+        "rollout": range(4),
+        "judge": range(4, 6),
+        "learner": range(6, 10),
+        "reference": range(6, 10),
+    }
+    assert [bundle["GPU"] for bundle in bundles(found)] == [1.0] * 4 + [4.0] * 2 + [1.0] * 4
+    assert ("2 judge engines x 4 devices x 1", 8.0) in gpus_asked(found)
+
+
+def test_beside_colocated_roles_a_judge_has_bundles_of_its_own():
+    found = roles("experiment=tiny", "cluster=gpu_8_colocated", "algorithm=grpo", *JUDGE)
+    standing = {role.name: role.bundles for role in found if role.bundles}
+    assert standing == {
+        "rollout": range(8),
+        "judge": range(8, 9),
+        "learner": range(8),
+        "reference": range(8),
+    }
+
+
 def test_a_cluster_without_a_gpu_for_the_reward_model_is_refused():
     raw, config = compose(["experiment=tiny", "cluster=gpu_2", "cluster.reward_gpus=1"])
     with pytest.raises(ValueError, match=r"the run asks for .* \+ 1 reward worker x 1"):

@@ -17,7 +17,10 @@ from workers.data.prompts import PromptSet
 from workers.models.tiny import build_tiny
 from workers.reward.scorers.exact import Exact
 from workers.reward.scorers.function import Function
+from workers.reward.scorers.models.judge import Judge
+from workers.reward.scorers.models.judge_model import JudgeEngines, JudgeModel
 from workers.reward.scorers.positions import Positions
+from workers.reward.service import Patience
 
 Try = Callable[..., list[str]]
 
@@ -165,3 +168,15 @@ def test_a_reward_that_reads_images_is_tried_with_the_files_of_the_rows(tmp_path
     with open_pool(config, scorer) as pool:
         (tried,) = try_rows(pool, scorer, [prompts[0], prompts[1]])
     assert (tried.uid, [each.reward for each in tried.results]) == ("train:0", [4.0, 4.0])
+
+
+def test_a_judge_of_the_run_is_tried_once_its_engines_are_there(
+    attempt: Try, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_KEY", "secret")
+    hurry = Patience(request_s=1.0, max_repeats=0)
+    judge = Judge(judges={"own": JudgeModel()}, prompt="{{ response }}", patience=hurry)
+    assert attempt(judge) == []
+    engines = JudgeEngines(urls=("http://127.0.0.1:9/v1",), model="m", token_variable="A_KEY")
+    with pytest.raises(ValueError, match="failed:RuntimeError .judge own: no answer from"):
+        attempt(judge.on_engines(engines))

@@ -9,17 +9,15 @@ from PIL import Image
 from recorded_run import model_folder, sample
 from test_samples import FIRST, recorded
 
-from orchestrator.report.samples import (
-    list_lengths,
-    load_groups,
-    prompt_text,
-    small_pictures,
-)
+from orchestrator.report.pictures import num_pictures, small_pictures
+from orchestrator.report.samples import list_lengths, load_groups, prompt_text
 from orchestrator.report.token_texts import TokenTexts
 from workers.data.images.decoding import png_of
 from workers.data.images.spans import ImageSpan
+from workers.data.turns import TurnSpan
 
 RED = png_of(np.full((300, 600, 3), (250, 10, 10), np.uint8))
+BLUE = png_of(np.full((30, 60, 3), (10, 10, 250), np.uint8))
 SPAN = ImageSpan(offset=1, length=2, grid=(1, 2, 4), digest="9f86")
 # "sum", two tokens of an image, "="; then "one ".
 SHOWN = {
@@ -42,6 +40,38 @@ def test_a_group_has_small_pictures_and_places_in_its_text(tmp_path):
     picture = Image.open(io.BytesIO(base64.b64decode(data)))
     assert (kind, picture.size) == ("data:image/jpeg;base64", (160, 80))
     assert np.abs(np.asarray(picture)[40, 80] - np.array([250.0, 10.0, 10.0])).max() < 8
+
+
+def test_a_sample_has_the_pictures_that_its_environment_showed(tmp_path):
+    """The prompt of the other tests and a turn; then an image of the sibling's own, and a turn."""
+    texts = TokenTexts.of_model(str(model_folder(tmp_path / "model")))
+    later = ImageSpan(offset=5, length=2, grid=(1, 2, 4), digest="a1b2")
+    row = {
+        "tokens": [*SHOWN["tokens"], 0, 0, 1],
+        "loss_mask": [*SHOWN["loss_mask"], False, False, True],
+        "rollout_logprobs": [*SHOWN["rollout_logprobs"], 0.0, 0.0, -0.5],
+        "weight_versions": [*SHOWN["weight_versions"], -1, -1, 0],
+        "images": [SPAN, later],
+        "turns": (
+            TurnSpan(number=1, start=4, end=5, finish_reason="stop", state=0),
+            TurnSpan(number=2, start=7, end=8, finish_reason="stop", state=0),
+        ),
+    }
+    rows = [
+        sample("a", number, (1,), 1.0, image_files=[RED, file], **row)
+        for number, file in enumerate((BLUE, RED))
+    ]
+    steps = recorded(tmp_path, rows)
+    assert num_pictures(steps[0].file) == [(1, 1), (1, 1)]
+    (group,), pieces = load_groups(steps, [FIRST], texts)
+    assert group["prompt"] == "sum<image>="
+    words = [pieces[number] for number in group["samples"][0]["tokens"]]
+    assert words == ["one ", "<image>", "", "one "]
+    assert group["images"] == small_pictures([RED])
+    assert [one["images"] for one in group["samples"]] == [
+        small_pictures([BLUE]),
+        small_pictures([RED]),
+    ]
 
 
 def test_groups_without_images_are_as_they_were(tmp_path):

@@ -161,6 +161,39 @@ def test_a_worker_in_which_nothing_ends_is_given_up():
     assert asyncio.run(asyncio.wait_for(run(), 10)) == (4.0, 1, 1)
 
 
+def test_a_worker_that_does_not_answer_is_killed_and_asked_again_when_it_is_back(monkeypatch):
+    """As after SIGSTOP; a single worker stayed silent until the run had no sample left."""
+    killed = []
+
+    async def run():
+        worker = Worker()
+        worker.open.clear()
+        silent = asyncio.Event()  # set where Ray has started the process again
+
+        async def answers():
+            await silent.wait()
+            return 0
+
+        def kill(handle, *, no_restart):
+            killed.append((handle is worker, no_restart))
+            worker.deaths = 1  # Ray fails the call that the process had not answered
+            worker.open.set()
+            silent.set()
+
+        worker.num_settled.remote = answers
+        monkeypatch.setattr("ray.kill", kill)
+        group = WorkerGroup("reward", [worker])
+        client = RewardClient(group, timeout_s=60.0, start_s=60.0, answer_s=0.05)
+        first = asyncio.create_task(client.score(sample(4)))
+        while not killed:
+            await asyncio.sleep(0.01)
+        worker.deaths = 0
+        return (await first).reward, len(worker.calls)
+
+    assert asyncio.run(asyncio.wait_for(run(), 10)) == (4.0, 2)
+    assert killed == [(True, False)]
+
+
 def test_siblings_are_one_unit_of_a_call():
     async def run():
         worker = Worker()

@@ -2,6 +2,7 @@
 
 import pytest
 
+from workers.data.images.prompt_images import NO_IMAGES
 from workers.data.requests import Sample, Sampling
 from workers.rollout.environments.contract import Task
 from workers.rollout.environments.guarded_play import EnvironmentClock
@@ -13,11 +14,13 @@ from workers.rollout.turn_texts import TurnTexts
 class Encoder:
     """Letters are their code points; a prompt has at most eight."""
 
-    def encode(self, prompt):
-        tokens = self.continuation(prompt)
-        return tokens, self.fault_of_length(tokens)
+    image_settings = None  # prompts show no images
 
-    def fault_of_length(self, tokens):
+    def encode_shown(self, prompt, loaded):
+        tokens = self.continuation(prompt)
+        return tokens, NO_IMAGES, self.fault_of_length(tokens)
+
+    def fault_of_length(self, tokens, of_images=0):
         return f"prompt of {len(tokens)} tokens, limit 8" if len(tokens) > 8 else None
 
     def continuation(self, text):
@@ -30,7 +33,7 @@ class Engine:
     def __init__(self, *answers):
         self.answers, self.asked = list(answers), []
 
-    async def __call__(self, tokens, turn, sampling):
+    async def __call__(self, tokens, turn, sampling, images):
         self.asked.append(("".join(map(chr, tokens)), turn, sampling.max_tokens, sampling.stop))
         text = self.answers.pop(0)
         cut = text[: sampling.max_tokens]

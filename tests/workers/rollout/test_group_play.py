@@ -14,6 +14,7 @@ from workers.engines.vllm.process import EngineTimeoutError
 from workers.failures import EngineDiedError
 from workers.reward.base import RewardResult
 from workers.rollout.early_stop import EarlyStop
+from workers.rollout.environments import guarded_play
 from workers.rollout.environments.contract import Outcome
 from workers.rollout.environments.single_turn import SingleTurn
 from workers.rollout.group_play import GroupPlay, RolloutContext, turn_seed
@@ -54,6 +55,8 @@ class Engine:
 
 
 class Encoder:
+    image_settings = None  # prompts show no images
+
     def __init__(self, fault=None):
         self.fault = fault
 
@@ -366,6 +369,71 @@ def test_the_limit_of_an_environment_does_not_count_what_the_engine_takes():
         limits=RolloutLimits(max_turns=2, stretch_s=0.1),
     )
     assert [outcome for outcome, _, _ in outcomes(asyncio.run(group.run()))] == ["scored"]
+
+
+class Insists(SingleTurn):
+    """Where the first response has three tokens: draws again, whatever a draw raises.
+
+    It gives up in the end, for the sake of the test, which closes its event loop.
+    """
+
+    async def play(self, task, session):
+        ended, refused = await super().play(task, session), 0
+        while len(ended.response) == 3 and refused < 20:
+            try:
+                await session.draw()
+            except guarded_play.RolloutOverError:
+                refused += 1
+            except BaseException:
+                continue
+        return ended
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    """Wait for the end of an environment for a part of a second only."""
+    monkeypatch.setattr(guarded_play, "END_S", 0.05)
+    monkeypatch.setattr(guarded_play, "AGAIN_S", 0.005)
+
+
+def test_a_loop_of_refused_draws_costs_one_sample(soon):
+    """Each of them raises `SpentError` at once; the others must get their turn all the same."""
+    engine = Engine({"g/0/1": 3, "g/1/1": 60})
+    limits = RolloutLimits(max_turns=1, stretch_s=0.1)
+    rewards = Rewards({60: 1.0})
+    group = play(engine, rewards, samples=2, environment=Insists(), limits=limits)
+    found = outcomes(asyncio.run(group.run()))
+    reason = "failed:environment:took longer than 0.1 s, and does not end"
+    assert found == [(reason, None, 3), ("scored", 1.0, 60)]
+
+
+def test_a_sibling_that_ignores_an_early_stop_is_left_behind(soon):
+    engine = Engine({"g/0/1": 1, "g/1/1": 3, "g/1/2": 10**6, "g/2/1": 2})
+    rule = EarlyStop(settled=differ, min_samples=2)
+    limits = RolloutLimits(max_turns=2, stretch_s=0.1)
+    rewards = Rewards({1: 0.0, 2: 1.0})
+    group = play(engine, rewards, samples=3, environment=Insists(), early_stop=rule, limits=limits)
+    found = outcomes(asyncio.run(group.run()))
+    assert [outcome for outcome, _, _ in found] == ["scored", STOPPED_EARLY, "scored"]
+    assert [name for name, _, _ in engine.asked] == ["g/0/1", "g/1/1", "g/2/1", "g/1/2"]
+
+
+def test_an_aborted_group_ends_and_draws_no_more_whatever_its_environment_catches(soon):
+    """At a pause, at the end, or where its engine died: nobody waits for the environment."""
+
+    async def run():
+        engine = Engine({"g/0/1": 3, "g/0/2": 10**6})
+        limits = RolloutLimits(max_turns=9)
+        group = play(engine, Rewards({}), samples=1, environment=Insists(), limits=limits)
+        task = asyncio.create_task(group.run())
+        while "g/0/2" not in group.drawing:
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        await asyncio.sleep(0.05)
+        return task.cancelled(), group.drawing, [name for name, _, _ in engine.asked]
+
+    assert asyncio.run(run()) == (True, set(), ["g/0/1", "g/0/2"])
 
 
 def test_a_fault_of_the_engine_is_not_the_environments_even_if_it_hides_it():

@@ -9,12 +9,16 @@ from tests.workers.data.images.folders import file_of, noise
 from tests.workers.rollout.test_group_play import Engine, Rewards, play
 from workers.data.images.settings import ImageLimits
 from workers.data.prompts import PromptEncoder
-from workers.data.trajectory import describe, to_record_batch
+from workers.data.record_files import describe_rows
+from workers.data.trajectory import describe, from_record_batch, to_record_batch
 from workers.models.tiny_vision import build_tiny_vision
+from workers.rollout.environments.contract import Outcome
 from workers.rollout.environments.single_turn import SingleTurn
+from workers.rollout.limits import BoundedEnvironment, RolloutLimits
 from workers.rollout.turn_texts import TurnTexts
 
 SMALL, OTHER = file_of(noise(56, 56)), file_of(noise(56, 56, seed=1))
+WIDE = file_of(noise(112, 56, seed=2))
 
 
 class Watching(Engine):
@@ -77,31 +81,62 @@ def test_equal_tokens_with_other_images_are_another_prompt(encoder):
     assert crcs[0] == crcs[1] != crcs[2]
 
 
-class Replaces(SingleTurn):
-    """Writes another prompt, in whose tokens the image would have no place."""
+class Shows(SingleTurn):
+    """Shows each sibling one of two pictures, and the same one to all."""
 
-    async def play(self, task, session):
-        await session.reopen("other")
-        return await super().play(task, session)
-
-
-class SendsImage(SingleTurn):
     async def play(self, task, session):
         await session.draw()
-        await session.observe([{"role": "user", "content": [{"type": "image"}]}])
+        own = OTHER if task.sibling % 2 else SMALL
+        parts = [{"type": "image", "image": file} for file in (own, WIDE)]
+        await session.observe([{"role": "user", "content": parts}])
         return await super().play(task, session)
 
 
-@pytest.mark.parametrize(
-    ("environment", "reason"),
-    [
-        (Replaces(), "failed:the environment replaced a prompt that shows images"),
-        (SendsImage(), "failed:environment:raised ValueError: the environment sent a"),
-    ],
-)
-def test_an_environment_neither_moves_nor_sends_images(encoder, environment, reason):
-    _, siblings = group_of(encoder, SMALL, environment=environment)
-    assert [one.outcome[: len(reason)] for one in siblings] == [reason] * 4
+def two_turns():
+    return BoundedEnvironment(environment=Shows(), limits=RolloutLimits(max_turns=2))
+
+
+def test_what_siblings_see_later_is_recorded_once_and_leaves_their_prompt_shared(encoder):
+    engine = Watching({f"g/{k}/{turn}": 2 for k in range(4) for turn in (1, 2)})
+    group = play(engine, Rewards({2: 1.0, 5: 1.0}), samples=4, environment=Shows())
+    group._request = replace(group._request, prompt="<image>a", images=(SMALL,))
+    environments = {"": two_turns()}
+    group._context = replace(
+        group._context, encoder=encoder, texts=TurnTexts(encoder), environments=environments
+    )
+    siblings = asyncio.run(group.run())
+    assert [one.outcome for one in siblings] == ["scored"] * 4
+    # <start> 4 <end> a | 7 7 | <start> 4 <end> <start> 8 <end> | 7 7
+    assert [[s.offset for s in one.images] for one in siblings] == [[1, 10, 16]] * 4
+    assert [list(one.image_files) for one in siblings] == [
+        [SMALL, SMALL, WIDE],
+        [SMALL, OTHER, WIDE],
+    ] * 2
+    batch = to_record_batch(siblings)
+    assert sorted(batch["image_files"].values.dictionary.to_pylist()) == sorted(
+        [SMALL, OTHER, WIDE]
+    )
+    metas = describe_rows(batch)
+    assert metas == [describe(one) for one in from_record_batch(batch)]
+    assert {(meta.num_prompt, meta.prompt_crc) for meta in metas} == {(7, metas[0].prompt_crc)}
+
+
+class SendsBroken(SingleTurn):
+    async def play(self, task, session):
+        await session.draw()
+        if task.sibling == 1:
+            part = {"type": "image", "image": b"broken"}
+            await session.observe([{"role": "user", "content": [part]}])
+        return Outcome(reward=0.0)
+
+
+def test_a_broken_image_of_an_environment_costs_its_sample_alone(encoder):
+    _, siblings = group_of(encoder, SMALL, environment=SendsBroken())
+    assert [one.outcome for one in siblings[::2]] == ["scored"] * 2
+    assert siblings[1].outcome.startswith(
+        "failed:environment:raised ImageFaultError: image 0: image can't be read"
+    )
+    assert [span.offset for span in siblings[1].images] == [1]  # its finished turn is recorded
 
 
 class Keeps(Rewards):

@@ -22,5 +22,5 @@ def test_later_turns_are_rendered_with_the_variables_of_the_first(mark):
     prompt, fault = encoder.encode(HISTORY)
     assert (encoder.decode(prompt).replace(" ", ""), fault) == (f"{mark}1=", None)
     sampled = encoder.continuation("9")
-    added = texts.extension(HISTORY, HISTORY, NEW, sampled=sampled, tools=None)
+    added, _ = texts.extension(HISTORY, HISTORY, NEW, sampled=sampled, tools=None)
     assert encoder.decode(added).replace(" ", "") == f"{mark}2="

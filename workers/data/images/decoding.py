@@ -8,6 +8,8 @@ resize.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import io
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -17,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # modes of 16-bit grey pictures
+PNG_MODES = (*DEEP, "1", "L", "LA", "P", "RGB", "RGBA", "F")  # others become RGB; "F" is refused
 MAX_ASPECT = 200  # between the sides, as the processors of transformers have it
 
 
@@ -28,13 +31,15 @@ def read_file(source: str | bytes) -> bytes:
     """Return the bytes of an image file.
 
     Args:
-        source: a path, a `file://` address, or the bytes themselves.
+        source: a path, a `file://` address, a `data:` address in base64, or the bytes themselves.
 
     Raises:
         ImageFaultError: no such file, no bytes, or an address of another kind.
     """
     if isinstance(source, bytes):
         found = source
+    elif source.startswith("data:"):
+        found = _data_of(source)
     else:
         parts = urlsplit(source)
         if parts.scheme not in ("", "file"):
@@ -49,6 +54,19 @@ def read_file(source: str | bytes) -> bytes:
     if not found:
         raise ImageFaultError("image file of 0 bytes")
     return found
+
+
+def _data_of(address: str) -> bytes:
+    """Return the bytes that a `data:` address in base64 holds (RFC 2397)."""
+    head, comma, data = address.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise ImageFaultError(
+            f"image address {address[:40]!r} is not in base64; write data:image/png;base64,..."
+        )
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageFaultError(f"image address {head},... is no base64 ({error})") from error
 
 
 def decode(file_bytes: bytes) -> Image.Image:
@@ -122,6 +140,22 @@ def thumbnail(file_bytes: bytes, side: int) -> bytes:
     small.thumbnail((side, side))
     file = io.BytesIO()
     small.save(file, format="JPEG", quality=80)
+    return file.getvalue()
+
+
+def file_of(picture: Image.Image) -> bytes:
+    """Return a picture as the bytes of a PNG file, pixel for pixel.
+
+    Raises:
+        ImageFaultError: PNG files hold no such pixels.
+    """
+    file = io.BytesIO()
+    try:
+        shown = picture if picture.mode in PNG_MODES else picture.convert("RGB")
+        shown.save(file, format="PNG")
+    except Exception as error:  # pictures are read from their files late, and may be broken
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ImageFaultError(f"picture of mode {picture.mode} can't be kept ({reason})") from error
     return file.getvalue()
 
 

@@ -6,8 +6,8 @@ becomes are `spans`; the tokenizer and the template are `workers.data.prompts`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,12 @@ PLACE = "<image>"  # of an image in the text of a prompt file
 #: The text that a family's template writes for an image, with one image token in it.
 PLACES = {"qwen2_5_vl": "<|vision_start|><|image_pad|><|vision_end|>", "idefics3": "<image>"}
 
+IMAGE_PARTS = ("image", "image_url")  # types of the parts of a message that are images
+
 Message = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, weakref_slot=True)
 class LoadedImage:
     """Image file that was read and made into pixels.
 
@@ -44,10 +46,10 @@ class LoadedImage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptImages:
-    """Images of one prompt in its tokens; nothing where `spans` is empty.
+    """Images of one prompt, or of one row, in its tokens; nothing where `spans` is empty.
 
     Attributes:
-        spans: places, in the order of the prompt.
+        spans: places, in the order of the tokens.
         loaded: the image of each span.
         settings: of the model; None for a model that takes no images.
     """
@@ -56,38 +58,69 @@ class PromptImages:
     loaded: tuple[LoadedImage, ...] = ()
     settings: ImageSettings | None = None
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all images."""
+        return sum(span.length for span in self.spans)
+
+    def before(self, end: int) -> PromptImages:
+        """Return the images that end within the first `end` tokens."""
+        count = sum(span.offset + span.length <= end for span in self.spans)
+        if count == len(self.spans):
+            return self
+        return replace(self, spans=self.spans[:count], loaded=self.loaded[:count])
+
+    def with_later(self, later: PromptImages, *, start: int) -> PromptImages:
+        """Return these images and those of tokens that were appended from `start` on."""
+        if not later.spans:
+            return self
+        if not self.spans and not start:
+            return later
+        moved = tuple(replace(span, offset=start + span.offset) for span in later.spans)
+        return PromptImages(
+            spans=self.spans + moved,
+            loaded=self.loaded + later.loaded,
+            settings=later.settings,
+        )
+
 
 NO_IMAGES = PromptImages()
 
 
 def load_images(
-    sources: Sequence[str | bytes], settings: ImageSettings, *, max_per_prompt: int
+    sources: Sequence[str | bytes],
+    settings: ImageSettings,
+    *,
+    known: MutableMapping[str, LoadedImage],
 ) -> list[LoadedImage]:
     """Read the images of one prompt.
 
     Args:
-        sources: a path or the bytes of each.
+        sources: a path, an address or the bytes of each.
         settings: of the model.
-        max_per_prompt: images that a prompt may have.
+        known: images by their digests, whose pixels are not made again; others are added.
 
     Raises:
         ImageFaultError: names the image and the reason.
     """
-    if len(sources) > max_per_prompt:
-        raise ImageFaultError(
-            f"prompt with {len(sources)} images, limit {max_per_prompt}; raise "
-            "data.images.max_per_prompt"
-        )
     loaded = []
     for number, source in enumerate(sources):
         try:
-            file = read_file(source)
-            patches, grid = patches_of(file, settings)
+            loaded.append(_load(read_file(source), settings, known))
         except ImageFaultError as fault:
             raise ImageFaultError(f"image {number}: {fault}") from fault
-        digest = digest_of(file, settings)
-        loaded.append(LoadedImage(file=file, digest=digest, patches=patches, grid=grid))
     return loaded
+
+
+def _load(
+    file: bytes, settings: ImageSettings, known: MutableMapping[str, LoadedImage]
+) -> LoadedImage:
+    digest = digest_of(file, settings)
+    found = known.get(digest)
+    if found is None:
+        patches, grid = patches_of(file, settings)
+        found = known[digest] = LoadedImage(file=file, digest=digest, patches=patches, grid=grid)
+    return found
 
 
 def with_places(prompt: str | list[Message], settings: ImageSettings) -> str | list[Message]:
@@ -107,16 +140,19 @@ def shows_image(prompt: object) -> bool:
         return False
     contents = [one.get("content") for one in prompt if isinstance(one, Mapping)]
     parts = [part for content in contents if isinstance(content, list) for part in content]
-    return any(isinstance(part, Mapping) and part.get("type") == "image" for part in parts)
+    return any(is_image(part) for part in parts)
+
+
+def is_image(part: object) -> bool:
+    """Return True for a part of a message that is an image."""
+    return isinstance(part, Mapping) and part.get("type") in IMAGE_PARTS
 
 
 def text_of(content: object) -> str:
     """Return the text of a message's content, with `<image>` for every image among its parts."""
     if not isinstance(content, list):
         return str(content or "")
-    return "".join(
-        PLACE if part.get("type") == "image" else str(part.get("text") or "") for part in content
-    )
+    return "".join(PLACE if is_image(part) else str(part.get("text") or "") for part in content)
 
 
 def _content(message: Message, settings: ImageSettings) -> Message:
@@ -134,7 +170,7 @@ def _content(message: Message, settings: ImageSettings) -> Message:
     return {
         "content": [
             {"type": "image"}
-            if part.get("type") == "image"
+            if is_image(part)
             else {key: value for key, value in part.items() if value is not None}
             for part in content
         ]

@@ -21,14 +21,14 @@ Grid = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageLimits:
-    """Limits of the images that prompts may show.
+    """Limits of the images that prompts and environments may show.
 
     Example, at most 4 images of 256 x 28 x 28 pixels:
         ImageLimits(max_pixels=200704, max_per_prompt=4)
 
     Attributes:
         max_pixels: of one image, which is scaled down to them; None: the model's own limit.
-        max_per_prompt: images of one prompt.
+        max_per_prompt: images of one row, those of later turns included.
     """
 
     max_pixels: int | None = None

@@ -90,9 +90,9 @@ class PromptSource:
         self.path = Path(path).expanduser().absolute()  # a run changes its folder
         self.name, self._named = name or self.path.stem, name is not None
         self._prompt_column, self._truth_column = prompt_column, ground_truth_column
-        self._image_column = image_column
+        self.image_column = image_column
         self._form, self._more = form or PromptFormat(), dict(more or {})
-        self._environment = environment
+        self.environment = environment
         self._rows = open_rows(self.path)
         if len(self._rows) == 0:
             raise ValueError(f"{self.path} holds no prompt; give a file with rows")
@@ -116,9 +116,9 @@ class PromptSource:
             for column in (self._prompt_column, self._truth_column)
         )
         images: tuple[str | bytes, ...] = ()
-        if self._image_column is not None:
+        if self.image_column is not None:
             folder = self.path if self.path.is_dir() else self.path.parent
-            images = sources_of(values.pop(self._image_column, None), folder)
+            images = sources_of(values.pop(self.image_column, None), folder)
         if self._named:
             values[LABEL] = self.name
         return Prompt(
@@ -128,7 +128,7 @@ class PromptSource:
             dataset=str(values.get(LABEL, self.name)),
             columns=values | self._more,
             images=images,
-            environment=self._environment,
+            environment=self.environment,
         )
 
     @cached_property

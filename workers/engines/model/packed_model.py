@@ -192,21 +192,27 @@ class PackedModel(nn.Module, ABC):
         return torch.autocast(tokens.device.type, self.autocast, enabled=self.autocast is not None)
 
     @contextlib.contextmanager
-    def other_precision(self) -> Iterator[None]:
+    def other_rounding(self, engine_dtype: torch.dtype) -> Iterator[None]:
         """Let the model, inside the block, round otherwise than it does: see `PolicyEngine.probe`.
 
-        Float32 weights change between products of float32 and of bfloat16. Weights of 16 bits stay
-        what they are, and so do their products; but all that is between them (the residual stream
-        and the norms) is float32, which embeddings of float32 bring about under autocast.
+        Weights that are rounded for the engine stay rounded, so that nothing but arithmetic
+        differs. Where products and the engine have the same 16 bits, only the dtype of all that is
+        between the products (the residual stream and the norms) changes, which follows that of the
+        embeddings under autocast: to 16 bits where the weights are float32, to float32 where the
+        weights have 16 bits. Otherwise the products change to the engine's dtype.
         """
         embeddings = self.model.get_input_embeddings()
         usual, weights = self.autocast, embeddings.weight.dtype
-        hooks = []
-        if weights == torch.float32:
-            self.autocast = torch.bfloat16 if usual is None else None
+        between = None  # the dtype there, where it changes
+        if weights != torch.float32:
+            self.autocast, between = weights, torch.float32
+        elif usual == engine_dtype:
+            between = engine_dtype
         else:
-            self.autocast = weights
-            hooks = [embeddings.register_forward_hook(lambda _, __, output: output.float())]
+            self.autocast = None if engine_dtype == torch.float32 else engine_dtype
+        hooks = []
+        if between is not None:
+            hooks = [embeddings.register_forward_hook(lambda _, __, output: output.to(between))]
         try:
             yield
         finally:

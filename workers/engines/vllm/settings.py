@@ -85,7 +85,7 @@ class VLLMSettings:
         request_timeout_s: longest time between two tokens of a response that runs, and between two
             steps of an engine that holds requests.
         control_timeout_s: longest wait for anything else.
-        images: limits of the images that prompts show; None where they show none.
+        images: limits of the images that prompts and environments show; None: none.
         engine_kwargs: raw `AsyncEngineArgs` keywords; they win over what is derived here.
     """
 

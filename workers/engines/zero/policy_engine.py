@@ -9,6 +9,7 @@ Every method is collective: all ranks call it, in the same order, with equally m
 
 import contextlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,7 @@ class PolicyEngine(ZeroRank):
         self,
         sequences: Sequence[Sequence[int]],
         *,
-        swapped: bool = False,
+        engine_dtype: str | None = None,
         images: RowImages | None = None,
     ) -> tuple[npt.NDArray[np.float32], ...]:
         """Compute log-probs at temperature 1 of all tokens but the first, as training does.
@@ -103,13 +104,14 @@ class PolicyEngine(ZeroRank):
         `images` are those of the sequences; None where none shows one. Log-probs are over all ids
         of the head, as engines score a prompt: no id is masked.
 
-        With `swapped` the model computes in the other precision: bfloat16 where training
-        computes in float32, and the reverse; between layers in float32 where the weights have 16
-        bits. What differs then is the model's own rounding.
+        With `engine_dtype` the model rounds as an engine of that dtype may: weights as the engine
+        is given them, and other roundings between. What differs then is the model's own rounding.
         """
         packed = pack_sequences(sequences, images)
-        swap = self.policy.other_precision() if swapped else contextlib.nullcontext()
-        with swap, self.policy.all_ids():
+        rounding: AbstractContextManager[None] = contextlib.nullcontext()
+        if engine_dtype is not None:
+            rounding = self.policy.other_rounding(getattr(torch, engine_dtype))
+        with rounding, self.policy.all_ids():
             return self.compute_logprobs([packed], temperature=1.0).logprobs
 
     def train(

@@ -7,7 +7,7 @@ scale, which the advantage does inside each group.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from workers.reward.base import (
@@ -19,6 +19,7 @@ from workers.reward.base import (
     reads_images,
     takes_group,
 )
+from workers.reward.scorers.models.judge_model import JudgeEngines, on_engines
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +73,11 @@ class ByColumn:
     def check(self) -> Callable[[], None] | None:
         """The checks of the scorers that are too heavy to be tried; None where there is none."""
         return joint_check(self._all())
+
+    def on_engines(self, engines: JudgeEngines) -> ByColumn:
+        """Return the scorers with the run's own engines filled into the judges among them."""
+        filled = {name: on_engines(scorer, engines) for name, scorer in self.scorers.items()}
+        return replace(self, scorers=filled, other=on_engines(self.other, engines))
 
     def keep_in(self, folder: str) -> None:
         """Hand the run's folder to the scorers that write files."""

@@ -6,7 +6,7 @@ Runs in a scoring process, one scorer after another. A failed scorer is not repl
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from workers.reward.base import (
     ABSTAINED,
@@ -21,6 +21,7 @@ from workers.reward.base import (
     takes_batch,
     takes_group,
 )
+from workers.reward.scorers.models.judge_model import JudgeEngines, on_engines
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +73,11 @@ class Weighted:
     def check(self) -> Callable[[], None] | None:
         """The checks of the scorers that are too heavy to be tried; None where there is none."""
         return joint_check(self.scorers.values())
+
+    def on_engines(self, engines: JudgeEngines) -> Weighted:
+        """Return the sum with the run's own engines filled into its judges."""
+        filled = {name: on_engines(scorer, engines) for name, scorer in self.scorers.items()}
+        return replace(self, scorers=filled)
 
     def keep_in(self, folder: str) -> None:
         """Hand the run's folder to the scorers that write files."""

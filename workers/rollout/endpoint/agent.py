@@ -96,6 +96,8 @@ class AgentPlayer:
         reader: finds calls of tools in turns; None where requests with tools are refused.
     """
 
+    never_blocks = True
+
     def __init__(self, settings: Agent, reader: TurnReader | None) -> None:
         self._settings, self._reader = settings, reader
         self._serving: asyncio.Task[Endpoint] | None = None

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from workers.data.images.prompt_images import is_image
+
 Body = Mapping[str, Any]
 
 IGNORED = frozenset(
@@ -126,10 +128,10 @@ def text_call(body: Body) -> Call:
 
 
 def read_messages(messages: object) -> list[dict[str, Any]]:
-    """Return chat messages with contents of plain text, as a chat template takes them.
+    """Return chat messages as a session takes them: contents of text, or of parts with images.
 
     Raises:
-        CallError: a value that is no list of messages, or a message with anything but text.
+        CallError: a value that is no list of messages, or a message with other contents.
     """
     if not isinstance(messages, list) or not messages:
         raise CallError("messages must be a list that is not empty", param="messages")
@@ -151,7 +153,12 @@ def _message(number: int, message: object) -> dict[str, Any]:
         raise CallError(
             f"{place} has role {role!r}; known are {', '.join(ROLES)}", param="messages"
         )
-    read: dict[str, Any] = {"role": role, "content": _text(place, message.get("content"))}
+    content = message.get("content")
+    if role != "assistant" and isinstance(content, list) and any(map(is_image, content)):
+        shown: object = _parts(place, content)
+    else:
+        shown = _text(place, content)
+    read: dict[str, Any] = {"role": role, "content": shown}
     for name in ("name", "tool_call_id"):
         if isinstance(message.get(name), str):
             read[name] = message[name]
@@ -160,6 +167,29 @@ def _message(number: int, message: object) -> dict[str, Any]:
             raise CallError(f"{place} has tool_calls that are no list", param="messages")
         read["tool_calls"] = [_tool_call(place, call) for call in calls]
     return read
+
+
+def _parts(place: str, content: list[Any]) -> list[dict[str, Any]]:
+    """Return the parts of a content that shows an image; images as `data:` addresses."""
+    return [
+        {"type": "image", "image": _address(place, part)}
+        if is_image(part)
+        else {"type": "text", "text": _text(place, [part])}
+        for part in content
+    ]
+
+
+def _address(place: str, part: Mapping[str, Any]) -> str:
+    """Return the address of an image; files of the worker and of other machines are not read."""
+    given = part.get("image_url")
+    address = given.get("url") if isinstance(given, dict) else given
+    if not isinstance(address, str) or not address.startswith("data:"):
+        raise CallError(
+            f"{place} has an image without its data; send it as an image_url that begins with "
+            "data:image/png;base64,",
+            param="messages",
+        )
+    return address
 
 
 def _text(place: str, content: object) -> str:
@@ -173,7 +203,8 @@ def _text(place: str, content: object) -> str:
         if not isinstance(part, dict) or not isinstance(part.get("text"), str):
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
             raise CallError(
-                f"{place} has content of type {kind!r}; only text is read", param="messages"
+                f"{place} has content of type {kind!r}; only text and images are read",
+                param="messages",
             )
     return "".join(part["text"] for part in parts)
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from workers.data.images.prompt_images import is_image
 from workers.rollout.endpoint.calls import (
     IGNORED,
     Body,
@@ -116,11 +117,12 @@ def _as_chat(message: Any) -> list[Any]:
         return [message]
     rest = [block for block in content if block.get("type") not in ("tool_result", "tool_use")]
     rest = [block for block in rest if block.get("type") not in ("thinking", "redacted_thinking")]
+    rest = _with_images(rest)
     results = [
         {
             "role": "tool",
             "tool_call_id": block.get("tool_use_id"),
-            "content": block.get("content"),
+            "content": _with_images(block.get("content")),
         }
         for block in content
         if block.get("type") == "tool_result"
@@ -137,6 +139,22 @@ def _as_chat(message: Any) -> list[Any]:
         return results
     own = {"role": message.get("role"), "content": rest}
     return [*results, {**own, "tool_calls": calls} if calls else own]
+
+
+def _with_images(content: Any) -> Any:
+    """Return a content whose images stand as OpenAI writes them."""
+    if not isinstance(content, list):
+        return content
+    return [_image(block) if is_image(block) else block for block in content]
+
+
+def _image(block: Mapping[str, Any]) -> dict[str, Any]:
+    source = block.get("source")
+    found = source if isinstance(source, dict) else {}
+    if found.get("type") == "base64":
+        address = f"data:{found.get('media_type')};base64,{found.get('data')}"
+        return {"type": "image_url", "image_url": {"url": address}}
+    return {"type": "image_url", "image_url": {"url": found.get("url")}}
 
 
 def _as_function(tool: Any) -> dict[str, Any]:

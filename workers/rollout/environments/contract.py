@@ -1,6 +1,7 @@
 """Define the contract of environments: a `Task` is played in a `Session` to an `Outcome`.
 
-The rollout worker calls `Environment.play` once for every rollout, in its own event loop. The
+The rollout worker calls `Environment.play` once for every rollout, in a thread with an event loop
+of its own; on the worker's event loop where the environment says `never_blocks = True`. The
 environment decides what is drawn and what the policy gets to see; the session owns all the rest:
 token ids, loss masks, log-probs, weight versions, seeds and budgets. A token that was sampled is
 never rendered again. Nothing is sampled or scored here.
@@ -125,11 +126,14 @@ class Session(Protocol):
         """Append what the policy is to see next, and the opening of its next turn.
 
         Only the new messages are rendered. Before the first turn they join the prompt. Messages
-        for which no token is left are not appended: the row is spent.
+        for which no token is left are not appended: the row is spent. A content may be a list of
+        parts, of the types "text", "image" and "image_url"; an image is bytes, a picture of PIL, a
+        path or a `data:` address.
 
         Raises:
-            ValueError: more than `environment.max_observation_bytes` in one rollout, or messages
-                that the chat template refuses.
+            ValueError: more than `environment.max_observation_bytes`, or than `max_image_bytes` of
+                images, in one rollout; more images than `data.images.max_per_prompt`; an image that
+                can't be read; messages that the chat template refuses.
         """
 
     def observe_tokens(self, ids: Sequence[int]) -> None:
@@ -143,11 +147,13 @@ class Session(Protocol):
         A branch that shares no turn (`branch(0)`) gets a prompt of its own.
 
         Args:
-            messages: text, or chat messages.
+            messages: text, or chat messages with images as in `observe`. `<image>` in a text, and a
+                part without data, stand for the images of the task's own prompt, all of them.
             tools: JSON schemas of functions that the chat template describes.
 
         Raises:
-            ValueError: a turn was drawn, or the prompt has more than `data.max_prompt_tokens`.
+            ValueError: a turn was drawn, the prompt has more than `data.max_prompt_tokens`, or an
+                image is refused as in `observe`.
         """
 
     def branch(self, keep: int, *, messages: Sequence[Message] = ()) -> Session:
@@ -167,7 +173,7 @@ class Environment(Protocol):
     async def play(self, task: Task, session: Session) -> Outcome:
         """Play one rollout.
 
-        What blocks belongs into `asyncio.to_thread`: the event loop is that of all rollouts.
+        A cancellation must end it: a rollout that goes on is left behind, and draws no more.
 
         Args:
             task: the row to play.

@@ -13,12 +13,15 @@ import functools
 import importlib
 import inspect
 import os
+import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from workers.reward.scorers.function import load_file
 from workers.rollout.environments.contract import Outcome, Session, Task
+
+_BUILDING = threading.RLock()  # rollouts play in threads, and begin together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +51,16 @@ class Function:
                 f"no class with one, but {found!r}"
             )
 
+    @property
+    def never_blocks(self) -> bool:
+        """The attribute of this name of the user's function or class."""
+        return bool(getattr(resolve(self.path), "never_blocks", False))
+
     async def play(self, task: Task, session: Session) -> Outcome:
         """Play one rollout with the user's function; what the function returns is unchecked."""
-        return await self._play(task, session)
+        with _BUILDING:
+            play = self._play
+        return await play(task, session)
 
     @functools.cached_property
     def _play(self) -> Callable[[Task, Session], Awaitable[Outcome]]:
@@ -66,13 +76,18 @@ class Function:
         return {"path": self.path, "arguments": self.arguments}
 
 
-@functools.cache
 def resolve(path: str) -> Any:
-    """Import the function or class that a path names.
+    """Import the function or class that a path names; a file is loaded once.
 
     Raises:
         ValueError: it can't be imported; the message names the missing part.
     """
+    with _BUILDING:
+        return _resolve(path)
+
+
+@functools.cache
+def _resolve(path: str) -> Any:
     file, _, name = path.rpartition(":")
     try:
         if file.endswith(".py"):

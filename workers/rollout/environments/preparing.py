@@ -1,7 +1,9 @@
 """Prepare an environment in the rollout worker, once, before its first rollout.
 
 An environment that needs more than its settings (processes, a port, the model's tokenizer) has a
-method `prepare`, whose result plays. Knows no such environment by name.
+method `prepare`, whose result plays. An environment plays in threads, one for each rollout, unless
+its attribute `never_blocks` is true: then the worker's event loop plays it. Knows no environment by
+name.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 from typing import Any, Protocol, cast
 
 from workers.rollout.environments.contract import Environment
+from workers.rollout.environments.threaded import ThreadedEnvironment
 
 
 class Preparable(Protocol):
@@ -25,6 +28,10 @@ class Preparable(Protocol):
 
 
 def prepared(environment: Environment | Preparable, tokenizer: Any) -> Environment:
-    """Return the environment that plays: what `prepare` returns, or else the environment itself."""
+    """Return the environment that plays: what `prepare` returns, or else the environment itself.
+
+    What may block the event loop comes back as an environment that plays it in threads.
+    """
     prepare = getattr(environment, "prepare", None)
-    return cast(Environment, environment if prepare is None else prepare(tokenizer))
+    plays = cast(Environment, environment if prepare is None else prepare(tokenizer))
+    return plays if getattr(plays, "never_blocks", False) else ThreadedEnvironment(plays)

@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from workers.engines.vllm.tool_calls import ToolCall, ToolCallParser
 from workers.rollout.environments.contract import Outcome, Session, SpentError, Task
+from workers.rollout.tools.content import as_parts
 from workers.rollout.tools.pool import ToolPool, ToolResult
 from workers.rollout.tools.server import ERROR, OK, WRONG, ToolServer
 from workers.rollout.tools.toolset import Toolset
@@ -48,7 +49,8 @@ class ToolEnvironment:
             that know no tools.
         stop: strings that end a turn, such as the end of a call.
         max_calls: of one turn; the policy sees that further calls were not made.
-        max_output_bytes: of one result; the rest is cut.
+        max_output_bytes: of the text of one result; the rest is cut.
+        max_image_bytes: of the images of one result; the policy sees that one had more.
         max_memory_mib: that a tool process may allocate; None sets no limit.
         time_s: of one call, from its start.
         num_processes: calls that run at a time in one rollout worker.
@@ -61,6 +63,7 @@ class ToolEnvironment:
     stop: Sequence[str] = ()
     max_calls: int = 8
     max_output_bytes: int = 4096
+    max_image_bytes: int = 4_194_304
     max_memory_mib: int | None = None
     time_s: float = 10.0
     num_processes: int = 4
@@ -74,7 +77,7 @@ class ToolEnvironment:
                 raise ValueError(
                     f"{key}.{name}={getattr(self, name)} must be one of {', '.join(choices)}"
                 )
-        for name in ("max_calls", "max_output_bytes", "time_s", "num_processes"):
+        for name in ("max_calls", "max_output_bytes", "max_image_bytes", "time_s", "num_processes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{key}.{name}={getattr(self, name)} must be positive")
 
@@ -92,6 +95,7 @@ class ToolEnvironment:
         server = ToolServer(
             toolsets=self._chosen,
             max_output_bytes=self.max_output_bytes,
+            max_image_bytes=self.max_image_bytes,
             max_memory_mib=self.max_memory_mib,
         )
         pool = ToolPool(server, num_processes=self.num_processes, timeout_s=self.time_s)
@@ -125,6 +129,8 @@ class ToolPlayer:
         parser: of the model's calls.
         tokenizer: of the model.
     """
+
+    never_blocks: ClassVar[bool] = True
 
     settings: ToolEnvironment
     pool: ToolPool
@@ -193,17 +199,34 @@ class ToolPlayer:
         self, turn: int, results: Sequence[tuple[str, ToolResult]]
     ) -> list[dict[str, Any]]:
         """Return the messages that show the results of one turn."""
-        texts = [
-            result.text if result.status == OK else f"error: {result.text}" for _, result in results
-        ]
+        contents = [_content(result) for _, result in results]
         if self.settings.observe_as == USER:
-            return [{"role": USER, "content": "\n".join(texts)}]
+            return [{"role": USER, "content": _joined(contents)}]
         return [
             {
                 "role": TOOL,
                 "name": name or "tool",
                 "tool_call_id": f"call{(100 * turn + number) % 100_000:05d}",  # Mistral wants nine
-                "content": text,
+                "content": content,
             }
-            for number, ((name, _), text) in enumerate(zip(results, texts, strict=True))
+            for number, ((name, _), content) in enumerate(zip(results, contents, strict=True))
         ]
+
+
+def _content(result: ToolResult) -> str | list[dict[str, Any]]:
+    """Return the content of a message that shows a result: text, or parts of text and images."""
+    if result.content:
+        return as_parts(result.content)
+    return result.text if result.status == OK else f"error: {result.text}"
+
+
+def _joined(contents: Sequence[str | list[dict[str, Any]]]) -> str | list[dict[str, Any]]:
+    """Return several contents as one, a line each."""
+    texts = [content for content in contents if isinstance(content, str)]
+    if len(texts) == len(contents):
+        return "\n".join(texts)
+    parts: list[dict[str, Any]] = []
+    for number, content in enumerate(contents):
+        parts += as_parts(["\n"]) if number else []
+        parts += as_parts([content]) if isinstance(content, str) else content
+    return parts

@@ -80,18 +80,24 @@ class MCPServer:
         ]
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> object:
-        """See `Toolset`.
+        """See `Toolset`; images of the result are content parts.
 
         Raises:
             MCPToolError: the tool reports an error, wrong arguments among them.
         """
         portal, client = self._connection.portal, self._connection.client
         result = portal.call(client.call_tool, name, dict(arguments))
-        parts = [part.text if part.type == "text" else f"[{part.type}]" for part in result.content]
-        text = "\n".join(parts)
+        texts = [part.text if part.type == "text" else f"[{part.type}]" for part in result.content]
         if result.is_error:
-            raise MCPToolError(text)
-        return text
+            raise MCPToolError("\n".join(texts))
+        if all(part.type != "image" for part in result.content):
+            return "\n".join(texts)
+        return [
+            {"type": "image", "image": f"data:{part.mime_type};base64,{part.data}"}
+            if part.type == "image"
+            else {"type": "text", "text": text}
+            for part, text in zip(result.content, texts, strict=True)
+        ]
 
     @cached_property
     def _connection(self) -> _Connection:

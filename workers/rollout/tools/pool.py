@@ -16,15 +16,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from workers.reward.process import KillableProcess, ProcessDiedError, SampleTimeoutError
+from workers.rollout.tools.content import Content, from_json
 from workers.rollout.tools.server import ERROR, ToolServer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ToolResult:
-    """Result of one call.
+    r"""Result of one call.
 
     Example, calculate("3+4"):
         ToolResult(status="ok", text="7")
+
+    Example, a tool that returned a picture:
+        ToolResult(status="ok", content=("the left half:", b"\x89PNG..."))
 
     Example, a tool that never ended:
         ToolResult(status="error", text="the call took longer than 10 s")
@@ -33,10 +37,12 @@ class ToolResult:
         status: "ok"; "wrong" where the arguments do not fit; "error" where the tool raised, took
             too long, or ended its process.
         text: the value, or the reason.
+        content: texts and image files of a value that shows an image, whose `text` is empty.
     """
 
     status: str
-    text: str
+    text: str = ""
+    content: Content = ()
 
 
 class ToolProcess(KillableProcess):
@@ -100,8 +106,10 @@ class ToolPool:
         try:
             process.ensure_ready()
             process.send_items([(name, arguments)])
-            status, text = process.receive_answer()
-            return ToolResult(status=status, text=text)
+            status, found = process.receive_answer()
+            if isinstance(found, str):
+                return ToolResult(status=status, text=found)
+            return ToolResult(status=status, content=from_json(found))
         except SampleTimeoutError:
             process.kill()
             process.launch()  # it imports while nobody waits for it

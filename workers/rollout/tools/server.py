@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workers.data.trajectory import reason_of
+from workers.rollout.tools.content import Content, as_json, content_of
 from workers.rollout.tools.toolset import Toolset, WrongCallError, as_text
 
 OK, WRONG, ERROR = "ok", "wrong", "error"  # of a call: answered, not callable so, raised
@@ -28,12 +29,14 @@ class ToolServer:
 
     Attributes:
         toolsets: by the names that the configuration gives them.
-        max_output_bytes: of a result; the rest is cut, and the result says so.
+        max_output_bytes: of the text of a result; the rest is cut, and the result says so.
+        max_image_bytes: of the images of a result; one with more is an error.
         max_memory_mib: that the process may allocate; None sets no limit.
     """
 
     toolsets: Mapping[str, Toolset]
     max_output_bytes: int = 4096
+    max_image_bytes: int = 4_194_304
     max_memory_mib: int | None = None
 
     def prepare(self) -> list[dict[str, Any]]:
@@ -56,11 +59,18 @@ class ToolServer:
         return list(schemas.values())
 
     def serve(self, item: tuple[str, Mapping[str, Any]]) -> list[Any]:
-        """Call the tool that `item` names with its arguments; return [status, text]."""
+        """Call the tool that `item` names with its arguments; return status and result.
+
+        The result is a text, or a list as `content.as_json` writes it where it shows an image.
+        """
         name, arguments = item
         try:
             value = self._owner(name).call(name, arguments)
-            return [OK, cut(as_text(value), self.max_output_bytes)]
+            content = content_of(value)
+            if content is None:
+                return [OK, cut(as_text(value), self.max_output_bytes)]
+            content = cut_texts(content, self.max_output_bytes)
+            return [OK, as_json(content, max_bytes=self.max_image_bytes)]
         except WrongCallError as error:
             return [WRONG, cut(str(error), self.max_output_bytes)]
         # SystemExit and KeyboardInterrupt too: a tool must not end its process politely.
@@ -72,6 +82,17 @@ class ToolServer:
             if any(schema["function"]["name"] == name for schema in toolset.schemas()):
                 return toolset
         raise WrongCallError(f"there is no tool {name!r}")
+
+
+def cut_texts(content: Content, max_bytes: int) -> list[str | bytes]:
+    """Return a content whose texts have at most `max_bytes` together, as `cut` cuts them."""
+    found: list[str | bytes] = []
+    left = max_bytes
+    for part in content:
+        found.append(cut(part, left) if isinstance(part, str) else part)
+        if isinstance(part, str):
+            left = max(0, left - len(part.encode(errors="replace")))
+    return found
 
 
 def cut(text: str, max_bytes: int) -> str:

@@ -37,7 +37,7 @@ class Toolset(Protocol):
         """Return the JSON schema of each tool, as chat templates and vLLM take them."""
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> object:
-        """Call a tool; return text, or a value that JSON can hold.
+        """Call a tool; return text, a value that JSON can hold, or images (`content.content_of`).
 
         Raises:
             WrongCallError: the arguments do not fit.

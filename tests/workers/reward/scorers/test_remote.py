@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import runpy
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from workers.reward.base import RewardResult, RewardSample, score_group
-from workers.reward.scorers.remote import Http
+from workers.reward.base import RewardResult, RewardSample, reads_images, score_group
+from workers.reward.scorers.remote import Http, data_url
 
 ROOT = Path(__file__).parents[4]
 PAIR = [
@@ -47,10 +48,12 @@ class Service:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
-    def score(self, *answers: tuple[int, Any], **options: Any) -> list[RewardResult]:
+    def score(
+        self, *answers: tuple[int, Any], of: Sequence[RewardSample] = PAIR, **options: Any
+    ) -> list[RewardResult]:
         self.answers = list(answers)
         url = f"http://127.0.0.1:{self.server.server_port}/score"
-        return score_group(Http(url=url, **{"pause_s": 0.01, **options}), PAIR)
+        return score_group(Http(url=url, **{"pause_s": 0.01, **options}), of)
 
 
 @pytest.fixture
@@ -74,6 +77,37 @@ def test_siblings_are_one_request_and_keep_their_order(service: Service) -> None
         "columns": {"level": 1},
         "messages": [],
     }
+
+
+#: a file of one black pixel
+DOT = (
+    b"GIF87a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff,\x00\x00\x00\x00\x01\x00"
+    b"\x01\x00\x00\x02\x02D\x01\x00;"
+)
+
+
+def test_images_that_siblings_share_are_sent_once(service: Service) -> None:
+    shown = [replace(PAIR[0], images=(DOT, b"?")), replace(PAIR[1], images=(b"?",))]
+    service.score((200, {"scores": [1, 0]}), of=shown, send_images=True)
+    service.score((200, {"scores": [1, 0]}), of=shown)
+    asked, plain = service.asked
+    dot, other = asked["images"]
+    assert dot.startswith("data:image/gif;base64,R0lGODdhAQABAI")
+    assert other == "data:application/octet-stream;base64,Pw=="
+    assert [sample["images"] for sample in asked["samples"]] == [[0, 1], [1]]
+    assert "images" not in plain
+    assert "images" not in plain["samples"][0]
+
+
+def test_a_run_without_images_sends_none(service: Service) -> None:
+    service.score((200, {"scores": [1, 0]}), send_images=True)
+    (asked,) = service.asked
+    assert (asked["images"], asked["samples"][0]["images"]) == ([], [])
+
+
+def test_only_a_service_that_is_to_see_images_gets_them() -> None:
+    assert reads_images(Http(url="http://x/", send_images=True))
+    assert not reads_images(Http(url="http://x/"))
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
@@ -111,7 +145,8 @@ def test_a_service_that_is_not_there_fails_the_samples() -> None:
 
 def test_the_server_to_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REWARD_TOKEN", "secret")
-    server = runpy.run_path(str(ROOT / "tests/tutorials/reward_server.py"))["make_server"](0)
+    program = runpy.run_path(str(ROOT / "tests/tutorials/reward_server.py"))
+    server = program["make_server"](0)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/"
     try:
@@ -123,6 +158,13 @@ def test_the_server_to_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [result.reward for result in results] == [1.0, 0.0]
     assert results[0].parts == {"correct": 1.0}
     assert all("answered 401" in result.outcome for result in refused)
+
+
+def test_the_server_to_copy_gives_each_sample_the_files_of_its_images() -> None:
+    program = runpy.run_path(str(ROOT / "tests/tutorials/reward_server.py"))
+    request = {"samples": [{"images": [1, 0]}, {"images": []}], "images": [data_url(DOT), "data:,"]}
+    assert program["read_samples"](request) == [{"images": [b"", DOT]}, {"images": []}]
+    assert program["read_samples"]({"samples": [{}]}) == [{"images": []}]
 
 
 def test_what_is_refused_when_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ class Engine:
         self.free = asyncio.Event()
         self.free.set()
 
-    async def __call__(self, tokens, turn, sampling):
+    async def __call__(self, tokens, turn, sampling, images):
         self.asked.append(self.encoder.decode(list(tokens)))
         self.settings.append((turn, sampling))
         answer = self.answers.pop(0)
@@ -122,7 +122,7 @@ async def served(engine, prompt, *, reader=None, max_calls=100, max_body_bytes=1
     texts = TurnTexts(engine.encoder)
     rollout = Rollout(
         Task(uid="p:0", prompt=prompt, ground_truth=None),
-        texts.opening(prompt, None),
+        texts.opening(prompt, None)[0],
         sampling=Sampling(max_tokens=400),
         limits=RolloutLimits(**{"max_turns": 8, **limits}),
         texts=texts,

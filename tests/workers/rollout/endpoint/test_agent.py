@@ -18,6 +18,7 @@ from workers.rollout.environments.guarded_play import (
     play_guarded,
 )
 from workers.rollout.environments.guessing import Guessing
+from workers.rollout.environments.unended import Unended
 from workers.rollout.limits import RolloutLimits
 from workers.rollout.session import Rollout
 from workers.rollout.turn_texts import TurnTexts
@@ -67,7 +68,7 @@ def rollout_of(tokens, *answers, stretch_s=30.0):
     engine = Engine(tokens, *answers)
     rollout = Rollout(
         task,
-        texts.opening(task.prompt, None),
+        texts.opening(task.prompt, None)[0],
         sampling=Sampling(max_tokens=100),
         limits=RolloutLimits(max_turns=4),
         texts=texts,
@@ -79,7 +80,7 @@ def rollout_of(tokens, *answers, stretch_s=30.0):
 
 def play(agent, tokens, *answers, stretch_s=30.0):
     task, rollout, clock, _ = rollout_of(tokens, *answers, stretch_s=stretch_s)
-    outcome = asyncio.run(play_guarded(agent, task, rollout.first, clock))
+    outcome = asyncio.run(play_guarded(agent, task, rollout.first, clock, Unended()))
     return outcome, rollout
 
 
@@ -116,7 +117,7 @@ def test_a_program_asks_the_engine_for_what_the_environment_asks_for(program, to
 
     async def one(environment):
         task, rollout, clock, engine = rollout_of(tokens, "9", "what", "5", "7")
-        outcome = await play_guarded(environment, task, rollout.first, clock)
+        outcome = await play_guarded(environment, task, rollout.first, clock, Unended())
         (row,) = rollout.rows()
         columns = (row.tokens, row.loss_mask, row.rollout_logprobs, row.weight_versions)
         return outcome.reward, len(row.turns), columns, engine.asked, engine.settings
@@ -194,7 +195,7 @@ def test_a_rollout_that_is_aborted_ends_its_program(program, tokens, tmp_path):
 
     async def abort():
         task, rollout, clock, _ = rollout_of(tokens, "5")
-        playing = asyncio.create_task(play_guarded(agent, task, rollout.first, clock))
+        playing = asyncio.create_task(play_guarded(agent, task, rollout.first, clock, Unended()))
         while not (tmp_path / "id").exists() or not (tmp_path / "id").read_text():
             await asyncio.sleep(0.01)
         playing.cancel()
@@ -214,7 +215,7 @@ def test_a_program_that_blocks_slows_no_other(program, tokens):
 
     async def one(agent):
         task, rollout, clock, _ = rollout_of(tokens, *"123", stretch_s=3.0)
-        return await play_guarded(agent, task, rollout.first, clock)
+        return await play_guarded(agent, task, rollout.first, clock, Unended())
 
     async def together():
         bad = [asyncio.create_task(one(agent)) for agent in (hangs, floods)]

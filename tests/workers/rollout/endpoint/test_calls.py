@@ -84,3 +84,35 @@ def test_arguments_that_no_reader_reads_stay_as_the_policy_wrote_them():
         [{"role": "assistant", "tool_calls": [call]}, {"role": "user", "content": ""}]
     )
     assert read[0]["tool_calls"][0]["function"]["arguments"] == deep
+
+
+ADDRESS = "data:image/png;base64,AAEC"
+SHOWN = [{"type": "text", "text": "see"}, {"type": "image", "image": ADDRESS}]
+
+
+def test_images_of_either_format_become_parts_of_the_message():
+    openai = [SHOWN[0], {"type": "image_url", "image_url": {"url": ADDRESS, "detail": "low"}}]
+    source = {"type": "base64", "media_type": "image/png", "data": "AAEC"}
+    anthropic = [SHOWN[0], {"type": "image", "source": source}]
+    expected = [{"role": "user", "content": SHOWN}]
+    assert read_messages([{"role": "user", "content": openai}]) == expected
+    sent = {"messages": [{"role": "user", "content": anthropic}], "max_tokens": 3}
+    assert messages_call(sent).given == expected
+    result = {"type": "tool_result", "tool_use_id": "t", "content": anthropic}
+    sent = {"messages": [{"role": "user", "content": [result]}], "max_tokens": 3}
+    assert messages_call(sent).given == [{"role": "tool", "tool_call_id": "t", "content": SHOWN}]
+
+
+@pytest.mark.parametrize("url", [None, "https://x/a.png", "file:///etc/passwd", "/etc/passwd"])
+def test_an_image_that_is_not_in_the_request_is_refused(url):
+    parts = [{"type": "image_url", "image_url": {"url": url}}]
+    with pytest.raises(CallError, match=r"messages\[0\] has an image without its data"):
+        read_messages([{"role": "user", "content": parts}])
+
+
+def test_the_assistant_shows_no_image():
+    parts = [{"type": "image_url", "image_url": {"url": ADDRESS}}]
+    with pytest.raises(CallError, match="only text and images are read"):
+        read_messages(
+            [{"role": "assistant", "content": parts}, {"role": "user", "content": "and?"}]
+        )

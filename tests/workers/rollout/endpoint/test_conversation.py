@@ -1,10 +1,15 @@
 """The rows that an agent's calls make: extended by what is new, branched where it was rewritten."""
 
 import asyncio
+import base64
 
 import pytest
 
+from tests.workers.data.images.folders import file_of, noise
 from tests.workers.rollout.endpoint.served import Engine, encoder, served
+from workers.data.images.settings import ImageLimits
+from workers.data.prompts import PromptEncoder
+from workers.models.tiny_vision import build_tiny_vision
 
 S, E = "<|im_start|>", "<|im_end|>"
 
@@ -160,3 +165,38 @@ def test_a_stop_string_is_not_answered_and_not_doubled(tokens):
     first, rows = asyncio.run(play())
     assert first == "4"
     assert rows == [(f"guess:4\n{E}higher:5{E}", [f"4\n{E}", f"5{E}"])]
+
+
+def shows(text, address):
+    part = {"type": "image_url", "image_url": {"url": address}}
+    return user([{"type": "text", "text": text}, part])
+
+
+def address(seed):
+    file = file_of(noise(56, 56, seed=seed))
+    return f"data:image/png;base64,{base64.b64encode(file).decode()}"
+
+
+def test_an_agents_images_go_into_its_rows_once_each_and_a_broken_one_costs_a_call(tmp_path):
+    seeing = PromptEncoder(build_tiny_vision(tmp_path / "m"), 256, images=ImageLimits())
+    one, two, three = (shows("s", address(seed)) for seed in range(3))
+
+    async def play():
+        async with served(Engine(seeing, "4", "5", "6"), [user("guess")]) as own:
+            first = await own.chat([one])
+            history = [one, first["message"], two]
+            await own.chat(history)
+            broken = [one, first["message"], shows("s", "data:image/png;base64,AAEC")]
+            status, text = await own.post("chat/completions", {"model": "m", "messages": broken})
+            assert (status, "image 0: image can't be read" in text) == (400, True)
+            await own.chat([one, first["message"], three])  # in the place of the second
+            return own.rollout.rows()
+
+    rows = asyncio.run(play())
+    assert [[span.digest for span in row.images.spans] for row in rows] == [
+        [seeing.load([base64.b64decode(address(seed)[22:])])[0].digest for seed in seeds]
+        for seeds in ((0, 1), (0, 2))
+    ]
+    pad = seeing.image_settings.image_token_id
+    assert [row.tokens.count(pad) for row in rows] == [8, 8]
+    assert [sum(row.loss_mask) for row in rows] == [4, 2]

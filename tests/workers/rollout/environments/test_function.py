@@ -8,9 +8,12 @@ import pytest
 
 from workers.rollout.environments.contract import Task
 from workers.rollout.environments.function import Function
+from workers.rollout.environments.preparing import prepared
 
 TASK = Task(uid="p:0", prompt="q", ground_truth="b", columns={"level": 2})
 FILE = """
+import time
+
 from workers.rollout.environments.contract import Outcome
 
 async def echo(task, session, bonus=0.0):
@@ -19,6 +22,7 @@ async def echo(task, session, bonus=0.0):
 
 class Counts:
     def __init__(self, start):
+        time.sleep(0.05)
         self.count = start
 
     async def play(self, task, session):
@@ -50,6 +54,16 @@ def test_a_class_is_built_once_in_each_process(file, rollout, says):
     assert [asyncio.run(player.play(TASK, own)).reward for _ in range(2)] == [3.0, 5.0]
     assert asyncio.run(pickle.loads(pickle.dumps(player)).play(TASK, own)).reward == 3.0
     assert copy == player
+
+
+def test_a_class_is_built_once_for_rollouts_that_begin_together(file, rollout, says):
+    async def four():
+        player = prepared(Function(path=f"{file}:Counts", arguments={"start": 1}), None)
+        own = rollout(says()).first
+        played = await asyncio.gather(*(player.play(TASK, own) for _ in range(4)))
+        return sorted(outcome.reward for outcome in played)
+
+    assert asyncio.run(four()) == [3.0, 5.0, 7.0, 9.0]
 
 
 @pytest.mark.parametrize(

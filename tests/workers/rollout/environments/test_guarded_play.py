@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from workers.rollout.environments import guarded_play
 from workers.rollout.environments.contract import Outcome, Task
 from workers.rollout.environments.guarded_play import (
     EnvironmentClock,
     EnvironmentFaultError,
+    RolloutOverError,
     play_guarded,
 )
+from workers.rollout.environments.unended import Unended
 
 TASK = Task(uid="p:0", prompt="q", ground_truth=None)
 
@@ -31,7 +34,7 @@ class Returns:
 
 def played(environment):
     clock = EnvironmentClock(stretch_s=5.0)
-    return asyncio.run(play_guarded(environment, TASK, None, clock))
+    return asyncio.run(play_guarded(environment, TASK, None, clock, Unended()))
 
 
 @pytest.mark.parametrize(
@@ -92,10 +95,113 @@ def test_a_rollout_that_is_cancelled_stays_cancelled():
                 await asyncio.Event().wait()
 
         clock = EnvironmentClock(stretch_s=5.0)
-        playing = asyncio.create_task(play_guarded(Waits(), TASK, None, clock))
+        playing = asyncio.create_task(play_guarded(Waits(), TASK, None, clock, Unended()))
         await asyncio.sleep(0.01)
         playing.cancel()
         await asyncio.wait([playing])
         return playing.cancelled()
 
     assert asyncio.run(run())
+
+
+class Retries:
+    """Environment that catches all there is and tries again, until `stop` is set."""
+
+    def __init__(self, clock):
+        self.clock, self.stop, self.seen = clock, asyncio.Event(), []
+
+    async def play(self, task, session):
+        while not self.stop.is_set():
+            try:
+                await asyncio.sleep(0.01)
+                await self.clock.check()  # as a draw does
+            except BaseException as error:
+                self.seen.append(type(error))
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    """Wait for the end of an environment for 50 ms only."""
+    monkeypatch.setattr(guarded_play, "END_S", 0.05)
+    monkeypatch.setattr(guarded_play, "AGAIN_S", 0.01)
+
+
+async def stopped(retries, unended):
+    """Let an environment that was left behind see that it draws no more, and end."""
+    while RolloutOverError not in retries.seen:
+        await asyncio.sleep(0.01)
+    held = len(unended)
+    retries.stop.set()
+    while len(unended):
+        await asyncio.sleep(0.01)
+    return held
+
+
+def test_an_environment_that_no_cancellation_ends_is_left_behind_and_draws_no_more(soon, caplog):
+    async def run():
+        clock, unended = EnvironmentClock(stretch_s=0.05), Unended()
+        retries = Retries(clock)
+        with pytest.raises(EnvironmentFaultError) as raised:
+            await play_guarded(retries, TASK, None, clock, unended)
+        return str(raised.value), await stopped(retries, unended), retries.seen[0]
+
+    found = asyncio.run(asyncio.wait_for(run(), 5.0))
+    assert found == ("took longer than 0.05 s, and does not end", 1, asyncio.CancelledError)
+    assert "1 rollout(s) go on after they were cancelled" in caplog.text
+
+
+def test_a_rollout_is_cancelled_even_if_its_environment_goes_on(soon):
+    """As `GroupPlay` cancels it where the group is aborted: at a pause, an end, a dead engine."""
+
+    async def run():
+        clock, unended = EnvironmentClock(stretch_s=60.0), Unended()
+        retries = Retries(clock)
+        playing = asyncio.create_task(play_guarded(retries, TASK, None, clock, unended))
+        await asyncio.sleep(0.02)
+        playing.cancel()
+        await asyncio.wait([playing])
+        return playing.cancelled(), await stopped(retries, unended)
+
+    assert asyncio.run(asyncio.wait_for(run(), 5.0)) == (True, 1)
+
+
+def test_a_worker_plays_no_more_beside_too_many_rollouts_that_do_not_end(soon):
+    async def run():
+        unended, clock = Unended(most=1), EnvironmentClock(stretch_s=0.02)
+        retries = Retries(clock)
+        with pytest.raises(EnvironmentFaultError):
+            await play_guarded(retries, TASK, None, clock, unended)
+        with pytest.raises(EnvironmentFaultError) as raised:
+            await play_guarded(Returns(outcome=Outcome()), TASK, None, clock, unended)
+        await stopped(retries, unended)
+        after = await play_guarded(
+            Returns(outcome=Outcome()), TASK, None, EnvironmentClock(stretch_s=5.0), unended
+        )
+        return str(raised.value), after
+
+    found = asyncio.run(asyncio.wait_for(run(), 5.0))
+    assert found == ("1 other rollouts do not end", Outcome())
+
+
+def test_draws_that_nobody_waits_for_end_with_the_rollout():
+    async def run():
+        clock, ended = EnvironmentClock(stretch_s=5.0), []
+
+        async def draw():
+            try:
+                with clock.drawing():
+                    await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                ended.append("cancelled")
+
+        class Forgets:
+            async def play(self, task, session):
+                self.helper = asyncio.create_task(draw())
+                await asyncio.sleep(0.01)
+                return Outcome(reward=1.0)
+
+        await play_guarded(Forgets(), TASK, None, clock, Unended())
+        await asyncio.sleep(0.01)
+        return ended
+
+    assert asyncio.run(run()) == ["cancelled"]

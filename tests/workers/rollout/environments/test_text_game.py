@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from workers.rollout.environments.contract import Task
+from workers.rollout.environments.contract import Task, Turn
+from workers.rollout.environments.preparing import prepared
 from workers.rollout.environments.text_game import TextGame
 
 FILE = '''
@@ -79,12 +80,15 @@ def test_a_game_without_gymnasiums_five_values_is_refused(game, rollout, says):
 
 
 def test_a_game_that_computes_for_long_stops_no_other(game, rollout, says):
+    def playing(**arguments):
+        return prepared(game(**arguments), None)
+
     async def both():
         slow = rollout(says("r"), prompt="go: ", max_tokens=40, max_turns=1)
         fast = rollout(says("r", "r"), prompt="go: ", max_tokens=40)
-        waits = asyncio.create_task(game(sleep_s=0.5).play(task(0), slow.first))
+        waits = asyncio.create_task(playing(sleep_s=0.5).play(task(0), slow.first))
         began = time.perf_counter()
-        await game().play(task(1), fast.first)
+        await playing().play(task(1), fast.first)
         took = time.perf_counter() - began
         assert not waits.done()
         await waits
@@ -106,3 +110,38 @@ def test_siblings_play_the_same_game_without_a_seed_in_the_row(game, rollout, sa
 def test_a_path_without_a_game_is_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot be imported"):
         TextGame(path=f"{tmp_path}/none.py:Game")
+
+
+SHOWS = """
+from PIL import Image
+
+
+class Lamp:
+    def reset(self, *, seed=None):
+        return Image.new("RGB", (4, 4)), {}
+
+    def step(self, action):
+        return [{"type": "image", "image": Image.new("RGB", (4, 4))}], 1.0, False, True, {}
+"""
+
+
+def test_a_game_shows_pictures(tmp_path):
+    (tmp_path / "lamp.py").write_text(SHOWS)
+    observed, states = [], []
+
+    class Session:
+        may_draw = True
+
+        async def observe(self, messages):
+            observed.extend(messages)
+
+        async def draw(self, *, state):
+            states.append(state)
+            return Turn(number=1, text="on", tokens=(7,), finish_reason="stop")
+
+    played = TextGame(path=f"{tmp_path}/lamp.py:Lamp").play(task(0), Session())
+    assert asyncio.run(played).reward == 1.0
+    (message,) = observed
+    (part,) = message["content"]
+    assert (message["role"], part["type"], part["image"].size) == ("user", "image", (4, 4))
+    assert states == [""]  # named by what was observed: its digest

@@ -55,7 +55,7 @@ def open_rollout(
     """Return a rollout whose engine says `turns`, each closed by the end token."""
     told = iter(turns)
 
-    async def sample(tokens: list[int], turn: int, sampling: Sampling) -> Sample:
+    async def sample(tokens: list[int], turn: int, sampling: Sampling, images) -> Sample:
         text = next(told)
         ids = encoder.continuation(text + END)
         return Sample(

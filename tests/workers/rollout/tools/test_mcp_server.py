@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from workers.data.images.decoding import decode
 from workers.rollout.tools.mcp_server import MCPServer
 from workers.rollout.tools.pool import ToolPool
 from workers.rollout.tools.server import ToolServer
@@ -25,11 +26,18 @@ def pool() -> Iterator[ToolPool]:
 
 def test_the_tools_of_a_server_are_listed_and_called(pool: ToolPool):
     names = [schema["function"]["name"] for schema in pool.schemas]
-    assert names == ["price", "refuse"]
+    assert names == ["price", "photo", "refuse"]
     assert pool.schemas[0]["function"]["description"] == "Look up a price."
     assert pool.schemas[0]["function"]["parameters"]["required"] == ["thing"]
     result = asyncio.run(pool.call("price", {"thing": "apples", "count": 4}))
     assert (result.status, result.text) == ("ok", "4 apples cost 12")
+
+
+def test_an_image_of_the_server_is_one_of_the_result(pool: ToolPool):
+    words, file = asyncio.run(pool.call("photo", {"thing": "an apple"})).content
+    assert words == "an apple"
+    assert isinstance(file, bytes)
+    assert decode(file).getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_an_error_of_the_server_comes_back_as_one(pool: ToolPool):
@@ -53,5 +61,5 @@ def test_a_server_without_a_command_or_a_named_tool_is_refused():
     with pytest.raises(ValueError, match="set `command`"):
         MCPServer(command=" ")
     missing = ToolServer(toolsets={"shop": MCPServer(command=COMMAND, tools=["lend"])})
-    with pytest.raises(RuntimeError, match=r"has no tool \['lend'\]; it has price, refuse"):
+    with pytest.raises(RuntimeError, match=r"has no tool \['lend'\]; it has price, photo, refuse"):
         ToolPool(missing, num_processes=1, timeout_s=20.0)

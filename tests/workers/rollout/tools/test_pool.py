@@ -76,6 +76,17 @@ def test_calls_run_beside_each_other_and_one_that_hangs_holds_up_no_other(pool: 
     assert seconds < 0.9, f"{seconds:.2f} s for calls that take milliseconds"
 
 
+def test_a_call_whose_rollout_was_cancelled_gives_its_answer_to_nobody_else(pool: ToolPool):
+    async def play() -> list[str]:
+        left = [asyncio.create_task(pool.call("sleep", {"seconds": 0.2})) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        for each in left:
+            each.cancel()
+        return [(await pool.call("add", {"a": k})).text for k in range(3)]
+
+    assert asyncio.run(play()) == ["1", "2", "3"]
+
+
 def test_a_closed_pool_leaves_no_process():
     pool = ToolPool(server(), num_processes=1, timeout_s=5.0)
     number = int(call(pool, "sleep", seconds=0).text.rsplit(" ", 1)[1])

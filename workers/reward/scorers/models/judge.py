@@ -10,13 +10,14 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
 from workers.reward.base import RewardSample
 from workers.reward.scorers.models.calls import CallFile, JudgeCall, key_of
+from workers.reward.scorers.models.judge_model import JudgeEngines, JudgeModel
 from workers.reward.scorers.models.templates import ALONE, TOGETHER, check_template, template_of
 from workers.reward.scorers.models.verdicts import (
     RANKING,
@@ -26,43 +27,9 @@ from workers.reward.scorers.models.verdicts import (
     rewards_of,
     verdict_schema,
 )
-from workers.reward.service import (
-    MAX_OPEN,
-    Pace,
-    Patience,
-    check_url,
-    connections,
-    headers_of,
-    post,
-)
+from workers.reward.service import MAX_OPEN, Pace, Patience, connections, headers_of, post
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class JudgeModel:
-    """One judge.
-
-    Attributes:
-        url: of the service, up to `/chat/completions`, such as http://localhost:8000/v1.
-        model: name of the model there.
-        token_variable: an environment variable with a bearer token; None to send none.
-        weight: of the judge's rewards in the mean.
-        calls_per_minute: at most, by each scoring process; None: as many as come.
-    """
-
-    url: str
-    model: str
-    token_variable: str | None = None
-    weight: float = 1.0
-    calls_per_minute: float | None = None
-
-    def __post_init__(self) -> None:
-        check_url(self.url)
-        if not self.weight > 0:
-            raise ValueError(f"weight of the judge {self.model!r} must be positive: {self.weight}")
-        if self.calls_per_minute is not None and not self.calls_per_minute > 0:
-            raise ValueError(
-                f"calls_per_minute must be positive or null, got {self.calls_per_minute}"
-            )
+__all__ = ["Judge", "JudgeModel"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,6 +105,16 @@ class Judge:
         """True where all siblings of a prompt are judged in one call."""
         return self.together is not None
 
+    @property
+    def check(self) -> Callable[[], None] | None:
+        """The check in the place of a trial, while the run's own engines do not run yet."""
+        waits = any(judge.waits for judge in self.judges.values())
+        return functools.partial(template_of, self.prompt) if waits else None
+
+    def on_engines(self, engines: JudgeEngines) -> Judge:
+        """Return this judge with the run's own engines filled in."""
+        return replace(self, judges={name: one.on(engines) for name, one in self.judges.items()})
+
     def keep_in(self, folder: str) -> None:
         """Keep calls in a file in the run's folder, and read repeated ones from it."""
         object.__setattr__(self, "folder", folder)
@@ -147,7 +124,9 @@ class Judge:
         connections()
         template_of(self.prompt)
         self._calls()
-        for judge in self.judges.values():
+        for name, judge in self.judges.items():
+            if judge.waits:
+                raise ValueError(f"judge {name} has no url, and no engine of the run serves it")
             headers_of(judge.token_variable)
 
     def __call__(self, scored: RewardSample | Sequence[RewardSample]) -> Any:
@@ -214,23 +193,30 @@ class Judge:
     def _call(self, name: str, body: dict[str, Any]) -> JudgeCall:
         judge = self.judges[name]
         _pace(judge).wait()
-        answer, error, began = "", "", time.perf_counter()
-        try:
-            content = post(
-                f"{judge.url.rstrip('/')}/chat/completions",
-                json.dumps(body).encode(),
-                headers=headers_of(judge.token_variable),
-                patience=self.patience,
-            )
-            answer = json.loads(content)["choices"][0]["message"]["content"] or ""
-        except RuntimeError as fault:
-            error = str(fault)
-        except (ValueError, KeyError, TypeError, IndexError):
-            error = f"{judge.url} gave no chat completion: {content[:200]!r}"
+        sent, headers = json.dumps(body), headers_of(judge.token_variable)
+        began = time.perf_counter()
+        first, *others = judge.addresses(sent)
+        at_once = replace(self.patience, max_repeats=0)  # where one engine is gone, another is not
+        asked = [(each, at_once) for each in (first, *others)] if others else []
+        for address, patience in (*asked, (first, self.patience)):
+            answer, error = "", ""
+            try:
+                content = post(
+                    f"{address.rstrip('/')}/chat/completions",
+                    sent.encode(),
+                    headers=headers,
+                    patience=patience,
+                )
+                answer = json.loads(content)["choices"][0]["message"]["content"] or ""
+                break
+            except RuntimeError as fault:
+                error = str(fault)
+            except (ValueError, KeyError, TypeError, IndexError):
+                error = f"{address} gave no chat completion: {content[:200]!r}"
         return JudgeCall(
             judge=name,
-            model=judge.model,
-            prompt=json.dumps(body),
+            model=judge.model or "",
+            prompt=sent,
             answer=answer,
             error=error,
             seconds=time.perf_counter() - began,

@@ -1,0 +1,1 @@
+"""Serve a judge's frozen model: vLLM's OpenAI-compatible server, watched by a Ray actor."""
