@@ -9,7 +9,7 @@ in `loop.py`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from orchestrator.outputs import Outputs
 from orchestrator.step.batch import sample_metrics
@@ -27,12 +27,15 @@ class Collector:
         supply: gives groups of finished samples.
         outputs: record and account for the step.
         version: label of the weights in the model folder.
+        trained: the last step that is recorded.
+        measured: metrics of that step.
     """
 
     supply: Supply
     outputs: Outputs
-    version: int = 0  # of the model folder's weights
-    trained: int | None = 0  # the last step that is recorded
+    version: int = 0
+    trained: int | None = 0
+    measured: dict[str, float] = field(default_factory=dict)
 
     def step(self, step: int) -> dict[str, float]:
         """Take groups, begin to write them, and return the metrics.
@@ -53,13 +56,12 @@ class Collector:
         if self.outputs.recorder is not None:
             slices, batches = places(taken.groups)
             self.outputs.recorder.write(step, slices, batches, [])
-        self.trained = step
         metrics = {
             **sample_metrics([meta for group in taken.groups for meta in group.metas]),
             **taken.metrics(),
-            **groups.metrics(),
-            **self.supply.ledger.metrics(),
         }
+        self.trained, self.measured = step, metrics | clock.metrics()
+        metrics |= groups.metrics() | self.supply.ledger.metrics()
         metrics |= self.outputs.accounting.step(step, clock, metrics)
         metrics |= clock.metrics()
         metrics["rollout/tokens_per_s"] = metrics["rollout/tokens"] / metrics["time/generate_s"]

@@ -39,10 +39,12 @@ class Stepper(Protocol):
     Attributes:
         version: label of the weights that the next step samples from.
         trained: the last step that the weights hold, all of it; None while they change.
+        measured: metrics of that step as far as they were known when the weights held it.
     """
 
     version: int
     trained: int | None
+    measured: dict[str, float]
 
     def step(self, step: int) -> dict[str, float]:
         """Do one step and return its metrics.
@@ -65,6 +67,7 @@ class Loop:
     stop: StopRequest = field(default_factory=StopRequest)
     watch: LearningWatch = field(init=False)
     _begun: int = 0  # the last step that was begun
+    _logged: int = 0  # the last step whose metrics were logged
     _saved: int = 0  # the last step of which a checkpoint was taken
     _evaluating: int | None = None  # the step of an evaluation that goes on beside training
 
@@ -79,7 +82,7 @@ class Loop:
         if checkpoint is not None:
             self.saver.restore(checkpoint)
             self.stepper.version, self.stepper.trained = checkpoint.version, checkpoint.step
-            self._begun = self._saved = checkpoint.step
+            self._begun = self._logged = self._saved = checkpoint.step
         self.supply.publisher.begin(self.stepper.version)
         if checkpoint is not None:
             return checkpoint.step + 1
@@ -123,6 +126,7 @@ class Loop:
                 self.save(step - 1, self.evaluate(step - 1))
                 return f"ended after step {step - 1}: {reason}"
             metrics = stepped | self.saver.poll()
+            self._logged = step
             self.outputs.log.step(step, metrics)
             ending = self.watch.ending(metrics)
             self._take_evaluation(wait=False)
@@ -146,7 +150,8 @@ class Loop:
         """Save the last whole state before a failure is raised, and note on it what is saved.
 
         The failure is what the user shall read, so nothing that fails here hides it. A step that
-        was begun and not trained is given back to the ledger.
+        was begun and not trained is given back to the ledger; one that was trained, and ended
+        before it was logged, is logged.
         """
         whole = self.stepper.trained
         try:
@@ -155,6 +160,8 @@ class Loop:
                     self.supply.groups.give_back()
                 if whole > self._saved:
                     self.save(whole, {})
+                if whole > self._logged:
+                    self.outputs.log.step(whole, self.stepper.measured)
             self.saver.finish()
         except Exception as fault:
             error.add_note(f"no checkpoint could be taken at the end ({fault})")

@@ -22,7 +22,7 @@ repeated, saved and evaluated in `loop.py`; a run is composed in `run.py`.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -63,6 +63,7 @@ class Trainer:
         adaptation: holds the coefficients and moves the reference.
         version: label of the weights that the engines have.
         trained: the last step whose updates the weights hold; None while they change.
+        measured: metrics of that step, as far as they were known before its publication.
     """
 
     config: TrainConfig
@@ -73,6 +74,7 @@ class Trainer:
     adaptation: Adaptation
     version: int = 0
     trained: int | None = 0
+    measured: dict[str, float] = field(default_factory=dict)
 
     def step(self, step: int) -> dict[str, float]:
         """Take groups, score, credit, train, publish, and adapt; return the metrics of the step."""
@@ -120,8 +122,23 @@ class Trainer:
             )
         with clock.span("train"), self._profile(step):
             computed = [*read, advantages]
-            logprobs, trained = self._train(step, plan.ranks, rows, computed, critic)
+            logprobs, reports, fitted = self._train(step, plan.ranks, rows, computed, critic)
+        trained = (training_metrics(reports) if reports else {}) | fitted
+        metrics = {
+            **batch_metrics(batch, sampled_for),
+            **plan.metrics,
+            **credit_metrics,
+            **trained,
+            **taken.metrics(),
+        }
+        # From here on the weights hold the step, and a checkpoint may: it is on record and can be
+        # logged, whatever follows.
+        self.measured = metrics | clock.metrics()
         try:
+            if self.outputs.recorder is not None:
+                columns = [*computed, *logprobs]
+                self.outputs.recorder.write(step, batch.slices, batch.batches, columns)
+            check_skipped(reports, limit=self.config.learner.max_skipped_steps)
             with clock.span("publish"):
                 published = self._publish(trained)
         finally:  # published or not, the weights have moved, and with them what follows them
@@ -129,20 +146,9 @@ class Trainer:
                 self.trained = None
                 followed = self.adaptation.follow({**credit_metrics, **trained}, len(batch.metas))
                 self.trained = step
-        if self.outputs.recorder is not None:
-            self.outputs.recorder.write(step, batch.slices, batch.batches, [*computed, *logprobs])
-        metrics = {
-            **batch_metrics(batch, sampled_for),
-            **plan.metrics,
-            **credit_metrics,
-            **trained,
-            **published,
-            **self.supply.colocation.metrics(),
-            **followed,
-            **taken.metrics(),
-            **self.supply.groups.metrics(),
-            **self.supply.ledger.metrics(),
-        }
+        metrics |= published | followed
+        metrics |= self.supply.colocation.metrics() | self.supply.groups.metrics()
+        metrics |= self.supply.ledger.metrics()
         metrics |= self.outputs.accounting.step(step, clock, metrics)
         metrics |= clock.metrics()
         # A step whose groups were ready did not wait for the engines: they sampled all the while.
@@ -183,10 +189,10 @@ class Trainer:
         rows: StepRows,
         computed: list[Any],
         critic: CriticStep | None,
-    ) -> tuple[list[Any], dict[str, float]]:
-        """Run the step's updates; return the `logprobs` columns and the metrics.
+    ) -> tuple[list[Any], list[TrainReport], dict[str, float]]:
+        """Run the step's updates; return the `logprobs` columns, reports and the critic's metrics.
 
-        While the critic warms up the policy has no update, no columns and no metrics of its own.
+        While the critic warms up the policy has no update, no columns and no reports.
         """
         self.trained = None
         fit = None if critic is None else critic.fit(computed)
@@ -196,10 +202,7 @@ class Trainer:
             logprobs, reports = self.roles.learner.train(plans, rows, computed)
         fitted = {} if fit is None else fit.result()
         self.trained = step
-        if not reports:
-            return logprobs, fitted
-        check_skipped(reports, limit=self.config.learner.max_skipped_steps)
-        return logprobs, training_metrics(reports) | fitted
+        return logprobs, reports, fitted
 
     def _publish(self, trained: dict[str, float]) -> dict[str, float]:
         """Publish the next version of the policy, if the policy trained; return the metrics."""

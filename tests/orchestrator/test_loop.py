@@ -36,6 +36,7 @@ class Run:
         self.events, self.version, self.faults, self.stop_in = [], 0, dict(faults or {}), stop_in
         self.trained, self.trained_at_fault = 0, "the step before"
         self.samples_when_asked, self.metrics = 0, None
+        self.measured = {"reward/mean": 0.7}
         self.fault_of_evaluation = self.fault_of_log = self.fault_of_saving = None
         settings = {"total_steps": 3, "checkpoint_every": 0, **trainer}
         config = TrainConfig(trainer=TrainerConfig(**settings))
@@ -322,7 +323,12 @@ def test_skipped_updates_leave_a_checkpoint_of_their_step():
     run.trained_at_fault = 2
     with pytest.raises(NonFiniteGradientsError, match="3 in a row"):
         run.from_the_start()
-    assert run.last(3) == ["step 2", "save step 2, weights 1, score None", "finish saving"]
+    assert run.last(4) == [
+        "step 2",
+        "save step 2, weights 1, score None",
+        "log step 2: ['reward/mean']",
+        "finish saving",
+    ]
 
 
 FAULTS = [
@@ -348,7 +354,12 @@ def test_whatever_ends_a_run_the_last_whole_state_is_saved_first(fault):
     after.trained_at_fault = 3
     with pytest.raises(type(fault)):
         after.from_the_start()
-    assert after.last(3) == ["step 3", "save step 3, weights 2, score None", "finish saving"]
+    assert after.last(4) == [
+        "step 3",
+        "save step 3, weights 2, score None",
+        "log step 3: ['reward/mean']",  # it is saved, and will not come again
+        "finish saving",
+    ]
     fault.__notes__.clear()
 
     meanwhile = Run(faults={3: fault}, checkpoint_every=2)

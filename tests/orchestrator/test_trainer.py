@@ -207,8 +207,8 @@ def test_one_update_needs_no_old_logprobs():
         "learner's turn",
         "learner credits, given []",
         "learner trains 1 updates, given ['advantages']",
-        "publish 5, stepped True",
         "record step 3 with ['advantages', 'logprobs']",
+        "publish 5, stepped True",
     ]
     assert done.trainer.version == 5
     assert done.metrics["staleness/max"] == 0.0  # of the weights that sampled, not of the new ones
@@ -224,8 +224,8 @@ def test_several_updates_hold_the_policy_against_the_one_that_began_the_step():
         "learner computes old_logprobs",
         "learner credits, given ['old_logprobs']",
         "learner trains 2 updates, given ['old_logprobs', 'advantages']",
-        "publish 5, stepped True",
         "record step 3 with ['old_logprobs', 'advantages', 'logprobs']",
+        "publish 5, stepped True",
     ]
 
 
@@ -245,9 +245,9 @@ def test_a_reference_computes_before_the_policy_and_moves_after_publication():
         "learner computes old_logprobs",
         f"learner credits, given [{computed}]",
         f"learner trains 2 updates, given [{computed}, 'advantages']",
+        f"record step 3 with [{computed}, 'advantages', 'logprobs']",
         "publish 5, stepped True",
         "reference follows the learner by 0.25",
-        f"record step 3 with [{computed}, 'advantages', 'logprobs']",
     ]
     assert done.metrics["reference/refreshed"] == 0.25
 
@@ -275,8 +275,8 @@ def test_a_critic_beside_the_learner_values_before_credit_and_trains_meanwhile()
         "critic begins 2 updates",
         "learner trains 1 updates, given ['values', 'advantages']",
         "critic is waited for",
-        "publish 5, stepped True",
         "record step 3 with ['values', 'advantages', 'logprobs']",
+        "publish 5, stepped True",
     ]
     assert done.metrics["critic/loss"] == 0.25
 
@@ -313,7 +313,10 @@ def test_weights_that_did_not_change_are_published_as_such(idle):
 def test_too_many_skipped_updates_end_the_run_before_publication():
     done = step_of("algorithm=cpgd", "learner.max_skipped_steps=3", steps=0, skipped=3)
     assert isinstance(done.error, NonFiniteGradientsError)
-    assert done.events[-1] == "learner trains 1 updates, given ['advantages']"
+    assert done.events[-2:] == [
+        "learner trains 1 updates, given ['advantages']",
+        "record step 3 with ['advantages', 'logprobs']",
+    ]
     assert done.trainer.version == 4
 
 
@@ -353,7 +356,7 @@ BESIDE = (*CRITIC, "cluster.critic.placement=dedicated")
         (BESIDE, "critic is waited for", None, 4),
         (MOVING, "publish 5", 3, 5),
         (MOVING, "reference follows", None, 5),
-        (MOVING, "record step", 3, 5),
+        (MOVING, "record step", 3, 4),
     ],
 )
 def test_a_step_that_fails_says_which_step_the_weights_hold(overrides, fails, holds, version):
@@ -366,6 +369,13 @@ def test_a_step_that_fails_says_which_step_the_weights_hold(overrides, fails, ho
 def test_the_reference_follows_weights_that_could_not_be_published():
     done = step_of(*MOVING, fails="publish 5")
     assert done.events[-1] == "reference follows the learner by 0.25"
+
+
+def test_a_step_that_could_not_be_published_is_on_record_and_measured():
+    """It is saved, so that a run that goes on from there never takes it again."""
+    done = step_of("algorithm=cpgd", fails="publish 5")
+    assert "record step 3 with ['advantages', 'logprobs']" in done.events
+    assert {"reward/mean", "learner/steps", "time/step_s"} <= set(done.trainer.measured)
 
 
 def test_a_step_that_ends_well_and_skipped_updates_leave_whole_weights():

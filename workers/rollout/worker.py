@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -192,7 +193,8 @@ class RolloutWorker:
         for _, task in running:
             task.cancel()
         if drawing:
-            await self._engine.abort(drawing)
+            async with self._calling("generate"):
+                await self._engine.abort(drawing)
         if running:
             await asyncio.wait([task for _, task in running])
         finished = [self._finished.get_nowait() for _ in range(self._finished.qsize())]
@@ -214,7 +216,7 @@ class RolloutWorker:
             )
             for number, one in enumerate(probe)
         )
-        with self.spans.doing("attest"):
+        async with self._calling("attest"):
             version, received, used, logprobs = await asyncio.gather(
                 self._engine.version(),
                 self._engine.attest_received(),
@@ -257,42 +259,42 @@ class RolloutWorker:
 
     async def sleep(self, level: int) -> None:
         """Free device memory: level 1 keeps the weights in host memory, level 2 drops them."""
-        with self.spans.doing("switch"):
+        async with self._calling("switch"):
             await self._engine.sleep(level)
 
     async def wake(self, tags: list[str]) -> None:
         """Take back device memory for "weights", "kv_cache", or both."""
-        with self.spans.doing("switch"):
+        async with self._calling("switch"):
             await self._engine.wake(tags)
 
     async def version(self) -> int:
         """Return the label of the weights in use."""
-        with self.spans.doing("publish"):
+        async with self._calling("publish"):
             return await self._engine.version()
 
     async def set_version(self, version: int) -> None:
         """Label the weights in use without changing them."""
-        with self.spans.doing("publish"):
+        async with self._calling("publish"):
             await self._engine.set_version(version)
 
     async def init_weight_transfer_engine(self, init_info: dict[str, Any], place: int) -> None:
         """Connect the engine to the trainer, in its place among the engines that do."""
-        with self.spans.doing("publish"):
+        async with self._calling("publish"):
             await self._engine.init_weight_transfer_engine(init_info, place)
 
     async def start_weight_update(self) -> None:
         """Freeze running requests, so that no token is sampled between weights and label."""
-        with self.spans.doing("publish"):
+        async with self._calling("publish"):
             await self._engine.start_weight_update()
 
     async def update_weights(self, update_info: dict[str, Any]) -> None:
         """Receive weights."""
-        with self.spans.doing("publish"):
+        async with self._calling("publish"):
             await self._engine.update_weights(update_info)
 
     async def finish_weight_update(self, weight_version: str | None) -> None:
         """Label the new weights and continue the frozen requests."""
-        with self.spans.doing("publish"):
+        async with self._calling("publish"):
             await self._engine.finish_weight_update(weight_version)
 
     async def diagnose(self, expected: dict[str, list[int]]) -> dict[str, str]:
@@ -301,12 +303,26 @@ class RolloutWorker:
         Args:
             expected: fingerprints that ought to have arrived, by parameter name.
         """
-        with self.spans.doing("publish"):
+        async with self._calling("publish"):
             return await self._engine.diagnose(expected)
 
     def take_spans(self) -> Recorded:
         """Return the spans of this engine since the last call."""
         return self.spans.take()
+
+    @asynccontextmanager
+    async def _calling(self, activity: str) -> AsyncIterator[None]:
+        """Record a call of the engine; an engine that hangs in it is ended, like one that died.
+
+        Raises:
+            EngineDiedError: it hung, or its process is gone.
+        """
+        with self.spans.doing(activity):
+            try:
+                yield
+            except EngineTimeoutError as error:
+                await self._engine.shutdown()  # what it holds is sampled again
+                raise EngineDiedError(str(error)) from error
 
     async def shutdown(self) -> None:
         """End the engine and the processes that it started."""
