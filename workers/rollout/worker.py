@@ -34,7 +34,7 @@ from workers.rollout.environments.unended import Unended
 from workers.rollout.group_play import GroupPlay, RolloutContext
 from workers.rollout.limits import BoundedEnvironment
 from workers.rollout.turn_texts import TurnTexts
-from workers.spans import Recorded, SpanLog
+from workers.spans import Activity, Recorded, SpanLog
 from workers.worker_group import EngineDiedError, WorkerGroup
 
 
@@ -311,7 +311,7 @@ class RolloutWorker:
         return self.spans.take()
 
     @asynccontextmanager
-    async def _calling(self, activity: str) -> AsyncIterator[None]:
+    async def _calling(self, activity: Activity) -> AsyncIterator[None]:
         """Record a call of the engine; an engine that hangs in it is ended, like one that died.
 
         Raises:
