@@ -13,7 +13,10 @@ from transformers import AutoModelForCausalLM
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
+import param_dtype_rank  # noqa: E402
 import zero_matrix  # noqa: E402
+from param_dtype_rank import RATE  # noqa: E402
+from rank_processes import run_ranks  # noqa: E402
 
 from workers.data.packing import pack  # noqa: E402
 from workers.engines.model.policy_model import load_policy_model  # noqa: E402
@@ -27,7 +30,6 @@ from workers.engines.zero.weights import ZeroSource  # noqa: E402
 #: Distance of a tensor's gradient in bfloat16 from that of the same weights in float32, relative;
 #: measured: 0.009 to 0.030. A step of bfloat16 is 0.008.
 BF16_GRADIENT = 0.04
-RATE = 1024.0  # so large that weights minus weights is the gradient in full precision
 BFLOAT16: dict[str, Any] = {"dtype": "bfloat16", "param_dtype": "bfloat16"}
 
 
@@ -294,3 +296,35 @@ def test_types_that_do_not_go_together_are_refused() -> None:
         ZeroSettings(model="m", dtype="half")
     with pytest.raises(ValueError, match=r"deepspeed\.bf16"):
         ZeroSettings(model="m", deepspeed={"bf16": {"enabled": True}})
+
+
+@pytest.mark.slow
+def test_two_ranks_have_the_gradient_of_autograd_resume_to_the_bit_and_publish_what_computes(
+    rounded: Path, tmp_path: Path
+) -> None:
+    saved = run_ranks(
+        param_dtype_rank.__file__,
+        tmp_path,
+        2,
+        model=str(rounded),
+        folder=str(tmp_path),
+        stages=[1, 2, 3],
+    )
+    want = autograd(rounded, torch.bfloat16)
+    results = torch.load(saved)
+    assert sorted(results) == [1, 2, 3]
+    for stage, found in results.items():
+        got = {name: (found["before"][name] - found["after"][name]) / RATE for name in want}
+        assert found["before"].keys() == want.keys()
+        assert largest_error(got, want) < 1e-5, stage
+        assert found["whole"].keys() == found["published whole"].keys() == want.keys()
+        exported = load_file(tmp_path / f"export-{stage}" / "model.safetensors")
+        assert exported.keys() == want.keys()
+        for name, value in found["whole"].items():
+            case = f"stage {stage}, {name}"
+            assert value.dtype == torch.float32, case
+            assert torch.equal(found["resumed"][name], value), case
+            assert torch.equal(found["published whole"][name], value.bfloat16()), case
+            assert torch.equal(found["published resumed"][name], value.bfloat16()), case
+            assert torch.equal(exported[name].reshape(-1), value.bfloat16()), case
+            assert not torch.equal(value, found["before"][name]), case
