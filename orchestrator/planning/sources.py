@@ -29,12 +29,6 @@ from workers.tasks.tables import EVAL_FILE, TRAIN_FILE
 SET_COLUMN = "evaluation_set"  # of held-out rows, by which the scorer of a set is chosen
 
 
-# Families that a learner can't publish to engines -> the reason.
-UNPUBLISHED = {
-    "mixtral": "vLLM looks for block_sparse_moe where transformers has mlp",
-}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Sources:
     """Checked inputs of a run."""
@@ -62,8 +56,6 @@ def prepare(config: TrainConfig) -> Sources:
         ends = getattr(config.rollout, name)
         check_stop(model_path, f"rollout.{name}", token_ids=ends.stop_token_ids, texts=ends.stop)
     check_sequence_parallel(model_path, config.learner.sequence_parallel_size)
-    if config.trainer.learns and not config.rollout.replay.replays:
-        check_publication(model_path)
     if supported_images(model_path) is not None:
         check_images(model_path, config)
     critic_path = model_path
@@ -135,17 +127,6 @@ def check_images(model_path: Path, config: TrainConfig) -> None:
         raise ValueError(
             f"learner.sequence_parallel_size={size} with {model_path.name}: ranks that share a "
             "batch do not divide images; set learner.sequence_parallel_size=1"
-        )
-
-
-def check_publication(model_path: Path) -> None:
-    """Raise ValueError for a family whose engines don't take the names that the learner sends."""
-    family = json.loads((model_path / "config.json").read_text()).get("model_type")
-    if family in UNPUBLISHED:
-        raise ValueError(
-            f"{model_path.name} is a {family}, whose weights can't be published: "
-            f"{UNPUBLISHED[family]}; use another family, or train from a recording "
-            "(rollout=replay)"
         )
 
 

@@ -2,12 +2,10 @@
 
 vLLM imports this module in every worker before it loads the model (`worker_extension_cls`) and
 mixes the class into its worker, so that its methods can be called through `collective_rpc`. The
-import also ties the worker's life to that of the engine's owner, and on a CPU mends how vLLM
-discards sampled tokens and reloads experts. Runs inside vLLM's workers. Keeps no weights: the
-transport's receiver does.
 import also ties the worker's life to that of the engine's owner, on a CPU mends how vLLM discards
-sampled tokens, and registers a Qwen2.5-VL that needs no torchvision. Runs inside vLLM's workers.
-Keeps no weights: the transport's receiver does.
+sampled tokens and reloads experts, lets Mixtral be loaded under the learner's names, and registers
+a Qwen2.5-VL that needs no torchvision. Runs inside vLLM's workers. Keeps no weights: the
+transport's receiver does.
 """
 
 from __future__ import annotations
@@ -15,11 +13,14 @@ from __future__ import annotations
 from typing import Any
 
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.models.mixtral import MixtralForCausalLM, MixtralModel
+from vllm.model_executor.models.utils import WeightsMapper
 from vllm.platforms import current_platform
 
 from conf.tables.transports import TRANSPORTS
 from workers.engines.vllm.cpu_generators import patch_runner
 from workers.engines.vllm.extensions.cpu_experts import patch_experts
+from workers.engines.vllm.extensions.mixtral_names import accept_published_names
 from workers.engines.vllm.image_only import register_image_only
 from workers.engines.vllm.lifeline import follow_owner
 from workers.weight_sync.adapters import apply_adapter
@@ -37,6 +38,7 @@ def register_receivers() -> None:
 
 register_receivers()
 register_image_only()
+accept_published_names(WeightsMapper, MixtralModel, MixtralForCausalLM)
 follow_owner()
 if current_platform.is_cpu():
     from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import (

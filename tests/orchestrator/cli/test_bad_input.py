@@ -53,13 +53,6 @@ def test_a_missing_column_is_named_with_those_that_exist(model, prompts):
         sources(model, prompts, "data.prompt_column=question")
 
 
-def test_a_family_that_engines_take_no_weights_of_is_refused(prompts, tmp_path):
-    mixture = build_tiny(tmp_path / "mixture", architecture="mixtral", num_experts=2)
-    with pytest.raises(ValueError, match=r"mixtral, whose weights can't be published: .*mlp"):
-        sources(mixture, prompts)
-    sources(mixture, prompts, "trainer=rollout_only")
-
-
 def test_an_empty_parquet_is_refused(model, tmp_path):
     empty = tmp_path / "empty.parquet"
     table = pa.table({"prompt": pa.array([], pa.string()), "ground_truth": pa.array([], "string")})
