@@ -41,8 +41,8 @@ def build_small_judge(folder: Path) -> Path:
     """Write a random model with two narrow layers and the vocabulary of SmolLM2."""
     whole = smollm2.build_smollm2()
     config = AutoConfig.from_pretrained(whole)
-    config.num_hidden_layers, config.hidden_size, config.intermediate_size = 2, 64, 128
-    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 4, 2, 16
+    config.num_hidden_layers, config.hidden_size, config.intermediate_size = 2, 128, 128
+    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 2, 1, 64
     config.layer_types = None
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
