@@ -33,7 +33,12 @@ reward:
     sampling: {temperature: 0.0, max_tokens: 16}
     patience: {max_repeats: 10}
   timeout_s: 900.0
-  engine: {kv_cache_gib: 0.25, dtype: float32}
+  engine:
+    kv_cache_gib: 0.25
+    dtype: float32
+    arguments:  # a model of random weights fills JSON with spaces
+      - --structured-outputs-config
+      - '{"backend": "xgrammar", "disable_any_whitespace": true}'
 """
 
 
