@@ -23,13 +23,13 @@ def check_skipped(reports: Sequence[TrainReport], *, limit: int) -> None:
     """Check that fewer than `limit` optimizer steps in a row were skipped.
 
     Args:
-        reports: of all ranks, which skip together.
+        reports: of all ranks, which skip together; none where the policy did not train.
         limit: `learner.max_skipped_steps`.
 
     Raises:
         NonFiniteGradientsError: with the worst tensors and what to change.
     """
-    in_a_row = max(report.skipped_in_a_row for report in reports)
+    in_a_row = max((report.skipped_in_a_row for report in reports), default=0)
     if in_a_row < limit:
         return
     names = dict.fromkeys(name for report in reports for name in report.non_finite)

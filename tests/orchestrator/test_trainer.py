@@ -301,6 +301,8 @@ def test_while_the_critic_warms_up_nothing_else_trains_or_is_published():
         "critic is waited for",
         "record step 3 with ['values', 'advantages']",
     ]
+    assert done.metrics["critic/loss"] == 0.25  # the step came to its end
+    assert "learner/steps" not in done.metrics
     assert done.trainer.version == 4
     assert "publish 5, stepped True" in step_of(*overrides, step=4).events
 
