@@ -87,12 +87,12 @@ class RewardClient:
         futures = [future for _, future in batch]
         try:
             results = await self._results(worker, groups, answer_s=self._answer_s)
-            if (
-                results is None
-            ):  # one retry, by another worker if any, or by the one that starts again
+            if results is None:  # one retry, by another worker if any, or by this one, anew
                 others = [other for other in range(len(self._workers)) if other != worker]
-                again, start_s = self._least_busy(others or [worker]), self._silence_s
-                results = await self._results(again, groups, answer_s=self._answer_s + start_s)
+                again = self._least_busy(others or [worker])
+                # One that Ray starts again answers when its scoring processes may have started.
+                patience_s = self._answer_s + self._silence_s
+                results = await self._results(again, groups, answer_s=patience_s)
             if results is None:
                 unavailable = failed("reward worker unavailable")
                 results = [[unavailable] * len(siblings) for siblings in groups]

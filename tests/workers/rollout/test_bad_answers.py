@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from workers.data.probe import ProbeSequence
 from workers.data.requests import EngineLoad, GroupRequest, Sampling
 from workers.engines.vllm.answers import MAX_IN_A_ROW
 from workers.engines.vllm.settings import VLLMSettings
@@ -52,8 +53,9 @@ class StandIn:
         self.model_config = SimpleNamespace(max_model_len=32, get_vocab_size=lambda: 64)
         self.logger_manager = SimpleNamespace(stat_loggers=[Watch(steps=int(sampled is not None))])
         self.engine_core = SimpleNamespace(pause_scheduler_async=self.hang)
+        self.get_weight_version = self.collective_rpc = self.hang
 
-    async def hang(self, **kwargs):
+    async def hang(self, *args, **kwargs):
         await asyncio.Event().wait()
 
     async def update_weight_version(self, version):
@@ -147,6 +149,25 @@ def test_an_engine_that_answers_nothing_is_ended_and_reported_dead(run, together
         await worker.submit([group()], together)
         with pytest.raises(EngineDiedError, match=rf"did not answer {what}.* within 0.2 s"):
             await collect_to_the_end(worker)
+
+    run(stand_in, play)
+    assert stand_in.ended
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda worker: worker.start_weight_update(),
+        lambda worker: worker.attest([ProbeSequence(tokens=[3, 4, 5])]),
+    ],
+)
+def test_an_engine_that_hangs_in_a_publication_is_ended_and_reported_dead(run, call):
+    """A single engine that hung in its attestation ended the run, as a fault of no engine."""
+    stand_in = StandIn()
+
+    async def play(worker):
+        with pytest.raises(EngineDiedError, match=r"did not answer .* within 0.2 s"):
+            await call(worker)
 
     run(stand_in, play)
     assert stand_in.ended

@@ -162,8 +162,6 @@ async def play_guarded(
         async with clock.start():
             await _ended(playing, clock, unended)
     if clock.broken:
-        if playing.done() and not playing.cancelled():
-            playing.exception()  # seen: asyncio need not report it
         raise clock.broken[0]
     if not playing.done():
         raise EnvironmentFaultError(f"{clock.reason}, and does not end")
@@ -207,3 +205,5 @@ async def _ended(playing: asyncio.Task[object], clock: EnvironmentClock, unended
             finally:
                 if not playing.done():
                     unended.add(playing)
+        if playing.done() and not playing.cancelled():
+            playing.exception()  # seen: asyncio need not report it
