@@ -125,8 +125,11 @@ class SpanLog:
     def _change(self, activity: Activity, by: int) -> None:
         now = self._now()
         self._going_on[activity] += by
+        count = self._going_on[activity]
         if activity == "generate":
-            self._note_level(now, self._going_on[activity])
+            self._note_level(now, count)
+        if count != max(by, 0):
+            return  # others of its kind go on: it neither began nor ended
         current = next((name for name in ACTIVITIES if self._going_on[name]), None)
         if current != self._current:
             self._end_span(now)

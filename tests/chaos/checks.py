@@ -51,10 +51,11 @@ def _numbers(steps: list[dict[str, Any]], saved: int) -> Iterator[str]:
 
 def _attested(steps: list[dict[str, Any]]) -> Iterator[str]:
     for line in steps:
-        if not line.get("publication/probe_gap_max", 0.0) <= GAP:
-            yield f"step {line['step']}: probe gap {line['publication/probe_gap_max']}"
-    if steps and "publication/probe_gap_max" not in steps[-1]:
-        yield "the weights of the last step were not attested"
+        gap, engines = line.get("publication/probe_gap_max"), line["rollout/engines_healthy"]
+        if gap is None and engines:  # without an engine there is nothing to publish to
+            yield f"step {line['step']}: {engines:g} engines, whose weights were not attested"
+        elif gap is not None and not gap <= GAP:
+            yield f"step {line['step']}: probe gap {gap}"
 
 
 def _ledger(fate: dict[str, dict[str, str]], num_steps: int, per_step: int) -> Iterator[str]:

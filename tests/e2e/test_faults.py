@@ -102,6 +102,7 @@ def test_engines_and_scorers_die_and_nothing_is_lost(tmp_path):
     assert fates(run) == {f"trained:{step}": 16 for step in range(1, len(steps) + 1)}
 
 
+@pytest.mark.slow
 def test_the_same_while_the_engines_run_ahead(tmp_path):
     """Asynchronous: whatever dies, no token that trains is staler than the bound."""
     bound = 2

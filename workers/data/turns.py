@@ -7,7 +7,7 @@ span's tokens train is said by `loss_mask`, not here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pyarrow as pa
@@ -49,9 +49,12 @@ class TurnSpan:
     reward: float = 0.0
 
 
+_NAMES = tuple(field.name for field in fields(TurnSpan))
+
+
 def as_structs(spans: Sequence[TurnSpan]) -> list[dict[str, Any]]:
     """Return spans as values of `TURN_TYPE`."""
-    return [asdict(span) for span in spans]
+    return [{name: getattr(span, name) for name in _NAMES} for span in spans]
 
 
 def from_structs(values: Sequence[Mapping[str, Any]]) -> tuple[TurnSpan, ...]:
