@@ -62,13 +62,21 @@ class EnvironmentProcess:
         loop.remove_reader(self._ended)
         loop.call_later(LAST_WORDS_S, self._streams[0].feed_eof)
 
-    async def send(self, message: tuple[Any, ...]) -> None:
-        """Send a message; wait while the process has not read those before it."""
+    def write(self, message: tuple[Any, ...]) -> None:
+        """Send a message; wait for nothing, as a process that hangs reads none."""
         assert self._streams is not None
-        _, writer = self._streams
+        self._streams[1].write(pack(message))
+
+    async def send(self, message: tuple[Any, ...]) -> None:
+        """Send a message; wait while the process has not read those before it.
+
+        Raises:
+            ProcessGoneError: the process has closed its connection.
+        """
+        assert self._streams is not None
+        self.write(message)
         try:
-            writer.write(pack(message))
-            await writer.drain()
+            await self._streams[1].drain()
         except OSError as error:
             raise ProcessGoneError from error
 

@@ -52,7 +52,7 @@ class ServedRollout:
             try:
                 await asyncio.wait([ending])
             except asyncio.CancelledError:
-                await self._process.send(("cancel",))
+                self._process.write(("cancel",))
                 await asyncio.wait([ending], timeout=CANCEL_S)
                 if not ending.done():
                     raise

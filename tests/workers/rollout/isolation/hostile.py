@@ -114,6 +114,13 @@ class Plays:
         await session.draw()
         ctypes.PyDLL(None).sleep(60)  # holds the interpreter's lock
 
+    async def asks_and_hangs(self, session):
+        """Many answers that this process never reads."""
+        asking = [threading.Thread(target=lambda: session.tokens) for _ in range(50)]
+        for thread in asking:
+            thread.start()
+        ctypes.PyDLL(None).sleep(60)
+
     async def swallows(self, session):
         while True:
             try:

@@ -46,6 +46,7 @@ class Draws:
     """Session whose every turn is "a"."""
 
     may_draw = True
+    tokens = range(100_000)
 
     def __init__(self):
         self.observed = []
@@ -116,7 +117,7 @@ def test_a_process_has_what_the_environment_needs_and_nothing_of_the_worker(play
     }
 
 
-@pytest.mark.parametrize("how", ["hangs", "swallows"])
+@pytest.mark.parametrize("how", ["hangs", "asks_and_hangs", "swallows"])
 def test_a_rollout_that_no_cancellation_ends_is_killed_with_its_process(how, play, fault, soon):
     reason = "took longer than 0.8 s; its process was killed"
     began = time.monotonic()
