@@ -13,7 +13,14 @@ from pathlib import Path
 
 from hydra.utils import instantiate
 
-from conf.schema import DataConfig, EvaluationSetConfig, ModelConfig, SourceConfig, TrainConfig
+from conf.schema import (
+    AdapterConfig,
+    DataConfig,
+    EvaluationSetConfig,
+    ModelConfig,
+    SourceConfig,
+    TrainConfig,
+)
 from orchestrator.planning.judges import check_folder
 from orchestrator.planning.settings import image_limits
 from workers.data.images.settings import read_image_settings
@@ -21,7 +28,12 @@ from workers.data.prompts import ChatTemplate, PromptEncoder, PromptSet
 from workers.data.sources.messages import PromptFormat
 from workers.data.sources.source import PromptSource
 from workers.engines.model.heads import check_heads
-from workers.engines.model.lora_settings import check_targets, linear_names
+from workers.engines.model.lora_settings import (
+    adapted_modules,
+    check_published,
+    check_targets,
+    linear_names,
+)
 from workers.engines.model.vision.support import supported_images
 from workers.models.vocabulary import check_stop
 from workers.tasks.tables import EVAL_FILE, TRAIN_FILE
@@ -63,7 +75,7 @@ def prepare(config: TrainConfig) -> Sources:
         critic_path = Path(config.critic.model).absolute()
         check_vocabulary(critic_path, model_path)
     if config.model.adapter.trains:
-        check_targets(config.model.adapter.target_modules, linear_names(model_path))
+        check_adapter(model_path, config.model.adapter)
     check_shown(model_path, config.data)
     check_sets(model_path, config)
     check_environments(model_path, config)
@@ -118,6 +130,13 @@ def check_sequence_parallel(model_path: Path, size: int) -> None:
     num_heads = record.get("num_attention_heads")
     if size > 1 and num_heads is not None:
         check_heads(num_heads, record.get("num_key_value_heads") or num_heads, size)
+
+
+def check_adapter(model_path: Path, adapter: AdapterConfig) -> None:
+    """Raise ValueError for targets that the model lacks, or that engines cannot apply."""
+    names = linear_names(model_path)
+    check_targets(adapter.target_modules, names)
+    check_published(adapter.publish, adapted_modules(adapter.target_modules, names))
 
 
 def check_images(model_path: Path, config: TrainConfig) -> None:

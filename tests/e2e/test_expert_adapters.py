@@ -17,7 +17,7 @@ from tests.e2e.command import finish_ballast, step_metrics
 from workers.models.tiny import build_tiny, warm_start
 from workers.tasks.digits import build_digits
 
-STEPS = 30
+STEPS = 20
 TIMEOUT_S = 1200
 
 

@@ -9,10 +9,12 @@ from hydra.utils import instantiate
 from transformers import AutoModelForCausalLM
 
 from conf.compose import ConfigError, compose
+from conf.schema import AdapterConfig
 from orchestrator.planning import memory, plan
 from orchestrator.planning.architecture import architecture_of, num_parameters
 from orchestrator.planning.roles import Place, role_named, roles_of
 from orchestrator.planning.settings import policy_settings, vllm_settings
+from orchestrator.planning.sources import check_adapter
 from workers.engines.model.lora import attach_lora
 from workers.engines.model.lora_settings import LoraSettings
 from workers.models.tiny import MIXTURES, build_tiny
@@ -62,7 +64,7 @@ def test_only_the_adapter_has_gradients_and_moments():
         assert parts[1][name] < parts[0][name] / 100
 
 
-@pytest.mark.parametrize("architecture", ["qwen3", *MIXTURES])
+@pytest.mark.parametrize("architecture", MIXTURES)
 def test_the_plan_counts_the_parameters_that_train(tmp_path, architecture):
     sizes = {"hidden_size": 64, "intermediate_size": 32, "num_layers": 2}
     folder = build_tiny(tmp_path / architecture, architecture=architecture, **sizes)
@@ -92,10 +94,19 @@ def test_an_adapter_of_experts_is_not_published_by_itself(tmp_path):
     folder = build_tiny(tmp_path / "tiny", architecture="qwen3_moe", num_layers=1)
     chosen = ["model=hf", f"model.path={folder}", "model/adapter=lora"]
     plan.check_launch(*composed(*chosen))
+    check_adapter(folder, composed(*chosen)[0].model.adapter)
     chosen.append("model.adapter.publish=adapter")
     with pytest.raises(ValueError, match=r"no adapter to experts .*gate_up_proj.*publish=merged"):
         plan.check_launch(*composed(*chosen))
-    plan.check_launch(*composed(*chosen, "model.adapter.target_modules=[q_proj,o_proj]"))
+    with pytest.raises(ValueError, match="no adapter to experts"):  # a model that a run builds
+        check_adapter(folder, composed(*chosen)[0].model.adapter)
+    attention = composed(*chosen, "model.adapter.target_modules=[q_proj,o_proj]")
+    plan.check_launch(*attention)
+    check_adapter(folder, attention[0].model.adapter)
+    with pytest.raises(
+        ValueError, match="gate_proj is no linear layer.*choose among down_proj, ga"
+    ):
+        check_adapter(folder, AdapterConfig(target_modules=["gate_proj"]))
 
 
 def test_settings_of_the_engines(tmp_path):
