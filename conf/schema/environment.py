@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from conf.schema.checks import require
+from conf.schema.checks import choose, require
 
 
 @dataclass(kw_only=True)
@@ -29,6 +29,7 @@ class EnvironmentConfig:
     shows_images: bool = False  # it sends images; those of prompts are data.image_column's
     max_image_bytes: int = 16_777_216  # of the files of its images in one rollout
     time_s: float | None = None  # of the environment in one rollout, beside its draws; null: none
+    isolation: str = "thread"  # of the rollout worker, or process: each rollout has one of its own
 
     def check(self, key: str = "environment") -> None:
         """Raise a ValueError for an impossible value that stands under `key`."""
@@ -63,6 +64,7 @@ class EnvironmentConfig:
             self.time_s,
             "must be positive, or null for no limit but cluster.timeouts.environment_s",
         )
+        choose(f"{key}.isolation", self.isolation, ("thread", "process"))
 
     def check_calls(self, stretch_s: float, key: str = "environment") -> None:
         """Refuse calls of tools that may last longer than what waits for the calls.

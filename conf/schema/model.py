@@ -49,6 +49,7 @@ class ArchitectureConfig:
     context: int = MISSING  # longest sequence, tokens
     total_parameters: int | None = None  # null: of a dense decoder of these sizes
     active_parameters: int | None = None  # that one token passes; null: all
+    adapter_parameters: int | None = None  # of rank 1 on all targets; null: of a dense decoder
     tower: TowerConfig | None = None  # null: a model without images
 
     def check(self) -> None:
@@ -73,7 +74,7 @@ class AdapterConfig:
     name: str = "none"  # none, lora
     rank: int = 16
     alpha: float = 32.0  # the product B A is scaled by alpha / rank
-    target_modules: Any = "all-linear"  # or a list of names of linear layers, such as q_proj
+    target_modules: Any = "all-linear"  # or a list of names, such as q_proj, experts.down_proj
     publish: str = "merged"  # into the engines' weights, or as an adapter beside them
 
     @property

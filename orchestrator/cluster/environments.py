@@ -5,19 +5,22 @@ Runs in the driver, before anything starts. Rollout workers prepare them and pla
 
 from __future__ import annotations
 
+from typing import Any
+
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from conf.schema import TrainConfig
-from workers.rollout.limits import BoundedEnvironment, RolloutLimits
+from workers.rollout.limits import PROCESS, BoundedEnvironment, RolloutLimits
 
 
 def build_environments(config: TrainConfig) -> dict[str, BoundedEnvironment]:
     """Return the environments by the keys of `TrainConfig.environments`.
 
     Raises:
-        ValueError: a player refuses its values; the message names the source or the set.
+        ValueError: a player refuses its values, or can't play in a process of its own; the message
+            names the source or the set.
     """
     found = {}
     for key, own in config.environments.items():
@@ -26,8 +29,11 @@ def build_environments(config: TrainConfig) -> dict[str, BoundedEnvironment]:
         except InstantiationException as error:
             where = f"{key}: " if key else ""
             raise ValueError(f"{where}{error.__cause__ or error}") from error
+        if own.isolation == PROCESS:
+            _check_isolation(player, f"{key}.environment".lstrip("."))
         found[key] = BoundedEnvironment(
             environment=player,
+            isolation=own.isolation,
             limits=RolloutLimits(
                 max_turns=own.max_turns,
                 max_turn_tokens=own.max_turn_tokens,
@@ -38,3 +44,18 @@ def build_environments(config: TrainConfig) -> dict[str, BoundedEnvironment]:
             ),
         )
     return found
+
+
+def _check_isolation(player: Any, key: str) -> None:
+    """Refuse a process for each rollout where it can't be, or brings nothing."""
+    name = type(player).__name__
+    if hasattr(player, "prepare"):
+        why = (
+            f"{name} has a method `prepare`, and what that makes (processes, a port) is one for "
+            "all rollouts of a worker"
+        )
+    elif getattr(player, "never_blocks", False):
+        why = f"{name} never blocks, so it plays on the rollout worker's event loop"
+    else:
+        return
+    raise ValueError(f"{key}.isolation=process: {why}; set it to thread")

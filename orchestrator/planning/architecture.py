@@ -79,6 +79,8 @@ def _counted(folder: Path, record: str) -> ArchitectureConfig | None:
     import torch  # the driver needs both for these families only
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
+    from workers.engines.model.lora import adaptable_weights
+
     del record
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -91,6 +93,7 @@ def _counted(folder: Path, record: str) -> ArchitectureConfig | None:
     text = config.get_text_config()
     heads = text.num_attention_heads
     sizes = [(name, parameter.numel()) for name, parameter in model.named_parameters()]
+    adapted = (weight.shape for weight in adaptable_weights(model).values())
     dense = ArchitectureConfig(
         num_layers=text.num_hidden_layers,
         hidden_size=text.hidden_size,
@@ -106,6 +109,7 @@ def _counted(folder: Path, record: str) -> ArchitectureConfig | None:
         dense,
         total_parameters=sum(size for _, size in sizes),
         active_parameters=active_parameters(sizes, text),
+        adapter_parameters=sum(shape[:-2].numel() * sum(shape[-2:]) for shape in adapted),
         tower=_tower(config, sizes) if sees else None,
     )
 

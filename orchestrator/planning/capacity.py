@@ -167,6 +167,8 @@ def _turns(environment: EnvironmentConfig, all_tokens: int) -> str:
     if environment.shows_images:
         observed += ", images with all of their tokens"
     whole = f"{counted(all_tokens, 'token')} behind the prompt, {observed}"
+    if environment.isolation == "process":
+        whole += "; each in a process of its own"
     if environment.max_turn_tokens is None:
         return f"up to {turns}, together {whole}"
     sampled = environment.max_turns * environment.max_turn_tokens

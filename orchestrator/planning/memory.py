@@ -70,14 +70,16 @@ class Share:
 def num_trained(config: TrainConfig, model: ArchitectureConfig) -> int:
     """Count the parameters with a gradient.
 
-    All of them, less a frozen tower, or with an adapter A and B beside every linear layer,
-    (in + out) x rank. An adapter on fewer layers is counted as one on all of them, and what
-    patterns of `model.freeze` freeze is counted as if it trained.
+    All of them, less a frozen tower, or with an adapter A and B beside every linear layer and
+    every expert's matrices, (in + out) x rank each. An adapter on fewer layers is counted as one on
+    all of them, and what patterns of `model.freeze` freeze is counted as if it trained.
     """
     adapter = config.model.adapter
     if not adapter.trains:
         frozen = model.tower.parameters if model.tower and config.model.freeze is None else 0
         return num_parameters(model) - frozen
+    if model.adapter_parameters is not None:
+        return adapter.rank * model.adapter_parameters
     queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     attention = 2 * (model.hidden_size + queries) + 2 * (model.hidden_size + keys)
     feed_forward = 3 * (model.hidden_size + model.intermediate_size)

@@ -14,7 +14,13 @@ from conf.schema import OptimizerConfig, TrainConfig
 from orchestrator.planning import judges
 from workers.data.images.settings import ImageLimits
 from workers.engines.judge.settings import JudgeSettings
-from workers.engines.model.lora_settings import LoraSettings, adapted_leaves, linear_names
+from workers.engines.model.lora_settings import (
+    LoraSettings,
+    adapted_leaves,
+    adapted_modules,
+    check_published,
+    linear_names,
+)
 from workers.engines.vllm.settings import VLLMSettings
 from workers.engines.zero.settings import Dtype, ExportDtype, OptimizerSettings, ZeroSettings
 from workers.models.vocabulary import known_ids
@@ -210,7 +216,9 @@ def _adapter_slots(config: TrainConfig, model_path: str) -> dict[str, Any]:
     adapter = adapter_settings(config)
     if adapter is None or adapter.publish == "merged":
         return {}
-    layers = adapted_leaves(adapter.target_modules, linear_names(Path(model_path)))
+    names = linear_names(Path(model_path))
+    check_published(adapter.publish, adapted_modules(adapter.target_modules, names))
+    layers = adapted_leaves(adapter.target_modules, names)
     return {"adapter_rank": adapter.rank, "adapter_layers": layers}
 
 

@@ -74,7 +74,11 @@ MAX_REASON_CHARS = 300
 
 def reason_of(error: BaseException) -> str:
     """Return an error as the reason of an outcome, in one line of at most `MAX_REASON_CHARS`."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:MAX_REASON_CHARS]
+    try:
+        text = str(error)
+    except Exception:  # a user's class makes the text
+        text = "an error without a text"
+    return " ".join(f"{type(error).__name__}: {text}".split())[:MAX_REASON_CHARS]
 
 
 def recordable(text: str) -> str:

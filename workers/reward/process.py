@@ -52,6 +52,7 @@ class KillableProcess:
     kind = "child"  # names the process in errors
     served = "its server"
     remedy = ""
+    pass_fds: Sequence[int] = ()  # descriptors that the process inherits, beside the three
 
     def __init__(self, server: bytes, *, timeout_s: float, start_s: float = START_LIMIT_S) -> None:
         self._server = server
@@ -76,6 +77,7 @@ class KillableProcess:
                 start_new_session=True,
                 env={"OMP_NUM_THREADS": "1", **os.environ},
                 bufsize=0,
+                pass_fds=self.pass_fds,
             )
         self._ready = False
         self._buffer = b""

@@ -1,4 +1,4 @@
-"""Define the budgets of one rollout, and an environment together with its budgets.
+"""Define the budgets of one rollout, and an environment with its budgets and its place.
 
 The driver makes both, the rollout workers keep to them.
 """
@@ -10,6 +10,10 @@ from typing import Any
 
 from workers.rollout.environments.contract import Environment
 from workers.rollout.environments.preparing import prepared
+from workers.rollout.isolation.environment import ProcessEnvironment
+
+THREAD, PROCESS = "thread", "process"  # where an environment plays that may block
+OTHER_BYTES = 4 << 20  # of a message from a process, beside what the budgets allow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,15 +42,31 @@ class RolloutLimits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BoundedEnvironment:
-    """Environment, and the budgets of every rollout in it.
+    """Environment, the budgets of every rollout in it, and the place of its code.
 
     Example, one response to each prompt:
         BoundedEnvironment(environment=SingleTurn(), limits=RolloutLimits(max_turns=1))
+
+    Attributes:
+        environment: plays.
+        limits: of every rollout.
+        isolation: "thread": a rollout has a thread of the rollout worker, unless its environment
+            never blocks; "process": it has a process of its own.
     """
 
     environment: Environment
     limits: RolloutLimits
+    isolation: str = THREAD
 
     def prepared(self, tokenizer: Any) -> BoundedEnvironment:
-        """Return the same limits around the environment that plays: see `preparing.prepared`."""
-        return replace(self, environment=prepared(self.environment, tokenizer))
+        """Return the same limits around the environment that plays: see `preparing.prepared`.
+
+        Raises:
+            ValueError: the environment can't be sent to another process.
+            RuntimeError: it can't be built there.
+        """
+        if self.isolation == THREAD or isinstance(self.environment, ProcessEnvironment):
+            return replace(self, environment=prepared(self.environment, tokenizer))
+        most = self.limits.max_observation_bytes + self.limits.max_image_bytes * 4 // 3
+        playing = ProcessEnvironment(self.environment, most_bytes=most + OTHER_BYTES)
+        return replace(self, environment=playing)

@@ -30,6 +30,12 @@ def apply_adapter(runner: Any, tensors: Mapping[str, Tensor], adapter_id: int) -
     Raises:
         ValueError: a layer that vLLM cannot adapt; it would leave it out in silence.
     """
+    stacked = sorted(name for name, tensor in tensors.items() if tensor.dim() > 2)
+    if stacked:
+        raise ValueError(
+            f"{stacked[0]} is an adapter of experts, which vLLM is not given by itself: set "
+            "model.adapter.publish=merged, or name other layers in model.adapter.target_modules"
+        )
     from vllm.lora.lora_model import LoRAModel
     from vllm.lora.peft_helper import PEFTHelper
 

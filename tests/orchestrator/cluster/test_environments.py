@@ -126,3 +126,41 @@ def test_a_player_that_refuses_its_values_is_named_with_its_source(composed):
     _, config = composed(**{"tool_parser: pythonic": "tool_parser: pythonic\n          time_s: 0"})
     with pytest.raises(ValueError, match=r"^data.sources.steps: .*time_s=0 must be positive"):
         build_environments(config)
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        (
+            {"max_turns: 3": "max_turns: 3\n        isolation: process"},
+            r"^data.sources.steps.environment.isolation=process: ToolEnvironment has a method",
+        ),
+        (
+            {"max_turns: 2": "max_turns: 2\n        isolation: process"},
+            r"^evaluation.sets.game.environment.isolation=process: Guessing never blocks",
+        ),
+    ],
+)
+def test_a_process_for_each_rollout_is_refused_where_none_can_be_or_none_is_of_use(
+    composed, added, message
+):
+    _, config = composed(**added)
+    with pytest.raises(ValueError, match=message):
+        build_environments(config)
+
+
+def test_the_default_environment_is_refused_by_the_key_of_the_run(composed):
+    _, config = composed("environment.isolation=process")
+    with pytest.raises(ValueError, match=r"^environment.isolation=process: SingleTurn never"):
+        build_environments(config)
+    with pytest.raises(ConfigError, match="environment.isolation='forks': must be one of thread"):
+        composed("environment.isolation=forks")
+
+
+def test_an_environment_of_ones_own_may_have_a_process_for_each_rollout(composed, tmp_path):
+    (tmp_path / "mine.py").write_text("async def play(task, session):\n    pass\n")
+    player = f"environment.player.path={tmp_path / 'mine.py'}:play"
+    raw, config = composed("environment=function", player, "environment.isolation=process")
+    assert build_environments(config)[""].isolation == "process"
+    text = plan.describe(config, instantiate(raw.algorithm, _convert_="all"))
+    assert "what is observed included; each in a process of its own" in text

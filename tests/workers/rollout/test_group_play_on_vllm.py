@@ -29,10 +29,11 @@ from workers.reward.base import RewardResult
 from workers.rollout.early_stop import EarlyStop
 from workers.rollout.endpoint.agent import Agent
 from workers.rollout.environments.contract import Outcome
+from workers.rollout.environments.function import Function
 from workers.rollout.environments.guessing import Guessing
 from workers.rollout.environments.single_turn import SingleTurn
 from workers.rollout.group_play import GroupPlay
-from workers.rollout.limits import BoundedEnvironment, RolloutLimits
+from workers.rollout.limits import PROCESS, BoundedEnvironment, RolloutLimits
 from workers.rollout.turn_texts import TurnTexts
 from workers.rollout.worker import RolloutWorker
 from workers.worker_group import WorkerGroup
@@ -314,3 +315,29 @@ def test_a_program_over_http_plays_the_bits_of_the_environment(worker, loop, tmp
             assert getattr(outside, column) == getattr(inside, column), column
         num_turns.append(inside.num_turns)
     assert num_turns[0] == 3
+
+
+def test_a_process_that_ends_costs_its_rollout_and_changes_no_other(worker, loop):
+    bounded = BoundedEnvironment(
+        environment=Function(path="tests.workers.rollout.isolation.hostile.two_turns"),
+        limits=RolloutLimits(max_turns=2, max_turn_tokens=8),
+        isolation=PROCESS,
+    ).prepared(worker._encoder.tokenizer)
+    context = replace(worker._context, environments={"": bounded})
+
+    async def played(name):
+        await worker._engine._live().reset_prefix_cache()
+        return await GroupPlay(request(name, ground_truth=name, max_tokens=20), context).run()
+
+    calm, deadly, again = (loop.run_until_complete(played(n)) for n in ("calm", "deadly", "calm"))
+    bounded.environment.close()
+    assert [row.outcome for row in deadly] == [
+        *("scored", "scored", "failed:environment:its process ended with exit code 3", "scored")
+    ]
+    assert (deadly[2].num_turns, deadly[2].reward) == (1, None)
+    assert deadly[2].tokens == calm[2].tokens[: len(deadly[2].tokens)]
+    for k in (0, 1, 3):
+        assert deadly[k].tokens == calm[k].tokens
+        assert deadly[k].num_turns == 2
+        assert deadly[k].rollout_logprobs == pytest.approx(calm[k].rollout_logprobs, abs=1e-5)
+    assert [row.tokens for row in again] == [row.tokens for row in calm]  # the engine lives

@@ -5,6 +5,7 @@ torch nor peft.
 """
 
 import json
+import re
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,16 @@ from workers.engines.model.vision.names import is_vision_name
 ALL_LINEAR = "all-linear"
 # What peft puts before the names of the base model in the tensors of an adapter; vLLM takes it off.
 PEFT_PREFIX = "base_model.model."
+# A matrix of one expert in a file, and the stacked matrix in which transformers holds it.
+OF_ONE_EXPERT = re.compile(r"^(.*\bexperts)\.\d+\.(\w+)$")
+STACKED = {
+    "gate_proj": "gate_up_proj",
+    "up_proj": "gate_up_proj",
+    "w1": "gate_up_proj",
+    "w3": "gate_up_proj",
+    "down_proj": "down_proj",
+    "w2": "down_proj",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +42,8 @@ class LoraSettings:
     Attributes:
         rank: rows of A [rank, in] and columns of B [out, rank].
         alpha: the product is scaled by alpha / rank.
-        target_modules: "all-linear", or last parts of the names of linear layers ("q_proj").
+        target_modules: "all-linear", or last parts of the names of linear layers ("q_proj") and of
+            the stacked matrices of experts ("experts.gate_up_proj").
         publish: "merged" sends W + (alpha / rank) B A under W's name; "adapter" sends A and B,
             which the engine applies beside its own W.
         seed: of A's random start, equal on all ranks; B starts at zero.
@@ -68,9 +80,10 @@ def unmatched_targets(targets: str | Sequence[str], modules: Iterable[str]) -> l
 
 
 def linear_names(folder: Path) -> list[str]:
-    """List the modules of a model folder that hold a matrix inside a layer, by file headers.
+    """List the targets that an adapter can have in a model folder, by file headers.
 
-    For the driver: no weight is read, no model is built. Embeddings and heads are left out, and the
+    For the driver: no weight is read, no model is built. Experts go by the names of the stacked
+    matrices in which transformers holds them. Embeddings, heads and routers are left out, and the
     tower of a vision-language model is.
     """
     found = set()
@@ -81,12 +94,30 @@ def linear_names(folder: Path) -> list[str]:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
         found |= {
-            name.removesuffix(".weight")
+            _target(name)
             for name, tensor in header.items()
-            if name.endswith(".weight") and len(tensor["shape"]) == 2 and _in_layer(name)
-            if not is_vision_name(name, kind)
+            if _in_layer(name) and not is_vision_name(name, kind)
+            if (name.endswith(".weight") and len(tensor["shape"]) == 2) or is_stacked(name)
         }
-    return sorted(found)
+    mixtures = {name.rpartition(".experts.")[0] for name in found if is_stacked(name)}
+    return sorted(found - {f"{mixture}.gate" for mixture in mixtures})
+
+
+def is_stacked(name: str) -> bool:
+    """Return True for the name of a matrix of all experts, as transformers stacks them."""
+    return any(name.endswith(f".experts.{leaf}") for leaf in {*STACKED.values()})
+
+
+def check_published(publish: str, targets: Iterable[str]) -> None:
+    """Raise ValueError where engines would have to apply an adapter of experts."""
+    stacked = sorted(name for name in targets if is_stacked(name))
+    if publish == "adapter" and stacked:
+        raise ValueError(
+            f"model.adapter.publish=adapter: vLLM applies no adapter to experts "
+            f"({', '.join(stacked[:2])}{', ...' if len(stacked) > 2 else ''}); set "
+            "model.adapter.publish=merged, or name other layers in model.adapter.target_modules, "
+            "such as [q_proj,k_proj,v_proj,o_proj]"
+        )
 
 
 def check_targets(targets: str | Sequence[str], modules: Sequence[str]) -> None:
@@ -96,7 +127,7 @@ def check_targets(targets: str | Sequence[str], modules: Sequence[str]) -> None:
         choices = sorted({name.rpartition(".")[2] for name in modules})
         raise ValueError(
             f"model.adapter.target_modules: {', '.join(unmatched)} is no linear layer of this "
-            f"model; choose among {', '.join(choices)}, or {ALL_LINEAR}"
+            f"model, and no matrix of experts; choose among {', '.join(choices)}, or {ALL_LINEAR}"
         )
 
 
@@ -114,6 +145,15 @@ def adapted_modules(targets: str | Sequence[str], modules: Iterable[str]) -> lis
         for module in modules
         if targets == ALL_LINEAR or any(f".{module}".endswith(f".{name}") for name in chosen)
     ]
+
+
+def _target(name: str) -> str:
+    """Return the target of a tensor in a file, by the name that it has in transformers."""
+    name = name.removesuffix(".weight")
+    found = OF_ONE_EXPERT.match(name)
+    if found is None or found[2] not in STACKED:
+        return name
+    return f"{found[1]}.{STACKED[found[2]]}"
 
 
 def _in_layer(name: str) -> bool:

@@ -1,7 +1,7 @@
 """Policy with a low-rank adapter as a stream of tensors: merged into its base, or by itself.
 
-Data flows from frozen weights W [out, in] and trained factors A [r, in], B [out, r] to (name,
-tensor) pairs:
+Data flows from frozen weights W [out, in] and trained factors A [r, in], B [out, r], or those of E
+experts in one tensor (W [E, out, in]), to (name, tensor) pairs:
 
     merged    W + (alpha / r) B A, summed in float32, under the base model's names
     adapter   A and (alpha / r) B under peft's names, for engines that keep W themselves
@@ -19,7 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workers.engines.model.lora import ADAPTER, adapter_name, base_name, lora_layers
+from workers.engines.model.lora import (
+    ADAPTER,
+    Factors,
+    adapted_weights,
+    adapter_name,
+    base_name,
+    lora_layers,
+)
 from workers.engines.model.lora_settings import LoraSettings
 from workers.engines.zero.weights import Shard, ZeroSource, gathered
 
@@ -37,7 +44,7 @@ def published_name(module: nn.Module, adapter: LoraSettings | None) -> Rename | 
         return _trained_name(module)
     if adapter.publish == "adapter":
         return adapter_name
-    blocks = {name.rpartition(".")[0] for name in lora_layers(module)}
+    blocks = {_block(name) for name in adapted_weights(module)}
 
     def merged(name: str) -> str | None:
         name = base_name(name)
@@ -91,7 +98,7 @@ class MergedSource(ZeroSource):
 
     def __init__(self, module: nn.Module, **arguments: Any) -> None:
         super().__init__(module, **arguments)
-        self._adapted = {f"{name}.weight": layer for name, layer in lora_layers(module).items()}
+        self._adapted = adapted_weights(module)
 
     def shards(self) -> Iterator[Shard]:
         """See `ZeroSource.shards`; under ZeRO-3 the small factors are gathered, a collective."""
@@ -117,24 +124,32 @@ class MergedSource(ZeroSource):
             return found
 
     def _factors(self, group: list[tuple[str, nn.Parameter]]) -> list[nn.Parameter]:
-        layers = [self._adapted[name] for name, _ in group if name in self._adapted]
-        return [
-            factor[ADAPTER].weight for layer in layers for factor in (layer.lora_A, layer.lora_B)
-        ]
+        adapted = [self._adapted[name] for name, _ in group if name in self._adapted]
+        return [factor for own in adapted for factor in (own.a, own.b)]
 
     def _merged(self, name: str, offset: int, flat: Tensor) -> Tensor:
         """Merge elements [offset, offset + n) of a weight, from those of the base, `flat` [n]."""
-        layer = self._adapted.get(name)
-        if layer is None or not flat.numel():
+        factors = self._adapted.get(name)
+        if factors is None or not flat.numel():
             return flat
-        a = layer.lora_A[ADAPTER].weight.detach().float()  # [r, in]
-        b = layer.lora_B[ADAPTER].weight.detach().float()  # [out, r]
-        width = a.shape[1]
-        first, last = offset // width, -(-(offset + flat.numel()) // width)  # rows that it touches
-        product = (b[first:last] @ a).view(-1)
-        skipped = offset - first * width
-        own = product[skipped : skipped + flat.numel()]
-        return flat.float().add(own, alpha=layer.scaling[ADAPTER])
+        return _with_product(factors, offset, flat)
+
+
+def _with_product(factors: Factors, offset: int, flat: Tensor) -> Tensor:
+    """Return elements [offset, offset + n) of W + scale B A in float32, one expert at a time."""
+    a, b = (factor.detach().float() for factor in (factors.a, factors.b))
+    a, b = a.view(-1, *a.shape[-2:]), b.view(-1, *b.shape[-2:])  # [E, r, in], [E, out, r]
+    width, height = a.shape[-1], b.shape[-2]
+    merged = flat.to(torch.float32, copy=True)
+    first, last = offset // width, -(-(offset + flat.numel()) // width)  # rows that it touches
+    for expert in range(first // height, -(-last // height)):
+        low = max(first, expert * height)
+        high = min(last, (expert + 1) * height)
+        product = (b[expert, low - expert * height : high - expert * height] @ a[expert]).view(-1)
+        start = low * width - offset  # of the product in `merged`; negative where a row is divided
+        own = product[max(0, -start) : flat.numel() - start]
+        merged[max(0, start) : max(0, start) + own.numel()].add_(own, alpha=factors.scale)
+    return merged
 
 
 class ScaledSource(ZeroSource):

@@ -1,10 +1,10 @@
 """Define the contract of environments: a `Task` is played in a `Session` to an `Outcome`.
 
 The rollout worker calls `Environment.play` once for every rollout, in a thread with an event loop
-of its own; on the worker's event loop where the environment says `never_blocks = True`. The
-environment decides what is drawn and what the policy gets to see; the session owns all the rest:
-token ids, loss masks, log-probs, weight versions, seeds and budgets. A token that was sampled is
-never rendered again. Nothing is sampled or scored here.
+of its own, or in a process (`isolation/`); on the worker's event loop where the environment says
+`never_blocks = True`. The environment decides what is drawn and what the policy gets to see; the
+session owns all the rest: token ids, loss masks, log-probs, weight versions, seeds and budgets. A
+token that was sampled is never rendered again. Nothing is sampled or scored here.
 """
 
 from __future__ import annotations

@@ -77,6 +77,19 @@ def test_an_outcome_holds_plain_numbers_whatever_the_environment_counts_with():
     assert {type(value) for value in values} == {float}
 
 
+def test_an_error_whose_text_can_not_be_made_is_named_all_the_same():
+    class WordlessError(Exception):
+        def __str__(self):
+            raise KeyError("no text")
+
+    class Raises:
+        async def play(self, task, session):
+            raise WordlessError
+
+    with pytest.raises(EnvironmentFaultError, match="^raised WordlessError: an error without a te"):
+        played(Raises())
+
+
 def test_a_cancellation_that_an_environment_lets_out_is_its_own_fault():
     class Lets:
         async def play(self, task, session):

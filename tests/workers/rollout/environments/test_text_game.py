@@ -6,10 +6,14 @@ import time
 import pytest
 
 from workers.rollout.environments.contract import Task, Turn
+from workers.rollout.environments.guarded_play import EnvironmentFaultError
+from workers.rollout.environments.outcome_check import checked
 from workers.rollout.environments.preparing import prepared
 from workers.rollout.environments.text_game import TextGame
+from workers.rollout.limits import PROCESS, THREAD, BoundedEnvironment, RolloutLimits
 
 FILE = '''
+import os
 import threading
 import time
 
@@ -36,6 +40,10 @@ class Corridor:
 
     def close(self):
         self.closed.append(self.place)
+
+class Trap(Corridor):
+    def step(self, action):
+        os.abort()
 
 class Old(Corridor):
     def step(self, action):
@@ -95,6 +103,25 @@ def test_a_game_that_computes_for_long_stops_no_other(game, rollout, says):
         return took
 
     assert asyncio.run(both()) < 0.4
+
+
+def test_a_game_in_a_process_is_the_game_in_a_thread_and_may_crash_there(game, rollout, says):
+    def playing(name, isolation):
+        bounded = BoundedEnvironment(
+            environment=game(name), limits=RolloutLimits(), isolation=isolation
+        )
+        return bounded.prepared(None).environment
+
+    def played(environment):
+        own = rollout(says("r", "x", "r"), prompt="go: ", max_tokens=40)
+        return checked(asyncio.run(environment.play(task(1), own.first))), own.rows()
+
+    isolated, trap = playing("Corridor", PROCESS), playing("Trap", PROCESS)
+    assert played(isolated) == played(playing("Corridor", THREAD))
+    with pytest.raises(EnvironmentFaultError, match="^its process was ended by SIGABRT$"):
+        played(trap)
+    isolated.close()
+    trap.close()
 
 
 def test_siblings_play_the_same_game_without_a_seed_in_the_row(game, rollout, says):
