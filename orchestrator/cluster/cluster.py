@@ -37,7 +37,7 @@ from orchestrator.planning.settings import critic_settings, early_stop, policy_s
 from workers import USER_PATH_VARIABLE
 from workers.calls import Call, bind
 from workers.engines.judge.worker import JudgeWorker
-from workers.engines.zero.allocator import allocator_environment
+from workers.learner.allocator import allocator_environment
 from workers.learner.critic_worker import CriticWorker
 from workers.learner.policy_worker import PolicyWorker
 from workers.learner.rank_worker import RankWorker

@@ -33,8 +33,9 @@ ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Up to this length a sequence on a CPU keeps the scores of its attention for the backward pass,
 # `PLAIN_LENGTH` of workers/engines/model/attention_kernels.py, which the driver does not import.
 SCORED_LENGTH = 128
-# What libraries keep for products on a CPU: MKL buffers for float32; oneDNN, for 16 bits, compiled
-# kernels of about 0.5 MiB for each shape, of which one micro-batch has 60. Measured.
+# What libraries keep for products on a CPU, measured: MKL buffers for float32; oneDNN, for 16 bits,
+# kernels that it compiles for every shape, 24 of 0.6 MiB for one number of tokens: those of the
+# self-test and of one micro-batch.
 CPU_LIBRARY_BYTES = {"float32": 15 << 20, "bfloat16": 32 << 20, "float16": 32 << 20}
 # What a role that takes turns keeps on the GPU out of turn, orchestrator/fleet/colocation.py.
 RESTING = {"rollout": ("reserve",), "learner": ("weights", "gradients", "reserve")}

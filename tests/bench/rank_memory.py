@@ -59,7 +59,7 @@ def main() -> None:
 
 def measured(size: str, mode: str) -> dict[str, float]:
     """Return what `measure` finds in a new process with the environment of a rank on CPUs."""
-    from workers.engines.zero.allocator import allocator_environment
+    from workers.learner.allocator import allocator_environment
 
     environment = os.environ | allocator_environment(os.environ) | {"OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:

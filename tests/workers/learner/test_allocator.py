@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from workers.engines.zero import allocator
-from workers.engines.zero.allocator import allocator_environment
+from workers.learner import allocator
+from workers.learner.allocator import allocator_environment
 
 KEEPS = "dirty_decay_ms:-1,muzzy_decay_ms:-1"
 
