@@ -30,6 +30,9 @@ from workers.rollout.turn_texts import TurnTexts, text_of
 Sampler = Callable[[list[int], int, Sampling, PromptImages], Awaitable[Sample]]
 
 
+SPARE_ROWS = 64  # that a rollout may begin beside one for each turn
+
+
 class AbortedError(RuntimeError):
     """Turn that was ended before its end; its tokens are recorded."""
 
@@ -113,8 +116,17 @@ class Rollout:
             return await self._sample(tokens, number, sampling, images), number
 
     def add_row(self, tokens: Sequence[int], opening: Opening, images: PromptImages) -> RowSession:
-        """Begin another row that starts with `tokens` and the images among them."""
+        """Begin another row that starts with `tokens` and the images among them.
+
+        Raises:
+            ValueError: the rollout has many more rows than it can have turns.
+        """
         branch = len(self._sessions)
+        if branch >= (most := self.limits.max_turns + SPARE_ROWS):
+            raise ValueError(
+                f"a rollout of environment.max_turns={self.limits.max_turns} has at most {most} "
+                "rows; draw in a row before the next branch"
+            )
         session = RowSession(self, tokens, branch=branch, opening=opening, images=images)
         self._sessions.append(session)
         return session

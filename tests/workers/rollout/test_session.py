@@ -226,3 +226,13 @@ def test_equal_states_have_equal_checksums_whatever_was_said_before(rollout, say
     assert named[0] == named[2] != named[1]
     observed = asyncio.run(played("", "", ""))
     assert observed[1] == observed[2] != observed[0]  # "!" and "!", after the prompt
+
+
+def test_an_environment_that_branches_for_ever_is_refused(rollout, says):
+    """Rows that nothing draws would fill the worker's memory until the environment's time is up."""
+    own = rollout(says(), max_turns=2)
+    rows = [own.first.branch(1) for _ in range(65)]
+    with pytest.raises(
+        ValueError, match=r"environment\.max_turns=2 has at most 66 rows; draw in a"
+    ):
+        rows[-1].branch(1)

@@ -164,6 +164,10 @@ class Session(Protocol):
         Args:
             keep: ids that are shared.
             messages: the history as it reads now, for later calls of `observe`.
+
+        Raises:
+            ValueError: the row has fewer ids, an image ends behind the last of them, or the rollout
+                has 64 more rows than it may have turns.
         """
 
 

@@ -71,6 +71,8 @@ class ServedRollout:
             try:
                 if word == "call":
                     number, *call = values
+                    if number in self._calls:
+                        raise ValueError("two calls of one number")
                     self._calls[number] = asyncio.create_task(self._answer(number, *call))
                     self._calls[number].add_done_callback(self._forgetting(number))
                 elif (call_of := self._calls.get(values[0])) is not None:

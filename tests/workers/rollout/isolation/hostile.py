@@ -171,6 +171,11 @@ class Plays:
         os.write(own_socket(), HEADER.pack(len(body)) + body)
         await asyncio.sleep(60)
 
+    async def sends_one_call_twice(self, session):
+        body = pickle.dumps(("call", 7, 0, "tokens", ()))
+        os.write(own_socket(), 2 * (HEADER.pack(len(body)) + body))
+        await asyncio.sleep(60)
+
     async def calls_without_an_end(self, session):
         while True:
             await asyncio.gather(*(session.draw() for _ in range(500)), return_exceptions=True)

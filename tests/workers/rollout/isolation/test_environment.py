@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -89,6 +90,16 @@ def test_a_process_that_ends_costs_its_sample_and_its_turns_are_kept(
 
 def test_the_end_of_a_process_that_forked_another_one_is_seen(fault):
     assert fault("forks_and_exits") == "its process ended with exit code 4"
+
+
+def test_a_nursery_that_is_killed_is_replaced(loop, processes, play, fault, settled):
+    before = int(play("says_its_id").reward)
+    settled()
+    os.kill(processes._nursery._process.pid, signal.SIGKILL)
+    assert left_of([before]) == []
+    loop.run_until_complete(asyncio.sleep(0.1))  # the ends of the idle ones are read
+    assert int(play("says_its_id").reward) != before
+    assert fault("exits", Draws()) == "its process ended with exit code 3"
 
 
 def test_rollouts_at_once_have_a_process_each_and_later_ones_use_them_again(
@@ -182,6 +193,7 @@ MOST = "bytes for the rollout worker, which takes 1048576"
         ("promises_too_much", "sent a message of 1099511627776 bytes, more than 1048576"),
         ("sends_a_class", "sent what is no message .workers.*Outcome"),
         ("sends_nonsense", "sent what is no message"),
+        ("sends_one_call_twice", "sent what is no message .call."),
     ],
 )
 def test_a_flood_and_nonsense_stop_at_the_workers_door(how, reason, fault, play):
