@@ -37,7 +37,7 @@ from orchestrator.planning.settings import critic_settings, early_stop, policy_s
 from workers import USER_PATH_VARIABLE
 from workers.calls import Call, bind
 from workers.engines.judge.worker import JudgeWorker
-from workers.engines.zero.settings import CPU_ENVIRONMENT, TUNABLES
+from workers.learner.allocator import allocator_environment
 from workers.learner.critic_worker import CriticWorker
 from workers.learner.policy_worker import PolicyWorker
 from workers.learner.rank_worker import RankWorker
@@ -285,9 +285,9 @@ class Cluster:
         }
 
     def _rank_env(self, role: PlannedRole) -> dict[str, str]:
-        """Return the variables of a rank; the user's own tuning of the C library stays."""
-        tuned = role.num_gpus > 0 or TUNABLES in os.environ
-        return self._env(role.threads) | ({} if tuned else CPU_ENVIRONMENT)
+        """Return the variables of a rank, with those of its allocator on CPUs."""
+        allocator = {} if role.num_gpus > 0 else allocator_environment(os.environ)
+        return self._env(role.threads) | allocator
 
     def _launch_rewards(self, role: PlannedRole | None, scorer: Any) -> WorkerGroup[RewardWorker]:
         reward = self._config.reward

@@ -157,15 +157,24 @@ def num_parameters(model: ArchitectureConfig) -> int:
     return model.num_layers * layer + embeddings + model.hidden_size
 
 
-def layer_bytes_per_token(model: ArchitectureConfig, element: int, held: int = 4) -> float:
+def layer_bytes_per_token(
+    model: ArchitectureConfig, element: int, held: int = 4, *, frozen: bool = False
+) -> float:
     """Return the bytes that autograd saves for one token in one layer.
 
-    Norms are float32, all other tensors have elements of `element` bytes.
-    Two norms keep their input, their output and its cast, the feed-forward network four tensors of
-    size i, attention seven of size q (with keys and values repeated to all heads). Beside weights
-    of `held` = 2 bytes the output of a norm has 2 as well and needs no cast.
+    Norms keep their input in float32, and what their weights multiply unless those are frozen; the
+    two of a layer also their product as linear layers read it, which under autocast each of five
+    casts for itself. All other tensors have elements of `element` bytes: attention keeps four of
+    size q (with keys and values repeated to all heads), the feed-forward network four of size i.
+
+    Args:
+        model: sizes.
+        element: bytes of an element of a matrix product.
+        held: bytes of a weight.
+        frozen: the norms' weights do not train.
     """
     queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    norms = 2 * model.hidden_size * (8 if held == element == 4 else 10 if held == 4 else 6)
-    saved = 4 * model.intermediate_size + 7 * queries + (3 * (queries + keys) * model.qk_norm)
-    return norms + element * saved
+    read = 2 if element == held else 5
+    norms = model.hidden_size * (2 * (4 + (0 if frozen else held)) + read * element)
+    norms += (queries + keys) * (4 + (0 if frozen else element)) * model.qk_norm
+    return norms + element * (4 * model.intermediate_size + 4 * queries)

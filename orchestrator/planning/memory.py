@@ -30,6 +30,13 @@ GIB = 2**30
 RESERVE_BYTES = 4 * GIB
 PUBLISHED_CHUNK_BYTES = GIB  # of it; workers/weight_sync/builtin.py takes more for a larger tensor
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Up to this length a sequence on a CPU keeps the scores of its attention for the backward pass,
+# `PLAIN_LENGTH` of workers/engines/model/attention_kernels.py, which the driver does not import.
+SCORED_LENGTH = 128
+# What libraries keep for products on a CPU, measured: MKL buffers for float32; oneDNN, for 16 bits,
+# kernels that it compiles for every shape, 24 of 0.6 MiB for one number of tokens: those of the
+# self-test and of one micro-batch.
+CPU_LIBRARY_BYTES = {"float32": 15 << 20, "bfloat16": 32 << 20, "float16": 32 << 20}
 # What a role that takes turns keeps on the GPU out of turn, orchestrator/fleet/colocation.py.
 RESTING = {"rollout": ("reserve",), "learner": ("weights", "gradients", "reserve")}
 
@@ -117,6 +124,7 @@ def policy_share(
     if not trains:
         stage, offloaded = config.reference.stage(learner), config.reference.offloads(learner)
     held = ELEMENT_BYTES[config.model.param_dtype]
+    on_cpu = not config.cluster.learner.num_gpus
     masters = held < 4 or stage >= 1
     weights = float(held * parameters) / (num_ranks if stage == 3 else 1)
     whole = 4.0 * num_trained(config, model)
@@ -128,8 +136,9 @@ def policy_share(
         if held < 4:  # the backward pass's own, beside their float32 sum
             own = num_trained(config, model)
             parts["gradients"] += held * (own if stage < 2 else min(BUCKET_PARAMETERS, own))
-        # Gradients that wait for their bucket, and the buffer that is reduced.
-        staged = 2 * 4.0 * min(BUCKET_PARAMETERS, num_trained(config, model))
+        # Gradients wait in a bucket; where one is reduced beside the backward pass, there are two.
+        buckets = 1 if on_cpu or stage < 2 else 2
+        staged = buckets * 4.0 * min(BUCKET_PARAMETERS, num_trained(config, model))
         parts["buckets"] = staged if masters else 0.0
         parts["master weights"] = divided if masters and on_device else 0.0
         moments = 2 * (divided if masters else whole)
@@ -139,8 +148,35 @@ def policy_share(
     element = ELEMENT_BYTES[config.model.dtype]
     # Autocast keeps a copy of every weight that it rounds, from the forward pass to its end.
     parts["bf16 weights"] = float(element * parameters) if element < held and stage < 3 else 0.0
+    if trains:
+        parts["publication"] = publication_bytes(config, model)
+    parts["activations"] = activation_bytes(config, model, trains=trains)
+    if trains and stage == 2 and held == 4:
+        # When a micro-batch ends, its gradients are beside their sum, and its activations gone; but
+        # on a CPU the pages of the activations stay for the next ones.
+        parts["gradients"] += max(0.0, divided - (0 if on_cpu else parts["activations"]))
+    if model.tower is not None:
+        parts["images"] = image_bytes(config, model.tower, trains=trains)
+    if on_cpu:
+        parts["libraries"] = float(CPU_LIBRARY_BYTES[config.model.dtype])
+    parts["reserve"] = float(RESERVE_BYTES)
+    return Share(role="learner" if trains else "reference", parts=parts)
+
+
+def activation_bytes(config: TrainConfig, model: ArchitectureConfig, *, trains: bool) -> float:
+    """Return the bytes of a rank's activations, the chunk of the head's logits included.
+
+    What autograd saves of every layer, or of one layer and the others' inputs.
+    """
+    learner, adapter = config.learner, config.model.adapter
+    element, held = ELEMENT_BYTES[config.model.dtype], ELEMENT_BYTES[config.model.param_dtype]
+    per_token = layer_bytes_per_token(model, element, held, frozen=adapter.trains)
+    if adapter.trains:  # between A and B of seven linear layers
+        per_token += element * 7 * adapter.rank
+    if not config.cluster.learner.num_gpus:  # float32 scores, and probabilities of 16 bits beside
+        per_token += SCORED_LENGTH * model.num_heads * (4 + (element if element < 4 else 0))
     tokens = learner.token_budget / learner.sequence_parallel_size
-    one_layer = layer_bytes_per_token(model, element, held) * tokens
+    one_layer = per_token * tokens
     if not trains:
         kept = one_layer
     elif learner.gradient_checkpointing:
@@ -149,15 +185,7 @@ def policy_share(
         kept = one_layer * model.num_layers
     gpu = config.cluster.gpu_memory_gib
     gpu_bytes = None if gpu is None else int(gpu * GIB)
-    if trains:
-        parts["publication"] = publication_bytes(config, model)
-    parts["activations"] = kept + head_bytes(
-        model.vocab_size, gpu_bytes, learner.head_chunk, tokens=int(tokens)
-    )
-    if model.tower is not None:
-        parts["images"] = image_bytes(config, model.tower, trains=trains)
-    parts["reserve"] = float(RESERVE_BYTES)
-    return Share(role="learner" if trains else "reference", parts=parts)
+    return kept + head_bytes(model.vocab_size, gpu_bytes, learner.head_chunk, tokens=int(tokens))
 
 
 def publication_bytes(config: TrainConfig, model: ArchitectureConfig) -> float:

@@ -3,15 +3,16 @@
     python tests/bench/rank_memory.py
 
 Every case is a process of its own, started as a run starts a rank, in which a Llama of random
-weights takes two optimizer updates. The peak is the kernel's own mark of resident memory, so that
-no other load changes it; pages of the model's file, out of which a frozen model is computed, count.
-Prints a table in Markdown. What the plan holds back for a GPU's own needs (the reserve) is left out
-of the estimate.
+weights takes two optimizer updates of two micro-batches. The peak is the kernel's own mark of
+resident memory, so that no other load changes it; pages of the model's file, out of which a frozen
+model is computed, count. Prints a table in Markdown. What the plan holds back for a GPU's own needs
+(the reserve) is left out of the estimate.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -42,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", nargs=3, help="size, mode, folder: measure this one here")
     parser.add_argument("--sizes", nargs="*", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--modes", nargs="*", default=list(MODES), choices=list(MODES))
     arguments = parser.parse_args()
     if arguments.case:
         size, mode, folder = arguments.case
@@ -49,7 +51,7 @@ def main() -> None:
         return
     print("| parameters | mode | peak MiB | plan MiB | plan / peak |\n|---|---|--:|--:|--:|")
     for size in arguments.sizes:
-        for mode in MODES:
+        for mode in arguments.modes:
             case = measured(size, mode)
             peak, plan = case["peak"] / MIB, case["plan"] / MIB
             print(f"| {size} | {mode} | {peak:.0f} | {plan:.0f} | {plan / peak:.2f} |", flush=True)
@@ -57,9 +59,9 @@ def main() -> None:
 
 def measured(size: str, mode: str) -> dict[str, float]:
     """Return what `measure` finds in a new process with the environment of a rank on CPUs."""
-    from workers.engines.zero.settings import CPU_ENVIRONMENT
+    from workers.learner.allocator import allocator_environment
 
-    environment = os.environ | CPU_ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | allocator_environment(os.environ) | {"OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--case", size, mode, folder]
         done = subprocess.run(
@@ -122,17 +124,26 @@ def measure(size: str, mode: str, folder: Path) -> dict[str, float]:
     def train(model: Path) -> None:
         engine = PolicyEngine(replace(settings, model=str(model)), group)
         for _ in range(2):
-            engine.train([[batch]], Likelihood(), temperature=1.0)
+            engine.train([[batch, batch]], Likelihood(), temperature=1.0)
         engine.close()
 
     build(folder / "small", 64, 1, kept)
     train(folder / "small")  # torch's kernels and threads, and DeepSpeed's modules, stay from here
-    gc.collect()
+    give_back_freed()
     Path("/proc/self/clear_refs").write_text("5")  # the peak is what is resident now
     before = resident_bytes("VmRSS")
     train(folder)
     peak = resident_bytes("VmHWM") - before
     return {"peak": peak, "plan": share.total - share.parts["reserve"], **share.parts}
+
+
+def give_back_freed() -> None:
+    """Return freed pages to the kernel: those of the models built here are no part of a rank."""
+    gc.collect()
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallctl"):  # jemalloc; 4096 means all of its arenas
+        library.mallctl(b"arena.4096.purge", None, None, None, ctypes.c_size_t(0))
+    library.malloc_trim(0)
 
 
 def build(folder: Path, width: int, layers: int, dtype: Any) -> None:

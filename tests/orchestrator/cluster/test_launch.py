@@ -48,13 +48,13 @@ def rank_variables(num_gpus):
     return Cluster(config, None, run_id="run", model_path="model")._rank_env(role)
 
 
-def test_a_rank_on_cpus_is_started_without_the_cache_that_pins_freed_memory(monkeypatch):
+def test_a_rank_on_cpus_is_started_with_an_allocator_that_keeps_large_blocks_whole(monkeypatch):
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    assert rank_variables(0.0)["GLIBC_TUNABLES"] == "glibc.malloc.tcache_count=0"
+    assert "jemalloc" in rank_variables(0.0)["LD_PRELOAD"]
     assert rank_variables(0.0)["OMP_NUM_THREADS"] == "3"
-    assert "GLIBC_TUNABLES" not in rank_variables(1.0)
+    assert "LD_PRELOAD" not in rank_variables(1.0)
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=3")
-    assert "GLIBC_TUNABLES" not in rank_variables(0.0)  # the user's own is inherited
+    assert "LD_PRELOAD" not in rank_variables(0.0)  # the user's own is inherited
 
 
 PRIORITY = """

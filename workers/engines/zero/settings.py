@@ -27,12 +27,6 @@ OWNED_KEYS = {
     "fp16": "set model.dtype and model.param_dtype",
 }
 
-# Environment in which a rank on CPUs starts, on Linux with glibc. Small freed blocks in the C
-# library's cache for each thread lie between large ones, which then can't be joined, and tensors
-# of the next step are laid above them: with an adapter a rank held nearly twice what it used.
-TUNABLES = "GLIBC_TUNABLES"
-CPU_ENVIRONMENT = {TUNABLES: "glibc.malloc.tcache_count=0"}
-
 BUCKET_PARAMETERS = 50_000_000  # whose gradients are reduced together
 # Of ZeRO-3, on a CPU and on a GPU, where they are DeepSpeed's own: parameters that are gathered
 # ahead of their layer, and that may be whole at once. A layer of 7 B parameters has 0.2 B.
