@@ -15,9 +15,9 @@ from workers.weight_sync.fingerprint import Block, Fingerprint, join_blocks
 
 PLAUSIBLE_RATIO = 20.0  # of a gap to the model's own rounding; measured: 1, a tiny model on a CPU
 PLAUSIBLE_MEAN = 0.2  # gap of log-probs beyond any rounding
-# By which the ratio may grow after the start, over all tokens and of a single one. By chance a model
-# rounds more or less: over 190 right publications of `experiment=tiny` in 16 bits, whose probe of 79
-# tokens is among the smallest, the ratio grew to 2.6 and 6.8.
+# By which the ratio may grow after the start, over all tokens and of a single one. By chance a
+# model rounds more or less: over 190 right publications of `experiment=tiny` in 16 bits, whose
+# probe of 79 tokens is among the smallest, the ratio grew to 2.6 and 6.8.
 MEAN_MARGIN, MAX_MARGIN = 6.0, 24.0
 SMALLEST = 1e-5  # rounding below it is that of float32
 
