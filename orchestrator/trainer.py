@@ -138,6 +138,7 @@ class Trainer:
             if self.outputs.recorder is not None:
                 columns = [*computed, *logprobs]
                 self.outputs.recorder.write(step, batch.slices, batch.batches, columns)
+                self.outputs.recorder.write_failed(step, taken.failed_rows)
             check_skipped(reports, limit=self.config.learner.max_skipped_steps)
             with clock.span("publish"):
                 published = self._publish(trained)

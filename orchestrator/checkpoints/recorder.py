@@ -1,5 +1,6 @@
 """Record rollouts: one Parquet file per step, trajectories with every column computed from them.
 
+Samples that failed have a file of their own, `failed/step_<step>.parquet`, in steps that have any.
 The driver starts a Ray task (`workers/data/record_files.py`) that writes the file, so that neither
 the driver nor a rank reads the tokens for it. Records are read in
 `orchestrator/supply/recording.py`.
@@ -18,11 +19,12 @@ from workers.data.plans import Slice
 from workers.data.record_files import write_step
 from workers.worker_group import NoAnswerError, Pending
 
+FAILED = "failed"  # the subfolder
 _write = ray.remote(num_cpus=0, max_retries=1)(write_step)
 
 
 class Recorder:
-    """Writer of recorded steps, in the background, at most one at a time.
+    """Writer of recorded steps, in the background, at most one step at a time.
 
     Args:
         folder: for the files; made if missing.
@@ -35,21 +37,38 @@ class Recorder:
         near = NodeAffinitySchedulingStrategy(node, soft=True)
         self._task = _write.options(scheduling_strategy=near)
         self._folder, self._timeout_s = folder, timeout_s
-        self._last: Pending[int] | None = None
-        self._arguments: tuple[Any, ...] = ()  # of the last call
+        self._running: list[tuple[tuple[Any, ...], Pending[int]]] = []  # arguments, answer
 
     def write(
         self, step: int, slices: Sequence[Slice], batches: Sequence[Any], computed: Sequence[Any]
     ) -> None:
         """Begin to write `step_<step>.parquet`; first wait for the step before."""
         self.flush()
-        path = str(self._folder / f"step_{step:06d}.parquet")
-        self._arguments = (path, slices, len(computed), *computed, *batches)
-        self._last = self._begin()
+        self._begin(self._folder, step, slices, (len(computed), *computed, *batches))
 
-    def _begin(self) -> Pending[int]:
-        ref = self._task.remote(*self._arguments)
-        return Pending("recorder", "write", [ref], self._timeout_s)
+    def write_failed(self, step: int, rows: Sequence[tuple[Any, int]]) -> None:
+        """Begin to write the samples of a step that failed, if there are any.
+
+        Args:
+            step: whose `write` came before.
+            rows: reference of a record batch, and the number of a row in it.
+        """
+        if not rows:
+            return
+        numbers = {batch: number for number, batch in enumerate(dict(rows))}
+        slices = [Slice(batch=numbers[batch], start=row, length=1) for batch, row in rows]
+        folder = self._folder / FAILED
+        folder.mkdir(exist_ok=True)
+        self._begin(folder, step, slices, (0, *numbers))
+
+    def _begin(
+        self, folder: Path, step: int, slices: Sequence[Slice], columns: tuple[Any, ...]
+    ) -> None:
+        arguments = (str(folder / f"step_{step:06d}.parquet"), slices, *columns)
+        self._running.append((arguments, self._send(arguments)))
+
+    def _send(self, arguments: tuple[Any, ...]) -> Pending[int]:
+        return Pending("recorder", "write", [self._task.remote(*arguments)], self._timeout_s)
 
     def flush(self) -> None:
         """Wait until every step that was begun is on disk.
@@ -59,11 +78,11 @@ class Recorder:
         Raises:
             WorkerError: the step can't be written.
         """
-        if self._last is not None:
+        while self._running:
+            arguments, pending = self._running[0]
             try:
-                self._last.result()
+                pending.result()
             except NoAnswerError:
-                ray.cancel(self._last.refs[0], force=True)
-                self._last = self._begin()
-                self._last.result()
-            self._last, self._arguments = None, ()
+                ray.cancel(pending.refs[0], force=True)
+                self._send(arguments).result()
+            del self._running[0]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from conf.schema import SamplingConfig, TrainConfig
 from orchestrator.fleet.pool import RolloutPool
@@ -128,6 +129,7 @@ class Producer:
         rewards: list[float] = []
         dropped: Counter[str] = Counter()
         failed: Counter[str] = Counter()
+        failed_rows: list[tuple[Any, int]] = []
         schedule = self._config.schedule
         self._begin_up_to(schedule.max_staleness + schedule.oversample, version)
         while len(chosen) < wanted and len(chosen) + dropped.total() < budget:
@@ -141,6 +143,7 @@ class Producer:
             num_abstained += sum(meta.outcome == ABSTAINED for meta in samples)
             fine = (SCORED, STOPPED_EARLY, ABSTAINED)
             failed.update(meta.outcome for meta in samples if meta.outcome not in fine)
+            failed_rows += [(group.batch, group.start + row) for row in group.failed_rows()]
             rewards += [meta.reward for meta in samples if meta.reward is not None]
             epoch, row = self._entries.pop(group.group_id)
             if (rate := pass_rate(samples)) is not None:
@@ -167,6 +170,7 @@ class Producer:
             num_abstained=num_abstained,
             num_aborted=num_aborted,
             rewards=tuple(rewards),
+            failed_rows=tuple(failed_rows),
         )
 
     def give_back(self) -> None:

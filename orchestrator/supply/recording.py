@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
+from orchestrator.checkpoints.recorder import FAILED
 from orchestrator.supply.group_files import split_groups
 from workers.data.record_files import load_step
 from workers.data.trajectory import SCHEMA, SCHEMA_VERSION, VERSION_KEY, RolloutGroup
@@ -97,7 +98,8 @@ def steps_in(run_dir: Path) -> list[Path]:
 
 def discard_after(run_dir: Path, step: int) -> None:
     """Remove the records of the steps after `step`, which a resumed run does again."""
-    for file in steps_in(run_dir):
+    of_failed = (run_dir / ROLLOUTS / FAILED).glob("step_*.parquet")
+    for file in [*steps_in(run_dir), *of_failed]:
         if step_number(file) > step:
             file.unlink()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -57,6 +57,7 @@ class Taken:
     num_abstained: int = 0  # samples for which the scorer gave None
     num_aborted: int = 0  # groups that over-sampling began and that were not waited for
     rewards: tuple[float, ...] = ()  # of every scored sample, also of groups that do not train
+    failed_rows: tuple[tuple[Any, int], ...] = ()  # record batch, row: of `failed`, in any group
 
     def metrics(self) -> dict[str, float]:
         """Return counts of groups taken and dropped, and the shares of an early stop."""

@@ -130,6 +130,9 @@ class Recorder:
     def write(self, step, slices, batches, computed):
         self.events.append(f"record step {step} with {list(computed)}")
 
+    def write_failed(self, step, rows):
+        assert not rows
+
 
 def made(number, rewards):
     metas = tuple(

@@ -292,6 +292,10 @@ class RolloutGroup:
             if meta.outcome == SCORED and meta.num_trained > 0
         ]
 
+    def failed_rows(self) -> list[int]:
+        """Return the positions of the rows of siblings that failed."""
+        return [row for row, meta in enumerate(self.metas) if meta.outcome.startswith("failed:")]
+
     def too_few(self, *, samples_per_prompt: int) -> str | None:
         """Return the most frequent outcome if too few siblings are usable; None if enough are."""
         needed = 2 if samples_per_prompt > 1 else 1

@@ -70,6 +70,21 @@ def test_another_process_writes_what_one_that_hangs_did_not(own_ray, tmp_path):
     assert table["tokens"].to_pylist() == [[5, 5]]
 
 
+def test_samples_that_failed_have_a_file_of_their_own(own_ray, tmp_path):
+    recorder = Recorder(tmp_path, timeout_s=20.0, node=ray.get_runtime_context().get_node_id())
+    batches = [ray.put(batch(length)) for length in (1, 2)]
+    recorder.write(1, [Slice(batch=0, start=0, length=1)], batches, [])
+    recorder.write_failed(1, [])
+    recorder.flush()
+    assert not (tmp_path / "failed").exists()
+    recorder.write(2, [Slice(batch=0, start=0, length=1)], batches, [])
+    recorder.write_failed(2, [(batches[1], 0), (batches[0], 0), (batches[1], 0)])
+    recorder.flush()
+    table = pq.read_table(tmp_path / "failed" / "step_000002.parquet")
+    assert table["tokens"].to_pylist() == [[5, 5], [5], [5, 5]]
+    assert pq.read_table(tmp_path / "step_000002.parquet")["tokens"].to_pylist() == [[5]]
+
+
 def test_what_no_process_can_write_is_an_error_with_its_limit(own_ray, tmp_path):
     node = ray.get_runtime_context().get_node_id()
     recorder = Recorder(tmp_path, timeout_s=0.0, node=node)

@@ -257,6 +257,25 @@ def test_siblings_that_were_stopped_are_no_failures_and_their_length_is_told(pro
     assert taken.rewards == (1.0,) * 8
 
 
+def test_rows_of_samples_that_failed_are_named_whether_their_group_trains_or_not(prompts):
+    source, engines, _ = producer(prompts, "schedule=sync")
+    answer = engines.poll
+    batches = iter(range(100))
+
+    def poll(*, wait=True):
+        (group,) = answer()
+        number = next(batches)
+        fails = {"outcome": "failed:environment:raised", "reward": None}
+        failed = [dataclasses.replace(meta, **fails) for meta in group.metas]
+        metas = {0: tuple(failed), 1: (*group.metas, failed[0])}.get(number, group.metas)
+        return [dataclasses.replace(group, metas=metas, batch=f"batch {number}", start=4)]
+
+    engines.poll = poll
+    taken = source.take(1, 0, keep_all)
+    assert taken.dropped.total() == 1
+    assert set(taken.failed_rows) == {("batch 0", 4), ("batch 0", 5), ("batch 1", 6)}
+
+
 def test_training_stale_groups_needs_a_correction():
     from hydra.utils import instantiate
 

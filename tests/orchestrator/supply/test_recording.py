@@ -134,5 +134,10 @@ def test_rows_are_described_as_their_trajectories_are():
 
 
 def test_a_resumed_run_records_later_steps_again(run):
+    failed = [run / "rollouts" / "failed" / f"step_00000{step}.parquet" for step in (1, 2)]
+    failed[0].parent.mkdir()
+    for file in failed:
+        file.touch()
     discard_after(run, 1)
+    assert [file.exists() for file in failed] == [True, False]
     assert [file.name for file in Recording.open(run).files] == ["step_000001.parquet"]
