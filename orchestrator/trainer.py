@@ -83,6 +83,10 @@ class Trainer:
         with clock.span("generate"):
             drop = partial(_reason_to_drop, algorithm)
             taken = self.supply.groups.take(step, self.version, drop)
+        if self.outputs.recorder is not None:
+            self.outputs.recorder.write_failed(step, taken.failed_rows)
+        if not taken.groups:  # the run ends here, and what failed says why
+            self.outputs.flush()
         self.supply.groups.run_ahead(self.version)
         sampled_for = self.version  # the version before this step publishes another
         batch = _assemble(taken, algorithm)
@@ -138,7 +142,6 @@ class Trainer:
             if self.outputs.recorder is not None:
                 columns = [*computed, *logprobs]
                 self.outputs.recorder.write(step, batch.slices, batch.batches, columns)
-                self.outputs.recorder.write_failed(step, taken.failed_rows)
             check_skipped(reports, limit=self.config.learner.max_skipped_steps)
             with clock.span("publish"):
                 published = self._publish(trained)

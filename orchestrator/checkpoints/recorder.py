@@ -42,19 +42,20 @@ class Recorder:
     def write(
         self, step: int, slices: Sequence[Slice], batches: Sequence[Any], computed: Sequence[Any]
     ) -> None:
-        """Begin to write `step_<step>.parquet`; first wait for the step before."""
+        """Begin to write `step_<step>.parquet`; first wait for what was begun before."""
         self.flush()
         self._begin(self._folder, step, slices, (len(computed), *computed, *batches))
 
     def write_failed(self, step: int, rows: Sequence[tuple[Any, int]]) -> None:
-        """Begin to write the samples of a step that failed, if there are any.
+        """Begin to write the samples of a step that failed, if any; wait for the step before.
 
         Args:
-            step: whose `write` came before.
+            step: whose `write` comes after.
             rows: reference of a record batch, and the number of a row in it.
         """
         if not rows:
             return
+        self.flush()
         numbers = {batch: number for number, batch in enumerate(dict(rows))}
         slices = [Slice(batch=numbers[batch], start=row, length=1) for batch, row in rows]
         folder = self._folder / FAILED
@@ -79,10 +80,9 @@ class Recorder:
             WorkerError: the step can't be written.
         """
         while self._running:
-            arguments, pending = self._running[0]
+            arguments, pending = self._running.pop(0)
             try:
                 pending.result()
             except NoAnswerError:
                 ray.cancel(pending.refs[0], force=True)
                 self._send(arguments).result()
-            del self._running[0]

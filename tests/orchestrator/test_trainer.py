@@ -93,6 +93,8 @@ class Values(Ranks):
 class Sampled:
     """A `GroupSource` with two groups of two, of which the verdict is asked as engines do."""
 
+    failed_rows = ()
+
     def __init__(self, events, rewards):
         self.events, self.rewards = events, rewards
 
@@ -101,7 +103,8 @@ class Sampled:
         groups = [made(number, rewards) for number, rewards in enumerate(self.rewards)]
         verdicts = [may_train(group) for group in groups]
         kept = tuple(group for group, why in zip(groups, verdicts, strict=True) if why is None)
-        return Taken(groups=kept, dropped=Counter(why for why in verdicts if why))
+        dropped = Counter(why for why in verdicts if why)
+        return Taken(groups=kept, dropped=dropped, failed_rows=self.failed_rows)
 
     def run_ahead(self, version):
         self.events.append(f"run ahead with weights {version}")
@@ -131,7 +134,11 @@ class Recorder:
         self.events.append(f"record step {step} with {list(computed)}")
 
     def write_failed(self, step, rows):
-        assert not rows
+        if rows:
+            self.events.append(f"record what failed in step {step}: {list(rows)}")
+
+    def flush(self):
+        self.events.append("flush the record")
 
 
 def made(number, rewards):
@@ -216,6 +223,23 @@ def test_one_update_needs_no_old_logprobs():
     assert done.trainer.version == 5
     assert done.metrics["staleness/max"] == 0.0  # of the weights that sampled, not of the new ones
     assert done.metrics["rollout/tokens"] == 12.0
+
+
+@pytest.mark.parametrize(
+    ("rewards", "then"),
+    [(((1.0, 0.0), (0.0, 1.0)), "run ahead with weights 4"), ((), "flush the record")],
+)
+def test_samples_that_failed_are_recorded_whether_or_not_the_step_trains(
+    monkeypatch, rewards, then
+):
+    monkeypatch.setattr(Sampled, "failed_rows", (("batch 7", 2),))
+    done = step_of("algorithm=cpgd", rewards=rewards)
+    assert done.events[:3] == [
+        "take for step 3 with weights 4",
+        "record what failed in step 3: [('batch 7', 2)]",
+        then,
+    ]
+    assert hasattr(done, "error") == (not rewards)
 
 
 def test_several_updates_hold_the_policy_against_the_one_that_began_the_step():
@@ -336,7 +360,11 @@ def test_a_step_without_a_group_ends_before_any_process_is_asked():
     done = step_of("algorithm=dapo", rewards=((1.0, 1.0), (0.0, 0.0)))
     assert isinstance(done.error, NothingLeftError)
     assert "groups dropped: 2 x filtered; samples failed: none" in str(done.error)
-    assert done.events == ["take for step 3 with weights 4", "run ahead with weights 4"]
+    assert done.events == [
+        "take for step 3 with weights 4",
+        "flush the record",
+        "run ahead with weights 4",
+    ]
     empty = step_of("algorithm=cpgd", rewards=())
     assert type(empty.error) is NothingToTrainError
 

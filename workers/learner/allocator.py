@@ -22,7 +22,8 @@ GLIBC = {TUNABLES: "glibc.malloc.tcache_count=0"}
 def allocator_environment(given: Mapping[str, str]) -> dict[str, str]:
     """Return the variables with which a rank on CPUs starts, on Linux; other systems ignore them.
 
-    jemalloc, which Ray's package brings, where it is there. Memory that glibc does not return to
+    jemalloc, which Ray's package brings, where it is there; glibc is tuned for nodes on which that
+    file is elsewhere, and for drivers without one. Memory that glibc does not return to
     the kernel ends in pieces: torch asks for a little more than a tensor has, so as to align it,
     and small blocks, as autograd's, settle in the rest; a freed tensor of the same size does not
     fit its own place again. jemalloc keeps small blocks apart from large ones.
@@ -37,9 +38,8 @@ def allocator_environment(given: Mapping[str, str]) -> dict[str, str]:
     if found is None:
         return dict(GLIBC)
     ahead = given.get(PRELOADED)
-    return {PRELOADED: f"{ahead}:{found}" if ahead else str(found)} | (
-        {} if "MALLOC_CONF" in given else JEMALLOC
-    )
+    preloaded = {PRELOADED: f"{ahead}:{found}" if ahead else str(found)}
+    return GLIBC | preloaded | ({} if "MALLOC_CONF" in given else JEMALLOC)
 
 
 def jemalloc() -> Path | None:

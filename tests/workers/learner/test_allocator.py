@@ -26,10 +26,12 @@ def test_a_process_with_these_variables_allocates_by_jemalloc():
 
 def test_what_the_user_loads_ahead_comes_first(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(allocator, "jemalloc", lambda: Path("/ray/libjemalloc.so"))
-    assert allocator_environment({}) == {"LD_PRELOAD": "/ray/libjemalloc.so", "MALLOC_CONF": KEEPS}
+    glibc = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}  # where that file is not
+    jemalloc = {"LD_PRELOAD": "/ray/libjemalloc.so", "MALLOC_CONF": KEEPS}
+    assert allocator_environment({}) == glibc | jemalloc
     given = {"LD_PRELOAD": "/lib/libtcmalloc.so", "MALLOC_CONF": "narenas:1"}
     ahead = {"LD_PRELOAD": "/lib/libtcmalloc.so:/ray/libjemalloc.so"}
-    assert allocator_environment(given) == ahead
+    assert allocator_environment(given) == glibc | ahead
     assert allocator_environment({"GLIBC_TUNABLES": "glibc.malloc.check=3"}) == {}
 
 
